@@ -1,0 +1,43 @@
+# make demo   the main job, end to end, offline        make test   everything that is checked
+# make lint   format, lint, types                      make test-full   the long counts as well
+
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-full lint notebooks clean
+
+demo: $(VENV)/.demo
+	$(BIN)/fastdb demo $(DEMO)
+
+test: $(VENV)/.test lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST)
+	tests/other_pythons.sh
+
+test-full: $(VENV)/.test
+	$(BIN)/python -m pytest -m "full or not full" $(PYTEST)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+notebooks: $(VENV)/.test
+	$(BIN)/python notebooks/build.py
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "fastdb needs Python 3.11 or newer, and none was found"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: setup.py constraints.txt | $(VENV)/bin/python
+	$(PIP) -e .[faces]
+	touch $@
+
+$(VENV)/.test: setup.py constraints.txt | $(VENV)/bin/python
+	$(PIP) -e .[test]
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,217 @@
+"""`fastdb <verb>`: the command line. Verbs are imported when they are called, so that --help is quick."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fastdb import __version__
+from fastdb.console import boundary, say
+from fastdb.errors import ConfigError
+
+app = typer.Typer(
+    name="fastdb",
+    help="Teach Stable Diffusion a new subject from a handful of photos; stop and go on at any time.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class Format(StrEnum):
+    """Kinds of exported files."""
+
+    safetensors = "safetensors"
+    ckpt = "ckpt"
+
+
+class Precision(StrEnum):
+    """Number formats of exported files."""
+
+    fp16 = "fp16"
+    fp32 = "fp32"
+
+
+Name = Annotated[str, typer.Argument(help="The session's name, or its folder.", show_default=False)]
+Root = Annotated[
+    Path | None, typer.Option("--root", help="The folder that holds the sessions.", envvar="FASTDB_ROOT")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting, such as unet.steps=800; may be given many times.")
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        say(f"fastdb {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    root: Root = None,
+    name: Annotated[str, typer.Option(help="The new session's name.")] = "demo",
+) -> None:
+    """The whole journey on a small model, offline: photos to checkpoint file, with an interruption on purpose."""
+    with boundary():
+        from fastdb.demo import run_demo
+
+        run_demo(root=root, name=name)
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="The new session's name.", show_default=False)],
+    photos: Annotated[list[Path] | None, typer.Argument(help="Photos, or folders of photos.", show_default=False)] = None,
+    base: Annotated[str, typer.Option(help="The base model: a folder in the diffusers layout, or `standin`.")] = "standin",
+    token: Annotated[str, typer.Option(help="A rare word for the subject, such as sks.")] = "",
+    class_word: Annotated[str, typer.Option("--class", help="The subject's class, such as dog.")] = "",
+    root: Root = None,
+    settings: Set = None,
+) -> None:
+    """Make a session, and add photos to it."""
+    with boundary():
+        from fastdb import workflow
+
+        workflow.new(
+            name, base, photos or (), token=token, class_word=class_word, root=root, settings=_settings(settings)
+        )
+
+
+@app.command()
+def sessions(root: Root = None) -> None:
+    """List the sessions."""
+    with boundary():
+        from fastdb import workflow
+
+        workflow.list_sessions(root)
+
+
+@app.command()
+def show(name: Name, root: Root = None) -> None:
+    """Say what a session holds and how far its training is."""
+    with boundary():
+        from fastdb import workflow
+
+        workflow.show(name, root)
+
+
+@app.command("add-images")
+def add_images(
+    name: Name,
+    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", show_default=False)],
+    root: Root = None,
+) -> None:
+    """Clean, crop and add photos; a .txt beside a photo becomes its caption."""
+    with boundary():
+        from fastdb import workflow
+
+        workflow.add_images(name, photos, root)
+
+
+@app.command()
+def train(
+    name: Name,
+    settings: Set = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Set the checkpoints aside and begin anew.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Start the trainer and do not follow it.")] = False,
+    root: Root = None,
+) -> None:
+    """Train, or go on where training stopped. Ctrl-C saves and stops; closing the terminal leaves it running."""
+    with boundary():
+        from fastdb import workflow
+
+        workflow.train(name, settings=_settings(settings), restart=restart, follow=not detach, root=root)
+
+
+@app.command()
+def stop(name: Name, root: Root = None) -> None:
+    """Ask a running trainer to save a checkpoint and stop."""
+    with boundary():
+        from fastdb import workflow
+
+        workflow.stop(name, root)
+
+
+@app.command()
+def export(
+    name: Name,
+    formats: Annotated[list[Format] | None, typer.Option("--format", help="Kind of file; both when none is named.")] = None,
+    precision: Annotated[Precision, typer.Option(help="fp16 is half the size and what people use.")] = Precision.fp16,
+    root: Root = None,
+) -> None:
+    """Write the trained model as one file in the original layout, verified by reading it back."""
+    with boundary():
+        from fastdb import workflow
+
+        kinds = [kind.value for kind in formats or Format]
+        workflow.export(name, formats=kinds, precision=precision.value, root=root)
+
+
+@app.command()
+def generate(
+    source: Annotated[str, typer.Argument(help="A session, or an exported file.", show_default=False)],
+    prompt: Annotated[str, typer.Argument(help="What to draw.", show_default=False)],
+    negative_prompt: Annotated[str, typer.Option("--negative", help="What not to draw.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next ones follow.")] = 0,
+    count: Annotated[int, typer.Option(help="How many pictures.")] = 1,
+    steps: Annotated[int, typer.Option(help="Sampler steps.")] = 20,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 7.5,
+    sampler: Annotated[str, typer.Option(help="Sampler, such as 'Euler a' or DDIM.")] = "DPM++ 2M",
+    width: Annotated[int | None, typer.Option(help="Pixels; as trained when not given.", show_default=False)] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels; as trained when not given.", show_default=False)] = None,
+    base: Annotated[str | None, typer.Option(help="Base model of a file outside a session.", show_default=False)] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the pictures.", show_default=False)] = None,
+    root: Root = None,
+) -> None:
+    """Make pictures by prompt, seed, steps, guidance and sampler."""
+    with boundary():
+        from fastdb import workflow
+
+        workflow.generate(
+            source,
+            prompt,
+            base=base,
+            output=output,
+            root=root,
+            negative_prompt=negative_prompt,
+            seed=seed,
+            count=count,
+            steps=steps,
+            guidance=guidance,
+            sampler=sampler,
+            width=width,
+            height=height,
+        )
+
+
+def _settings(pairs: list[str] | None) -> dict[str, Any]:
+    """`unet.steps=800` pairs as a mapping; values are read as YAML, so lists and booleans can be given too."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError("is no setting and value", where=repr(pair), fix="Write it as --set unet.steps=800.")
+        try:
+            found[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            found[name.strip()] = value
+    return found
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,132 @@
+"""The only room that prints: lines, tables, progress bars, and the one line an error becomes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fastdb.errors import FastDBError
+
+
+def say(line: str = "") -> None:
+    """Print one line, above a progress bar if one is showing."""
+    bar = sys.modules.get("tqdm")
+    if bar is None:
+        print(line, flush=True)
+    else:
+        bar.tqdm.write(line)
+
+
+def complain(line: str) -> None:
+    """Print one line to standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def boundary() -> Iterator[None]:
+    """Turn a fault a person can mend into one line and exit code 2; a bug keeps its traceback."""
+    try:
+        yield
+    except FastDBError as error:
+        complain(f"error: {error}")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        complain("stopped by you")
+        raise SystemExit(130) from None
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows under a head, columns aligned; nothing is cut, so that it can be copied and piped."""
+    lines = [list(head), *(list(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    for line in lines:
+        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+@contextmanager
+def bar(task: str, unit: str = "it") -> Iterator[Callable[[int, int], None]]:
+    """A progress bar with rate and ETA; call what it gives with (done, total)."""
+    from tqdm.auto import tqdm
+
+    shown = tqdm(desc=task, unit=unit, dynamic_ncols=True, total=0)
+
+    def update(done: int, total: int) -> None:
+        shown.total = total
+        shown.update(done - shown.n)
+
+    try:
+        yield update
+    finally:
+        shown.close()
+
+
+def size(count: int) -> str:
+    """Bytes for a person: `3.4 GB` (10^9), `217 MB` (10^6)."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}" if count < 100 * scale else f"{count / scale:.0f} {unit}"
+    return f"{count} bytes"
+
+
+class TrainingView:
+    """Shows a trainer's events: the plan, a bar for each task and stage, a line for what was saved."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task = ""
+        self._smooth: float | None = None
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Show one event; a kind this version does not know is passed over."""
+        shower = getattr(self, f"_{event['event']}", None)
+        if shower is not None:
+            shower(event)
+
+    def close(self) -> None:
+        """Finish the bar that is showing."""
+        if self._bar is not None:
+            self._bar.close()
+        self._bar, self._task = None, ""
+
+    def _open(self, task: str, total: int, done: int = 0) -> Any:
+        from tqdm.auto import tqdm
+
+        if self._task != task:
+            self.close()
+            self._task, self._smooth = task, None
+            self._bar = tqdm(desc=task, total=total, initial=done, dynamic_ncols=True)
+        return self._bar
+
+    def _plan(self, event: dict[str, Any]) -> None:
+        for line in event["lines"]:
+            say(line)
+
+    def _progress(self, event: dict[str, Any]) -> None:
+        shown = self._open(event["task"], event["total"])
+        shown.update(event["done"] - shown.n)
+
+    def _stage(self, event: dict[str, Any]) -> None:
+        self._open(event["stage"], event["steps"], event["step"])
+
+    def _step(self, event: dict[str, Any]) -> None:
+        shown = self._open(event["stage"], event["steps"], event["step"] - 1)
+        before = self._smooth
+        # One step's loss mostly tells which timestep was drawn; the mean over about twenty tells more.
+        self._smooth = event["loss"] if before is None else 0.95 * before + 0.05 * event["loss"]
+        shown.set_postfix_str(f"loss {self._smooth:.4f}, rate {event['learning_rate']:.2e}", refresh=False)
+        shown.update(event["step"] - shown.n)
+
+    def _saved(self, event: dict[str, Any]) -> None:
+        say(f"saved {Path(event['path']).name} in {event['seconds']:.1f} s, read back and hashed")
+
+    def _sample(self, event: dict[str, Any]) -> None:
+        say(f"sample {event['path']}")
+
+    def _warning(self, event: dict[str, Any]) -> None:
+        say(f"warning: {event['message']}")
+
+    def _end(self, event: dict[str, Any]) -> None:
+        self.close()

@@ -1,0 +1,220 @@
+"""Faces in a photo: by YuNet when its model file is at hand, else by the cascade that scikit-image ships."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fastdb.errors import ImageError
+from fastdb.runtime.places import cache_folder
+from fastdb.storage.durable import explained, write_bytes
+
+YUNET_NAME = "yunet_n_640_640.onnx"
+YUNET_URL = (
+    "https://raw.githubusercontent.com/ShiqiYu/libfacedetection.train/"
+    "0047ac24afb1a50a0c6105001c89d1b5b805dbf1/onnx/yunet_n_640_640.onnx"
+)
+YUNET_SHA256 = "25a606a145a5b6d7271ae138fbd00eba91dad8b83222ae3f2c7ecd0f4a7b0e31"
+YUNET_VARIABLE = "FASTDB_YUNET"
+
+SURE = 0.85
+"""Score from which a face is a person's: YuNet gives people 0.93 and more, dogs and cats up to 0.82."""
+LIKELY = 0.65
+"""Score from which something is likely a head, perhaps an animal's."""
+
+_YUNET_SIDE = 640
+_MODEL_BYTES = 2**22
+
+
+@dataclass(frozen=True)
+class Face:
+    """A face's box in pixels of the picture, how sure the detector is (0 to 1), and the detector's name."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    score: float
+    detector: str
+
+    @property
+    def width(self) -> int:
+        """Pixels across."""
+        return self.right - self.left
+
+    @property
+    def height(self) -> int:
+        """Pixels down."""
+        return self.bottom - self.top
+
+
+@dataclass(frozen=True)
+class Detector:
+    """Which detector is used here and why: "YuNet" with its model file, "LBP", or "none"."""
+
+    name: str
+    model: Path | None
+    why: str
+
+
+def detect_faces(image: Image.Image, *, least: float = SURE) -> list[Face]:
+    """The faces in an upright RGB picture whose score is at least `least`, largest first; never downloads.
+
+    Raises:
+        ImageError: see `face_detector`.
+    """
+    detector = face_detector()
+    if detector.model is not None:
+        faces = _by_yunet(image, detector.model, least)
+    elif detector.name == "LBP":
+        from fastdb.images.cascade import find_faces
+
+        # Below SURE the cascade's finds are as often a paw or a wheel as a head, so they are never given.
+        found = (face for face in find_faces(image) if face[4] >= max(least, SURE))
+        faces = [_inside(image.size, *face, "LBP") for face in found]
+    else:
+        faces = []
+    return sorted(faces, key=lambda face: (-face.width * face.height, face.left, face.top))
+
+
+def face_detector() -> Detector:
+    """The detector that `detect_faces` uses on this machine now.
+
+    Raises:
+        ImageError: FASTDB_YUNET names a file that is missing or is not the YuNet model.
+    """
+    named = os.environ.get(YUNET_VARIABLE)
+    model = Path(named).expanduser() if named else cache_folder() / YUNET_NAME
+    fault = _fault(model)
+    if named and fault:
+        raise ImageError(
+            f"{YUNET_VARIABLE} names this file, but it {fault}",
+            where=named,
+            fix=f"Correct {YUNET_VARIABLE}, or unset it.",
+        )
+    fault = fault or _opencv_fault(model)
+    if not fault:
+        return Detector("YuNet", model, f"its model file is at hand ({model})")
+    try:
+        from skimage.feature import Cascade  # noqa: F401
+    except ImportError:
+        return Detector("none", None, f"YuNet: {model} {fault}; LBP: scikit-image is not installed")
+    return Detector("LBP", None, f"YuNet: {model} {fault}")
+
+
+def fetch_yunet(url: str = YUNET_URL, timeout: float = 30.0) -> Path:
+    """Download YuNet's model file (317 kB) into the cache folder unless it is there, and check its hash.
+
+    Args:
+        url: where to get it.
+        timeout: seconds without an answer after which to give up.
+
+    Raises:
+        ImageError: the address does not answer, or gives other bytes.
+        StorageError: the cache folder cannot be written.
+    """
+    path = cache_folder() / YUNET_NAME
+    if not _fault(path):
+        return path
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as answer:
+            data = answer.read(_MODEL_BYTES)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise ImageError(
+            f"the face detector could not be downloaded ({reason})",
+            where=url,
+            fix="Try again later; until then photos are cropped with the built-in detector.",
+        ) from error
+    if hashlib.sha256(data).hexdigest() != YUNET_SHA256:
+        raise ImageError(
+            f"the download is not the face detector ({len(data):,} bytes with another SHA-256); nothing was kept",
+            where=url,
+            fix="Try again later; until then photos are cropped with the built-in detector.",
+        )
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, data)
+    return path
+
+
+def _fault(model: Path) -> str:
+    """What keeps the file from being YuNet's model, "" if nothing."""
+    try:
+        state = model.stat()
+    except OSError:
+        return "is not there"
+    return _content_fault(model, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _content_fault(model: Path, size: int, changed: int) -> str:
+    """What is wrong with the bytes; asked again only when the file's size or time changes."""
+    if size > _MODEL_BYTES:
+        return "is not the YuNet model"
+    try:
+        digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return "" if digest == YUNET_SHA256 else "is not the YuNet model (another SHA-256)"
+
+
+@lru_cache(maxsize=8)
+def _opencv_fault(model: Path) -> str:
+    """What keeps OpenCV from running the model, "" if nothing; asked once."""
+    try:
+        _yunet(model).detect(np.zeros((_YUNET_SIDE, _YUNET_SIDE, 3), dtype=np.uint8))
+    except Exception as error:  # noqa: BLE001 - a broken cv2 fails in many ways: missing libraries, empty folder, ABI
+        return f"cannot be used by OpenCV ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+    return ""
+
+
+@lru_cache(maxsize=1)
+def _yunet(model: Path) -> Any:
+    import cv2
+
+    # The file's shape is fixed at 640 x 640; this one loads on OpenCV 4.10 to 5.0, the free-shape one on 5.0 only.
+    return cv2.FaceDetectorYN.create(str(model), "", (_YUNET_SIDE, _YUNET_SIDE), 0.5, 0.3, 500)
+
+
+def _by_yunet(image: Image.Image, model: Path, least: float) -> list[Face]:
+    scale = _YUNET_SIDE / max(image.size)
+    width, height = (max(1, round(length * scale)) for length in image.size)
+    small = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    canvas = np.zeros((_YUNET_SIDE, _YUNET_SIDE, 3), dtype=np.uint8)
+    canvas[:height, :width] = np.asarray(small)[:, :, ::-1]
+    _, rows = _yunet(model).detect(canvas)
+    if rows is None:
+        return []
+    across, down = image.width / width, image.height / height
+    found = ((*row[:4].tolist(), float(row[14])) for row in rows)
+    return [
+        _inside(image.size, x * across, y * down, (x + w) * across, (y + h) * down, score, "YuNet")
+        for x, y, w, h, score in found
+        if score >= least
+    ]
+
+
+def _inside(
+    picture: tuple[int, int], left: float, top: float, right: float, bottom: float, score: float, detector: str
+) -> Face:
+    """The face with its box rounded and cut to the picture."""
+    width, height = picture
+    return Face(
+        max(0, round(left)),
+        max(0, round(top)),
+        min(width, round(right)),
+        min(height, round(bottom)),
+        round(score, 4),
+        detector,
+    )

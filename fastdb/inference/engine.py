@@ -1,0 +1,172 @@
+"""The engine: a loaded Stable Diffusion that turns a request into pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from fastdb.errors import ConfigError, ModelError
+from fastdb.inference.samplers import DEFAULT, check_sampler, make_sampler
+from fastdb.models.base_model import open_base_model
+from fastdb.models.loading import load_scheduler, load_text_encoder, load_tokenizer, load_unet, load_vae
+from fastdb.runtime.device import Device, choose_device
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to draw. Width and height in pixels, multiples of 8; picture i of `count` has seed + i."""
+
+    prompt: str
+    negative_prompt: str = ""
+    seed: int = 0
+    count: int = 1
+    steps: int = 20
+    guidance: float = 7.5
+    sampler: str = DEFAULT
+    width: int = 512
+    height: int = 512
+
+    def __post_init__(self) -> None:
+        """Check everything that costs time to find out later.
+
+        Raises:
+            ConfigError: a value is out of bounds.
+        """
+        for name, value in (("width", self.width), ("height", self.height)):
+            if value % 8 or not 64 <= value <= 4096:
+                raise ConfigError(
+                    f"{value} is no multiple of 8 between 64 and 4096", where=name, fix=f"Try {max(64, value // 8 * 8)}."
+                )
+        for name, value in (("steps", self.steps), ("count", self.count)):
+            if not 1 <= value <= 1000:
+                raise ConfigError(f"{value} is not between 1 and 1000", where=name, fix="Try 20.")
+        if not 0 <= self.seed < 2**63 - self.count:
+            raise ConfigError(f"{self.seed} is not between 0 and 2^63", where="seed", fix="Try 0.")
+        check_sampler(self.sampler)
+
+
+Embeddings = tuple[torch.Tensor, torch.Tensor]
+"""A prompt's and a negative prompt's embedding, each (77, width)."""
+
+
+class Engine:
+    """Pictures by prompt, seed, steps, guidance and sampler. Seeds are drawn on the CPU: devices agree."""
+
+    def __init__(self, pipeline: StableDiffusionPipeline) -> None:
+        self._pipeline = pipeline
+        self._noise_schedule = pipeline.scheduler.config
+        pipeline.set_progress_bar_config(disable=True)
+
+    @classmethod
+    def from_folder(
+        cls, folder: Path, *, trained: dict[str, Path] | None = None, device: Device | None = None
+    ) -> Engine:
+        """Load a base model's folder; `trained` maps "unet" and "text_encoder" to weights that take their place.
+
+        Raises:
+            ModelError: the folder or the weights cannot be used.
+        """
+        device = device or choose_device()
+        model, dtype = open_base_model(folder), device.half
+        trained = trained or {}
+        parts = {
+            "unet": load_unet(model.folder, dtype, weights=trained.get("unet")),
+            "vae": load_vae(model.folder, dtype),
+            "text_encoder": load_text_encoder(model.folder, dtype, weights=trained.get("text_encoder")),
+        }
+        for part in parts.values():
+            part.to(device.kind).eval()
+        return cls.from_parts(
+            **parts, tokenizer=load_tokenizer(model.folder), scheduler=load_scheduler(model.folder)
+        )
+
+    @classmethod
+    def from_export(cls, file: Path, *, base: Path, device: Device | None = None) -> Engine:
+        """Load an exported `.safetensors` or `.ckpt`; `base` gives the tokenizer and the sizes of the parts.
+
+        Raises:
+            ModelError: the file is not there, or is no Stable Diffusion of that shape.
+        """
+        device = device or choose_device()
+        if not file.is_file():
+            raise ModelError("there is no such file", where=file, fix="Export one with: fastdb export SESSION")
+        open_base_model(base)
+        try:
+            pipeline = StableDiffusionPipeline.from_single_file(
+                str(file),
+                config=str(base),
+                local_files_only=True,
+                torch_dtype=device.half,
+                safety_checker=None,
+            )
+        except (ValueError, RuntimeError, KeyError, OSError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelError(
+                f"cannot be loaded as a Stable Diffusion of the shape of {base} ({reason})",
+                where=file,
+                fix="Name the base model it was trained from, or export it again.",
+            ) from error
+        return cls(pipeline.to(device.kind))
+
+    @classmethod
+    def from_parts(
+        cls, *, unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, scheduler: Any
+    ) -> Engine:
+        """Use parts that are loaded already; without a text encoder, `generate` needs embeddings."""
+        return cls(
+            StableDiffusionPipeline(
+                vae=vae,
+                text_encoder=text_encoder,
+                tokenizer=tokenizer,
+                unet=unet,
+                scheduler=scheduler,
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+            )
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        request: Request,
+        *,
+        embeddings: Embeddings | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Image.Image]:
+        """Make the pictures of a request, one after the other, so that each depends on its own seed alone.
+
+        `progress(done, total)` counts sampler steps over all pictures.
+        """
+        pipeline, total = self._pipeline, request.count * request.steps
+        said: dict[str, Any] = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
+        if embeddings is not None:
+            said = {
+                name: tensor[None].to(pipeline.unet.device, pipeline.unet.dtype)
+                for name, tensor in zip(("prompt_embeds", "negative_prompt_embeds"), embeddings, strict=True)
+            }
+        pictures: list[Image.Image] = []
+        for number in range(request.count):
+            pipeline.scheduler = make_sampler(request.sampler, self._noise_schedule)
+
+            def report(_pipeline: Any, step: int, _time: Any, values: dict[str, Any], before: int = number) -> Any:
+                if progress is not None:
+                    progress(min(before * request.steps + step + 1, total), total)
+                return values
+
+            pictures += pipeline(
+                **said,
+                num_inference_steps=request.steps,
+                guidance_scale=request.guidance,
+                width=request.width,
+                height=request.height,
+                generator=torch.Generator().manual_seed(request.seed + number),
+                callback_on_step_end=report,
+            ).images
+        return pictures

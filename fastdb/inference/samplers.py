@@ -1,0 +1,49 @@
+"""Samplers by the names people know them by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastdb.errors import ConfigError
+
+SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "DPM++ 2M": ("DPMSolverMultistepScheduler", {}),
+    "DPM++ 2M Karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "DDIM": ("DDIMScheduler", {}),
+    "Euler": ("EulerDiscreteScheduler", {}),
+    "Euler a": ("EulerAncestralDiscreteScheduler", {}),
+    "LMS": ("LMSDiscreteScheduler", {}),
+    "PNDM": ("PNDMScheduler", {}),
+    "UniPC": ("UniPCMultistepScheduler", {}),
+}
+"""Name -> class of diffusers and its options; the noise schedule and prediction type stay the model's own."""
+
+DEFAULT = "DPM++ 2M"
+
+
+def check_sampler(name: str) -> str:
+    """The sampler's name as we spell it, whatever the case.
+
+    Raises:
+        ConfigError: there is no such sampler; the nearest is told.
+    """
+    import difflib
+
+    spelled = {known.lower(): known for known in SAMPLERS}
+    if name.lower() in spelled:
+        return spelled[name.lower()]
+    near = difflib.get_close_matches(name.lower(), spelled, n=1)
+    fix = f"Did you mean {spelled[near[0]]}?" if near else f"There are: {', '.join(SAMPLERS)}."
+    raise ConfigError("there is no such sampler", where=f"sampler {name!r}", fix=fix)
+
+
+def make_sampler(name: str, config: Any) -> Any:
+    """A scheduler of diffusers for a sampler's name, on the noise schedule of `config`.
+
+    Raises:
+        ConfigError: there is no such sampler.
+    """
+    import diffusers
+
+    kind, options = SAMPLERS[check_sampler(name)]
+    return getattr(diffusers, kind).from_config(config, **options)

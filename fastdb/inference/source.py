@@ -1,0 +1,70 @@
+"""What to generate from: a session's weights as trained so far, or an exported file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastdb.errors import ModelError
+from fastdb.inference.engine import Engine, Request
+from fastdb.models.sources import base_folder
+from fastdb.sessions.record import FILE
+from fastdb.sessions.session import Session
+from fastdb.sessions.trained import standing
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something an engine can be loaded from; `size` is what it was trained at, in pixels."""
+
+    name: str
+    load: Callable[[], Engine]
+    pictures: Path
+    size: int
+
+    def request(self, prompt: str, **wanted: Any) -> Request:
+        """A request whose size, where none is wanted, is the source's own.
+
+        Raises:
+            ConfigError: a value is out of bounds.
+        """
+        wanted = {name: value for name, value in wanted.items() if value is not None}
+        return Request(prompt, **{"width": self.size, "height": self.size, **wanted})
+
+
+def open_source(source: Session | str, base: str | Path | None, root: str | Path | None) -> Source:
+    """Open a session by name, folder or itself, or an exported file.
+
+    Raises:
+        SessionError, ModelError: it cannot be used.
+    """
+    if isinstance(source, str) and source.endswith((".safetensors", ".ckpt")):
+        return _from_file(Path(source).expanduser().absolute(), base)
+    session = source if isinstance(source, Session) else Session.open(source, root)
+    stands = standing(session)
+    folder = Path(session.record.base_model.folder)
+    where = f"{stands.last.stage} step {stands.last.step}" if stands.last else "untrained"
+    return Source(
+        f"{session.name} ({where})",
+        lambda: Engine.from_folder(folder, trained=stands.weights),
+        session.path / "generated",
+        session.config.resolution,
+    )
+
+
+def _from_file(file: Path, base: str | Path | None) -> Source:
+    """An exported file; one that lies in its session knows its base model."""
+    size = 512
+    if (file.parent / FILE).is_file():
+        session = Session.open(file.parent)
+        base, size = base or session.record.base_model.folder, session.config.resolution
+    if base is None:
+        raise ModelError(
+            "lies in no session, so its base model is not known",
+            where=file,
+            fix="Name the base model's folder with --base.",
+        )
+    folder = base_folder(base)
+    return Source(file.name, lambda: Engine.from_export(file, base=folder), file.parent / "generated", size)

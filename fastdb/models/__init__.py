@@ -1,0 +1,1 @@
+"""Base models: read, understood, loaded, and written out as one file."""

@@ -1,0 +1,228 @@
+"""What a base model is: a folder in diffusers layout, understood from its JSON files alone, without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastdb.errors import ModelError
+from fastdb.storage.durable import explained
+
+PARTS = ("unet", "vae", "text_encoder")
+"""Parts with weights; a model also has a tokenizer and a scheduler."""
+
+WEIGHTS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+}
+"""Stem of the weight file of each part."""
+
+CONFIGS = {
+    "unet": ("config.json", "_class_name", "UNet2DConditionModel"),
+    "vae": ("config.json", "_class_name", "AutoencoderKL"),
+    "text_encoder": ("config.json", "architectures", "CLIPTextModel"),
+    "scheduler": ("scheduler_config.json", "_class_name", None),
+}
+"""Part -> configuration file, key that names the class, the class we can use (None: any)."""
+
+DOWN_BLOCKS = ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
+
+ANOTHER = "Choose a Stable Diffusion 1.x model in diffusers layout, for example stable-diffusion-v1-5."
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel:
+    """A Stable Diffusion 1.x folder and the numbers the rest of the program needs to know about it."""
+
+    folder: Path
+    prediction_type: str
+    """What the UNet predicts: "epsilon" or "v_prediction"."""
+    latent_scale: float
+    """Latents are multiplied by this after encoding and divided by it before decoding."""
+    latent_channels: int
+    vae_factor: int
+    """Pixels per latent along one side."""
+    sample_size: int
+    """Side in pixels of the pictures the model was made for."""
+    cross_attention_dim: int
+    """Width of the text states, [batch, tokens, this]."""
+    tokens: int
+    """Length of a padded prompt."""
+    vocabulary: int
+    """Entries of the text encoder's embedding table."""
+
+
+def open_base_model(folder: Path) -> BaseModel:
+    """Read the JSON files of a base model and check that all its parts are there and belong together.
+
+    Raises:
+        ModelError: no folder in diffusers layout, another kind of model, a missing part, weights only as pickle, or a
+            tokenizer or text encoder that does not fit.
+    """
+    _check_kind(folder)
+    configs = {part: _config(folder, part) for part in CONFIGS}
+    for part in PARTS:
+        weight_file(folder, part)
+    unet, vae, text, scheduler = (configs[part] for part in ("unet", "vae", "text_encoder", "scheduler"))
+    _check_topology(folder / "unet", unet)
+    try:
+        model = BaseModel(
+            folder=folder,
+            prediction_type=str(scheduler.get("prediction_type", "epsilon")),
+            latent_scale=float(vae.get("scaling_factor", 0.18215)),
+            latent_channels=int(vae.get("latent_channels", 4)),
+            vae_factor=2 ** (len(vae["block_out_channels"]) - 1),
+            sample_size=int(unet.get("sample_size", 64)) * 2 ** (len(vae["block_out_channels"]) - 1),
+            cross_attention_dim=int(unet["cross_attention_dim"]),
+            tokens=int(text.get("max_position_embeddings", 77)),
+            vocabulary=int(text.get("vocab_size", 49408)),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"a configuration lacks a value or has a wrong one ({error!r})", where=folder) from error
+    if model.prediction_type not in ("epsilon", "v_prediction"):
+        found = f"the scheduler predicts {model.prediction_type!r}, which training does not know"
+        raise ModelError(found, where=folder / "scheduler", fix=ANOTHER)
+    if text.get("hidden_size", 768) != model.cross_attention_dim:
+        found = f"the text encoder is {text.get('hidden_size', 768)} wide, the UNet expects {model.cross_attention_dim}"
+        raise ModelError(found, where=folder, fix="Put back the text encoder this UNet was made with.")
+    _check_tokenizer(folder / "tokenizer", model.vocabulary)
+    return model
+
+
+def weight_file(folder: Path, part: str) -> Path:
+    """The safetensors file with the weights of one of `PARTS`; full precision goes before an fp16 variant.
+
+    Raises:
+        ModelError: there is none; the message says what lies there instead.
+    """
+    stem = WEIGHTS[part]
+    for name in (f"{stem}.safetensors", f"{stem}.fp16.safetensors"):
+        if (folder / part / name).is_file():
+            return folder / part / name
+    pickles = sorted(file.name for file in (folder / part).glob("*.bin"))
+    if pickles:
+        raise ModelError(
+            f"the weights are there only as pickle ({pickles[0]}), which may run code and is not read",
+            where=folder / part,
+            fix="Download the .safetensors files of this model, or save it again with safe_serialization=True.",
+        )
+    found = ", ".join(sorted(file.name for file in (folder / part).iterdir())) or "nothing"
+    raise ModelError(
+        f"there is no {stem}.safetensors, but {found}",
+        where=folder / part,
+        fix="Download the model again; a download may have been cut short.",
+    )
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256, in hex, over the names and SHA-256 hashes of the three weight files: which weights a run began from.
+
+    Raises:
+        ModelError: a weight file is missing.
+        StorageError: a file cannot be read.
+    """
+    whole = hashlib.sha256()
+    for part in PARTS:
+        file = weight_file(folder, part)
+        with explained(file), file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        whole.update(f"{part}/{file.name} {digest}\n".encode())
+    return whole.hexdigest()
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """One JSON object from a file.
+
+    Raises:
+        ModelError: the file is missing or is no JSON object.
+        StorageError: the disk fails.
+    """
+    try:
+        with explained(file):
+            value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(
+            "is missing", where=file, fix="Download the model again; a download may be cut short."
+        ) from error
+    except ValueError as error:
+        raise ModelError(f"is no readable JSON ({error})", where=file, fix="Download the model again.") from error
+    if not isinstance(value, dict):
+        raise ModelError("holds no JSON object", where=file, fix="Download the model again.")
+    return value
+
+
+def _check_kind(folder: Path) -> None:
+    if folder.is_file():
+        found = "is a single file; a base model is a folder in diffusers layout"
+        raise ModelError(found, where=folder, fix="Give the folder that holds model_index.json.")
+    if not folder.is_dir():
+        raise ModelError(
+            "there is no such folder", where=folder, fix="Check the path, or download the base model first."
+        )
+    if not (folder / "model_index.json").is_file():
+        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:6]) or "nothing"
+        raise ModelError(
+            f"there is no model_index.json, but {found}",
+            where=folder,
+            fix="Give the folder that holds model_index.json.",
+        )
+    pipeline = read_config(folder / "model_index.json").get("_class_name")
+    if pipeline != "StableDiffusionPipeline":
+        raise ModelError(f"is a {pipeline}, not a StableDiffusionPipeline", where=folder, fix=ANOTHER)
+    for part in (*CONFIGS, "tokenizer"):
+        if not (folder / part).is_dir():
+            found = ", ".join(sorted(entry.name for entry in folder.iterdir() if entry.is_dir())) or "no folder"
+            raise ModelError(
+                f"the {part} is missing; found {found}",
+                where=folder,
+                fix="Download the model again; a download may be cut short.",
+            )
+
+
+def _config(folder: Path, part: str) -> dict[str, Any]:
+    name, key, wanted = CONFIGS[part]
+    config = read_config(folder / part / name)
+    found = config.get(key)
+    if wanted is not None and found not in (wanted, [wanted]):
+        raise ModelError(f"is a {found}, not a {wanted}", where=folder / part, fix=ANOTHER)
+    return config
+
+
+def _check_topology(where: Path, unet: Mapping[str, Any]) -> None:
+    """Refuse what has other tensors than SD 1.x: SD 2 (linear projections), inpainting (9 channels), other depths."""
+    faults = {
+        "its UNet has linear projections, as Stable Diffusion 2 has": unet.get("use_linear_projection", False),
+        f"its UNet takes {unet.get('in_channels')} channels, not 4": unet.get("in_channels", 4) != 4,
+        "its UNet has other blocks than Stable Diffusion 1.x": unet.get("down_block_types", DOWN_BLOCKS) != DOWN_BLOCKS,
+        "its UNet has other layers per block than Stable Diffusion 1.x": unet.get("layers_per_block", 2) != 2,
+    }
+    for fault, present in faults.items():
+        if present:
+            raise ModelError(fault, where=where, fix=ANOTHER)
+
+
+def _check_tokenizer(folder: Path, vocabulary: int) -> None:
+    """Refuse a tokenizer with numbers beyond the embedding table; transformers would look them up out of bounds."""
+    numbers: list[int] = []
+    if (folder / "vocab.json").is_file():
+        numbers += [int(number) for number in read_config(folder / "vocab.json").values()]
+    if (folder / "tokenizer.json").is_file():
+        whole = read_config(folder / "tokenizer.json")
+        numbers += [int(number) for number in whole.get("model", {}).get("vocab", {}).values()]
+        numbers += [int(token["id"]) for token in whole.get("added_tokens", [])]
+    if (folder / "added_tokens.json").is_file():
+        numbers += [int(number) for number in read_config(folder / "added_tokens.json").values()]
+    if not numbers:
+        found = ", ".join(sorted(file.name for file in folder.iterdir())) or "nothing"
+        raise ModelError(f"there is neither vocab.json nor tokenizer.json, but {found}", where=folder)
+    if max(numbers) >= vocabulary:
+        raise ModelError(
+            f"the tokenizer counts up to {max(numbers)}, the text encoder has only {vocabulary} entries",
+            where=folder,
+            fix="Put back the tokenizer this text encoder was made with.",
+        )

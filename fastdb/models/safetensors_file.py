@@ -1,0 +1,70 @@
+"""Write a safetensors file tensor by tensor: names and shapes first, then the bytes as they come.
+
+Format: 8 bytes length, a JSON header, the data (github.com/huggingface/safetensors, README).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+
+NAMES = {torch.float32: "F32", torch.float16: "F16", torch.int64: "I64"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor to come: what a header needs to know before the data."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of its data."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+def write_safetensors(
+    path: Path, entries: Sequence[Entry], tensors: Iterable[torch.Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write `tensors`, which must come in the order of `entries`; one of them is in memory at a time.
+
+    Args:
+        path: made or replaced.
+        entries: wider types before narrower ones, so that all data is aligned.
+        tensors: exactly as announced by `entries`.
+        metadata: text kept in the header.
+    """
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for entry in entries:
+        start, end = end, end + entry.nbytes
+        header[entry.name] = {
+            "dtype": NAMES[entry.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for entry, tensor in zip(entries, tensors, strict=True):
+            file.write(tensor_bytes(entry, tensor))
+
+
+def tensor_bytes(entry: Entry, tensor: torch.Tensor) -> memoryview:
+    """The data of a tensor in C order, little-endian, checked against its announcement.
+
+    Raises:
+        ValueError: another type or shape was announced.
+    """
+    if tensor.dtype != entry.dtype or tuple(tensor.shape) != entry.shape:
+        raise ValueError(f"{entry.name}: {tensor.dtype} {tuple(tensor.shape)} is not what was announced: {entry}")
+    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())

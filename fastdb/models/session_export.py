@@ -1,0 +1,52 @@
+"""What of a session goes into its export: the trained parts, the base model's others, and what is told of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from fastdb.errors import TrainingError
+from fastdb.models.base_model import open_base_model, weight_file
+from fastdb.sessions.session import Session
+from fastdb.sessions.trained import STAGES, Standing, standing, steps_of
+
+
+def export_parts(session: Session) -> tuple[dict[str, Path], str]:
+    """The weights file of each part, and how far the trained ones are, as a phrase.
+
+    Raises:
+        TrainingError: nothing was trained yet.
+        ModelError: the base model cannot be used.
+    """
+    stands = standing(session)
+    if stands.last is None:
+        raise TrainingError(
+            "has no checkpoint that verifies, so there is nothing to export",
+            where=session.name,
+            fix=f"Train it first: fastdb train {session.name}",
+        )
+    base = open_base_model(Path(session.record.base_model.folder))
+    parts = {part: weight_file(base.folder, part) for part in ("unet", "vae", "text_encoder")}
+    return {**parts, **stands.weights}, how_far(session, stands)
+
+
+def how_far(session: Session, stands: Standing) -> str:
+    """How far each stage is, such as `text_encoder 350/350, unet 500/1500`."""
+    done = {stage: stands.checkpoints[stage].step if stage in stands.checkpoints else 0 for stage in STAGES}
+    return ", ".join(f"{stage} {done[stage]}/{steps_of(session, stage)}" for stage in STAGES)
+
+
+def export_metadata(session: Session, stands: str) -> dict[str, str]:
+    """What a safetensors export says of itself in its header, by the names of ModelSpec 1.0 where it has one."""
+    config = session.config
+    return {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": "stable-diffusion-v1",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": session.name,
+        "modelspec.resolution": f"{config.resolution}x{config.resolution}",
+        "modelspec.trigger_phrase": session.record.subject.token,
+        "fastdb.trained": stands,
+        "fastdb.instance_prompt": config.captions.instance_prompt,
+        "fastdb.config": json.dumps(config.model_dump(mode="json")),
+    }

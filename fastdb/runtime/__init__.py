@@ -1,0 +1,1 @@
+"""Where am I: folders of this host, its device, its free space."""

@@ -1,0 +1,60 @@
+"""The device that trains, and the precision that suits it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fastdb.errors import TrainingError
+
+
+@dataclass(frozen=True)
+class Device:
+    """What trains: `kind` is "cuda", "mps" or "cpu"; `precision` is "fp16", "bf16" or "fp32"."""
+
+    kind: str
+    name: str
+    precision: str
+    reason: str
+
+    @property
+    def half(self) -> torch.dtype:
+        """The data type of weights that are only read."""
+        return {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[self.precision]
+
+
+def choose_device(precision: str = "auto") -> Device:
+    """Choose the best device here; "auto" precision takes what its hardware multiplies fast.
+
+    Raises:
+        TrainingError: half precision was asked for on a processor that has no use for it.
+    """
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+        # A T4 says yes to bf16 and then emulates it, many times slower.
+        fast_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        if precision == "auto":
+            reason = "its hardware has bf16" if fast_bf16 else "its hardware has fp16 but no bf16"
+            return Device("cuda", name, "bf16" if fast_bf16 else "fp16", reason)
+        return Device("cuda", name, precision, "as asked")
+    if precision == "fp16":
+        raise TrainingError(
+            "needs a GPU, and none is to be seen here",
+            where="precision fp16",
+            fix="Set precision to auto, or choose a runtime with a GPU.",
+        )
+    kind = "mps" if torch.backends.mps.is_available() else "cpu"
+    chosen = "fp32" if precision == "auto" else precision
+    return Device(kind, kind, chosen, "no CUDA device to be seen" if precision == "auto" else "as asked")
+
+
+def make_deterministic(device: Device) -> None:
+    """Make equal numbers give equal results, bit for bit, each time on this device.
+
+    Operations that cannot are refused by torch with their name rather than silently varied.
+    """
+    torch.use_deterministic_algorithms(True)
+    if device.kind == "cuda":
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True

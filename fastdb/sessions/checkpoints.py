@@ -1,0 +1,149 @@
+"""Training checkpoints: folders that appear whole, are verified when read, and go only under two newer ones."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastdb.errors import CheckpointError
+from fastdb.storage.durable import explained, write_json
+from fastdb.storage.manifest import MANIFEST, faults, write_manifest
+
+STATE = "state.json"
+KEEP = 2
+"""An old checkpoint goes only when this many newer ones of its stage verify on a fresh read."""
+
+_NAME = re.compile(r"(?P<stage>[a-z_]+)-(?P<step>\d{6,})")
+_UNFINISHED = ".unfinished-"
+_ASIDE = "set-aside-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint: `stage` and the number of optimizer `step`s done in it."""
+
+    path: Path
+    stage: str
+    step: int
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What training wrote beside the tensors.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        try:
+            state: dict[str, Any] = json.loads((self.path / STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"its state cannot be read ({error})", where=self.path) from error
+        return state
+
+
+def save(
+    folder: Path, stage: str, step: int, state: dict[str, Any], write: Callable[[Path], None]
+) -> tuple[Checkpoint, list[str]]:
+    """Publish a checkpoint below `folder`: `write` fills a hidden folder, its files are read back and
+    hashed into the manifest, and the folder gets its name last.
+
+    Returns the checkpoint, and a line for each older thing that was set aside or could not be removed.
+
+    Raises:
+        StorageError: the disk is full, read-only, failing or gone; what was there before is untouched.
+    """
+    final = folder / f"{stage}-{step:06d}"
+    hidden = folder / f"{_UNFINISHED}{final.name}"
+    said: list[str] = []
+    with explained(final):
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove(hidden)
+        hidden.mkdir()
+        try:
+            write(hidden)
+            write_json(hidden / STATE, state)
+            write_manifest(hidden)
+            if final.exists():
+                said.append(_set_aside(final, "another of the same step took its place"))
+            hidden.rename(final)
+        except BaseException:
+            shutil.rmtree(hidden, ignore_errors=True)
+            raise
+    return Checkpoint(final, stage, step), said
+
+
+def complete(folder: Path, stage: str | None = None) -> list[Checkpoint]:
+    """The checkpoints below `folder` by name, oldest first within a stage; not verified."""
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        name = _NAME.fullmatch(path.name)
+        if name and path.is_dir() and (stage is None or name["stage"] == stage):
+            found.append(Checkpoint(path, name["stage"], int(name["step"])))
+    return sorted(found, key=lambda checkpoint: (checkpoint.stage, checkpoint.step))
+
+
+def newest(folder: Path, stage: str) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint of a stage whose every byte verifies, and a line for each newer one passed over."""
+    said = []
+    for checkpoint in reversed(complete(folder, stage)):
+        wrong = faults(checkpoint.path)
+        if not wrong:
+            return checkpoint, said
+        said.append(f"checkpoint {checkpoint.path.name} is passed over: {wrong[0]}")
+    return None, said
+
+
+def prune(folder: Path, stage: str) -> None:
+    """Remove checkpoints of a stage that have `KEEP` newer ones which verify on a fresh read; damaged ones stay."""
+    good = 0
+    for checkpoint in reversed(complete(folder, stage)):
+        if good >= KEEP:
+            if not faults(checkpoint.path):
+                _remove(checkpoint.path)
+        elif not faults(checkpoint.path):
+            good += 1
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove what a killed trainer was still writing. Only the one process that trains may call this."""
+    for path in folder.glob(f"{_UNFINISHED}*") if folder.is_dir() else ():
+        _remove(path)
+
+
+def set_all_aside(folder: Path) -> Path | None:
+    """Move every checkpoint into a new `set-aside-N` folder, so that training starts anew and nothing is lost."""
+    every = complete(folder)
+    if not every:
+        return None
+    with explained(folder):
+        aside = _free(folder)
+        aside.mkdir()
+        for checkpoint in every:
+            checkpoint.path.rename(aside / checkpoint.path.name)
+    return aside
+
+
+def _set_aside(path: Path, why: str) -> str:
+    aside = _free(path.parent)
+    aside.mkdir()
+    path.rename(aside / path.name)
+    return f"{path.name} was moved to {aside.name}: {why}"
+
+
+def _free(folder: Path) -> Path:
+    number = 1
+    while (folder / f"{_ASIDE}{number}").exists():
+        number += 1
+    return folder / f"{_ASIDE}{number}"
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder; its manifest goes first, so that what is left of it is never taken for whole."""
+    if not folder.exists():
+        return
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder)

@@ -1,0 +1,201 @@
+"""`Session`: open, create, list. It is passed as an argument and never kept in a global."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fastdb.config import Config
+from fastdb.errors import FastDBError, SessionError, SessionExists, SessionNotFound
+from fastdb.runtime.places import sessions_root
+from fastdb.sessions.record import BaseModelRecord, Record, Run, Subject, read_record, write_record
+from fastdb.storage.durable import explained
+
+NAME = re.compile(r"[^\W_][\w.-]{0,62}")
+
+
+@dataclass(frozen=True)
+class Session:
+    """A session's folder and what its `session.yaml` said when it was opened."""
+
+    path: Path
+    record: Record
+
+    @classmethod
+    def create(
+        cls,
+        name: str,
+        *,
+        base_model: BaseModelRecord,
+        subject: Subject | None = None,
+        config: Config | None = None,
+        root: Path | str | None = None,
+    ) -> Session:
+        """Make a new session's folder from the template; it appears whole or not at all.
+
+        Raises:
+            SessionError: the name cannot be a folder's name everywhere.
+            SessionExists: a session of that name is there already.
+            StorageError: the folder cannot be written.
+        """
+        check_name(name)
+        folder = sessions_root(root)
+        path = folder / name
+        if path.exists():
+            raise SessionExists(
+                "there is a session of this name already",
+                where=path,
+                fix=f"Go on with it (fastdb show {name}), or choose another name.",
+            )
+        record = Record(
+            name=name, created=now(), base_model=base_model, subject=subject or Subject(), config=config or Config()
+        )
+        with explained(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            beside = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))
+            try:
+                shutil.copytree(template(), beside, dirs_exist_ok=True, copy_function=shutil.copyfile)
+                write_record(beside, record)
+                beside.chmod(0o755)
+                beside.rename(path)
+            except BaseException:
+                shutil.rmtree(beside, ignore_errors=True)
+                raise
+        return cls(path, record)
+
+    @classmethod
+    def open(cls, name: Path | str, root: Path | str | None = None) -> Session:
+        """Open a session by its name below `root`, or by its folder's path.
+
+        Raises:
+            SessionNotFound: there is none; the nearest name is told.
+            SessionError, ConfigError: its `session.yaml` cannot be used.
+        """
+        path = Path(name).expanduser()
+        if not (path.is_absolute() and path.is_dir()):
+            check_name(str(name))
+            path = sessions_root(root) / str(name)
+        if not path.is_dir():
+            raise _not_found(str(name), sessions_root(root))
+        return cls(path, read_record(path))
+
+    @classmethod
+    def list(cls, root: Path | str | None = None) -> Iterator[Session | FastDBError]:
+        """Every session below `root` by name; one that cannot be opened comes as the reason why."""
+        for path in _folders(sessions_root(root)):
+            try:
+                yield cls(path, read_record(path))
+            except FastDBError as error:
+                yield error
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    @property
+    def config(self) -> Config:
+        return self.record.config
+
+    @property
+    def originals(self) -> Path:
+        return self.path / "originals"
+
+    @property
+    def instance_images(self) -> Path:
+        return self.path / "instance_images"
+
+    @property
+    def captions(self) -> Path:
+        return self.path / "captions"
+
+    @property
+    def class_images(self) -> Path:
+        return self.path / "class_images"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def class_prompt(self) -> str:
+        """The prompt of the class images."""
+        return self.config.prior.prompt or f"a photo of {self.record.subject.class_word}".strip()
+
+    def with_config(self, config: Config) -> Session:
+        """Write other settings into `session.yaml` and give the session that has them."""
+        return self._rewritten(self.record.model_copy(update={"config": config}))
+
+    def with_run_begun(self, begins: str) -> Session:
+        """Note in the history that a trainer begins."""
+        run = Run(started=now(), begins=begins)
+        return self._rewritten(self.record.model_copy(update={"runs": (*self.record.runs, run)}))
+
+    def with_run_ended(self, outcome: str) -> Session:
+        """Note in the history how the trainer that began last has ended."""
+        *before, last = self.record.runs
+        ended = last.model_copy(update={"ended": now(), "outcome": outcome})
+        return self._rewritten(self.record.model_copy(update={"runs": (*before, ended)}))
+
+    def _rewritten(self, record: Record) -> Session:
+        write_record(self.path, record)
+        return Session(self.path, record)
+
+
+def now() -> str:
+    """The time in UTC to the second, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that is no plain folder name on Drive, Linux, macOS and Windows alike.
+
+    Raises:
+        SessionError: with a name near it that would do.
+    """
+    if not NAME.fullmatch(name) or name.endswith("."):
+        plain = re.sub(r"[^\w-]+", "_", name).strip("_-")[:63]
+        raise SessionError(
+            "cannot be the name of a session: letters, digits, _ - and . only, a letter or digit first, at most 63",
+            where=repr(name),
+            fix=f"{plain} would do." if plain else "Choose a name such as my_dog.",
+        )
+
+
+def template() -> Path:
+    """The folder every new session starts as: inside the installed package, or beside it in the source tree."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "sessions_template"
+    return installed if installed.is_dir() else package.parent / "sessions_template"
+
+
+def _folders(root: Path) -> list[Path]:
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if not path.name.startswith(".") and path.is_dir())
+
+
+def _not_found(name: str, root: Path) -> SessionNotFound:
+    import difflib
+
+    names = [path.name for path in _folders(root)]
+    near = difflib.get_close_matches(name, names, n=1)
+    if near:
+        fix = f"Did you mean {near[0]}?"
+    elif names:
+        fix = "fastdb sessions lists those there are."
+    else:
+        fix = f"There are none yet; make one with: fastdb new {name}"
+    return SessionNotFound(f"no session of this name in {root}", where=name, fix=fix)

@@ -1,0 +1,1 @@
+"""Bytes that survive: durable writes and manifests."""

@@ -1,0 +1,66 @@
+"""What a folder holds, by size and hash, written last: without it a folder is not complete."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from fastdb.storage.durable import explained, write_json
+
+MANIFEST = "MANIFEST.json"
+FORMAT = 1
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file in hexadecimal, read in blocks of 1 MiB."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_manifest(folder: Path) -> None:
+    """Read every file of `folder` back from the disk and write their sizes and hashes beside them.
+
+    Raises:
+        StorageError: a file cannot be read, or the manifest not be written.
+    """
+    with explained(folder):
+        files = {
+            str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name != MANIFEST
+        }
+    write_json(folder / MANIFEST, {"format": FORMAT, "files": files})
+
+
+def faults(folder: Path) -> list[str]:
+    """What is wrong with `folder` by its manifest, each as a clause; nothing wrong gives an empty list.
+
+    Every byte is read again. Files the manifest does not name are no fault.
+    """
+    try:
+        record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = [(str(name), int(fact["bytes"]), str(fact["sha256"])) for name, fact in record["files"].items()]
+    except FileNotFoundError:
+        return ["it has no manifest, so it was never finished"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"its manifest cannot be read ({type(error).__name__})"]
+    if record.get("format") != FORMAT:
+        return [f"its manifest has format {record.get('format')!r}; this version knows {FORMAT}"]
+    return [clause for name, size, digest in files if (clause := _fault(folder / name, size, digest))]
+
+
+def _fault(path: Path, size: int, digest: str) -> str:
+    try:
+        if path.stat().st_size != size:
+            return f"{path.name} has {path.stat().st_size} bytes instead of {size}"
+        if sha256(path) != digest:
+            return f"{path.name} has changed since it was written"
+    except FileNotFoundError:
+        return f"{path.name} is missing"
+    except OSError as error:
+        return f"{path.name} cannot be read ({error.strerror})"
+    return ""

@@ -1,0 +1,1 @@
+"""Two stages, one loop, one process of its own that writes events."""

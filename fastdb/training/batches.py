@@ -1,0 +1,76 @@
+"""The batch of a step: which images, which prompts, which noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fastdb.training.caches import LatentCache
+from fastdb.training.randomness import Address, draw
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images of one kind: "instance" or "class", their latents and a prompt for each."""
+
+    name: str
+    latents: LatentCache
+    prompts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A microbatch on the CPU: `instances` instance images, then as many class images where there are any.
+
+    Attributes:
+        latents, noise: float32 (batch, 4, height / 8, width / 8), latents scaled.
+        timesteps: int64 (batch,).
+    """
+
+    latents: torch.Tensor
+    noise: torch.Tensor
+    timesteps: torch.Tensor
+    prompts: tuple[str, ...]
+    instances: int
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Makes any microbatch from its address alone.
+
+    With several processes each makes its own rows; a row's numbers do not depend on how many there are.
+    """
+
+    groups: tuple[Group, ...]
+    seed: int
+    stage: str
+    size: int
+    microbatches: int
+    timesteps: int
+    process: int = 0
+    processes: int = 1
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Every prompt that can occur."""
+        return tuple(prompt for group in self.groups for prompt in group.prompts)
+
+    def at(self, step: int, microbatch: int) -> Batch:
+        """The microbatch of a step, counted from 0."""
+        address = Address(self.seed, self.stage, step, microbatch)
+        rows = []
+        for group in self.groups:
+            count, shape = len(group.latents), group.latents.shape
+            for row in range(self.size):
+                sample = self.process * self.size + row
+                position = (step * self.microbatches + microbatch) * self.processes * self.size + sample
+                drawn = draw(address, group.name, sample, position, count, shape, self.timesteps)
+                rows.append((group.latents.sample(drawn.image, drawn.posterior), drawn, group.prompts[drawn.image]))
+        return Batch(
+            latents=torch.stack([latents for latents, _, _ in rows]),
+            noise=torch.stack([drawn.noise for _, drawn, _ in rows]),
+            timesteps=torch.tensor([drawn.timestep for _, drawn, _ in rows]),
+            prompts=tuple(prompt for _, _, prompt in rows),
+            instances=self.size,
+        )

@@ -1,0 +1,123 @@
+"""What never changes while a stage trains is computed once: the VAE's view of the images, the prompts' embeddings."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from fastdb.images.photos import read_photo
+from fastdb.runtime.places import cache_folder
+from fastdb.storage.durable import writing
+
+
+@dataclass(frozen=True)
+class LatentCache:
+    """The VAE's posterior for each image; caching its mean and std keeps the posterior's noise in training.
+
+    Attributes:
+        mean, std: float32 (images, 4, height / 8, width / 8), on the CPU, not scaled.
+        scale: the model's latent scale.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    scale: float
+
+    def __len__(self) -> int:
+        return self.mean.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one image's latents."""
+        return tuple(self.mean.shape[1:])
+
+    def sample(self, image: int, posterior: torch.Tensor) -> torch.Tensor:
+        """Latents of one image for a draw of posterior noise (Kingma and Welling 2014, section 2.4), scaled."""
+        return (self.mean[image] + self.std[image] * posterior) * self.scale
+
+
+def cache_latents(
+    images: Sequence[Path],
+    *,
+    size: int,
+    scale: float,
+    vae_hash: str,
+    load_vae: Callable[[], Any],
+    progress: Callable[[int, int], None],
+) -> LatentCache:
+    """Encode images one by one, or find them encoded on this machine's disk by the hash of pixels and VAE.
+
+    `load_vae` is called only when an image is missing. One image at a time keeps memory small and makes
+    each result a function of its image alone.
+
+    Raises:
+        ImageError: an image cannot be read.
+        StorageError: the cache cannot be written.
+    """
+    folder = cache_folder() / "latents"
+    folder.mkdir(parents=True, exist_ok=True)
+    vae = None
+    means, stds = [], []
+    for number, path in enumerate(images, start=1):
+        pixels = read_square(path, size)
+        key = hashlib.sha256(f"{vae_hash} {size} ".encode() + pixels.numpy().tobytes()).hexdigest()
+        cached = folder / f"{key}.safetensors"
+        if not cached.exists():
+            vae = vae if vae is not None else load_vae()
+            with writing(cached) as beside:
+                save_file(_encode(vae, pixels), beside)
+        # Read back even what was just written: an interrupted run and a straight one then see the same bytes.
+        latents = load_file(cached)
+        means.append(latents["mean"])
+        stds.append(latents["std"])
+        progress(number, len(images))
+    return LatentCache(torch.stack(means), torch.stack(stds), scale)
+
+
+def read_square(path: Path, size: int) -> torch.Tensor:
+    """An image as float32 (3, size, size) in -1..1; one that is no square of that size is resized and centre-cropped.
+
+    Raises:
+        ImageError: the image cannot be read.
+    """
+    from PIL import ImageOps
+
+    image = read_photo(path)
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size))
+    pixels = torch.from_numpy(np.array(image, dtype=np.float32))
+    return (pixels / 127.5 - 1.0).permute(2, 0, 1).contiguous()
+
+
+@torch.no_grad()
+def _encode(vae: Any, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    posterior = vae.encode(pixels[None].to(vae.device, vae.dtype)).latent_dist
+    return {
+        "mean": posterior.mean[0].float().cpu().contiguous(),
+        "std": posterior.std[0].float().cpu().contiguous(),
+    }
+
+
+def token_ids(tokenizer: Any, prompts: Sequence[str]) -> torch.Tensor:
+    """Token ids (prompts, 77): cut and padded to the text encoder's length, as interfaces feed them."""
+    ids: torch.Tensor = tokenizer(
+        list(prompts), padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
+    ).input_ids
+    return ids
+
+
+@torch.no_grad()
+def cache_embeddings(text_encoder: Any, tokenizer: Any, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+    """The last normed state of the text encoder for each distinct prompt: float32 (77, width), on the CPU."""
+    device = next(text_encoder.parameters()).device
+    return {
+        prompt: text_encoder(token_ids(tokenizer, [prompt]).to(device))[0][0].float().cpu()
+        for prompt in dict.fromkeys(prompts)
+    }

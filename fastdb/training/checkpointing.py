@@ -1,0 +1,85 @@
+"""A stage's exact state: out to a checkpoint, and back."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+
+from fastdb.config import CheckpointConfig
+from fastdb.sessions import checkpoints
+from fastdb.sessions.checkpoints import Checkpoint
+from fastdb.storage.durable import flush
+from fastdb.training.events import Tell
+from fastdb.training.optimizers import restore_state, state_tensors
+from fastdb.training.stages import Stage
+
+OPTIMIZER = "optimizer.safetensors"
+
+
+@dataclass
+class Saver:
+    """Knows when a checkpoint is due, and writes it."""
+
+    folder: Path
+    config: CheckpointConfig
+    recipe: dict[str, Any]
+    host: dict[str, Any]
+    tell: Tell
+    _last: float = field(default_factory=time.monotonic)
+
+    def due(self, step: int, steps: int) -> bool:
+        """Whether the stage must be saved after `step`: by count, by the clock, or because it is over."""
+        late = time.monotonic() - self._last >= self.config.every_minutes * 60
+        return step == steps or step % self.config.every_steps == 0 or late
+
+    def save(self, stage: Stage, step: int, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> Checkpoint:
+        """Write a checkpoint of `stage` after `step` steps; older ones go under two newer that verify.
+
+        Raises:
+            StorageError: the disk is full, read-only or gone; older checkpoints are untouched.
+        """
+        began = time.perf_counter()
+        tensors, numbers = state_tensors(optimizer)
+        scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+        state = {
+            "stage": stage.name,
+            "step": step,
+            "steps": stage.steps,
+            "optimizer": numbers,
+            "scaler": scaler,
+            "host": self.host,
+            "recipe": self.recipe,
+        }
+
+        def write(folder: Path) -> None:
+            weights = accelerator.unwrap_model(stage.trained).state_dict()
+            for name, content in ((f"{stage.name}.safetensors", weights), (OPTIMIZER, tensors)):
+                save_file({key: value.contiguous() for key, value in content.items()}, folder / name)
+                flush(folder / name)
+
+        checkpoint, said = checkpoints.save(self.folder, stage.name, step, state, write)
+        checkpoints.prune(self.folder, stage.name)
+        self._last = time.monotonic()
+        for line in said:
+            self.tell("warning", message=line)
+        seconds = round(time.perf_counter() - began, 3)
+        self.tell("saved", stage=stage.name, step=step, path=str(checkpoint.path), seconds=seconds)
+        return checkpoint
+
+
+def restore(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:
+    """Put back the optimizer's and the gradient scaler's state; the weights were loaded with the stage.
+
+    Raises:
+        CheckpointError: the state belongs to another model.
+    """
+    state = checkpoint.state
+    restore_state(optimizer, load_file(checkpoint.path / OPTIMIZER), state["optimizer"])
+    if accelerator.scaler is not None and state["scaler"]:
+        accelerator.scaler.load_state_dict(state["scaler"])

@@ -1,0 +1,51 @@
+"""One trainer a session: a lock on this machine's own disk that the operating system lets go when its holder dies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from fastdb.errors import SessionBusy
+from fastdb.runtime.places import work_folder
+from fastdb.storage.durable import explained
+
+
+@contextmanager
+def training_lock(session: Path) -> Iterator[None]:
+    """Hold the right to train a session.
+
+    Raises:
+        SessionBusy: another process on this machine holds it.
+    """
+    lock = _lock(session)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise SessionBusy(
+            "another process is training it", where=session, fix="Follow that one with: fastdb train"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_training(session: Path) -> bool:
+    """Whether a process on this machine holds the right to train a session."""
+    lock = _lock(session)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def _lock(session: Path) -> FileLock:
+    folder = work_folder(session)
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / "training.lock")

@@ -1,0 +1,93 @@
+"""The one loop: batch, loss, step, report, save."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler
+
+from fastdb.config import Config
+from fastdb.errors import TrainingError
+from fastdb.training.batches import Batch, Batches
+from fastdb.training.loss import add_noise, denoising_loss
+from fastdb.training.optimizers import linear_rate, set_rate
+from fastdb.training.randomness import generator
+from fastdb.training.stages import Stage
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one optimizer step was like; losses are means over its microbatches."""
+
+    step: int
+    loss: float
+    prior_loss: float
+    learning_rate: float
+    seconds: float
+
+
+@dataclass
+class Loop:
+    """Everything the loop needs, prepared for the device."""
+
+    accelerator: Accelerator
+    stage: Stage
+    optimizer: torch.optim.Optimizer
+    batches: Batches
+    scheduler: DDPMScheduler
+    config: Config
+
+    def run(self, start: int, after_step: Callable[[StepReport], bool]) -> int:
+        """Train from `start` done steps on, until the stage is over or `after_step` says stop; returns the steps done.
+
+        Raises:
+            TrainingError: the loss is not finite; the weights have not moved by that step.
+        """
+        steps, config = self.stage.steps, self.config
+        for step in range(start, steps):
+            began = time.perf_counter()
+            rate = linear_rate(self.stage.settings.learning_rate, step, steps)
+            set_rate(self.optimizer, rate)
+            # Whatever a model draws by itself (dropout) is a function of the step too.
+            torch.manual_seed(generator(config.seed, self.stage.name, step, "model").initial_seed())
+            losses = [self._microstep(step, number) for number in range(config.gradient_accumulation)]
+            loss, prior = (sum(part) / len(losses) for part in zip(*losses, strict=True))
+            if after_step(StepReport(step + 1, loss, prior, rate, time.perf_counter() - began)):
+                return step + 1
+        return steps
+
+    def _microstep(self, step: int, number: int) -> tuple[float, float]:
+        """Gradient of one microbatch; the last one of a step also moves the weights."""
+        accelerator, stage = self.accelerator, self.stage
+        with accelerator.accumulate(stage.trained):
+            loss, instance, prior = self.loss(self.batches.at(step, number))
+            accelerator.backward(loss)
+            value = float(instance.detach())
+            if not math.isfinite(float(loss.detach())):
+                raise TrainingError(
+                    f"the loss of step {step + 1} is not finite, and the step was not taken",
+                    where=f"{stage.name} stage",
+                    fix="Lower its learning rate, or set precision to fp32; the last checkpoint is still good.",
+                )
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(stage.trained.parameters(), self.config.optimizer.max_grad_norm)
+            self.optimizer.step()
+            # On a CPU fresh memory costs more than zeroing what is there; on a GPU the memory is worth more.
+            self.optimizer.zero_grad(set_to_none=accelerator.device.type != "cpu")
+        return value, float(prior.detach())
+
+    def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The loss of a batch, its instance images' and its class images' part; see `denoising_loss`."""
+        device = self.accelerator.device
+        with self.accelerator.autocast():
+            conditioning = self.stage.condition(batch.prompts)
+            noised = add_noise(
+                self.scheduler, batch.latents.to(device), batch.noise.to(device), batch.timesteps.to(device)
+            )
+            prediction = self.stage.unet(noised.latents, noised.timesteps, conditioning, return_dict=False)[0]
+        return denoising_loss(prediction, noised.target, batch.instances, self.config.prior.weight)

@@ -1,0 +1,58 @@
+"""The training objective: the noise (or velocity) the UNet should have seen, against what it says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDPMScheduler
+
+
+@dataclass(frozen=True)
+class Noised:
+    """A batch after the forward process.
+
+    Attributes:
+        latents: noised latents, float32 (batch, 4, height / 8, width / 8).
+        timesteps: int64 (batch,).
+        target: what the UNet should say, the shape of `latents`.
+    """
+
+    latents: torch.Tensor
+    timesteps: torch.Tensor
+    target: torch.Tensor
+
+
+def add_noise(
+    scheduler: DDPMScheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+) -> Noised:
+    """Noise latents to their timesteps (Ho et al. 2020, equation 4).
+
+    The target is the noise for epsilon models, sqrt(a) noise - sqrt(1 - a) latents for v models
+    (Salimans and Ho 2022, section 4).
+    """
+    noised = scheduler.add_noise(latents, noise, timesteps)
+    if scheduler.config["prediction_type"] == "v_prediction":
+        return Noised(noised, timesteps, scheduler.get_velocity(latents, noise, timesteps))
+    return Noised(noised, timesteps, noise)
+
+
+def denoising_loss(
+    prediction: torch.Tensor, target: torch.Tensor, instances: int, prior_weight: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The mean squared error of the instance images, plus the weighted one of the class images behind them.
+
+    Args:
+        prediction, target: (batch, channels, height, width); the first `instances` rows are instance images,
+            the rest class images (Ruiz et al. 2023, equation 2).
+        prior_weight: weight of the class images' error.
+
+    Returns:
+        The loss to minimise, the instance images' part and the class images' part, three scalars in float32.
+    """
+    error = (prediction.float() - target.float()).square()
+    instance = error[:instances].mean()
+    if instances == error.shape[0]:
+        return instance, instance, torch.zeros_like(instance)
+    prior = error[instances:].mean()
+    return instance + prior_weight * prior, instance, prior

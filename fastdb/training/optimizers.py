@@ -1,0 +1,99 @@
+"""AdamW in 32 or 8 bit, its rate, and its state as tensors a safetensors file can hold."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from fastdb.config import OptimizerConfig
+from fastdb.errors import CheckpointError, TrainingError
+
+
+def choose_optimizer(name: str, device_kind: str) -> tuple[str, str]:
+    """The optimizer that "auto" stands for here, and the reason."""
+    if name != "auto":
+        return name, "as asked"
+    if device_kind != "cuda":
+        return "adamw", "8 bit saves GPU memory, and there is no GPU"
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return "adamw", "bitsandbytes is not installed, so moments take 8 bytes a weight instead of 2"
+    return "adamw8bit", "its moments take 2 bytes a weight instead of 8"
+
+
+def make_optimizer(
+    name: str, parameters: Iterable[torch.nn.Parameter], learning_rate: float, config: OptimizerConfig
+) -> torch.optim.Optimizer:
+    """Build "adamw" or "adamw8bit" over parameters.
+
+    Raises:
+        TrainingError: 8 bit was asked for and bitsandbytes cannot be loaded.
+    """
+    options: dict[str, Any] = {
+        "lr": learning_rate,
+        "betas": (0.9, 0.999),
+        "eps": 1e-8,
+        "weight_decay": config.weight_decay,
+    }
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, fused=True, **options)
+    try:
+        import bitsandbytes
+    except (ImportError, OSError, RuntimeError) as error:
+        raise TrainingError(
+            f"bitsandbytes cannot be loaded ({error})",
+            where="optimizer.name adamw8bit",
+            fix="Install bitsandbytes, or set optimizer.name to adamw.",
+        ) from error
+    optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(parameters, **options)
+    return optimizer
+
+
+def linear_rate(base: float, step: int, steps: int) -> float:
+    """The learning rate of the update that follows `step` done ones: linear from `base` to 0 after `steps`."""
+    return base * max(0.0, 1.0 - step / steps)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def state_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The optimizer's state as named tensors `<parameter>.<name>` and plain numbers of the same naming."""
+    tensors: dict[str, torch.Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for parameter, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            key = f"{parameter}.{name}"
+            if isinstance(value, torch.Tensor):
+                tensors[key] = value
+            else:
+                numbers[key] = value
+    return tensors, numbers
+
+
+def restore_state(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], numbers: dict[str, Any]
+) -> None:
+    """Put back what `state_tensors` gave.
+
+    Raises:
+        CheckpointError: the state belongs to another set of parameters.
+    """
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**tensors, **numbers}.items():
+        parameter, _, name = key.partition(".")
+        state.setdefault(int(parameter), {})[name] = value
+    whole = optimizer.state_dict()
+    count = sum(len(group["params"]) for group in whole["param_groups"])
+    if state and set(state) != set(range(count)):
+        raise CheckpointError(
+            f"its optimizer knows {len(state)} tensors, the model has {count}",
+            where="optimizer state",
+            fix="This checkpoint belongs to another model; start again with fastdb train --restart.",
+        )
+    optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})

@@ -1,0 +1,56 @@
+"""The plan: what the trainer will do and why, said before it begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastdb.runtime.device import Device
+from fastdb.sessions.session import Session
+from fastdb.sessions.trained import STAGES, Standing, steps_of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where training begins: `stage` and the steps done in it, or no stage when all is done."""
+
+    stage: str | None
+    step: int
+    lines: tuple[str, ...]
+
+    @property
+    def begins(self) -> str:
+        return f"{self.stage} step {self.step}" if self.stage else "finished"
+
+
+def next_stage(session: Session, standing: Standing) -> tuple[str | None, int]:
+    """The first stage that is not over, and the steps done in it."""
+    for stage in STAGES:
+        done = standing.checkpoints[stage].step if stage in standing.checkpoints else 0
+        if done < steps_of(session, stage):
+            return stage, done
+    return None, 0
+
+
+def make_plan(
+    session: Session, standing: Standing, device: Device, optimizer: tuple[str, str], images: int
+) -> Plan:
+    """Put together what was decided, each decision with its reason."""
+    stage, step = next_stage(session, standing)
+    config, lines = session.config, list(standing.passed_over)
+    for name in STAGES:
+        settings = config.text_encoder if name == "text_encoder" else config.unet
+        done = standing.checkpoints[name].step if name in standing.checkpoints else 0
+        if settings.steps == 0:
+            lines.append(f"{name} stage: left out, 0 steps are set")
+        elif done >= settings.steps:
+            lines.append(f"{name} stage: done, {settings.steps} steps")
+        else:
+            went_on = f", going on after step {done}" if done else ""
+            lines.append(f"{name} stage: {settings.steps} steps from rate {settings.learning_rate:g}{went_on}")
+    prior = f", {config.prior.class_images} class images beside them" if config.prior.class_images else ""
+    lines.append(f"images: {images} at {config.resolution} px{prior}")
+    lines.append(f"device: {device.name} in {device.precision} ({device.reason})")
+    lines.append(f"optimizer: {optimizer[0]} ({optimizer[1]})")
+    saves = config.checkpoints
+    lines.append(f"checkpoint: every {saves.every_steps} steps or {saves.every_minutes:g} minutes, and when stopped")
+    return Plan(stage, step, tuple(lines))

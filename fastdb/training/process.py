@@ -1,0 +1,96 @@
+"""Start the trainer as a process of its own, find one that runs already, follow what it says, stop it.
+
+Needs no torch: the terminal or the notebook that follows stays light.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fastdb.errors import TrainingError
+from fastdb.runtime.places import work_folder
+from fastdb.sessions.session import Session
+from fastdb.storage.durable import write_json
+from fastdb.training.events import Event, follow_events
+from fastdb.training.lock import is_training
+
+_CURRENT = "current.json"
+
+
+@dataclass(frozen=True)
+class Running:
+    """A trainer that runs, or ran, on this machine."""
+
+    pid: int
+    events: Path
+    started_here: bool
+    alive: Callable[[], bool]
+
+    def follow(self, skip: int = 0) -> Iterator[Event]:
+        """What it says, from its first word to its last, less the first `skip` events.
+
+        Raises:
+            TrainingError: it ended without a word: killed by the system, or the machine ran out of memory.
+        """
+        last: Event | None = None
+        for number, event in enumerate(follow_events(self.events, self.alive)):
+            last = event
+            if number >= skip:
+                yield event
+        if last is None or last["event"] != "end":
+            said = self._last_words()
+            raise TrainingError(
+                "the trainer was killed" + (f" ({said})" if said else ""),
+                where=f"process {self.pid}",
+                fix="Run the same command again: it goes on from the last checkpoint.",
+            )
+
+    def stop(self) -> None:
+        """Ask it to save a checkpoint after the step it is in, and to end."""
+        if self.alive():
+            os.kill(self.pid, signal.SIGTERM)
+
+    def _last_words(self) -> str:
+        log = self.events.with_suffix(".out")
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
+        return lines[-1][:200] if lines else ""
+
+
+def start(session: Session) -> Running:
+    """Start a trainer for a session; it goes on when the caller ends.
+
+    Raises:
+        StorageError: this machine's work folder cannot be written.
+    """
+    folder = work_folder(session.path)
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+    events = folder / f"run-{stamp}.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(events.with_suffix(".out"), "w", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fastdb.training", str(session.path), str(events)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env={**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONUNBUFFERED": "1"},
+        )
+    write_json(folder / _CURRENT, {"pid": process.pid, "events": str(events)})
+    return Running(process.pid, events, True, lambda: process.poll() is None)
+
+
+def find(session: Session) -> Running | None:
+    """The trainer that runs for a session on this machine, if there is one."""
+    current = work_folder(session.path) / _CURRENT
+    if not current.exists() or not is_training(session.path):
+        return None
+    told = json.loads(current.read_text(encoding="utf-8"))
+    return Running(told["pid"], Path(told["events"]), False, lambda: is_training(session.path))

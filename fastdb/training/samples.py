@@ -1,0 +1,74 @@
+"""Samples: pictures made on the way, from the weights as they are, without touching the training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from fastdb.config import SampleConfig
+from fastdb.inference.engine import Engine, Request
+from fastdb.inference.pictures import parameters, png
+from fastdb.models.base_model import BaseModel
+from fastdb.models.loading import load_scheduler, load_tokenizer, load_vae
+from fastdb.sessions.session import Session
+from fastdb.storage.durable import write_bytes
+from fastdb.training.events import Tell
+from fastdb.training.stages import Stage
+
+
+class Sampler:
+    """Makes the samples of one stage."""
+
+    def __init__(self, session: Session, base: BaseModel, prompts: Sequence[str], tell: Tell) -> None:
+        self.config: SampleConfig = session.config.samples
+        self.prompts = list(self.config.prompts) or list(prompts[:1])
+        self._session, self._base, self._tell = session, base, tell
+        self._vae: Any = None
+
+    def due(self, step: int, steps: int) -> bool:
+        """Whether to make samples after `step`."""
+        every = self.config.every_steps
+        return every > 0 and (step % every == 0 or step == steps)
+
+    @torch.no_grad()
+    def make(self, stage: Stage, step: int, accelerator: Accelerator) -> None:
+        """Write one picture a prompt to `samples/<stage>-<step>-<number>.png`.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        device = accelerator.device
+        self._vae = self._vae if self._vae is not None else load_vae(self._base.folder, torch.float32)
+        self._vae.to(device)
+        unet = accelerator.unwrap_model(stage.unet)
+        training = {module: module.training for module in (unet, stage.trained)}
+        for module in training:
+            module.eval()
+        engine = Engine.from_parts(
+            unet=unet,
+            vae=self._vae,
+            text_encoder=None,
+            tokenizer=load_tokenizer(self._base.folder),
+            scheduler=load_scheduler(self._base.folder),
+        )
+        with accelerator.autocast():
+            for number, prompt in enumerate(self.prompts, start=1):
+                self._one(stage, step, number, prompt, engine)
+        for module, was in training.items():
+            module.train(was)
+        self._vae.to("cpu")
+
+    def _one(self, stage: Stage, step: int, number: int, prompt: str, engine: Engine) -> None:
+        config, size = self.config, self._session.config.resolution
+        request = Request(
+            prompt, seed=config.seed + number - 1, steps=config.steps, guidance=config.guidance, width=size, height=size
+        )
+        embedded = stage.condition([prompt, ""])
+        picture = engine.generate(request, embeddings=(embedded[0], embedded[1]))[0]
+        path = self._session.samples / f"{stage.name}-{step:06d}-{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, png(picture, parameters(request, request.seed)))
+        self._tell("sample", stage=stage.name, step=step, path=str(path), prompt=prompt)

@@ -1,0 +1,341 @@
+"""The verbs of the three journeys, used alike by the notebooks and the command line.
+
+Nothing here needs torch until a verb that does is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fastdb import console
+from fastdb.config import Config
+from fastdb.errors import FastDBError, ImageError, SessionBusy, TrainingError
+from fastdb.sessions.record import BaseModelRecord, Subject
+from fastdb.sessions.session import Session, check_name
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SessionLike = Session | str | Path
+
+
+def new(
+    name: str,
+    base: str | Path,
+    photos: Sequence[str | Path] = (),
+    *,
+    token: str = "",
+    class_word: str = "",
+    root: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Session:
+    """Make a session: `base` is a folder in the diffusers layout, `settings` dotted names and values.
+
+    With a token or class word and no prompt set, every instance image is called `a photo of <token> <class>`.
+
+    Raises:
+        SessionError, ModelError, ConfigError, ImageError, StorageError: with nothing made.
+    """
+    from fastdb.models.base_model import fingerprint, open_base_model
+    from fastdb.models.sources import base_folder
+
+    check_name(name)
+    config = Config().changed(settings or {})
+    subject = " ".join(word for word in (token, class_word) if word)
+    if subject and not config.captions.instance_prompt:
+        config = config.changed({"captions.instance_prompt": f"a photo of {subject}"})
+        console.say(f"instance prompt: {config.captions.instance_prompt!r}, from the token and the class word")
+    found = _found(photos)
+    folder = base_folder(base)
+    model = open_base_model(folder)
+    record = BaseModelRecord(folder=str(model.folder), fingerprint=fingerprint(model.folder))
+    session = Session.create(
+        name, base_model=record, subject=Subject(token=token, class_word=class_word), config=config, root=root
+    )
+    console.say(f"new session: {session.path}")
+    if found:
+        add_images(session, found)
+    return session
+
+
+def open_session(session: SessionLike, root: str | Path | None = None) -> Session:
+    """A session by its name, its folder, or itself.
+
+    Raises:
+        SessionError: there is none, or it cannot be opened.
+    """
+    return session if isinstance(session, Session) else Session.open(session, root)
+
+
+def list_sessions(root: str | Path | None = None) -> list[Session]:
+    """List the sessions below `root` and show them; one that cannot be opened is shown with its reason."""
+    from fastdb.runtime.places import sessions_root
+
+    good, rows, bad = [], [], []
+    for session in Session.list(root):
+        if isinstance(session, FastDBError):
+            bad.append(str(session))
+            continue
+        good.append(session)
+        rows.append((session.name, _stand(session), str(len(_files(session.instance_images))), session.record.created))
+    console.say(f"{len(good)} sessions in {sessions_root(root)}" if good else f"no sessions in {sessions_root(root)}")
+    if rows:
+        console.table(("name", "training", "images", "created"), rows)
+    for line in bad:
+        console.say(f"cannot be opened: {line}")
+    return good
+
+
+def show(session: SessionLike, root: str | Path | None = None) -> Session:
+    """Say what a session holds."""
+    session = open_session(session, root)
+    record, config = session.record, session.config
+    facts = [
+        ("folder", str(session.path)),
+        ("base model", record.base_model.folder),
+        ("subject", f"{record.subject.token} {record.subject.class_word}".strip() or "none set"),
+        ("instance prompt", config.captions.instance_prompt or "from file names"),
+        ("instance images", str(len(_files(session.instance_images)))),
+        ("class images", f"{len(_files(session.class_images))} of {config.prior.class_images}"),
+        ("training", _stand(session)),
+        ("runs", ", ".join(run.outcome or "no end noted" for run in record.runs) or "none"),
+        ("exports", ", ".join(path.name for path in exports_of(session)) or "none"),
+    ]
+    changed = config.differences(Config())
+    facts.append(("set", "; ".join(f"{line.split(' -> ')[0]}" for line in changed) or "all as the classic recipe"))
+    console.table(("session", session.name), facts)
+    return session
+
+
+def add_images(session: SessionLike, photos: Sequence[str | Path], root: str | Path | None = None) -> Path:
+    """Clean, crop and add photos to a session; returns a picture of the crops to look at.
+
+    Photos that cannot be used are named, and the others added.
+
+    Raises:
+        ImageError: nothing was found, or some could not be used (after the others were added).
+        SessionBusy: the session is being trained.
+    """
+    from fastdb.images.intake import add_photos
+    from fastdb.images.review import review_sheet
+    from fastdb.images.sheet import save_sheet
+    from fastdb.training.process import find
+
+    session = open_session(session, root)
+    found = _found(photos)
+    if not found:
+        raise ImageError("no photos were named", where=session.name, fix="Name files or a folder of photos.")
+    if find(session) is not None:
+        raise SessionBusy("is being trained", where=session.name, fix="Add photos when that is over.")
+    with console.bar("crop", "photo") as update:
+        intake = add_photos(
+            session.originals,
+            session.instance_images,
+            session.captions,
+            found,
+            session.config.resolution,
+            lambda done, total, name: update(done, total),
+        )
+    for added in intake.added:
+        console.say(f"{added.name}: cropped to {added.crop.size} px ({added.crop.reason})")
+    sheet = session.path / "instance_images.png"
+    if intake.added:
+        save_sheet(review_sheet(session.name, intake.added), sheet)
+        console.say(f"look at the crops: {sheet}")
+    if intake.refused:
+        for refused in intake.refused:
+            console.say(f"not added: {refused.reason}")
+        raise ImageError(
+            f"{len(intake.refused)} of {len(found)} photos could not be used, {len(intake.added)} were added",
+            where=session.name,
+            fix="Mend or leave out those named above.",
+        )
+    return sheet
+
+
+def train(
+    session: SessionLike,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    restart: bool = False,
+    follow: bool = True,
+    root: str | Path | None = None,
+) -> str:
+    """Train a session from where it stands, in a process of its own, and show what that says.
+
+    A trainer that runs already is followed. Interrupting the caller asks the trainer to save and stop;
+    when the caller just goes (a closed tab or terminal, a kernel that restarts), the trainer goes on.
+
+    Returns:
+        "finished", "stopped", or "started" when not following.
+
+    Raises:
+        FastDBError: training cannot start or go on.
+    """
+    from fastdb.sessions import checkpoints
+    from fastdb.training import process
+    from fastdb.training.preflight import preflight
+
+    session = open_session(session, root)
+    running = process.find(session)
+    if running is not None:
+        if settings or restart:
+            raise SessionBusy("is being trained already", where=session.name, fix="Stop that first: fastdb stop.")
+        console.say(f"{session.name} is being trained already (process {running.pid}); following it")
+    else:
+        if settings:
+            session = session.with_config(session.config.changed(settings))
+        if restart:
+            aside = checkpoints.set_all_aside(session.checkpoints)
+            console.say(f"earlier checkpoints are kept in {aside}" if aside else "there were no checkpoints")
+        preflight(session)
+        running = process.start(session)
+    if not follow:
+        console.say(f"{session.name} trains in process {running.pid}; follow it with: fastdb train {session.name}")
+        return "started"
+    return _follow(session, running)
+
+
+def _follow(session: Session, running: Any) -> str:
+    """Show a trainer's events until it ends; an interruption asks it to save and stop, a second one lets it be."""
+    view, seen, asked = console.TrainingView(), 0, False
+    end: dict[str, Any] = {}
+    while not end:
+        try:
+            for event in running.follow(skip=seen):
+                view.show(event)
+                seen += 1
+                if event["event"] == "end":
+                    end = event
+        except KeyboardInterrupt:
+            if asked:
+                view.close()
+                raise
+            asked = True
+            console.say("asking the trainer to save and stop; interrupt again to leave it to that")
+            running.stop()
+        except TrainingError:
+            view.close()
+            raise
+    if end["outcome"] == "failed":
+        raise TrainingError(end["message"])
+    if end["outcome"] == "crashed":
+        raise RuntimeError(f"the trainer met a bug of fastdb:\n{end['traceback']}")
+    if end["outcome"] == "stopped":
+        console.say(f"stopped; go on with: fastdb train {session.name}")
+    else:
+        console.say(f"trained; make the file to use with: fastdb export {session.name}")
+    return str(end["outcome"])
+
+
+def stop(session: SessionLike, root: str | Path | None = None) -> bool:
+    """Ask the trainer of a session to save and stop; says whether there was one."""
+    from fastdb.training.process import find
+
+    session = open_session(session, root)
+    running = find(session)
+    if running is None:
+        console.say(f"{session.name} is not being trained on this machine")
+        return False
+    running.stop()
+    console.say(f"asked process {running.pid} to save and stop")
+    return True
+
+
+def export(
+    session: SessionLike,
+    *,
+    formats: Sequence[str] = ("safetensors", "ckpt"),
+    precision: Literal["fp16", "fp32"] = "fp16",
+    root: str | Path | None = None,
+) -> list[Path]:
+    """Write the trained model as one file a format, in the original layout, verified by reading it back.
+
+    Raises:
+        ModelError: it cannot be exported, or did not verify.
+        TrainingError: nothing was trained yet.
+        StorageError: the disk is full or read-only.
+    """
+    from fastdb.models.export import export_model
+    from fastdb.models.session_export import export_metadata, export_parts
+
+    session = open_session(session, root)
+    parts, stands = export_parts(session)
+    console.say(f"exporting {session.name} as trained so far: {stands}")
+    made = []
+    for kind in formats:
+        target = session.path / f"{session.name}.{kind}"
+        with console.bar(target.name, "tensor") as update:
+            done = export_model(
+                parts, target, dtype=precision, metadata=export_metadata(session, stands), progress=update
+            )
+        console.say(f"verified {target}: {done.tensors} tensors, {precision}, {console.size(done.bytes)}")
+        made.append(target)
+    return made
+
+
+def generate(
+    source: SessionLike,
+    prompt: str,
+    *,
+    base: str | Path | None = None,
+    output: str | Path | None = None,
+    root: str | Path | None = None,
+    **request: Any,
+) -> list[Path]:
+    """Make pictures from a session (its trained weights so far) or from an exported file.
+
+    For a file outside a session, `base` names the base model it was trained from. Other arguments are
+    those of `fastdb.inference.engine.Request`.
+
+    Raises:
+        FastDBError: a value is out of bounds, or the model cannot be loaded.
+    """
+    from fastdb.inference.pictures import save_pictures
+    from fastdb.inference.source import open_source
+
+    opened = open_source(source if isinstance(source, Session) else str(source), base, root)
+    wanted = opened.request(prompt, **request)
+    folder = Path(output).expanduser().absolute() if output else opened.pictures
+    console.say(f"loading {opened.name}")
+    engine = opened.load()
+    with console.bar("generate", "step") as update:
+        pictures = engine.generate(wanted, progress=update)
+    paths = save_pictures(pictures, wanted, folder)
+    for path in paths:
+        console.say(str(path))
+    return paths
+
+
+def exports_of(session: Session) -> list[Path]:
+    """The exported files of a session."""
+    return [path for path in sorted(session.path.glob(f"{session.name}*")) if path.suffix in {".safetensors", ".ckpt"}]
+
+
+def pictures_of(paths: Sequence[Path]) -> list[Image]:
+    """Open pictures, for a notebook to show."""
+    from fastdb.images.photos import read_photo
+
+    return [read_photo(path) for path in paths]
+
+
+def _found(photos: Sequence[str | Path]) -> list[Path]:
+    from fastdb.images.photos import find_photos
+
+    return find_photos([Path(photo).expanduser() for photo in photos]) if photos else []
+
+
+def _files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return [path for path in folder.iterdir() if path.suffix.lower() != ".txt" and not path.name.startswith(".")]
+
+
+def _stand(session: Session) -> str:
+    from fastdb.sessions.trained import STAGES, progress_of, steps_of
+
+    done = progress_of(session)
+    return ", ".join(f"{stage} {done[stage]}/{steps_of(session, stage)}" for stage in STAGES)

@@ -1,0 +1,58 @@
+"""Packaging: what fastdb is called, what it stands on, and the template that travels with it."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(r'__version__ = "(.+?)"', (here / "fastdb" / "__init__.py").read_text(encoding="utf-8"))
+
+setup(
+    name="fastdb",
+    version=version.group(1),
+    description="fast DreamBooth: teach Stable Diffusion a new subject from a handful of photos, and survive anything",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["fastdb", "fastdb.*"]), "fastdb.sessions_template"],
+    package_dir={"fastdb.sessions_template": "sessions_template"},
+    package_data={"fastdb": ["py.typed"], "fastdb.sessions_template": ["*/README.txt"]},
+    install_requires=[
+        "accelerate>=1.10",
+        "diffusers>=0.37",
+        "filelock>=3.16",
+        "numpy>=2.0",
+        "pillow>=11.0",
+        "pydantic>=2.10",
+        "PyYAML>=6.0",
+        "safetensors>=0.6",
+        "scikit-image>=0.25",
+        "tokenizers>=0.22",
+        "torch>=2.10",
+        "tqdm>=4.66",
+        "transformers>=5.3",
+        "typer>=0.15",
+    ],
+    extras_require={
+        # Not for Colab, where three builds of OpenCV lie over each other already and a fourth breaks them.
+        "faces": ["opencv-python-headless>=4.10,<5"],
+        "gpu": ["bitsandbytes>=0.48"],
+        "notebook": ["ipykernel>=6.17", "ipywidgets>=7.7"],
+        "test": [
+            "bitsandbytes>=0.48",
+            "ipykernel>=6.17",
+            "ipywidgets>=7.7",
+            "mypy>=1.18",
+            "nbclient>=0.10",
+            "nbformat>=5.10",
+            "opencv-python-headless>=4.10,<5",
+            "pytest>=8.4",
+            "pytest-xdist>=3.6",
+            "ruff>=0.14",
+            "types-PyYAML",
+        ],
+    },
+    entry_points={"console_scripts": ["fastdb = fastdb.cli:main"]},
+)
