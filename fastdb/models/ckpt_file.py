@@ -76,8 +76,9 @@ class _Tensor:
     def __reduce__(self) -> tuple[Any, ...]:
         shape = self.entry.shape
         strides = torch.empty(shape, device="meta").stride()
-        arguments = (_Storage(self.entry, self.number), 0, shape, strides, False, OrderedDict())
-        return torch._utils._rebuild_tensor_v2, arguments
+        hooks: OrderedDict[str, object] = OrderedDict()
+        storage = _Storage(self.entry, self.number)
+        return torch._utils._rebuild_tensor_v2, (storage, 0, shape, strides, False, hooks)
 
 
 class _Pickler(pickle.Pickler):

@@ -141,21 +141,21 @@ def _vae() -> Pairs:
         yield from _both(f"{half}.conv_in", f"{root}.{half}.conv_in")
         yield from _both(f"{half}.conv_norm_out", f"{root}.{half}.norm_out")
         yield from _both(f"{half}.conv_out", f"{root}.{half}.conv_out")
-        for layer in range(2):
-            resnet = f"{root}.{half}.mid.block_{layer + 1}"
-            yield from _layers(f"{half}.mid_block.resnets.{layer}", resnet, VAE_RESNET)
+        for number in range(2):
+            resnet = f"{root}.{half}.mid.block_{number + 1}"
+            yield from _layers(f"{half}.mid_block.resnets.{number}", resnet, VAE_RESNET)
         yield from _layers(f"{half}.mid_block.attentions.0", f"{root}.{half}.mid.attn_1", VAE_ATTENTION)
     for level in range(4):
         ours, theirs = f"encoder.down_blocks.{level}", f"{root}.encoder.down.{level}"
-        for layer in range(2):
-            skip = VAE_SKIP if layer == 0 and level in (1, 2) else {}
-            yield from _layers(f"{ours}.resnets.{layer}", f"{theirs}.block.{layer}", VAE_RESNET | skip)
+        for number in range(2):
+            skip = VAE_SKIP if number == 0 and level in (1, 2) else {}
+            yield from _layers(f"{ours}.resnets.{number}", f"{theirs}.block.{number}", VAE_RESNET | skip)
         if level < 3:
             yield from _both(f"{ours}.downsamplers.0.conv", f"{theirs}.downsample.conv")
         ours, theirs = f"decoder.up_blocks.{level}", f"{root}.decoder.up.{3 - level}"
-        for layer in range(3):
-            skip = VAE_SKIP if layer == 0 and level in (2, 3) else {}
-            yield from _layers(f"{ours}.resnets.{layer}", f"{theirs}.block.{layer}", VAE_RESNET | skip)
+        for number in range(3):
+            skip = VAE_SKIP if number == 0 and level in (2, 3) else {}
+            yield from _layers(f"{ours}.resnets.{number}", f"{theirs}.block.{number}", VAE_RESNET | skip)
         if level < 3:
             yield from _both(f"{ours}.upsamplers.0.conv", f"{theirs}.upsample.conv")
 

@@ -50,7 +50,9 @@ def load_vae(folder: Path, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
     return model
 
 
-def load_text_encoder(folder: Path, dtype: torch.dtype = torch.float32, *, weights: Path | None = None) -> CLIPTextModel:
+def load_text_encoder(
+    folder: Path, dtype: torch.dtype = torch.float32, *, weights: Path | None = None
+) -> CLIPTextModel:
     """The text encoder of a base model, on the CPU, in evaluation mode; `weights` is a file to take instead of its own.
 
     Raises:

@@ -1,0 +1,471 @@
+"""Exports: exact copies in the original layout, read by strict readers and by diffusers, or not there at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import pickletools
+import re
+import socket
+import struct
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastdb.errors import ModelError, StorageError
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+from safetensors import safe_open  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from fastdb.models import ckpt_file, export, layout  # noqa: E402
+from fastdb.models.export import export_model, verify_export  # noqa: E402
+from fastdb.models.safetensors_file import Entry  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parent))
+import sd1_names  # noqa: E402
+
+KINDS = ["safetensors", "ckpt"]
+NAMES = sd1_names.unet() + sd1_names.vae() + sd1_names.text_encoder()
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+@pytest.fixture(scope="module")
+def exports(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
+    folder = tmp_path_factory.mktemp("exports")
+    made = {}
+    for kind in KINDS:
+        for dtype in ("fp32", "fp16"):
+            target = folder / f"{dtype}.{kind}"
+            made[kind, dtype] = export_model(sources, target, dtype=dtype, metadata={"session": "x"}).path
+    return made
+
+
+def read(path: Path) -> dict[str, Any]:
+    if path.suffix == ".ckpt":
+        return torch.load(path, weights_only=True, mmap=True)["state_dict"]
+    return load_file(path)
+
+
+def spoiled(
+    sources: dict[str, Path], folder: Path, part: str, spoil: Callable[[dict[str, Any]], Any]
+) -> dict[str, Path]:
+    """The sources, with one part changed in a copy."""
+    weights = load_file(sources[part])
+    spoil(weights)
+    save_file(weights, folder / "spoiled.safetensors")
+    return sources | {part: folder / "spoiled.safetensors"}
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_export_has_the_original_names_and_the_cast_weights(
+    exports: dict[tuple[str, str], Path], sources: dict[str, Path], kind: str, dtype: str
+) -> None:
+    state = read(exports[kind, dtype])
+    assert sorted(state) == sorted(NAMES)
+    assert len(state) == 1131
+    positions = state.pop(layout.POSITION_IDS)
+    assert positions.dtype == torch.int64
+    assert torch.equal(positions, torch.arange(77)[None])
+    assert {tensor.dtype for tensor in state.values()} == {DTYPES[dtype]}
+    assert all(tensor.is_contiguous() and tensor.data_ptr() % tensor.itemsize == 0 for tensor in state.values())
+    vae = load_file(sources["vae"])["encoder.mid_block.attentions.0.to_q.weight"]
+    query = state["first_stage_model.encoder.mid.attn_1.q.weight"]
+    assert query.shape == (32, 32, 1, 1)
+    assert torch.equal(query[:, :, 0, 0], vae.to(DTYPES[dtype]))
+    text = load_file(sources["text_encoder"])
+    for name, tensor in text.items():
+        assert torch.equal(state[f"cond_stage_model.transformer.{name}"], tensor.to(DTYPES[dtype]))
+
+
+def test_what_is_told_of_an_export_is_true(sources: dict[str, Path], tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    target = tmp_path / "a.safetensors"
+    metadata = {"session": "sks", "ünï": "日本"}
+    done = export_model(sources, target, dtype="fp16", metadata=metadata, progress=lambda *counts: calls.append(counts))
+    assert calls == [(step, 2262) for step in range(1, 2263)]
+    assert (done.path, done.tensors, done.bytes) == (target, 1131, target.stat().st_size)
+    assert done.sha256 == hashlib.sha256(target.read_bytes()).hexdigest()
+    with safe_open(target, framework="pt") as opened:
+        assert opened.metadata() == {"format": "pt", **metadata}
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_weights_give_the_same_file(
+    exports: dict[tuple[str, str], Path], sources: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    again = export_model(sources, tmp_path / f"a.{kind}", dtype="fp16", metadata={"session": "x"})
+    assert again.path.read_bytes() == exports[kind, "fp16"].read_bytes()
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_a_ckpt_passes_a_strict_reader(exports: dict[tuple[str, str], Path], dtype: str) -> None:
+    path = exports["ckpt", dtype]
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        records = archive.infolist()
+        data = archive.read("archive/data.pkl")
+        assert archive.read("archive/version") == b"3\n"
+    allowed = re.compile(r"^archive/(data\.pkl|version|data/\d+)$")
+    assert len(records) == 1133
+    assert all(allowed.match(record.filename) for record in records)
+    assert all(record.compress_type == zipfile.ZIP_STORED for record in records)
+    raw = path.read_bytes()
+    for record in records:
+        name, extra = struct.unpack_from("<HH", raw, record.header_offset + 26)
+        assert (record.header_offset + 30 + name + extra) % 64 == 0
+    found, strings = set(), []
+    for opcode, argument, _ in pickletools.genops(data):
+        assert opcode.proto <= 2
+        if opcode.name == "GLOBAL":
+            found.add(argument)
+        assert opcode.name not in {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "BUILD", "EXT1", "EXT2", "EXT4"}
+        if isinstance(argument, str):
+            strings.append(argument)
+    storage = {"fp32": "torch FloatStorage", "fp16": "torch HalfStorage"}[dtype]
+    expected = {"torch._utils _rebuild_tensor_v2", "collections OrderedDict", "torch LongStorage", storage}
+    assert found == expected
+    assert set(NAMES) <= set(strings)
+
+
+def test_torch_save_reads_the_same_as_ours(exports: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+    state = torch.load(exports["ckpt", "fp16"], weights_only=True)
+    assert list(state) == ["state_dict"]
+    torch.save(state, tmp_path / "theirs.ckpt")
+    theirs = torch.load(tmp_path / "theirs.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in state["state_dict"].items())
+
+
+def draw(pipeline: Any) -> torch.Tensor:
+    pipeline.set_progress_bar_config(disable=True)
+    # Loaded weights lie in the mapped file where they lie there, and some CPU kernels round otherwise (by 4e-7) for
+    # odd addresses; copies are aligned alike.
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        for weight in part.parameters():
+            weight.data = weight.data.clone()
+    generator = torch.Generator().manual_seed(7)
+    prompt = "a photo of sks cat"
+    images = pipeline(prompt, num_inference_steps=4, height=64, width=64, generator=generator, output_type="pt").images
+    return images[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_diffusers_reads_the_file_without_a_network_and_draws_the_same_picture(
+    exports: dict[tuple[str, str], Path], standin: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the network was asked for")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    source = draw(StableDiffusionPipeline.from_pretrained(standin, local_files_only=True))
+    pictures = {}
+    for dtype in ("fp32", "fp16"):
+        pipeline = StableDiffusionPipeline.from_single_file(
+            str(exports[kind, dtype]), config=str(standin), local_files_only=True, safety_checker=None
+        )
+        assert pipeline.unet.config.block_out_channels == [32, 48, 64, 64]
+        assert pipeline.text_encoder.config.hidden_size == 64
+        assert pipeline.vae.config.scaling_factor == 0.5
+        assert len(pipeline.tokenizer) == pipeline.text_encoder.config.vocab_size
+        pictures[dtype] = draw(pipeline)
+    assert float((pictures["fp32"] - source).abs().max()) == 0.0
+    # fp16 weights, fp32 arithmetic: rounding by at most 2^-11 of each weight; below one step of 8 bits.
+    assert 0.0 < float((pictures["fp16"] - source).abs().max()) < 1 / 255
+
+
+def test_sources_in_fp16_without_prefix_and_with_old_names_export_alike(
+    exports: dict[tuple[str, str], Path], sources: dict[str, Path], tmp_path: Path
+) -> None:
+    for part, file in sources.items():
+        weights = {name: tensor.half() for name, tensor in load_file(file).items()}
+        if part == "text_encoder":
+            weights = {name.removeprefix("text_model."): tensor for name, tensor in weights.items()}
+            weights["embeddings.position_ids"] = torch.arange(77)[None]
+        if part == "vae":
+            old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+            for ours, theirs in old.items():
+                weights = {n.replace(f"s.0.{ours}.", f"s.0.{theirs}."): t for n, t in weights.items()}
+            assert sum(".proj_attn." in name for name in weights) == 4
+        save_file(weights, tmp_path / f"{part}.safetensors")
+    parts = {part: tmp_path / f"{part}.safetensors" for part in sources}
+    made = export_model(parts, tmp_path / "a.ckpt", dtype="fp16", metadata={}).path
+    assert made.read_bytes() == exports["ckpt", "fp16"].read_bytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_is_noticed(
+    exports: dict[tuple[str, str], Path], sources: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    good = exports[kind, "fp16"].read_bytes()
+    assert verify_export(exports[kind, "fp16"], sources, "fp16") == 1131
+    damaged = tmp_path / f"damaged.{kind}"
+    # In a zip: its mark, the pickle, data, the directory. A time stamp or padding may differ without harm.
+    places = [0, 12 if kind == "safetensors" else 1000, len(good) // 3, len(good) // 2, len(good) - 2000]
+    for place in places:
+        damaged.write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
+        with pytest.raises(ModelError, match=r"damaged|differs from its source"):
+            verify_export(damaged, sources, "fp16")
+    for length in (0, 10, 1000, len(good) // 2, len(good) - 1):
+        damaged.write_bytes(good[:length])
+        with pytest.raises(ModelError, match="the export is damaged"):
+            verify_export(damaged, sources, "fp16")
+
+
+def test_a_flipped_bit_is_laid_to_its_tensor(
+    exports: dict[tuple[str, str], Path], sources: dict[str, Path], tmp_path: Path
+) -> None:
+    good = exports["safetensors", "fp32"].read_bytes()
+    size = int.from_bytes(good[:8], "little")
+    header = json.loads(good[8 : 8 + size])
+    name = "model.diffusion_model.out.2.weight"
+    place = 8 + size + header[name]["data_offsets"][0]
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+    with pytest.raises(ModelError, match=f"{re.escape(name)} in the export differs from its source"):
+        verify_export(damaged, sources, "fp32")
+
+
+def test_another_precision_or_other_tensors_do_not_verify(
+    exports: dict[tuple[str, str], Path], sources: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=r"is torch.float32 \[.*\], not torch.float16"):
+        verify_export(exports["ckpt", "fp32"], sources, "fp16")
+    state = read(exports["safetensors", "fp32"])
+    lost = state.pop("model.diffusion_model.out.2.weight")
+    save_file(state, tmp_path / "lost.safetensors")
+    with pytest.raises(ModelError, match=r"lacks the tensor model.diffusion_model.out.2.weight"):
+        verify_export(tmp_path / "lost.safetensors", sources, "fp32")
+    save_file(state | {"model.diffusion_model.out.2.weight": lost, "a": lost.clone()}, tmp_path / "more.safetensors")
+    with pytest.raises(ModelError, match="has a surplus tensor a"):
+        verify_export(tmp_path / "more.safetensors", sources, "fp32")
+    other = spoiled(sources, tmp_path, "unet", lambda w: w["conv_in.weight"].add_(1e-3))
+    with pytest.raises(ModelError, match=r"input_blocks.0.0.weight in the export differs"):
+        verify_export(exports["ckpt", "fp32"], other, "fp32")
+
+
+def poison(value: float) -> Callable[[dict[str, Any]], Any]:
+    return lambda weights: weights["decoder.conv_out.weight"].view(-1)[3:4].fill_(value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (poison(float("nan")), r"decoder.conv_out.weight: the vae holds NaN .*an earlier checkpoint"),
+        (poison(float("inf")), r"decoder.conv_out.weight: the vae holds NaN or infinite"),
+        (poison(1e5), r"decoder.conv_out.weight: the vae holds 1e\+05 .* 65504. Export as fp32"),
+        (lambda w: w.pop("quant_conv.bias"), r"first_stage_model.quant_conv.bias: the vae lacks 1 tensors"),
+        (lambda w: w.update(lora=torch.zeros(1)), "lora: the vae has a tensor that Stable Diffusion 1.x does not know"),
+    ],
+)
+def test_a_failed_export_leaves_the_old_file_alone(
+    sources: dict[str, Path], tmp_path: Path, kind: str, spoil: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    parts = spoiled(sources, tmp_path, "vae", spoil)
+    (tmp_path / "out").mkdir()
+    target = tmp_path / "out" / f"a.{kind}"
+    target.write_bytes(b"what was there")
+    with pytest.raises(ModelError, match=message):
+        export_model(parts, target, dtype="fp16", metadata={})
+    assert target.read_bytes() == b"what was there"
+    assert len(list(target.parent.iterdir())) == 1
+
+
+def test_what_fp16_cannot_hold_goes_as_fp32(sources: dict[str, Path], tmp_path: Path) -> None:
+    parts = spoiled(sources, tmp_path, "vae", poison(1e5))
+    made = export_model(parts, tmp_path / "a.ckpt", dtype="fp32", metadata={}).path
+    assert float(read(made)["first_stage_model.decoder.conv_out.weight"].max()) == 1e5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wrongly_written_file_never_takes_its_place(
+    sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    writer = f"write_{kind}"
+    write = getattr(export, writer)
+
+    def flip(path: Path, *arguments: Any) -> None:
+        write(path, *arguments)
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+    monkeypatch.setattr(export, writer, flip)
+    with pytest.raises(ModelError, match=r"damaged|differs from its source"):
+        export_model(sources, tmp_path / f"a.{kind}", dtype="fp16", metadata={})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_full_disk_is_one_clear_line(
+    sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    class Full:
+        """A file on a disk with room for 2 MB."""
+
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def write(self, data: Any) -> int:
+            if self.file.tell() + len(data) > 2_000_000:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return int(self.file.write(data))
+
+        def __enter__(self) -> Full:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+    target = tmp_path / f"a.{kind}"
+    target.write_text("old")
+    opening = Path.open
+    monkeypatch.setattr(
+        Path,
+        "open",
+        lambda path, mode="r", *a, **k: Full(opening(path, mode)) if mode == "wb" else opening(path, mode, *a, **k),
+    )
+    with pytest.raises(StorageError, match="the disk is full"):
+        export_model(sources, target, dtype="fp32", metadata={})
+    monkeypatch.undo()
+    assert target.read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_targets_and_sources_that_cannot_be(sources: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="no such folder"):
+        export_model(sources, tmp_path / "nowhere" / "a.ckpt", dtype="fp16", metadata={})
+    with pytest.raises(ModelError, match=r"ends in .safetensors or .ckpt"):
+        export_model(sources, tmp_path / "a.bin", dtype="fp16", metadata={})
+    with pytest.raises(ModelError, match="unet, vae: an export is made of unet, vae, text_encoder"):
+        export_model({k: sources[k] for k in ("unet", "vae")}, tmp_path / "a.ckpt", dtype="fp16", metadata={})
+    with pytest.raises(ModelError, match="no such file for the vae"):
+        export_model(sources | {"vae": tmp_path / "no"}, tmp_path / "a.ckpt", dtype="fp16", metadata={})
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(ModelError, match="text: is no readable safetensors"):
+        export_model(sources | {"vae": tmp_path / "text"}, tmp_path / "a.ckpt", dtype="fp16", metadata={})
+    with pytest.raises(ModelError, match="no such export"):
+        verify_export(tmp_path / "a.ckpt", sources, "fp16")
+
+
+def test_a_folder_that_is_read_only(sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(export, "write_safetensors", refuse)  # root may write anywhere, so it is acted
+    with pytest.raises(StorageError, match="read-only for you"):
+        export_model(sources, tmp_path / "a.safetensors", dtype="fp16", metadata={})
+
+
+def test_a_stop_by_the_caller_is_no_damage(sources: dict[str, Path], tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        if done == 2000:
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        export_model(sources, tmp_path / "a.ckpt", dtype="fp16", metadata={}, progress=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_zip64_records_are_written_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limits of the zip format lowered to 5 kB: every later record and the directory become zip64."""
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 5000)
+    monkeypatch.setattr(ckpt_file, "BIG", 2500)
+    tensors = [torch.randn(size) for size in (10, 2000, 3, 700, 5)]
+    entries = [Entry(f"t{number}", tensor.dtype, tuple(tensor.shape)) for number, tensor in enumerate(tensors)]
+    path = tmp_path / "a.ckpt"
+    ckpt_file.write_ckpt(path, entries, iter(tensors))
+    raw = path.read_bytes()
+    assert b"PK\x06\x06" in raw
+    assert b"PK\x06\x07" in raw
+    for mapped in (False, True):
+        state = torch.load(path, weights_only=True, mmap=mapped)["state_dict"]
+        assert [torch.equal(state[f"t{number}"], tensor) for number, tensor in enumerate(tensors)] == [True] * 5
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        for record in archive.infolist():
+            name, extra = struct.unpack_from("<HH", raw, record.header_offset + 26)
+            assert (record.header_offset + 30 + name + extra) % 64 == 0
+
+
+def test_announcements_bind(tmp_path: Path) -> None:
+    from fastdb.models.safetensors_file import write_safetensors
+
+    entries = [Entry("a", torch.float32, (2, 2))]
+    for tensors in ([torch.zeros(4)], [torch.zeros(2, 2).half()], [], [torch.zeros(2, 2)] * 2):
+        with pytest.raises(ValueError, match=r"announced|argument"):
+            ckpt_file.write_ckpt(tmp_path / "a", entries, iter(tensors))
+        with pytest.raises(ValueError, match=r"announced|argument"):
+            write_safetensors(tmp_path / "a", entries, iter(tensors), {})
+
+
+def test_exporting_takes_the_memory_of_a_tensor_not_of_a_model(tmp_path: Path) -> None:
+    """A model eight times wider (110 MB a part), exported in a process of its own; anonymous memory is counted."""
+    code = """
+import json, re, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from fastdb.models import layout
+from fastdb.models.export import export_model
+
+folder = Path(sys.argv[1])
+parts = {}
+for part in ("unet", "vae", "text_encoder"):
+    weights = {name: torch.zeros(160, 250) for name in layout.key_table(part)}
+    save_file(weights, folder / f"{part}.safetensors")
+    parts[part] = folder / f"{part}.safetensors"
+    del weights
+
+def anonymous():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text()).group(1)) / 1024
+
+for kind in ("safetensors", "ckpt"):
+    export_model(parts, folder / f"warm.{kind}", dtype="fp16", metadata={})
+    before = anonymous()
+    peak = [before]
+    made = export_model(
+        parts, folder / f"a.{kind}", dtype="fp16", metadata={},
+        progress=lambda done, total: peak.append(anonymous()) if done % 20 == 0 else None,
+    )
+    print(json.dumps([made.bytes / 2**20, max(peak) - before]))
+"""
+    if not Path("/proc/self/status").is_file():
+        pytest.skip("needs Linux's /proc")
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    output = subprocess.run(command, check=True, cwd=root, capture_output=True, text=True).stdout
+    figures = [json.loads(line) for line in output.splitlines()]
+    assert len(figures) == 2
+    for size, grown in figures:
+        assert size > 85
+        assert grown < 15
+
+
+def test_a_wrong_check_sum_is_noticed(
+    exports: dict[tuple[str, str], Path], sources: dict[str, Path], tmp_path: Path
+) -> None:
+    """torch doesn't look at check sums, other readers refuse the file: 16 bytes into a record's directory entry."""
+    data = bytearray(exports["ckpt", "fp16"].read_bytes())
+    data[data.rindex(b"PK\x01\x02") + 16] ^= 1
+    damaged = tmp_path / "damaged.ckpt"
+    damaged.write_bytes(data)
+    assert len(torch.load(damaged, weights_only=True)["state_dict"]) == 1131
+    with pytest.raises(ModelError, match="wrong check sum of archive/version"):
+        verify_export(damaged, sources, "fp16")
