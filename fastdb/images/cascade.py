@@ -1,7 +1,8 @@
-"""The fallback face detector: scikit-image's LBP cascade, made wary of cats, dogs and cups.
+"""The fallback face detector: scikit-image's LBP cascade, made wary of cats, dogs and wheels.
 
-The cascade fires on many things a few times. A face makes it fire often, at neighbouring places and sizes,
-and as often in the mirrored picture; that agreement is the score.
+The cascade fires a few times on many things. A face makes it fire often: at neighbouring places, in the
+mirrored picture as well, and again when its surroundings are looked at in other sizes and a little tilted.
+The first search asks for some agreement, the second look gives the score.
 """
 
 from __future__ import annotations
@@ -19,23 +20,32 @@ _SHORT, _LONG = 240, 480
 """Pixels the picture is shrunk to before the search: at most these on its shorter and longer side."""
 _SMALLEST = 0.15
 """Width of the smallest face looked for, in shares of the shorter side."""
-_HALF_SURE = 1.3
-"""Agreement at which the score is one half."""
+_WORTH_A_LOOK = 4.0
+"""Agreement in the search from which a place gets a second look."""
+_LOOK_SIZES, _LOOK_TILTS = (36, 48, 60), (-6, 0, 6)
+"""Pixels across a supposed face, and degrees of tilt, at which it is looked at again."""
+_HALF_SURE = 10.0
+"""Agreement in the second look at which the score is one half. On crops of portraits it was 58 to 510, on crops
+of dogs, cats and things hardly ever over 54; 56.7 gives the score 0.85."""
 
 
 def find_faces(image: Image.Image) -> list[tuple[float, float, float, float, float]]:
     """Left, top, right, bottom in pixels of `image` and a score from 0 to 1 for every plausible face."""
-    scale = min(1.0, _SHORT / min(image.size), _LONG / max(image.size))
-    width, height = (round(length * scale) for length in image.size)
-    small = image.convert("L").resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    straight = _hits(small)
-    mirrored = _hits(ImageOps.mirror(small))
-    mirrored[:, 0] = width - mirrored[:, 0] - mirrored[:, 2]
+    grey = image.convert("L")
+    scale = min(1.0, _SHORT / min(grey.size), _LONG / max(grey.size))
+    small = grey.resize(
+        (round(grey.width * scale), round(grey.height * scale)), Image.Resampling.LANCZOS, reducing_gap=3.0
+    )
+    smallest = max(24, round(_SMALLEST * min(small.size)))
+    straight = _hits(small, smallest, min(small.size))
+    mirrored = _hits(ImageOps.mirror(small), smallest, min(small.size))
+    mirrored[:, 0] = small.width - mirrored[:, 0] - mirrored[:, 2]
     faces = []
-    for (x, y, side), score in _agreeing(straight, mirrored):
+    for window in _agreeing(straight, mirrored):
+        x, y, side = (float(value) / scale for value in window)
+        agreement = _second_look(grey, x, y, side)
         # The cascade's square ends above the chin: measured against YuNet on portraits, this is the whole face.
-        left, top, right, bottom = x, y - 0.08 * side, x + side, y + 1.1 * side
-        faces.append((left / scale, top / scale, right / scale, bottom / scale, score))
+        faces.append((x, y - 0.08 * side, x + side, y + 1.1 * side, agreement / (agreement + _HALF_SURE)))
     return faces
 
 
@@ -44,40 +54,58 @@ def _cascade() -> Any:
     from skimage.data import lbp_frontal_face_cascade_filename
     from skimage.feature import Cascade
 
-    return Cascade(lbp_frontal_face_cascade_filename())  # type: ignore[no-untyped-call]
+    return Cascade(lbp_frontal_face_cascade_filename())
 
 
-def _hits(grey: Image.Image) -> Floats:
-    """Every window the cascade fires on, ungrouped, as rows of left, top and side."""
-    smallest = max(24, round(_SMALLEST * min(grey.size)))
+def _hits(grey: Image.Image, smallest: int, largest: int) -> Floats:
+    """Every window of those sides that the cascade fires on, ungrouped, as rows of left, top and side."""
     found = _cascade().detect_multi_scale(
         np.asarray(grey),
         scale_factor=1.05,
         step_ratio=1,
         min_size=(smallest, smallest),
-        max_size=grey.size,
+        max_size=(largest, largest),
         min_neighbor_number=0,
         intersection_score_threshold=2.0,
     )
     return np.array([(hit["c"], hit["r"], hit["width"]) for hit in found], dtype=np.float64).reshape(-1, 3)
 
 
-def _agreeing(straight: Floats, mirrored: Floats) -> list[tuple[Floats, float]]:
-    """Clusters of hits as their median window and a score; the largest cluster takes its members first."""
+def _agreeing(straight: Floats, mirrored: Floats) -> list[Floats]:
+    """Median windows of the clusters with enough hits in both; the largest cluster takes its members first."""
     windows = np.concatenate((straight, mirrored))
     is_mirrored = np.arange(len(windows)) >= len(straight)
     near = _overlap(windows) > 0.5
     left = np.ones(len(windows), dtype=bool)
-    clusters = []
+    clusters: list[Floats] = []
     while left.any():
         support = (near & left).sum(axis=1) * left
         members = near[int(support.argmax())] & left
         left &= ~members
-        both = int((members & ~is_mirrored).sum()), int((members & is_mirrored).sum())
-        if min(both) >= 2:
-            agreement = 2 * both[0] * both[1] / sum(both)  # harmonic mean: one-sided support counts little
-            clusters.append((np.median(windows[members], axis=0), agreement / (agreement + _HALF_SURE)))
+        if _agreement(int((members & ~is_mirrored).sum()), int((members & is_mirrored).sum())) >= _WORTH_A_LOOK:
+            clusters.append(np.median(windows[members], axis=0))
     return clusters
+
+
+def _agreement(straight: int, mirrored: int) -> float:
+    """Harmonic mean of the hits in both: what only one of them supports counts little."""
+    return 2.0 * straight * mirrored / max(straight + mirrored, 1)
+
+
+def _second_look(grey: Image.Image, x: float, y: float, side: float) -> float:
+    """Agreement on a face of `side` at `x`, `y`, over all sizes and tilts."""
+    around = (round(x - side / 2), round(y - side / 2), round(x + 1.5 * side), round(y + 1.5 * side))
+    region = grey.crop(around)
+    counts = [0, 0]
+    for pixels in _LOOK_SIZES:
+        sized = region.resize((2 * pixels, 2 * pixels), Image.Resampling.LANCZOS, reducing_gap=3.0)
+        for tilt in _LOOK_TILTS:
+            tilted = sized.rotate(tilt, Image.Resampling.BILINEAR)
+            for turn, seen in enumerate((tilted, ImageOps.mirror(tilted))):
+                hits = _hits(seen, round(0.75 * pixels), round(1.35 * pixels))
+                off = np.abs(hits[:, :2] + hits[:, 2:] / 2 - pixels)
+                counts[turn] += int((off < pixels / 4).all(axis=1).sum())
+    return _agreement(*counts)
 
 
 def _overlap(windows: Floats) -> Floats:

@@ -30,7 +30,7 @@ MOST_ENLARGED = 1.5
 
 @dataclass(frozen=True)
 class Crop:
-    """A square of a photo, in its pixels, why it was chosen, and the faces seen (largest first)."""
+    """A square of a photo in its pixels, why it was chosen, and the faces seen: the deciding one, then the largest."""
 
     left: int
     top: int
@@ -49,7 +49,7 @@ def choose_crop(image: Image.Image, *, size: int = 0) -> Crop:
 
     A sure face of some size gives a square with head and shoulders around it. Otherwise the square is as
     large as the picture allows and lies where most is to be seen; a head that is likely, such as a pet's, or
-    small, stays inside it.
+    small, stays in view.
 
     Args:
         image: an upright RGB photo.
@@ -64,15 +64,13 @@ def choose_crop(image: Image.Image, *, size: int = 0) -> Crop:
     if sure:
         face = sure[0]
         left, top, side = _around(face, image.size, size)
-        return Crop(left, top, side, f"face ({face.detector}, {face.score:.2f})", faces)
-    # A likely head larger than the square is an animal close up, and its box leaves out the ears: no help.
-    head = next((face for face in faces if max(face.width, face.height) <= short), None)
-    left, top = _most_salient(image, head)
+        return Crop(left, top, side, f"face ({face.detector}, {face.score:.2f})", _first(face, faces))
+    left, top = _most_salient(image, faces[0] if faces else None)
     if image.width == image.height:
         reason = "already square"
-    elif head:
-        name = "small face" if head.score >= SURE else "likely head"
-        reason = f"{name} kept inside ({head.detector}, {head.score:.2f})"
+    elif faces:
+        name = "small face" if faces[0].score >= SURE else "likely head"
+        reason = f"{name} kept in view ({faces[0].detector}, {faces[0].score:.2f})"
     else:
         reason = "most detail"
     return Crop(left, top, short, reason, faces)
@@ -81,6 +79,10 @@ def choose_crop(image: Image.Image, *, size: int = 0) -> Crop:
 def crop_square(image: Image.Image, crop: Crop, size: int) -> Image.Image:
     """The crop's square of `image`, resized to `size` x `size` pixels by Lanczos."""
     return image.resize((size, size), Image.Resampling.LANCZOS, box=crop.box, reducing_gap=3.0)
+
+
+def _first(face: Face, faces: tuple[Face, ...]) -> tuple[Face, ...]:
+    return (face, *(other for other in faces if other != face))
 
 
 def _around(face: Face, picture: tuple[int, int], size: int) -> tuple[int, int, int]:
@@ -115,7 +117,10 @@ def _most_salient(image: Image.Image, head: Face | None) -> tuple[int, int]:
     wide = image.width >= image.height
     low, high = 0, length - side
     if head is not None:
-        low, high = _span(side, length, *((head.left, head.right) if wide else (head.top, head.bottom)))
+        first, last = (head.left, head.right) if wide else (head.top, head.bottom)
+        # An animal's box lies loosely on its head: only the middle of it is binding.
+        spare = 0 if head.score >= SURE else (last - first) // 4
+        low, high = _span(side, length, first + spare, last - spare)
     if low == high:
         start = low
     else:

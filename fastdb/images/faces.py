@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fastdb.errors import ImageError
+from fastdb.errors import ImageError, StorageError
 from fastdb.runtime.places import cache_folder
 from fastdb.storage.durable import explained, write_bytes
 
@@ -142,8 +142,11 @@ def fetch_yunet(url: str = YUNET_URL, timeout: float = 30.0) -> Path:
             where=url,
             fix="Try again later; until then photos are cropped with the built-in detector.",
         )
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StorageError("is not a folder", where=path.parent, fix="Name another folder by FASTDB_CACHE.") from error
     write_bytes(path, data)
     return path
 

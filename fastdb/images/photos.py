@@ -48,7 +48,6 @@ _DAMAGE = (
     OverflowError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
 """What Pillow's decoders raise on bytes that are not what they claim to be."""
 
@@ -141,6 +140,8 @@ def decode_photo(data: bytes, path: Path) -> Image.Image:
                 opened.load()
                 upright = _upright(opened)
                 rgb = _to_rgb(upright)
+    except Image.DecompressionBombError as error:
+        raise ImageError("has more pixels than can be worked on", where=path, fix="Save it smaller first.") from error
     except UnidentifiedImageError as error:
         raise ImageError(
             "is not a picture that can be read", where=path, fix="Save it as JPEG or PNG, or leave it out."
@@ -167,7 +168,7 @@ def _check_size(size: tuple[int, int], path: Path) -> None:
     width, height = size
     if width * height > MOST_PIXELS:
         raise ImageError(
-            f"is {width} x {height} pixels, more than can be worked on", where=path, fix="Save it smaller first."
+            f"has more pixels than can be worked on ({width} x {height})", where=path, fix="Save it smaller first."
         )
     if min(width, height) < SMALLEST:
         raise ImageError(

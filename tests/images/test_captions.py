@@ -1,0 +1,61 @@
+"""Prompts from names, templates and caption files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fastdb.errors import ImageError
+from fastdb.images.captions import instance_prompt, prompt_from_name, read_caption
+
+
+@pytest.mark.parametrize(
+    ("stem", "prompt"),
+    [
+        ("sks_cup (3)", "sks cup"),
+        ("sks cup", "sks cup"),
+        ("sks-cup", "skscup"),
+        ("  zwx__person_01 ", "zwx person"),
+        ("zwx [2]{x}", "zwx x"),
+        ("20240101", ""),
+        ("IMG_2024-01-01 (2)", "IMG"),
+        ("кружка_5", "кружка"),
+    ],
+)
+def test_the_classic_rule(stem: str, prompt: str) -> None:
+    assert prompt_from_name(stem) == prompt
+
+
+def test_template_before_name_and_caption_after_both() -> None:
+    assert instance_prompt("sks_cup (1)", "", None) == "sks cup"
+    assert instance_prompt("sks_cup (1)", " on a\n table ", None) == "sks cup on a table"
+    assert instance_prompt("sks_cup (1)", "", "a photo of sks cup") == "a photo of sks cup"
+    assert instance_prompt("20240101", "on a table", "a photo of sks cup") == "a photo of sks cup on a table"
+    assert instance_prompt("sks_cup", "", "  ") == "sks cup"
+    assert instance_prompt("20240101", "sks cup", None) == "sks cup"
+
+
+def test_an_empty_prompt_says_how_to_give_one() -> None:
+    with pytest.raises(ImageError, match=r"20240101.*Rename the photo.*or set the subject token and class"):
+        instance_prompt("20240101", "\n", None)
+
+
+def test_caption_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    assert read_caption(path) == ""
+    path.write_bytes("\ufeffeine Tasse, grün\r\n".encode())
+    assert read_caption(path) == "eine Tasse, grün"
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le", "cp1252"])
+def test_a_caption_in_another_encoding_is_refused(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("eine Tasse, grün".encode(encoding))
+    with pytest.raises(ImageError, match=r"a\.txt: the caption is not UTF-8 text. Save it again"):
+        read_caption(path)
+
+
+def test_a_folder_in_a_captions_place(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="the caption cannot be read"):
+        read_caption(tmp_path)

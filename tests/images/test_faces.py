@@ -1,0 +1,206 @@
+"""Faces on real photos with both detectors, and where the model file comes from."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fastdb.errors import ImageError, StorageError
+from fastdb.images.faces import LIKELY, YUNET_NAME, Face, detect_faces, face_detector, fetch_yunet
+from fastdb.images.photos import read_photo
+
+Shared = Callable[[str], Path]
+Gallery = Callable[[str], Image.Image]
+
+
+def overlap(face: Face, box: tuple[int, int, int, int]) -> float:
+    """Intersection over union of a face with a box."""
+    across = min(face.right, box[2]) - max(face.left, box[0])
+    down = min(face.bottom, box[3]) - max(face.top, box[1])
+    common = max(across, 0) * max(down, 0)
+    return common / (face.width * face.height + (box[2] - box[0]) * (box[3] - box[1]) - common)
+
+
+@pytest.mark.parametrize("detector", ["YuNet", "LBP"], indirect=True)
+@pytest.mark.parametrize(
+    ("name", "boxes"),
+    [  # by eye: forehead to chin, ear to ear; largest first
+        ("obama.jpg", [(370, 90, 605, 420)]),
+        ("biden.jpg", [(425, 180, 705, 575)]),
+        ("two_people.jpg", [(790, 50, 940, 255), (235, 25, 385, 225)]),
+    ],
+)
+def test_people_are_found(name: str, boxes: list[tuple[int, int, int, int]], detector: str, shared: Shared) -> None:
+    faces = detect_faces(read_photo(shared(f"data/faces/{name}")))
+    assert [face.detector for face in faces] == [detector] * len(boxes)
+    for face, box in zip(faces, boxes, strict=True):
+        assert overlap(face, box) > 0.6
+
+
+@pytest.mark.parametrize("detector", ["YuNet", "LBP"], indirect=True)
+def test_the_astronaut_is_found_and_cat_coffee_and_rocket_are_nobody(detector: str, gallery: Gallery) -> None:
+    (face,) = detect_faces(gallery("astronaut"))
+    assert overlap(face, (180, 55, 275, 180)) > 0.6
+    assert face.detector == detector
+    for name in ("cat", "coffee", "rocket"):
+        assert detect_faces(gallery(name)) == [], name
+
+
+@pytest.mark.parametrize("detector", ["YuNet", "LBP"], indirect=True)
+def test_no_dog_or_cat_is_a_person(detector: str, shared: Shared) -> None:
+    photos = sorted([*shared("data/dog").glob("*.jpg"), *shared("data/cat").glob("*.jpg")])
+    assert len(photos) == 10
+    assert [photo.name for photo in photos if detect_faces(read_photo(photo))] == []
+
+
+def test_yunet_sees_likely_heads_when_asked(yunet: None, shared: Shared) -> None:
+    (face,) = detect_faces(read_photo(shared("data/dog/01.jpg")), least=LIKELY)
+    assert overlap(face, (190, 105, 540, 410)) > 0.8
+
+
+def test_the_cascade_gives_no_unsure_finds_even_when_asked(shared: Shared) -> None:
+    """It found a likely head in a dog's ear, and the crop moved there."""
+    from fastdb.images.cascade import find_faces
+
+    photo = read_photo(shared("data/dog/02.jpg"))
+    assert find_faces(photo)
+    assert detect_faces(photo, least=0.0) == []
+
+
+def test_a_face_cut_by_the_frame_has_its_box_inside_the_picture(yunet: None, shared: Shared) -> None:
+    (face,) = detect_faces(read_photo(shared("data/faces/obama_partial_face.jpg")))
+    assert face.left == 0
+    assert face.right > 150
+
+
+def test_extreme_shapes_do_not_break_either_detector(yunet: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for size in ((64, 6000), (6000, 64), (64, 64)):
+        assert detect_faces(Image.new("RGB", size, "grey")) == []
+    monkeypatch.delenv("FASTDB_YUNET")
+    for size in ((64, 6000), (6000, 64), (64, 64)):
+        assert detect_faces(Image.new("RGB", size, "grey")) == []
+
+
+def test_the_model_in_the_cache_is_used_and_a_damaged_one_is_not(shared: Shared, tmp_path: Path) -> None:
+    pytest.importorskip("cv2")
+    data = shared("models/yunet_n_640_640.onnx").read_bytes()
+    cached = tmp_path / "cache" / YUNET_NAME
+    cached.parent.mkdir()
+    cached.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert face_detector().name == "LBP"
+    assert "another SHA-256" in face_detector().why
+    cached.write_bytes(data)
+    assert face_detector().name == "YuNet"
+    assert face_detector().model == cached
+
+
+def test_a_model_asked_for_by_name_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTDB_YUNET", str(tmp_path / "no.onnx"))
+    with pytest.raises(ImageError, match=r"no\.onnx: FASTDB_YUNET names this file, but it is not there. Correct"):
+        detect_faces(Image.new("RGB", (100, 100)))
+    (tmp_path / "no.onnx").write_bytes(b"something else")
+    with pytest.raises(ImageError, match="is not the YuNet model"):
+        face_detector()
+
+
+def test_without_opencv_and_scikit_image_no_face_is_found_and_nothing_breaks(
+    yunet: None, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastdb.images import faces
+
+    astronaut = gallery("astronaut")
+    faces._yunet.cache_clear()
+    faces._opencv_fault.cache_clear()
+    monkeypatch.setitem(sys.modules, "cv2", type(sys)("cv2"))  # what uninstalling one of two OpenCVs leaves behind
+    assert face_detector().name == "LBP"
+    assert "cannot be used by OpenCV" in face_detector().why
+    assert len(detect_faces(astronaut)) == 1
+    monkeypatch.setitem(sys.modules, "skimage.feature", None)
+    assert face_detector().name == "none"
+    assert detect_faces(astronaut) == []
+    faces._opencv_fault.cache_clear()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, dict[str, bytes], list[str]]]:
+    """A web server on this machine: its address, what it serves by path, and the paths asked for."""
+    served: dict[str, bytes] = {}
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            body = served.get(self.path)
+            self.send_response(404 if body is None else 200)
+            self.send_header("Content-Length", str(len(body or b"")))
+            self.end_headers()
+            self.wfile.write(body or b"")
+
+        def log_message(self, *_: object) -> None:
+            """Stay silent."""
+
+    monkeypatch.setenv("no_proxy", "*")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}", served, asked
+        running.shutdown()
+        thread.join()
+
+
+def test_fetching_the_model(server: tuple[str, dict[str, bytes], list[str]], shared: Shared, tmp_path: Path) -> None:
+    address, served, asked = server
+    served["/right"] = shared("models/yunet_n_640_640.onnx").read_bytes()
+    path = fetch_yunet(f"{address}/right")
+    assert path == tmp_path / "cache" / YUNET_NAME
+    assert path.read_bytes() == served["/right"]
+    assert fetch_yunet(f"{address}/right") == path
+    assert asked == ["/right"]
+    path.write_bytes(b"damaged")
+    assert fetch_yunet(f"{address}/right").read_bytes() == served["/right"]
+    assert [each.name for each in path.parent.iterdir()] == [YUNET_NAME]
+
+
+def test_wrong_bytes_and_missing_pages_leave_nothing_behind(
+    server: tuple[str, dict[str, bytes], list[str]], tmp_path: Path
+) -> None:
+    address, served, _ = server
+    served["/wrong"] = b"version https://git-lfs.github.com/spec/v1\n"
+    with pytest.raises(ImageError, match=r"the download is not the face detector.*nothing was kept"):
+        fetch_yunet(f"{address}/wrong")
+    with pytest.raises(ImageError, match=r"missing: the face detector could not be downloaded .*Not Found.*Try again"):
+        fetch_yunet(f"{address}/missing")
+    with pytest.raises(ImageError, match="could not be downloaded"):
+        fetch_yunet("no address")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_server_that_is_gone_or_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    monkeypatch.setenv("no_proxy", "*")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        with pytest.raises(ImageError, match=r"could not be downloaded .*refused"):
+            fetch_yunet(address)
+        silent.listen()
+        with pytest.raises(ImageError, match=r"could not be downloaded .*timed out"):
+            fetch_yunet(address, timeout=0.2)
+
+
+def test_a_cache_that_cannot_be_made(
+    server: tuple[str, dict[str, bytes], list[str]], shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, served, _ = server
+    served["/right"] = shared("models/yunet_n_640_640.onnx").read_bytes()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FASTDB_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(StorageError, match="is not a folder"):
+        fetch_yunet(f"{address}/right")

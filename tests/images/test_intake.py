@@ -1,0 +1,184 @@
+"""Photos come in: kept, cropped, captioned, named, and nothing lost on the way."""
+
+from __future__ import annotations
+
+import errno
+import os
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fastdb.errors import ImageError, StorageError
+from fastdb.images.crop import crop_square
+from fastdb.images.intake import add_photos, instance_images_of
+from fastdb.images.photos import find_photos, read_photo
+
+Folders = tuple[Path, Path, Path]
+Gallery = Callable[[str], Image.Image]
+
+
+@pytest.fixture
+def photos(tmp_path: Path, gallery: Gallery) -> Path:
+    """A folder of three good photos, one with a caption, and two bad ones."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    gallery("coffee").save(folder / "sks_cup (1).jpg", quality=95)
+    gallery("rocket").save(folder / "sks_cup (2).png")
+    gallery("astronaut").save(folder / "sks_cup (10).webp")
+    (folder / "sks_cup (2).txt").write_text("on a table, grün\n", encoding="utf-8")
+    (folder / "sks_cup (3).jpg").write_bytes(b"not a photo")
+    (folder / "sks_cup (4).heic").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 99)
+    return folder
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_good_photos_come_in_and_bad_ones_say_why(photos: Path, folders: Folders) -> None:
+    originals, instance_images, captions = folders
+    heard: list[tuple[int, int, str]] = []
+    intake = add_photos(*folders, find_photos([photos]), 128, lambda *news: heard.append(news))
+    assert [each.name for each in intake.added] == ["sks_cup (1)", "sks_cup (2)", "sks_cup (10)"]
+    assert [each.source.name for each in intake.refused] == ["sks_cup (3).jpg", "sks_cup (4).heic"]
+    assert "is not a picture" in intake.refused[0].reason
+    assert "Export it as JPEG" in intake.refused[1].reason
+    assert heard[0] == (1, 5, "sks_cup (1).jpg")
+    assert heard[-1] == (5, 5, "sks_cup (10).webp")
+    assert len(heard) == 5
+    assert names(originals) == ["sks_cup (1).jpg", "sks_cup (10).webp", "sks_cup (2).png"]
+    assert names(captions) == ["sks_cup (2).txt"]
+    for each in intake.added:
+        assert (originals / each.source.name).read_bytes() == each.source.read_bytes()
+        with Image.open(instance_images / f"{each.name}.png") as square:
+            assert (square.size, square.mode, square.format) == ((128, 128), "RGB", "PNG")
+            assert square.tobytes() == crop_square(read_photo(each.source), each.crop, 128).tobytes()
+    assert intake.added[2].crop.reason.startswith("face (LBP, 0.9")
+    found = instance_images_of(instance_images, captions, None)
+    assert [(each.path.name, each.prompt) for each in found] == [
+        ("sks_cup (1).png", "sks cup"),
+        ("sks_cup (2).png", "sks cup on a table, grün"),
+        ("sks_cup (10).png", "sks cup"),
+    ]
+    assert instance_images_of(instance_images, captions, "a photo of sks cup")[1].prompt.startswith(
+        "a photo of sks cup on"
+    )
+
+
+def test_the_same_photos_again_take_their_own_places(photos: Path, folders: Folders) -> None:
+    add_photos(*folders, find_photos([photos]), 128)
+    before = [names(folder) for folder in folders]
+    (photos / "sks_cup (2).txt").write_text("in the sky", encoding="utf-8")
+    intake = add_photos(*folders, find_photos([photos]), 96)
+    assert [names(folder) for folder in folders] == before
+    assert len(intake.added) == 3
+    assert (folders[2] / "sks_cup (2).txt").read_text(encoding="utf-8").strip() == "in the sky"
+    assert read_photo(folders[1] / "sks_cup (2).png").size == (96, 96)
+    again = add_photos(*folders, find_photos([folders[0]]), 64)  # from the session's own originals: new size, same set
+    assert [names(folder) for folder in folders] == before
+    assert len(again.added) == 3
+    assert (folders[2] / "sks_cup (2).txt").read_text(encoding="utf-8").strip() == "in the sky"
+
+
+def test_another_photo_of_the_same_stem_gets_a_number(tmp_path: Path, folders: Folders, gallery: Gallery) -> None:
+    given = []
+    for folder, name, subject in (("a", "cup.png", "coffee"), ("b", "cup.png", "rocket"), ("c", "Cup.jpg", "cat")):
+        path = tmp_path / folder / name
+        path.parent.mkdir()
+        gallery(subject).save(path)
+        path.with_suffix(".txt").write_text(subject, encoding="utf-8")
+        given.append(path)
+    for _ in range(2):
+        intake = add_photos(*folders, given, 64)
+        assert [each.name for each in intake.added] == ["cup", "cup (2)", "Cup (3)"]
+    assert names(folders[0]) == ["Cup (3).jpg", "cup (2).png", "cup.png"]
+    assert [path.read_text().strip() for path in sorted(folders[2].iterdir())] == ["cat", "rocket", "coffee"]
+    assert sorted(each.prompt for each in instance_images_of(folders[1], folders[2], None)) == [
+        "Cup cat",
+        "cup coffee",
+        "cup rocket",
+    ]
+
+
+def test_a_picture_dropped_into_the_folder_by_hand_is_kept_and_used(
+    folders: Folders, photos: Path, gallery: Gallery
+) -> None:
+    _originals, instance_images, captions = folders
+    instance_images.mkdir(parents=True)
+    gallery("cat").save(instance_images / "sks_cup (1).webp")
+    dropped = (instance_images / "sks_cup (1).webp").read_bytes()
+    intake = add_photos(*folders, [photos / "sks_cup (1).jpg"], 64)
+    assert intake.added[0].name == "sks_cup (1) (2)"
+    assert (instance_images / "sks_cup (1).webp").read_bytes() == dropped
+    found = instance_images_of(instance_images, captions, None)
+    assert [(each.path.name, each.prompt) for each in found] == [
+        ("sks_cup (1) (2).png", "sks cup"),
+        ("sks_cup (1).webp", "sks cup"),
+    ]
+
+
+def test_an_empty_session_says_what_to_run(folders: Folders) -> None:
+    for _ in range(2):
+        with pytest.raises(ImageError, match=r"holds no instance images. Run add-images"):
+            instance_images_of(folders[1], folders[2], None)
+        folders[1].mkdir(parents=True, exist_ok=True)
+
+
+def test_names_that_cannot_be_used(tmp_path: Path, folders: Folders, gallery: Gallery) -> None:
+    composed = "größe_cup"
+    gallery("coffee").save(tmp_path / f"{unicodedata.normalize('NFD', composed)}.png")
+    gallery("coffee").save(tmp_path / f"{'x' * 220}.png")
+    strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png"))
+    gallery("coffee").save(tmp_path / "a.png")
+    os.rename(tmp_path / "a.png", strange)
+    intake = add_photos(*folders, [*find_photos([tmp_path])], 64)
+    assert [each.name for each in intake.added] == [unicodedata.normalize("NFC", composed)]
+    assert sorted(each.reason for each in intake.refused) == [
+        "the file's name is not text. Rename the photo.",
+        "the file's name is too long. Give the photo a shorter name.",
+    ]
+
+
+def test_a_caption_that_cannot_be_read_keeps_its_photo_out(photos: Path, folders: Folders) -> None:
+    (photos / "sks_cup (2).txt").write_bytes("grün".encode("utf-16"))
+    intake = add_photos(*folders, [photos / "sks_cup (2).png"], 64)
+    assert not intake.added
+    assert "not UTF-8 text" in intake.refused[0].reason
+    assert [names(folder) for folder in folders] == [[], [], []]
+
+
+@pytest.mark.parametrize("at", range(1, 4))
+def test_a_full_disk_stops_with_one_line_and_the_next_time_completes(
+    at: int, photos: Path, folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fills up at each of the three writes of a photo: nothing half-written, and no double afterwards."""
+    real = os.replace
+    calls = []
+
+    def filling(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == at:
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        real(source, target)
+
+    photo = photos / "sks_cup (2).png"
+    monkeypatch.setattr(os, "replace", filling)
+    with pytest.raises(StorageError, match="the disk is full"):
+        add_photos(*folders, [photo], 64)
+    assert not list(folders[1].iterdir())
+    assert not [path for folder in folders for path in folder.iterdir() if path.name.endswith(".part")]
+    monkeypatch.undo()
+    add_photos(*folders, [photo], 64)
+    assert [names(folder) for folder in folders] == [["sks_cup (2).png"], ["sks_cup (2).png"], ["sks_cup (2).txt"]]
+
+
+def test_a_wrong_detector_is_said_once_and_up_front(
+    photos: Path, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTDB_YUNET", str(tmp_path / "missing.onnx"))
+    with pytest.raises(ImageError, match="FASTDB_YUNET"):
+        add_photos(*folders, find_photos([photos]), 64)
+    assert not folders[0].exists()

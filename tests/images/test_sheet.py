@@ -1,0 +1,79 @@
+"""Contact sheets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastdb.images.sheet import Cell, Row, contact_sheet, save_sheet
+
+Gallery = Callable[[str], Image.Image]
+
+
+def ink(sheet: Image.Image, box: tuple[int, int, int, int]) -> int:
+    """Pixels in the box that are not white."""
+    return int((np.asarray(sheet.crop(box)).min(axis=2) < 250).sum())
+
+
+def test_pictures_labels_captions_and_boxes_are_there(gallery: Gallery) -> None:
+    red = Image.new("RGB", (300, 300), (200, 0, 0))
+    blue = Image.new("RGB", (300, 150), (0, 0, 200))
+    plain = contact_sheet([Row("", [Cell(red), Cell(blue)])], thumb=100)
+    colours = np.asarray(plain).reshape(-1, 3).tolist()
+    assert colours.count([200, 0, 0]) == 100 * 100
+    assert colours.count([0, 0, 200]) == 100 * 50
+    full = contact_sheet([Row("a label", [Cell(red, "a caption", (100, 100, 200, 200)), Cell(blue)])], "Title", 100)
+    assert full.width > plain.width
+    assert full.height > plain.height
+    assert ink(full, (0, 0, full.width, 50)) > 50  # the title
+    outline = (np.asarray(full) == (255, 59, 48)).all(axis=2)
+    rows, columns = np.nonzero(outline)
+    assert {33, 34, 35} >= {int(rows.max() - rows.min() + 1), int(columns.max() - columns.min() + 1)}
+
+
+def test_nothing_is_drawn_outside_its_place(gallery: Gallery) -> None:
+    long = "a photo of sks cup on a red background, very long, " * 6 + "x" * 200
+    rows = [Row(long, [Cell(gallery("coffee"), long, (-50, -50, 9000, 9000)) for _ in range(n)]) for n in (3, 1, 0)]
+    sheet = contact_sheet(rows, long, thumb=120)
+    assert ink(sheet, (sheet.width - 26, 0, sheet.width, sheet.height)) == 0
+    assert ink(sheet, (0, 0, 26, sheet.height)) == 0
+    assert ink(sheet, (0, sheet.height - 20, sheet.width, sheet.height)) == 0
+
+
+def test_a_box_beyond_the_picture_is_drawn_around_it() -> None:
+    white = Image.new("RGB", (100, 100), "white")
+    sheet = np.asarray(contact_sheet([Row("", [Cell(white, "", (-40, -40, 140, 140))])], thumb=100))
+    rows, columns = np.nonzero((sheet == (255, 59, 48)).all(axis=2))
+    assert rows.max() - rows.min() == columns.max() - columns.min() == 99
+
+
+def test_long_captions_end_in_an_ellipsis_after_four_lines() -> None:
+    cup = Image.new("RGB", (100, 100))
+    heights = [contact_sheet([Row("", [Cell(cup, "cup " * 10 * n)])], thumb=100).height for n in (1, 5, 50)]
+    assert heights[0] < heights[1] == heights[2]
+
+
+@pytest.mark.parametrize("thumb", [48, 192, 512])
+def test_any_mode_any_shape_any_thumb(thumb: int) -> None:
+    cells = [Cell(Image.new(mode, size), "é ü ß 1:2") for mode in ("L", "RGBA", "P") for size in ((5, 900), (64, 64))]
+    sheet = contact_sheet([Row("row", cells)], thumb=thumb)
+    assert sheet.mode == "RGB"
+    assert sheet.width > 6 * thumb
+
+
+def test_an_empty_sheet_is_a_picture() -> None:
+    assert min(contact_sheet([]).size) > 0
+    assert min(contact_sheet([Row("alone", [])], "title").size) > 0
+
+
+def test_saved_as_png(tmp_path: Path, gallery: Gallery) -> None:
+    sheet = contact_sheet([Row("cup", [Cell(gallery("coffee"), "as it came")])], "One cup")
+    save_sheet(sheet, tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as saved:
+        assert saved.format == "PNG"
+        assert saved.tobytes() == sheet.tobytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
