@@ -51,6 +51,7 @@ setup(
             "pytest>=8.4",
             "pytest-xdist>=3.6",
             "ruff>=0.14",
+            "setuptools>=70",
             "types-PyYAML",
         ],
     },

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fastdb.errors import FastDBError
     from fastdb.inference.engine import Engine, Request
     from fastdb.sessions.session import Session
-    from fastdb.workflow import add_images, export, generate, list_sessions, new, show, stop, train
+    from fastdb.workflow import add_images, export, generate, list_sessions, new, open_or_new, show, stop, train
 
 __version__ = "0.1.0"
 
@@ -28,6 +28,7 @@ __all__ = [
     "generate",
     "list_sessions",
     "new",
+    "open_or_new",
     "show",
     "stop",
     "train",

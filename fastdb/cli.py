@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -197,7 +199,7 @@ def generate(
 
 
 def _settings(pairs: list[str] | None) -> dict[str, Any]:
-    """`unet.steps=800` pairs as a mapping; values are read as YAML, so lists and booleans can be given too."""
+    """`unet.steps=800` pairs as a mapping; numbers, booleans and lists are read as YAML, the rest is text as it is."""
     import yaml
 
     found: dict[str, Any] = {}
@@ -206,12 +208,16 @@ def _settings(pairs: list[str] | None) -> dict[str, Any]:
         if not equals:
             raise ConfigError("is no setting and value", where=repr(pair), fix="Write it as --set unet.steps=800.")
         try:
-            found[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            found[name.strip()] = value
+            read = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError):
+            read = value
+        found[name.strip()] = read if isinstance(read, bool | int | float | list) else value.strip()
     return found
 
 
 def main() -> None:
     """Run the command line."""
+    # What libraries tell developers while they load would stand around the lines a person is to read.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     app()

@@ -151,6 +151,8 @@ def _sentence(kind: type[Settings], fault: Mapping[str, Any]) -> str:
     if fault["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, known(kind), n=1, cutoff=0.5)
         return f"{name} is no setting" + (f" (did you mean {near[0]}?)" if near else "")
+    if fault["type"] == "missing":
+        return f"{name} is missing"
     reason = str(fault["msg"]).removeprefix("Value error, ")
     reason = reason.removeprefix("Input ")
     return f"{name or 'the whole'} is {fault['input']!r}, but {reason}"

@@ -14,6 +14,9 @@ from fastdb.errors import FastDBError
 def say(line: str = "") -> None:
     """Print one line, above a progress bar if one is showing."""
     bar = sys.modules.get("tqdm")
+    # A file name may hold what this terminal has no sign for; that is no reason to fail.
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    line = line.encode(encoding, "backslashreplace").decode(encoding)
     if bar is None:
         print(line, flush=True)
     else:
@@ -21,8 +24,8 @@ def say(line: str = "") -> None:
 
 
 def complain(line: str) -> None:
-    """Print one line to standard error."""
-    print(line, file=sys.stderr, flush=True)
+    """Print one line to standard error; what would break it into several becomes a space."""
+    print(" ".join(line.splitlines()), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -49,18 +52,27 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 @contextmanager
 def bar(task: str, unit: str = "it") -> Iterator[Callable[[int, int], None]]:
     """A progress bar with rate and ETA; call what it gives with (done, total)."""
-    from tqdm.auto import tqdm
-
-    shown = tqdm(desc=task, unit=unit, dynamic_ncols=True, total=0)
+    shown: list[Any] = []
 
     def update(done: int, total: int) -> None:
-        shown.total = total
-        shown.update(done - shown.n)
+        # Opened only now that the total is known: a widget keeps the total it began with.
+        if not shown:
+            shown.append(_tqdm(desc=task, unit=unit, total=total))
+        shown[0].update(done - shown[0].n)
 
     try:
         yield update
     finally:
-        shown.close()
+        for one in shown:
+            one.close()
+
+
+def _tqdm(**options: Any) -> Any:
+    """A bar of tqdm: a widget in a notebook, a line that moves in a terminal, a line now and then in a log file."""
+    from tqdm.auto import tqdm
+
+    live = sys.stderr.isatty() or "ipykernel" in sys.modules
+    return tqdm(dynamic_ncols=True, mininterval=0.1 if live else 10, **options)
 
 
 def size(count: int) -> str:
@@ -81,7 +93,17 @@ class TrainingView:
 
     def show(self, event: dict[str, Any]) -> None:
         """Show one event; a kind this version does not know is passed over."""
-        shower = getattr(self, f"_{event['event']}", None)
+        kinds: dict[str, Callable[[dict[str, Any]], None]] = {
+            "plan": self._plan,
+            "progress": self._progress,
+            "stage": self._stage,
+            "step": self._step,
+            "saved": self._saved,
+            "sample": self._sample,
+            "warning": self._warning,
+            "end": self._end,
+        }
+        shower = kinds.get(event["event"])
         if shower is not None:
             shower(event)
 
@@ -92,12 +114,10 @@ class TrainingView:
         self._bar, self._task = None, ""
 
     def _open(self, task: str, total: int, done: int = 0) -> Any:
-        from tqdm.auto import tqdm
-
         if self._task != task:
             self.close()
             self._task, self._smooth = task, None
-            self._bar = tqdm(desc=task, total=total, initial=done, dynamic_ncols=True)
+            self._bar = _tqdm(desc=task, total=total, initial=done)
         return self._bar
 
     def _plan(self, event: dict[str, Any]) -> None:

@@ -12,8 +12,8 @@
     ├── CheckpointError         a checkpoint is incomplete or damaged
     └── TrainingError           training cannot start or go on
 
-Raised low, shown once: `console.boundary` turns any of them into a line. Everything else is a bug
-and keeps its traceback.
+Raised low, shown once: `console.boundary` turns any of them into a line, and a notebook does the same.
+Everything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -46,6 +46,10 @@ class FastDBError(Exception):
         line = f"{where}: {what}" if where is not None else what
         super().__init__(f"{line}. {fix}" if fix else line)
         self.what, self.where, self.fix = what, where, fix
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows in place of a traceback (IPython asks for it, 7.34 to 9)."""
+        return [f"error: {self}"]
 
 
 class ConfigError(FastDBError):

@@ -6,13 +6,13 @@ Nothing here needs torch until a verb that does is called.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastdb import console
 from fastdb.config import Config
-from fastdb.errors import FastDBError, ImageError, SessionBusy, TrainingError
+from fastdb.errors import FastDBError, ImageError, SessionBusy, SessionNotFound, TrainingError
 from fastdb.sessions.record import BaseModelRecord, Subject
 from fastdb.sessions.session import Session, check_name
 
@@ -67,7 +67,31 @@ def open_session(session: SessionLike, root: str | Path | None = None) -> Sessio
     Raises:
         SessionError: there is none, or it cannot be opened.
     """
-    return session if isinstance(session, Session) else Session.open(session, root)
+    # A session that was opened a while ago is read again: the trainer has written into its history since.
+    return Session.open(session.path if isinstance(session, Session) else session, root)
+
+
+def open_or_new(
+    name: str,
+    base: str | Path,
+    *,
+    token: str = "",
+    class_word: str = "",
+    root: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Session:
+    """Open the session of this name, which keeps its own base model, subject and settings, or make it: see `new`.
+
+    Raises:
+        FastDBError: it cannot be opened, or cannot be made.
+    """
+    try:
+        session = open_session(name, root)
+    except SessionNotFound:
+        session = new(name, base, token=token, class_word=class_word, root=root, settings=settings)
+    else:
+        console.say("going on with a session that is there already, as it was made:")
+    return show(session)
 
 
 def list_sessions(root: str | Path | None = None) -> list[Session]:
@@ -147,7 +171,7 @@ def add_images(session: SessionLike, photos: Sequence[str | Path], root: str | P
         console.say(f"look at the crops: {sheet}")
     if intake.refused:
         for refused in intake.refused:
-            console.say(f"not added: {refused.reason}")
+            console.say(f"not added: {refused.source}: {refused.reason}")
         raise ImageError(
             f"{len(intake.refused)} of {len(found)} photos could not be used, {len(intake.added)} were added",
             where=session.name,
@@ -180,18 +204,20 @@ def train(
     from fastdb.training.preflight import preflight
 
     session = open_session(session, root)
+    config = session.config.changed(settings or {})
     running = process.find(session)
     if running is not None:
-        if settings or restart:
+        if config != session.config or restart:
             raise SessionBusy("is being trained already", where=session.name, fix="Stop that first: fastdb stop.")
         console.say(f"{session.name} is being trained already (process {running.pid}); following it")
     else:
-        if settings:
-            session = session.with_config(session.config.changed(settings))
+        # Looked at as it would be, so that a refusal leaves the session as it is.
+        preflight(replace(session, record=session.record.model_copy(update={"config": config})))
+        if config != session.config:
+            session = session.with_config(config)
         if restart:
             aside = checkpoints.set_all_aside(session.checkpoints)
             console.say(f"earlier checkpoints are kept in {aside}" if aside else "there were no checkpoints")
-        preflight(session)
         running = process.start(session)
     if not follow:
         console.say(f"{session.name} trains in process {running.pid}; follow it with: fastdb train {session.name}")
@@ -294,16 +320,28 @@ def generate(
     Raises:
         FastDBError: a value is out of bounds, or the model cannot be loaded.
     """
+    from fastdb.inference.samplers import DEFAULT, check_sampler
+    from fastdb.runtime.places import expanded
+    from fastdb.runtime.quiet import hush_libraries
+
+    # Before torch is loaded, which takes seconds.
+    check_sampler(request.get("sampler", DEFAULT))
+    if isinstance(source, Session) or not str(source).endswith((".safetensors", ".ckpt")):
+        source = open_session(source, root)
+    hush_libraries()
     from fastdb.inference.pictures import save_pictures
     from fastdb.inference.source import open_source
+    from fastdb.runtime.device import release_memory
 
     opened = open_source(source if isinstance(source, Session) else str(source), base, root)
     wanted = opened.request(prompt, **request)
-    folder = Path(output).expanduser().absolute() if output else opened.pictures
+    folder = expanded(output).absolute() if output else opened.pictures
     console.say(f"loading {opened.name}")
     engine = opened.load()
     with console.bar("generate", "step") as update:
         pictures = engine.generate(wanted, progress=update)
+    del engine
+    release_memory()
     paths = save_pictures(pictures, wanted, folder)
     for path in paths:
         console.say(str(path))
@@ -324,8 +362,9 @@ def pictures_of(paths: Sequence[Path]) -> list[Image]:
 
 def _found(photos: Sequence[str | Path]) -> list[Path]:
     from fastdb.images.photos import find_photos
+    from fastdb.runtime.places import expanded
 
-    return find_photos([Path(photo).expanduser() for photo in photos]) if photos else []
+    return find_photos([expanded(photo) for photo in photos]) if photos else []
 
 
 def _files(folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ Format: 8 bytes length, a JSON header, the data (github.com/huggingface/safetens
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,18 @@ from pathlib import Path
 
 import torch
 
-NAMES = {torch.float32: "F32", torch.float16: "F16", torch.int64: "I64"}
+NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +44,7 @@ class Entry:
 
 def write_safetensors(
     path: Path, entries: Sequence[Entry], tensors: Iterable[torch.Tensor], metadata: Mapping[str, str]
-) -> None:
+) -> str:
     """Write `tensors`, which must come in the order of `entries`; one of them is in memory at a time.
 
     Args:
@@ -40,6 +52,9 @@ def write_safetensors(
         entries: wider types before narrower ones, so that all data is aligned.
         tensors: exactly as announced by `entries`.
         metadata: text kept in the header.
+
+    Returns:
+        The SHA-256, in hex, of what was meant to be written: what is read back can be held against it.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
@@ -52,11 +67,24 @@ def write_safetensors(
         }
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little"))
-        file.write(text)
+
+        def put(data: bytes | memoryview) -> None:
+            digest.update(data)
+            file.write(data)
+
+        put(len(text).to_bytes(8, "little") + text)
         for entry, tensor in zip(entries, tensors, strict=True):
-            file.write(tensor_bytes(entry, tensor))
+            put(tensor_bytes(entry, tensor))
+    return digest.hexdigest()
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Write tensors from any device, one after the other through the CPU; returns what `write_safetensors` does."""
+    named = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    entries = [Entry(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in named]
+    return write_safetensors(path, entries, (tensor.detach().cpu() for _, tensor in named), {"format": "pt"})
 
 
 def tensor_bytes(entry: Entry, tensor: torch.Tensor) -> memoryview:

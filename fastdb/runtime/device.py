@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 
 import torch
@@ -58,3 +59,10 @@ def make_deterministic(device: Device) -> None:
     if device.kind == "cuda":
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
+
+
+def release_memory() -> None:
+    """Give back the GPU memory of models that nobody holds any more, for the trainer's process to use."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

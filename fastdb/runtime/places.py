@@ -10,11 +10,19 @@ DRIVES = (Path("/content/drive/MyDrive"), Path("/content/gdrive/MyDrive"))
 """Where Google Drive appears in Colab once it is mounted: Google's own notebooks, the classic notebook."""
 
 
+def expanded(path: Path | str) -> Path:
+    """A path with `~` replaced by the home folder; a name that only begins like one stays as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def sessions_root(root: Path | str | None = None) -> Path:
     """The folder that holds the sessions: as given, else `FASTDB_ROOT`, else Drive, else the home folder."""
     chosen = root or os.environ.get("FASTDB_ROOT")
     if chosen:
-        return Path(chosen).expanduser().absolute()
+        return expanded(chosen).absolute()
     home = next((drive for drive in DRIVES if drive.is_dir()), Path.home())
     return home / "Fast-Dreambooth" / "Sessions"
 
@@ -22,7 +30,7 @@ def sessions_root(root: Path | str | None = None) -> Path:
 def cache_folder() -> Path:
     """The folder on this machine for what can be made or fetched again: `FASTDB_CACHE`, else `~/.cache/fastdb`."""
     chosen = os.environ.get("FASTDB_CACHE")
-    return Path(chosen).expanduser().absolute() if chosen else Path.home() / ".cache" / "fastdb"
+    return expanded(chosen).absolute() if chosen else Path.home() / ".cache" / "fastdb"
 
 
 def work_folder(session: Path) -> Path:

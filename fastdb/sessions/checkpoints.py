@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdb.errors import CheckpointError
-from fastdb.storage.durable import explained, write_json
+from fastdb.storage.durable import explained, flush, write_json
 from fastdb.storage.manifest import MANIFEST, faults, write_manifest
 
 STATE = "state.json"
@@ -41,17 +41,19 @@ class Checkpoint:
         try:
             state: dict[str, Any] = json.loads((self.path / STATE).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"its state cannot be read ({error})", where=self.path) from error
+            raise CheckpointError(
+                f"its state cannot be read ({error})", where=self.path, fix="Run the same command again."
+            ) from error
         return state
 
 
 def save(
-    folder: Path, stage: str, step: int, state: dict[str, Any], write: Callable[[Path], None]
+    folder: Path, stage: str, step: int, state: dict[str, Any], write: Callable[[Path], dict[str, str]]
 ) -> tuple[Checkpoint, list[str]]:
-    """Publish a checkpoint below `folder`: `write` fills a hidden folder, its files are read back and
-    hashed into the manifest, and the folder gets its name last.
+    """Publish a checkpoint below `folder`: `write` fills a hidden folder and tells the SHA-256 of what it
+    wrote, its files are read back and hashed into the manifest, and the folder gets its name last.
 
-    Returns the checkpoint, and a line for each older thing that was set aside or could not be removed.
+    Returns the checkpoint, and a line for an older one of the same step that was set aside.
 
     Raises:
         StorageError: the disk is full, read-only, failing or gone; what was there before is untouched.
@@ -64,12 +66,13 @@ def save(
         _remove(hidden)
         hidden.mkdir()
         try:
-            write(hidden)
+            meant = write(hidden)
             write_json(hidden / STATE, state)
-            write_manifest(hidden)
+            write_manifest(hidden, meant)
             if final.exists():
                 said.append(_set_aside(final, "another of the same step took its place"))
             hidden.rename(final)
+            flush(folder)
         except BaseException:
             shutil.rmtree(hidden, ignore_errors=True)
             raise
@@ -97,21 +100,34 @@ def newest(folder: Path, stage: str) -> tuple[Checkpoint | None, list[str]]:
     return None, said
 
 
-def prune(folder: Path, stage: str) -> None:
-    """Remove checkpoints of a stage that have `KEEP` newer ones which verify on a fresh read; damaged ones stay."""
-    good = 0
+def prune(folder: Path, stage: str) -> list[str]:
+    """Remove checkpoints of a stage that have `KEEP` newer ones which verify on a fresh read; damaged ones stay.
+
+    Returns a line for each that could not be removed.
+    """
+    good, said = 0, []
     for checkpoint in reversed(complete(folder, stage)):
-        if good >= KEEP:
-            if not faults(checkpoint.path):
-                _remove(checkpoint.path)
-        elif not faults(checkpoint.path):
+        if faults(checkpoint.path):
+            continue
+        if good < KEEP:
             good += 1
+            continue
+        # Out of sight first: killed halfway, the rest is cleared away like any unfinished one.
+        going = folder / f"{_UNFINISHED}going-{checkpoint.path.name}"
+        try:
+            _remove(going)
+            checkpoint.path.rename(going)
+            _remove(going)
+        except OSError as error:
+            said.append(f"checkpoint {checkpoint.path.name} could not be removed: {error.strerror}")
+    return said
 
 
 def clear_unfinished(folder: Path) -> None:
     """Remove what a killed trainer was still writing. Only the one process that trains may call this."""
-    for path in folder.glob(f"{_UNFINISHED}*") if folder.is_dir() else ():
-        _remove(path)
+    with explained(folder):
+        for path in folder.glob(f"{_UNFINISHED}*") if folder.is_dir() else ():
+            _remove(path)
 
 
 def set_all_aside(folder: Path) -> Path | None:
@@ -122,7 +138,8 @@ def set_all_aside(folder: Path) -> Path | None:
     with explained(folder):
         aside = _free(folder)
         aside.mkdir()
-        for checkpoint in every:
+        # The latest stage first: cut off midway, what is left is an earlier state and not a mixed one.
+        for checkpoint in reversed(every):
             checkpoint.path.rename(aside / checkpoint.path.name)
     return aside
 

@@ -66,7 +66,7 @@ def read_record(folder: Path) -> Record:
         raise SessionError(
             "there is no session.yaml, so this is no session of fastdb", where=folder, fix="Choose another folder."
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         raise SessionError(
             "cannot be read as YAML" + (f" (line {line + 1})" if line is not None else ""),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,11 +14,15 @@ from pathlib import Path
 
 from fastdb.config import Config
 from fastdb.errors import FastDBError, SessionError, SessionExists, SessionNotFound
-from fastdb.runtime.places import sessions_root
+from fastdb.runtime.places import expanded, sessions_root
 from fastdb.sessions.record import BaseModelRecord, Record, Run, Subject, read_record, write_record
-from fastdb.storage.durable import explained
+from fastdb.storage.durable import explained, flush, make_folder
 
 NAME = re.compile(r"[^\W_][\w.-]{0,62}")
+
+_WINDOWS = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_LONGEST = 200
+"""Bytes of UTF-8, so that `<name>.safetensors` and what is put around it while writing fit into 255."""
 
 
 @dataclass(frozen=True)
@@ -46,26 +52,28 @@ class Session:
         check_name(name)
         folder = sessions_root(root)
         path = folder / name
-        if path.exists():
-            raise SessionExists(
-                "there is a session of this name already",
-                where=path,
-                fix=f"Go on with it (fastdb show {name}), or choose another name.",
-            )
+        if os.path.lexists(path):
+            raise _exists(path)
         record = Record(
             name=name, created=now(), base_model=base_model, subject=subject or Subject(), config=config or Config()
         )
+        make_folder(folder)
         with explained(path):
-            folder.mkdir(parents=True, exist_ok=True)
-            beside = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))
+            beside = folder / f".{name}.{uuid.uuid4().hex[:8]}"
+            beside.mkdir()
             try:
-                shutil.copytree(template(), beside, dirs_exist_ok=True, copy_function=shutil.copyfile)
+                _lay_out(beside)
                 write_record(beside, record)
-                beside.chmod(0o755)
                 beside.rename(path)
+            except OSError as error:
+                shutil.rmtree(beside, ignore_errors=True)
+                if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                    raise _exists(path) from error
+                raise
             except BaseException:
                 shutil.rmtree(beside, ignore_errors=True)
                 raise
+            flush(folder)
         return cls(path, record)
 
     @classmethod
@@ -75,18 +83,24 @@ class Session:
         Raises:
             SessionNotFound: there is none; the nearest name is told.
             SessionError, ConfigError: its `session.yaml` cannot be used.
+            StorageError: it may not be read.
         """
-        path = Path(name).expanduser()
-        if not (path.is_absolute() and path.is_dir()):
-            check_name(str(name))
-            path = sessions_root(root) / str(name)
-        if not path.is_dir():
-            raise _not_found(str(name), sessions_root(root))
+        path = expanded(name)
+        with explained(path):
+            if not (path.is_absolute() and path.is_dir()):
+                check_name(str(name))
+                path = sessions_root(root) / str(name)
+            if not path.is_dir():
+                raise _not_found(str(name), sessions_root(root))
         return cls(path, read_record(path))
 
     @classmethod
     def list(cls, root: Path | str | None = None) -> Iterator[Session | FastDBError]:
-        """Every session below `root` by name; one that cannot be opened comes as the reason why."""
+        """Every session below `root` by name; one that cannot be opened comes as the reason why.
+
+        Raises:
+            StorageError: the folder may not be read.
+        """
         for path in _folders(sessions_root(root)):
             try:
                 yield cls(path, read_record(path))
@@ -95,38 +109,47 @@ class Session:
 
     @property
     def name(self) -> str:
-        return self.record.name
+        """Its folder's name, by which it is opened; a folder that was copied or renamed is a session of its new name."""
+        return self.path.name
 
     @property
     def config(self) -> Config:
+        """Its settings."""
         return self.record.config
 
     @property
     def originals(self) -> Path:
+        """The photos as they came."""
         return self.path / "originals"
 
     @property
     def instance_images(self) -> Path:
+        """What training sees."""
         return self.path / "instance_images"
 
     @property
     def captions(self) -> Path:
+        """Text to go with an instance image, as `<stem>.txt`."""
         return self.path / "captions"
 
     @property
     def class_images(self) -> Path:
+        """Pictures of the class as the base model shows it."""
         return self.path / "class_images"
 
     @property
     def checkpoints(self) -> Path:
+        """What training goes on from."""
         return self.path / "checkpoints"
 
     @property
     def samples(self) -> Path:
+        """Pictures made on the way."""
         return self.path / "samples"
 
     @property
     def logs(self) -> Path:
+        """What its trainers said, a file for each run."""
         return self.path / "logs"
 
     @property
@@ -165,13 +188,19 @@ def check_name(name: str) -> None:
     Raises:
         SessionError: with a name near it that would do.
     """
-    if not NAME.fullmatch(name) or name.endswith("."):
+    if not _usable(name):
         plain = re.sub(r"[^\w-]+", "_", name).strip("_-")[:63]
         raise SessionError(
-            "cannot be the name of a session: letters, digits, _ - and . only, a letter or digit first, at most 63",
-            where=repr(name),
-            fix=f"{plain} would do." if plain else "Choose a name such as my_dog.",
+            "cannot be the name of a session: letters, digits, _ - and . only, a letter or digit first, at most 63, "
+            "and no name that Windows keeps for itself",
+            where=repr(name) if len(name) < 100 else f"{name[:60]!r}...",
+            fix=f"{plain} would do." if _usable(plain) else "Choose a name such as my_dog.",
         )
+
+
+def _usable(name: str) -> bool:
+    short = len(name.encode("utf-8", "replace")) <= _LONGEST
+    return bool(NAME.fullmatch(name)) and short and not name.endswith(".") and not _WINDOWS.fullmatch(name)
 
 
 def template() -> Path:
@@ -181,10 +210,30 @@ def template() -> Path:
     return installed if installed.is_dir() else package.parent / "sessions_template"
 
 
+def _lay_out(folder: Path) -> None:
+    """Copy the template's folders and files, and nothing of its permissions: it may be read-only where it is installed."""
+    source = template()
+    for path in sorted(source.rglob("*")):
+        target = folder / path.relative_to(source)
+        if path.is_dir():
+            target.mkdir()
+        else:
+            target.write_bytes(path.read_bytes())
+
+
 def _folders(root: Path) -> list[Path]:
-    if not root.is_dir():
-        return []
-    return sorted(path for path in root.iterdir() if not path.name.startswith(".") and path.is_dir())
+    with explained(root):
+        if not root.is_dir():
+            return []
+        return sorted(path for path in root.iterdir() if not path.name.startswith(".") and path.is_dir())
+
+
+def _exists(path: Path) -> SessionExists:
+    return SessionExists(
+        "there is a session of this name already",
+        where=path,
+        fix=f"Go on with it (fastdb show {path.name}), or choose another name.",
+    )
 
 
 def _not_found(name: str, root: Path) -> SessionNotFound:

@@ -15,18 +15,23 @@ from fastdb.errors import StorageError
 TEMPORARY = ".part"
 """Ending of a file that is being written; one that lies about is the rest of a dead process."""
 
+_UNFIT = (errno.ENAMETOOLONG, errno.EISDIR, errno.ELOOP, errno.EFBIG, errno.EBUSY)
+
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Turn the operating system's refusal to read or write `path` into one clear line.
 
+    That something is missing, or is there already, keeps its own exception: only the caller knows what it means.
+
     Raises:
-        StorageError: the disk is full, read-only, forbidden, failing or gone.
+        StorageError: the disk is full, read-only, forbidden, failing or gone, or cannot take such a name.
     """
     try:
         yield
     except OSError as error:
-        where = path if error.filename is None else error.filename
+        # A name of ours that is only there while we write would puzzle whoever reads it.
+        where = path if error.filename is None or str(error.filename).endswith(TEMPORARY) else error.filename
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError(
                 "the disk is full; what was there before is untouched",
@@ -39,13 +44,32 @@ def explained(path: Path) -> Iterator[None]:
                 where=where,
                 fix="Make the folder writable, or choose another with --root.",
             ) from error
-        if error.errno in (errno.EIO, errno.ENOTCONN, errno.ESTALE):
+        if error.errno in (errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT):
             raise StorageError(
                 f"the disk does not answer ({error.strerror})",
                 where=where,
                 fix="Mount it again and run the same command again.",
             ) from error
+        if error.errno in _UNFIT:
+            raise StorageError(
+                f"cannot be used ({error.strerror})", where=where, fix="Choose another name or folder."
+            ) from error
         raise
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, unless it is there.
+
+    Raises:
+        StorageError: it cannot be made, or something else has its name.
+    """
+    try:
+        with explained(path):
+            path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StorageError("is not a folder", where=error.filename, fix="Choose another folder.") from error
+    except FileNotFoundError as error:
+        raise StorageError("no folder can be made there", where=path, fix="Choose another folder.") from error
 
 
 @contextmanager
@@ -59,14 +83,21 @@ def writing(path: Path) -> Iterator[Path]:
         StorageError: the disk is full, read-only, forbidden, failing or gone.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
-    with explained(path):
-        try:
-            yield beside
-            flush(beside)
-            os.replace(beside, path)
-            flush(path.parent)
-        finally:
-            beside.unlink(missing_ok=True)
+    try:
+        with explained(path):
+            try:
+                yield beside
+                flush(beside)
+                os.replace(beside, path)
+                flush(path.parent)
+            finally:
+                beside.unlink(missing_ok=True)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if path.parent.is_dir():
+            raise
+        raise StorageError(
+            "there is no such folder, or no longer", where=path.parent, fix="Put it back, or choose another."
+        ) from error
 
 
 def flush(path: Path) -> None:

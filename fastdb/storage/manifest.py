@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
+from fastdb.errors import StorageError
 from fastdb.storage.durable import explained, write_json
 
 MANIFEST = "MANIFEST.json"
@@ -21,18 +23,27 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_manifest(folder: Path) -> None:
+def write_manifest(folder: Path, meant: Mapping[str, str] | None = None) -> None:
     """Read every file of `folder` back from the disk and write their sizes and hashes beside them.
 
+    `meant` maps file names to the SHA-256 of what should have been written.
+
     Raises:
-        StorageError: a file cannot be read, or the manifest not be written.
+        StorageError: a file cannot be read or differs from what was meant, or the manifest cannot be written.
     """
     with explained(folder):
         files = {
-            str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
             for path in sorted(folder.rglob("*"))
             if path.is_file() and path.name != MANIFEST
         }
+    for name, digest in (meant or {}).items():
+        if files.get(name, {}).get("sha256") != digest:
+            raise StorageError(
+                "what was read back is not what was written",
+                where=folder / name,
+                fix="Check the disk and run the same command again; earlier checkpoints are untouched.",
+            )
     write_json(folder / MANIFEST, {"format": FORMAT, "files": files})
 
 
@@ -46,7 +57,7 @@ def faults(folder: Path) -> list[str]:
         files = [(str(name), int(fact["bytes"]), str(fact["sha256"])) for name, fact in record["files"].items()]
     except FileNotFoundError:
         return ["it has no manifest, so it was never finished"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         return [f"its manifest cannot be read ({type(error).__name__})"]
     if record.get("format") != FORMAT:
         return [f"its manifest has format {record.get('format')!r}; this version knows {FORMAT}"]
@@ -61,6 +72,6 @@ def _fault(path: Path, size: int, digest: str) -> str:
             return f"{path.name} has changed since it was written"
     except FileNotFoundError:
         return f"{path.name} is missing"
-    except OSError as error:
-        return f"{path.name} cannot be read ({error.strerror})"
+    except (OSError, ValueError) as error:
+        return f"{path.name} cannot be read ({getattr(error, 'strerror', None) or error})"
     return ""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdb.errors import FastDBError, StorageError
+from fastdb.runtime.quiet import hush_libraries
 from fastdb.sessions.session import Session
 from fastdb.storage.durable import write_text
 from fastdb.training.events import EventLog
@@ -42,6 +43,7 @@ def _train(folder: Path, log: EventLog, stop: threading.Event) -> dict[str, Any]
     """One life of the trainer, and how it ended."""
     try:
         session = Session.open(folder)
+        hush_libraries()
         # Not at the top: a signal that comes while torch is loading must find its handler in place.
         from fastdb.training.trainer import Trainer
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from fastdb.config import CheckpointConfig
+from fastdb.models.safetensors_file import save_tensors
 from fastdb.sessions import checkpoints
 from fastdb.sessions.checkpoints import Checkpoint
 from fastdb.storage.durable import flush
@@ -57,11 +58,13 @@ class Saver:
             "recipe": self.recipe,
         }
 
-        def write(folder: Path) -> None:
+        def write(folder: Path) -> dict[str, str]:
             weights = accelerator.unwrap_model(stage.trained).state_dict()
+            meant = {}
             for name, content in ((f"{stage.name}.safetensors", weights), (OPTIMIZER, tensors)):
-                save_file({key: value.contiguous() for key, value in content.items()}, folder / name)
+                meant[name] = save_tensors(folder / name, content)
                 flush(folder / name)
+            return meant
 
         checkpoint, said = checkpoints.save(self.folder, stage.name, step, state, write)
         checkpoints.prune(self.folder, stage.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -63,21 +63,29 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The optimizer's state as named tensors `<parameter>.<name>` and plain numbers of the same naming."""
+    """The optimizer's state as named tensors `<parameter>/<name>` and plain numbers of the same naming.
+
+    bitsandbytes nests its quantized moments a level deeper: `<parameter>/<group>/<name>`.
+    """
     tensors: dict[str, torch.Tensor] = {}
     numbers: dict[str, Any] = {}
+
+    def sort(value: Any, key: str) -> None:
+        if isinstance(value, Mapping):
+            for name, inner in value.items():
+                sort(inner, f"{key}/{name}")
+        elif isinstance(value, torch.Tensor):
+            tensors[key] = value
+        else:
+            numbers[key] = value
+
     for parameter, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            key = f"{parameter}.{name}"
-            if isinstance(value, torch.Tensor):
-                tensors[key] = value
-            else:
-                numbers[key] = value
+        sort(state, str(parameter))
     return tensors, numbers
 
 
 def restore_state(
-    optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], numbers: dict[str, Any]
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Any]
 ) -> None:
     """Put back what `state_tensors` gave.
 
@@ -86,8 +94,11 @@ def restore_state(
     """
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors, **numbers}.items():
-        parameter, _, name = key.partition(".")
-        state.setdefault(int(parameter), {})[name] = value
+        parameter, *groups, name = key.split("/")
+        place = state.setdefault(int(parameter), {})
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[name] = value
     whole = optimizer.state_dict()
     count = sum(len(group["params"]) for group in whole["param_groups"])
     if state and set(state) != set(range(count)):

@@ -23,6 +23,14 @@ from fastdb.training.events import Event, follow_events
 from fastdb.training.lock import is_training
 
 _CURRENT = "current.json"
+_ENVIRONMENT = {
+    # What torch needs to multiply the same way twice on CUDA.
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    # Threads that spin while they wait cost a small model ten times its time once a core is shared.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "PYTHONUNBUFFERED": "1",
+}
+_children: list[subprocess.Popen[bytes]] = []
 
 
 @dataclass(frozen=True)
@@ -31,8 +39,8 @@ class Running:
 
     pid: int
     events: Path
-    started_here: bool
     alive: Callable[[], bool]
+    reap: Callable[[], int | None] = lambda: None
 
     def follow(self, skip: int = 0) -> Iterator[Event]:
         """What it says, from its first word to its last, less the first `skip` events.
@@ -45,10 +53,10 @@ class Running:
             last = event
             if number >= skip:
                 yield event
+        code = self.reap()
         if last is None or last["event"] != "end":
-            said = self._last_words()
             raise TrainingError(
-                "the trainer was killed" + (f" ({said})" if said else ""),
+                f"the trainer {self._death(code)}",
                 where=f"process {self.pid}",
                 fix="Run the same command again: it goes on from the last checkpoint.",
             )
@@ -58,10 +66,14 @@ class Running:
         if self.alive():
             os.kill(self.pid, signal.SIGTERM)
 
-    def _last_words(self) -> str:
+    def _death(self, code: int | None) -> str:
+        """How it ended without a word, as far as can be known."""
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name
+            return f"was killed by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
         log = self.events.with_suffix(".out")
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
-        return lines[-1][:200] if lines else ""
+        return f"ended without a word ({lines[-1][:200]})" if lines else "ended without a word"
 
 
 def start(session: Session) -> Running:
@@ -81,10 +93,12 @@ def start(session: Session) -> Running:
             stdout=output,
             stderr=output,
             start_new_session=True,
-            env={**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONUNBUFFERED": "1"},
+            env={**_ENVIRONMENT, **os.environ},
         )
     write_json(folder / _CURRENT, {"pid": process.pid, "events": str(events)})
-    return Running(process.pid, events, True, lambda: process.poll() is None)
+    # Kept, so that a caller who does not follow it may forget it while it runs.
+    _children.append(process)
+    return Running(process.pid, events, lambda: process.poll() is None, process.wait)
 
 
 def find(session: Session) -> Running | None:
@@ -93,4 +107,4 @@ def find(session: Session) -> Running | None:
     if not current.exists() or not is_training(session.path):
         return None
     told = json.loads(current.read_text(encoding="utf-8"))
-    return Running(told["pid"], Path(told["events"]), False, lambda: is_training(session.path))
+    return Running(told["pid"], Path(told["events"]), lambda: is_training(session.path))

@@ -1,0 +1,89 @@
+"""Generate `fast-DreamBooth.ipynb` from its plain source; with `--check`, only say whether they agree.
+
+A cell begins with `# %% name` (code) or `# %% [markdown] name` (its text as comments); the name is the cell's id.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+HERE = Path(__file__).resolve().parent
+SOURCE = HERE / "src" / "fast_DreamBooth.py"
+NOTEBOOK = HERE / "fast-DreamBooth.ipynb"
+
+_HEAD = re.compile(r"# %%(?P<markdown> \[markdown\])? (?P<name>[a-z][a-z0-9-]*)")
+
+
+def build(source: str) -> nbformat.NotebookNode:
+    """The notebook a source stands for.
+
+    Raises:
+        ValueError: a line that cannot be placed, with its number.
+    """
+    cells: list[nbformat.NotebookNode] = []
+    names: set[str] = set()
+    head: re.Match[str] | None = None
+    lines: list[str] = []
+    for number, line in enumerate([*source.splitlines(), None], start=1):
+        if line is not None and not line.startswith("# %%"):
+            lines.append(_text(line, number) if head and head["markdown"] else line)
+            continue
+        if head is not None:
+            cells.append(_cell(head, "\n".join(lines).strip("\n")))
+        if line is None:
+            break
+        head, lines = _HEAD.fullmatch(line), []
+        if head is None or head["name"] in names:
+            raise ValueError(
+                f"line {number}: {line!r} is no `# %% name` or `# %% [markdown] name` with a name of its own"
+            )
+        names.add(head["name"])
+    metadata = {
+        "accelerator": "GPU",
+        "colab": {"provenance": []},
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    notebook = new_notebook(cells=cells, metadata=metadata)
+    nbformat.validate(notebook)
+    return notebook
+
+
+def rendered() -> str:
+    """The text of the notebook's file as the source would have it."""
+    return nbformat.writes(build(SOURCE.read_text(encoding="utf-8"))) + "\n"
+
+
+def main(arguments: list[str]) -> None:
+    """Write the notebook, or check it."""
+    text = rendered()
+    if arguments == ["--check"]:
+        if not NOTEBOOK.exists() or NOTEBOOK.read_text(encoding="utf-8") != text:
+            sys.exit(f"{NOTEBOOK.name} is not what src/{SOURCE.name} says: run python notebooks/build.py")
+    elif arguments:
+        sys.exit("usage: python notebooks/build.py [--check]")
+    else:
+        NOTEBOOK.write_text(text, encoding="utf-8")
+
+
+def _cell(head: re.Match[str], text: str) -> nbformat.NotebookNode:
+    if head["markdown"]:
+        return new_markdown_cell(text, id=head["name"])
+    form = {"cellView": "form"} if text.startswith("# @title") else {}
+    return new_code_cell(text, id=head["name"], metadata=form)
+
+
+def _text(line: str, number: int) -> str:
+    """A line of a markdown cell without its comment sign."""
+    if line and line != "#" and not line.startswith("# "):
+        raise ValueError(f"line {number}: {line!r} is in a markdown cell and no comment")
+    return line[2:]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

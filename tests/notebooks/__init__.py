@@ -1,0 +1,1 @@
+"""The notebook: its source, its limits, and real runs of it."""

@@ -1,0 +1,169 @@
+"""The notebook as people meet it: a real Jupyter kernel, real photos, the small stand-in model, a folder as Drive."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("ipykernel")
+
+from nbclient.exceptions import CellExecutionError, DeadKernelError  # noqa: E402
+
+from fastdb.errors import SessionError  # noqa: E402
+from fastdb.sessions.session import Session, check_name  # noqa: E402
+from fastdb.training.events import read_events  # noqa: E402
+from fastdb.training.process import find  # noqa: E402
+from tests.notebooks.kernel import fill, kernel, opened, pictures, text  # noqa: E402
+
+QUICK = {
+    "session_name": "pet",
+    "resolution": 64,
+    "text_encoder_steps": 4,
+    "unet_steps": 6,
+    "sample_every": 3,
+    "count": 2,
+    "steps": 2,
+}
+
+
+def test_the_first_hour_and_the_next_evening(home, photos):
+    notebook = opened(**QUICK, folder=str(photos))
+    with kernel(notebook, home) as first:
+        first.run()
+    cells = {cell.id: cell for cell in notebook.cells}
+    session = Session.open("pet")
+    assert [run.outcome for run in session.record.runs] == ["finished"]
+    assert stems(session.instance_images) == ["astronaut", "cat", "coffee"]
+    assert stems(session.samples) == [
+        "text_encoder-000003-1",
+        "text_encoder-000004-1",
+        "unet-000003-1",
+        "unet-000006-1",
+    ]
+    assert {"text_encoder-000004", "unet-000006"} <= {path.name for path in session.checkpoints.iterdir()}
+    assert (session.path / "pet.safetensors").stat().st_size > 1e6
+    assert (session.path / "pet.ckpt").stat().st_size > 1e6
+    assert stems(session.path / "generated") == ["0001-seed0", "0002-seed1"]
+    assert {name: len(pictures(cell)) for name, cell in cells.items() if cell.cell_type == "code"} == {
+        **dict.fromkeys(("set-up", "drive", "session", "train", "export", "finish"), 0),
+        **dict.fromkeys(("images", "samples", "generate"), 1),
+    }
+    assert "no Google Drive here: sessions stay on this machine" in text(cells["drive"])
+    assert "pet (unet step 6)" in text(cells["generate"]), "the pictures come from all that was trained"
+
+    # Another kernel, as after a restart or on another day; and every cell twice.
+    before = contents(session)
+    with kernel(notebook, home) as second:
+        second.run("set-up", "drive")
+        assert "1 sessions in" in text(cells["drive"])
+        second.run("session", "session")
+        assert "going on with a session that is there already" in text(cells["session"])
+        assert "text_encoder 4/4, unet 6/6" in text(cells["session"])
+        assert "'finished'" in text(second.run("train", "train"))
+        assert "unet stage: done, 6 steps" in text(cells["train"])
+        second.run("images", "images", "samples", "samples", "finish", "finish")
+    after = contents(session)
+    changed = {name for name in before | after if before.get(name) != after.get(name)}
+    assert {name for name in changed if not name.startswith("logs/")} == set()
+    assert [run.outcome for run in Session.open("pet").record.runs] == ["finished"]
+
+
+def test_a_training_outlives_its_kernel_and_the_stop_button_saves(home, photos):
+    """The kernel dies in mid-run and the trainer does not; the same cells follow it again. Then the person stops
+    it, and the same cell once more goes on from there."""
+    notebook = opened(
+        **{**QUICK, "text_encoder_steps": 0, "unet_steps": 100_000, "sample_every": 0}, folder=str(photos)
+    )
+    train = next(cell for cell in notebook.cells if cell.id == "train")
+    with kernel(notebook, home) as first:
+        first.run("set-up", "drive", "session", "images")
+        with Doing(first.kill, once=lambda: steps(home) >= 3), pytest.raises(DeadKernelError):
+            first.run("train")
+    session = Session.open("pet")
+    trainer = find(session)
+    try:
+        assert trainer is not None, "the trainer went with the kernel"
+        with kernel(notebook, home) as second:
+            second.run("set-up", "drive", "session", "images")
+            with Doing(second.interrupt, once=lambda: "following it" in text(train) and steps(home) >= 6):
+                second.run("train")
+            assert f"is being trained already (process {trainer.pid})" in text(train)
+            assert "'stopped'" in text(train)
+            stopped = stop_of(session)
+            assert stopped >= 6
+            with Doing(second.interrupt, once=lambda: steps(home) > stopped):
+                second.run("train")
+            assert f"going on after step {stopped}" in text(train)
+            assert stop_of(session) > stopped
+    finally:
+        if trainer is not None:
+            trainer.stop()
+    assert [run.outcome for run in Session.open("pet").record.runs] == ["stopped", "stopped"]
+
+
+def test_a_fault_of_the_person_is_one_line_and_a_bug_is_not(home):
+    notebook = opened(session_name="my pet")
+    cells = {cell.id: cell for cell in notebook.cells}
+    with pytest.raises(SessionError) as expected:
+        check_name("my pet")
+    with kernel(notebook, home) as running:
+        running.run("set-up")
+        with pytest.raises(CellExecutionError):
+            running.run("session")
+        assert [output.get("traceback") for output in cells["session"].outputs] == [[f"error: {expected.value}"]]
+        with pytest.raises(CellExecutionError):
+            running.run("samples")
+        assert len(text(cells["samples"]).splitlines()) > 3, "a NameError keeps its traceback"
+
+
+def test_a_form_field_that_is_not_there_is_an_error():
+    with pytest.raises(LookupError, match="0 cells have a form field 'unet_step'"):
+        fill(opened(), "unet_step", 3)
+
+
+class Doing:
+    """Do something in the background once a condition holds."""
+
+    def __init__(self, act: Callable[[], None], once: Callable[[], bool]) -> None:
+        self._thread = threading.Thread(target=self._wait, args=(act, once), daemon=True)
+        self._over = threading.Event()
+
+    def _wait(self, act: Callable[[], None], once: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 240
+        while not self._over.is_set() and time.monotonic() < deadline:
+            if once():
+                act()
+                return
+            time.sleep(0.1)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def steps(home) -> int:
+    """The step the newest trainer is at."""
+    logs = sorted(home.glob("cache/work/*/run-*.jsonl"))
+    return max((event["step"] for event in read_events(logs[-1]) if event["event"] == "step"), default=0) if logs else 0
+
+
+def stop_of(session) -> int:
+    """The step of the newest checkpoint of the UNet."""
+    return max(int(path.name.split("-")[1]) for path in session.checkpoints.glob("unet-*"))
+
+
+def stems(folder) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.png"))
+
+
+def contents(session) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(session.path)): path.read_bytes() for path in session.path.rglob("*") if path.is_file()
+    }

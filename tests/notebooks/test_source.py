@@ -1,0 +1,224 @@
+"""The notebook is what its source says, and stays a row of forms."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib.util
+import inspect
+import json
+import re
+import subprocess
+import sys
+import typing
+from types import ModuleType
+
+import nbformat
+import pytest
+
+import fastdb
+import fastdb.notebook
+from fastdb import workflow
+from fastdb.config import Config
+from tests.notebooks.kernel import FIELD, NOTEBOOK, REPOSITORY
+
+BUILD = REPOSITORY / "notebooks" / "build.py"
+CODE = [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
+each_cell = pytest.mark.parametrize("cell", CODE, ids=[cell.id for cell in CODE])
+
+
+@pytest.fixture
+def build() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("build", BUILD)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_notebook_is_what_its_source_says(build):
+    assert NOTEBOOK.read_text(encoding="utf-8") == build.rendered()
+
+
+def test_check_tells_when_they_differ(tmp_path):
+    (tmp_path / "src").mkdir()
+    for name in ("build.py", "src/fast_DreamBooth.py", "fast-DreamBooth.ipynb"):
+        (tmp_path / name).write_bytes((REPOSITORY / "notebooks" / name).read_bytes())
+
+    def check(*arguments):
+        done = subprocess.run([sys.executable, tmp_path / "build.py", *arguments], capture_output=True, text=True)
+        return done.returncode, done.stderr.count("\n"), done.stderr
+
+    assert check("--check") == (0, 0, "")
+    source = tmp_path / "src" / "fast_DreamBooth.py"
+    source.write_text(source.read_text(encoding="utf-8").replace("# ## 5 · Train", "# ## 5 · Teach"), encoding="utf-8")
+    code, lines, said = check("--check")
+    assert (code, lines) == (1, 1)
+    assert "run python notebooks/build.py" in said
+    assert check()[0] == 0
+    assert check("--check")[0] == 0
+    assert "5 · Teach" in (tmp_path / "fast-DreamBooth.ipynb").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ("# %% Bad Name\n", 1),
+        ("# %% one\nx = 1\n# %% one\n", 3),
+        ("# %% [raw] one\n", 1),
+        ("# %% [markdown] one\n# text\nx = 1\n", 3),
+    ],
+)
+def test_a_source_that_cannot_be_placed_names_the_line(build, source, line):
+    with pytest.raises(ValueError, match=rf"^line {line}: "):
+        build.build(source)
+
+
+def test_cells_keep_their_order_text_and_names(build):
+    made = build.build(
+        '"""Not a cell."""\n\n# %% [markdown] hello\n# # Hi\n#\n# there\n\n# %% one\n# @title One\nx = 1\n'
+    )
+    assert [(cell.id, cell.cell_type, cell.source) for cell in made.cells] == [
+        ("hello", "markdown", "# Hi\n\nthere"),
+        ("one", "code", "# @title One\nx = 1"),
+    ]
+    assert made.cells[1].metadata == {"cellView": "form"}
+
+
+def test_metadata_is_what_colab_and_jupyter_read():
+    plain = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    assert plain["metadata"]["accelerator"] == "GPU"
+    assert plain["metadata"]["kernelspec"]["name"] == "python3"
+    assert (plain["nbformat"], plain["nbformat_minor"]) == (4, 5)
+
+
+def test_there_are_few_cells():
+    assert [cell.id for cell in CODE] == [
+        "set-up",
+        "drive",
+        "session",
+        "images",
+        "train",
+        "samples",
+        "export",
+        "generate",
+        "finish",
+    ]
+    assert len(CODE) <= 10
+
+
+@each_cell
+def test_a_cell_is_short_and_stores_nothing(cell):
+    assert len(cell.source.splitlines()) <= 15
+    assert cell.source.startswith("# @title ")
+    assert cell.metadata == {"cellView": "form"}
+    assert cell.outputs == []
+    assert cell.execution_count is None
+
+
+@each_cell
+def test_a_cell_defines_nothing_and_needs_nothing_but_the_session(cell):
+    tree = ast.parse(cell.source)
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.For, ast.While, ast.Try)
+    assert [node for node in ast.walk(tree) if isinstance(node, kinds)] == []
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    own = {name.id for name in names if isinstance(name.ctx, ast.Store)}
+    own |= {alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    read = {name.id for name in names if isinstance(name.ctx, ast.Load)}
+    assert read - own - set(dir(builtins)) <= {"session", "fastdb"}
+    assert ("session" in own) == (cell.id == "session")
+
+
+@each_cell
+def test_a_cell_is_one_call_into_the_package(cell):
+    calls = [
+        ast.unparse(node.func)
+        for statement in ast.parse(cell.source).body
+        for node in [getattr(statement, "value", None)]
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("fastdb.")
+    ]
+    assert len(calls) == 1
+    name = calls[0].removeprefix("fastdb.")
+    inside = name.removeprefix("notebook.")
+    assert hasattr(fastdb.notebook, inside) if name != inside else name in fastdb.__all__
+    assert ast.unparse(ast.parse(cell.source).body[-1]).endswith(")"), "the call comes last, so that it shows"
+
+
+def test_forms_are_what_colab_can_fill_in():
+    fields = {found["name"]: found for cell in CODE for found in FIELD.finditer(cell.source)}
+    lines = [line for cell in CODE for line in cell.source.splitlines() if "@param" in line]
+    assert len(lines) == len(fields) == 24, "each name once, each on a line of its own"
+    for line in lines:
+        value, _, options = re.fullmatch(r"\w+ = (.+?)  # (@param) (.+)", line).groups()
+        value = ast.literal_eval(value)
+        if options.startswith("["):
+            assert value in ast.literal_eval(options)
+        else:
+            kind = re.match(r'\{type:"(\w+)"', options)[1]
+            assert isinstance(value, {"string": str, "boolean": bool, "number": float}.get(kind, int))
+
+
+def test_the_forms_begin_as_the_settings_do():
+    """Two lists of defaults would drift apart."""
+    values = {found["name"]: ast.literal_eval(found["value"]) for c in CODE for found in FIELD.finditer(c.source)}
+    config = Config()
+    assert values["resolution"] == config.resolution
+    assert (values["text_encoder_steps"], values["text_encoder_rate"]) == tuple(dict(config.text_encoder).values())
+    assert (values["unet_steps"], values["unet_rate"]) == tuple(dict(config.unet).values())
+    assert values["class_images"] == config.prior.class_images
+
+
+def test_every_choice_is_one_the_package_knows():
+    source = {cell.id: cell.source for cell in CODE}
+
+    def choices(cell, field):
+        return ast.literal_eval(re.search(rf"(?m)^{field} = .*@param (\[.*\])$", source[cell])[1])
+
+    assert choices("finish", "act") == list(typing.get_args(fastdb.notebook.Ending))
+    precision = typing.get_type_hints(workflow.export)["precision"]
+    assert choices("export", "precision") == list(typing.get_args(precision))
+    default = inspect.signature(workflow.export).parameters["formats"].default
+    assert [choice.split(" and ") for choice in choices("export", "formats")] == [
+        list(default),
+        *[[f] for f in default],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted"),
+    [
+        ("git+https://example.org/me/fastdb.git", "fastdb[gpu] @ git+https://example.org/me/fastdb.git"),
+        ("/content/fastdb", "/content/fastdb[gpu]"),
+        ("fastdb-0.1.0-py3-none-any.whl", "fastdb-0.1.0-py3-none-any.whl[gpu]"),
+    ],
+)
+def test_set_up_installs_what_the_form_names(monkeypatch, source, wanted):
+    commands = _set_up(monkeypatch, source)
+    assert commands == [[sys.executable, "-m", "pip", "install", "--quiet", wanted]]
+
+
+def test_set_up_never_takes_the_stranger_of_the_same_name(monkeypatch):
+    """`fastdb` on the package index is another project: with nothing named, nothing is installed."""
+    with pytest.raises(SystemExit, match="fastdb is not installed: say in `source` where it is"):
+        _set_up(monkeypatch, "")
+
+
+def test_set_up_says_when_pip_failed(monkeypatch):
+    with pytest.raises(SystemExit, match="fastdb is not installed"):
+        _set_up(monkeypatch, "/nowhere", returncode=1)
+
+
+def _set_up(monkeypatch, source, returncode=0):
+    """Run the first cell as if fastdb were missing; returns the commands it ran."""
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, returncode)
+
+    code = CODE[0].source.replace('source = ""', f"source = {source!r}")
+    with monkeypatch.context() as patched:
+        patched.setattr(importlib.util, "find_spec", lambda name: None)
+        patched.setattr(subprocess, "run", run)
+        patched.setattr(fastdb.notebook, "begin", lambda: None)
+        exec(compile(code, "set-up", "exec"), {})
+    return commands

@@ -1,0 +1,202 @@
+"""What may be set: all faults at once, the nearest name, the bound; and files that come back as they were."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from fastdb.config import Config, TextEncoderConfig, build, flat, known
+from fastdb.errors import ConfigError
+
+
+def refused(**changes: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        Config().changed({name.replace("__", "."): value for name, value in changes.items()})
+    line = str(caught.value)
+    assert line.endswith(". Correct this and run the same command again.")
+    assert line.isprintable()
+    return line
+
+
+def test_the_defaults_are_the_classic_recipe() -> None:
+    config = Config()
+    assert (config.text_encoder.steps, config.text_encoder.learning_rate) == (350, 1e-6)
+    assert (config.unet.steps, config.unet.learning_rate) == (1500, 2e-6)
+    assert (config.batch_size, config.resolution, config.optimizer.weight_decay) == (1, 512, 0.01)
+    assert (config.optimizer.max_grad_norm, config.prior.class_images) == (1.0, 0)
+
+
+def test_all_faults_come_together() -> None:
+    line = refused(resolution=500, unet__steps=-1, prior__weight="much", unet__stpes=3, precision="fp64")
+    for part in (
+        "resolution is 500, but must be a multiple of 64: 448 or 512 is next to it",
+        "unet.steps is -1, but should be greater than or equal to 0",
+        "prior.weight is 'much', but should be a valid number",
+        "unet.stpes is no setting (did you mean unet.steps?)",
+        "precision is 'fp64', but should be 'auto', 'fp32', 'fp16' or 'bf16'",
+    ):
+        assert part in line
+    assert line.count("; ") == 4
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [
+        ("unet.step", "unet.steps"),
+        ("unet.learning-rate", "unet.learning_rate"),
+        ("textencoder.steps", "text_encoder.steps"),
+        ("text_encoder.lr_rate", "text_encoder.learning_rate"),
+        ("resolutoin", "resolution"),
+        ("resolution.x", "resolution"),
+        ("Batch_Size", "batch_size"),
+        ("unet.steps.x", "unet.steps"),
+    ],
+)
+def test_an_unknown_one_is_told_the_nearest(wrong: str, near: str) -> None:
+    assert f"(did you mean {near}?)" in refused(**{wrong: 1})
+
+
+def test_one_like_no_other_is_just_unknown() -> None:
+    assert refused(zzzzqqq=1).startswith("zzzzqqq is no setting. ")
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most", "below", "above"),
+    [
+        ("resolution", 64, 2048, 0, 2112),
+        ("batch_size", 1, 256, 0, 257),
+        ("gradient_accumulation", 1, 1024, 0, 1025),
+        ("seed", 0, 2**63 - 1, -1, 2**63),
+        ("samples.seed", 0, 2**63 - 1, -1, 2**63),
+        ("text_encoder.steps", 0, 100_000, -1, 100_001),
+        ("unet.steps", 0, 100_000, -1, 100_001),
+        ("unet.learning_rate", 1e-12, 0.1, 0, 0.11),
+        ("text_encoder.learning_rate", 1e-12, 0.1, 0, 0.11),
+        ("prior.class_images", 0, 10_000, -1, 10_001),
+        ("prior.weight", 0, 10, -0.1, 10.1),
+        ("optimizer.weight_decay", 0, 1, -0.1, 1.1),
+        ("optimizer.max_grad_norm", 1e-9, 1000, 0, 1001),
+        ("checkpoints.every_steps", 1, 100_000, 0, 100_001),
+        ("checkpoints.every_minutes", 0.1, 1440, 0, 1441),
+        ("samples.every_steps", 0, 100_000, -1, 100_001),
+        ("samples.steps", 1, 1000, 0, 1001),
+        ("samples.guidance", 0, 50, -1, 51),
+    ],
+)
+def test_bounds_hold_on_both_sides(name: str, least: float, most: float, below: float, above: float) -> None:
+    for good in (least, most):
+        assert dict(flat(Config().changed({name: good}).model_dump()))[name] == good
+    for bad in (below, above, float("nan"), float("inf"), float("-inf"), None, "x", [1]):
+        assert f"{name} is " in refused(**{name: bad})
+
+
+def test_every_number_has_a_test_of_its_bounds() -> None:
+    marks = test_bounds_hold_on_both_sides.pytestmark  # type: ignore[attr-defined]
+    tested = {case[0] for case in marks[0].args[1]}
+    numbers = {
+        name
+        for name, value in flat(Config().model_dump())
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    assert tested == numbers
+
+
+@pytest.mark.parametrize("value", [64, 128, 448, 512, 576, 768, 1024, 2048])
+def test_multiples_of_64_are_taken(value: int) -> None:
+    assert Config(resolution=value).resolution == value
+
+
+@pytest.mark.parametrize(("value", "near"), [(65, "64 or 128"), (500, "448 or 512"), (513, "512 or 576"), (2000, "1984 or 2048")])
+def test_others_are_told_what_is_next_to_them(value: int, near: str) -> None:
+    assert f"resolution is {value}, but must be a multiple of 64: {near} is next to it" in refused(resolution=value)
+
+
+def test_it_is_frozen_and_changed_gives_another() -> None:
+    config = Config()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 3
+    with pytest.raises(ValidationError, match="frozen"):
+        config.unet.steps = 3
+    other = config.changed({"unet.steps": 200, "samples.prompts": ["a", "b"], "seed": 5})
+    assert (other.unet.steps, other.samples.prompts, other.seed) == (200, ("a", "b"), 5)
+    assert config == Config()
+    assert config.differences(other) == ["seed 0 -> 5", "unet.steps 1500 -> 200", "samples.prompts () -> ('a', 'b')"]
+    assert config.changed({}) == config
+
+
+def test_a_group_is_no_setting() -> None:
+    assert "unet is 5, but should be a valid dictionary" in refused(unet=5)
+    assert Config().changed({"unet": {"steps": 5}}).unet.steps == 5
+
+
+def test_what_is_missing_is_said_without_the_rest() -> None:
+    from fastdb.sessions.record import BaseModelRecord
+
+    with pytest.raises(ConfigError, match=r"^file: fingerprint is missing\. "):
+        build(BaseModelRecord, {"folder": "x" * 1000}, where="file")
+    with pytest.raises(ConfigError, match=r"^the whole is 7, but "):
+        build(Config, 7)
+
+
+def test_it_comes_back_from_yaml_as_it_was() -> None:
+    config = Config().changed(
+        {
+            "text_encoder.learning_rate": 1e-06,
+            "unet.learning_rate": 3.3333333333333335e-07,
+            "optimizer.weight_decay": 0,
+            "seed": 2**63 - 1,
+            "samples.prompts": ["no", "1e5", "\N{DOG FACE} \\ ' \"", ""],
+            "captions.instance_prompt": "a: b # c",
+        }
+    )
+    text = yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True)
+    assert build(Config, yaml.safe_load(text)) == config
+
+
+@pytest.mark.parametrize("typed", ["2e-6", "2.0e-6", "2E-6", "0.000002", "'2e-6'", "2e-06"])
+def test_a_rate_as_people_type_it_is_taken(typed: str) -> None:
+    data = yaml.safe_load(f"learning_rate: {typed}")
+    assert build(TextEncoderConfig, data).learning_rate == 2e-6
+
+
+def test_the_settings_a_person_meets_are_these() -> None:
+    """Each one is a question put to everybody. Add one here only after looking for another to remove."""
+    assert known(Config) == [
+        "resolution",
+        "seed",
+        "batch_size",
+        "gradient_accumulation",
+        "precision",
+        "gradient_checkpointing",
+        "text_encoder.steps",
+        "text_encoder.learning_rate",
+        "unet.steps",
+        "unet.learning_rate",
+        "prior.class_images",
+        "prior.prompt",
+        "prior.weight",
+        "captions.instance_prompt",
+        "captions.caption_files",
+        "optimizer.name",
+        "optimizer.weight_decay",
+        "optimizer.max_grad_norm",
+        "checkpoints.every_steps",
+        "checkpoints.every_minutes",
+        "samples.every_steps",
+        "samples.prompts",
+        "samples.seed",
+        "samples.steps",
+        "samples.guidance",
+    ]
+    assert known(Config) == [name for name, _ in flat(Config().model_dump())]
+
+
+def test_every_setting_has_its_sentence() -> None:
+    groups = [Config, *(type(value) for value in dict(Config()).values() if hasattr(value, "model_dump"))]
+    assert len(groups) == 8
+    for group in groups:
+        assert group.__doc__
+        for name, field in group.model_fields.items():
+            if not hasattr(field.default, "model_dump"):
+                assert (field.description or "").endswith("."), f"{group.__name__}.{name}"

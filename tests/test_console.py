@@ -1,0 +1,150 @@
+"""The only room that prints."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastdb import console
+from fastdb.errors import ImageError
+
+
+def test_a_fault_becomes_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, console.boundary():
+        raise ImageError("is damaged", where=Path("two\nlines.jpg"), fix="Copy it\r\nagain.")
+    assert ended.value.code == 2
+    assert capsys.readouterr() == ("", "error: two lines.jpg: is damaged. Copy it again.\n")
+
+
+def test_an_interruption_is_said_and_130(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, console.boundary():
+        raise KeyboardInterrupt
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "stopped by you\n"
+
+
+def test_a_bug_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ZeroDivisionError), console.boundary():
+        _ = 1 / 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_nothing_wrong_nothing_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.boundary():
+        console.say("fine")
+    assert capsys.readouterr() == ("fine\n", "")
+
+
+def test_tables_are_aligned_and_never_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    console.table(("name", "training"), [("dog", "unet 4/4"), ("a" * 100, "none"), ("", "")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "name" + " " * 98 + "training"
+    assert lines[1] == "dog" + " " * 99 + "unet 4/4"
+    assert lines[2] == "a" * 100 + "  none"
+    assert lines[3] == ""
+    console.table(("name", "training"), [])
+    assert capsys.readouterr().out == "name  training\n"
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.0 kB"),
+        (99_949, "99.9 kB"),
+        (100_000, "100 kB"),
+        (7_513_478, "7.5 MB"),
+        (217_000_000, "217 MB"),
+        (3_438_000_000, "3.4 GB"),
+        (12_000_000_000_000, "12000 GB"),
+    ],
+)
+def test_sizes_are_for_people(count: int, said: str) -> None:
+    assert console.size(count) == said
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("tqdm", [False, True])
+def test_a_sign_the_terminal_lacks_is_no_reason_to_fail(encoding: str, tqdm: bool) -> None:
+    script = "import fastdb.console as c\n" + "import tqdm\n" * tqdm + r"c.say('caf\u00e9 \u72ac \udcff')"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        check=False,
+        env={"PYTHONIOENCODING": encoding, "PATH": "/usr/bin:/bin"},
+        cwd=Path(__file__).resolve().parents[1],
+    )
+    assert done.stderr == b""
+    expected = "café 犬 \udcff\n".encode(encoding, "backslashreplace")
+    assert done.stdout.replace(b"\r\n", b"\n") == expected
+
+
+RECORDED: list[dict[str, Any]] = [
+    {"event": "plan", "lines": ["text_encoder stage: 2 steps", "images: 3 at 64 px"], "begins": "x", "stages": {}},
+    {"event": "progress", "task": "latents", "done": 1, "total": 2},
+    {"event": "progress", "task": "latents", "done": 2, "total": 2},
+    {"event": "stage", "stage": "text_encoder", "step": 0, "steps": 2},
+    {"event": "step", "stage": "text_encoder", "step": 1, "steps": 2, "loss": 1.0, "learning_rate": 1e-6},
+    {"event": "step", "stage": "text_encoder", "step": 2, "steps": 2, "loss": 3.0, "learning_rate": 5e-7},
+    {"event": "saved", "stage": "text_encoder", "step": 2, "path": "/s/text_encoder-000002", "seconds": 0.25},
+    {"event": "stage", "stage": "unet", "step": 5, "steps": 7},
+    {"event": "warning", "message": "the weather is bad"},
+    {"event": "step", "stage": "unet", "step": 6, "steps": 7, "loss": 0.5, "learning_rate": 2e-6},
+    {"event": "sample", "stage": "unet", "step": 6, "path": "/s/samples/unet-000006-1.png"},
+    {"event": "step", "stage": "unet", "step": 7, "steps": 7, "loss": 0.5, "learning_rate": 1e-6},
+    {"event": "end", "outcome": "finished"},
+]
+
+
+def test_a_training_is_shown_from_its_events(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tqdm")
+    view = console.TrainingView()
+    for event in RECORDED:
+        view.show(event)
+    told = capsys.readouterr()
+    assert told.out.splitlines() == [
+        "text_encoder stage: 2 steps",
+        "images: 3 at 64 px",
+        "saved text_encoder-000002 in 0.2 s, read back and hashed",
+        "warning: the weather is bad",
+        "sample /s/samples/unet-000006-1.png",
+    ]
+    bars = [part.strip() for part in told.err.replace("\n", "\r").split("\r") if part.strip()]
+    last = {name: [bar for bar in bars if bar.startswith(f"{name}:")][-1] for name in ("latents", "text_encoder", "unet")}
+    assert "2/2" in last["latents"]
+    assert "2/2" in last["text_encoder"]
+    assert "loss 1.1000, rate 5.00e-07" in last["text_encoder"], "a running mean, not the last step's luck"
+    assert "7/7" in last["unet"]
+    assert "loss 0.5000" in last["unet"], "the mean begins anew with each stage"
+    assert any("5/7" in bar for bar in bars), "a stage that goes on begins where it was"
+    view.show(RECORDED[4])
+    view.close()
+    view.close()
+
+
+@pytest.mark.parametrize("kind", ["", "published", "open", "task", "bar", "smooth", "_init__", "show", "close"])
+def test_kinds_of_later_versions_are_passed_over(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`open` and `task` once ran into the view's own insides."""
+    view = console.TrainingView()
+    view.show({"event": kind, "time": 1.0, "what": "ever"})
+    for event in RECORDED[:2]:
+        view.show(event)
+    view.close()
+    assert capsys.readouterr().out.startswith("text_encoder stage")
+
+
+def test_a_bar_counts_to_its_total(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tqdm")
+    screen = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with console.bar("crop", "photo") as update:
+        for done in (1, 2, 5):
+            update(done, 5)
+    assert "crop: 100%" in screen.getvalue()
+    assert "5/5" in screen.getvalue()

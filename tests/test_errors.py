@@ -1,0 +1,94 @@
+"""One family, one line each: what happened, to what, and what to do now."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import pickle
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from fastdb import errors
+from fastdb.errors import FastDBError
+
+PACKAGE = Path(errors.__file__).parent
+
+
+def test_its_text_is_where_what_and_the_way_out() -> None:
+    error = FastDBError("is damaged", where=Path("a") / "photo.jpg", fix="Copy it again.")
+    assert str(error) == f"{Path('a') / 'photo.jpg'}: is damaged. Copy it again."
+    assert (error.what, error.where, error.fix) == ("is damaged", Path("a") / "photo.jpg", "Copy it again.")
+    assert str(FastDBError("is damaged")) == "is damaged"
+    assert str(FastDBError("is damaged", where=0)) == "0: is damaged"
+
+
+def test_the_tree_at_the_top_is_the_tree() -> None:
+    family = {name: kind for name, kind in vars(errors).items() if inspect.isclass(kind)}
+    assert len(family) == 11
+    assert sorted(family) == sorted(errors.__all__) == errors.__all__
+    drawn, above = {}, {}
+    for line in (errors.__doc__ or "").splitlines():
+        word = re.match(r"[ ├└─│]*(\w+)", line)
+        name = word[1] if word else ""
+        if name in family:
+            depth = line.index(name)
+            drawn[name] = above.get(max((d for d in above if d < depth), default=None))
+            above = {d: n for d, n in above.items() if d < depth} | {depth: name}
+    assert drawn.keys() == family.keys()
+    for name, kind in family.items():
+        assert kind.__bases__[0].__name__ == (drawn[name] or "Exception"), name
+        assert kind.__doc__
+
+
+def test_a_notebook_shows_the_line_and_no_traceback() -> None:
+    assert FastDBError("is damaged", fix="Copy it again.")._render_traceback_() == ["error: is damaged. Copy it again."]
+
+
+def test_it_survives_a_process_border() -> None:
+    error = errors.SessionBusy("is being trained", where="dog", fix="Wait.")
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is errors.SessionBusy
+    assert (str(copy), copy.what, copy.where, copy.fix) == (str(error), error.what, error.where, error.fix)
+
+
+WITHOUT_A_WAY_OUT = Counter(
+    {"demo.py": 1, "models/base_model.py": 2, "models/export.py": 5, "models/layout.py": 3, "models/loading.py": 2}
+)
+"""How many a file has that say only what happened. May shrink, never grow."""
+
+
+def raised() -> list[tuple[str, ast.Call]]:
+    """Every place in the package that makes one of the family, with its file."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in errors.__all__:
+                found.append((f"{path.relative_to(PACKAGE).as_posix()}:{node.lineno}", node))
+    return found
+
+
+def test_each_that_is_raised_says_what_to_do_in_a_sentence() -> None:
+    calls = raised()
+    assert len(calls) >= 80, "where have they gone?"
+    without: Counter[str] = Counter()
+    for place, call in calls:
+        given = {keyword.arg: keyword.value for keyword in call.keywords}
+        if place.startswith("workflow.py") and not given and isinstance(call.args[0], ast.Subscript):
+            continue  # the trainer's own line, passed on as it is
+        fix = given.get("fix")
+        if fix is None:
+            without[place.split(":")[0]] += 1
+        elif isinstance(fix, ast.Constant):
+            assert str(fix.value).endswith((".", "?", '"')) or "fastdb " in str(fix.value), (place, fix.value)
+        what = call.args[0] if call.args else given["what"]
+        if isinstance(what, ast.Constant):
+            assert not str(what.value).endswith("."), place
+    assert without <= WITHOUT_A_WAY_OUT, "each tells what to do now"
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_each_kind_is_caught_as_one_of_the_family(name: str) -> None:
+    assert issubclass(getattr(errors, name), FastDBError)

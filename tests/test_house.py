@@ -1,0 +1,342 @@
+"""The house as drawn: rooms and their order, what an import costs, what is public, what is packed."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import fastdb
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PACKAGE = REPOSITORY / "fastdb"
+
+ORDER = [
+    "__main__",
+    "cli",
+    "notebook",
+    "demo",
+    "workflow",
+    "training",
+    "inference",
+    "images",
+    "models",
+    "sessions",
+    "storage",
+    "runtime",
+    "config",
+    "console",
+    "errors",
+]
+"""Rooms from the front door down; imports point down only."""
+
+HEAVY = ["torch", "numpy", "pydantic", "diffusers", "transformers", "PIL", "cv2", "skimage", "tqdm", "yaml", "typer"]
+
+
+@functools.cache
+def trees() -> dict[str, ast.Module]:
+    """Every module of the package by its dotted name, parsed."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(REPOSITORY).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    return found
+
+
+def room(module: str) -> str:
+    """The room a module is in; the package's own `__init__` is in none."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def imported(module: str) -> Iterator[str]:
+    """The modules of the package that a module imports at any depth of its code, for its work and not for its types."""
+    for node in working(trees()[module]):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno} imports relatively"
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in trees() else str(node.module) for name in inner]
+        else:
+            continue
+        yield from (name for name in names if name.split(".")[0] == "fastdb" and name != "fastdb")
+
+
+def working(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node but those under `if TYPE_CHECKING`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        yield node
+        yield from working(node)
+
+
+def test_every_room_and_module_is_seen() -> None:
+    modules = [name for name in trees() if "." in name]
+    assert len(modules) >= 50
+    assert {room(name) for name in modules} == set(ORDER), "a new room needs its place in ORDER"
+    assert sum(1 for name in modules for _ in imported(name)) >= 150
+
+
+def test_imports_point_down_only() -> None:
+    upwards = [
+        f"{name} imports {other}"
+        for name in trees()
+        if room(name)
+        for other in imported(name)
+        if ORDER.index(room(other)) < ORDER.index(room(name))
+    ]
+    assert upwards == []
+
+
+def test_no_module_comes_back_to_itself() -> None:
+    graph = {name: set(imported(name)) - {name} for name in trees() if room(name)}
+    assert len(list(TopologicalSorter(graph).static_order())) >= len(graph)
+
+
+def test_the_walk_sees_an_arrow_that_points_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two tests above are worth something only if `imported` finds what hides in functions."""
+    code = "def f():\n    if True:\n        from fastdb import workflow, errors\n    import fastdb.cli as c, os\n"
+    code += "if TYPE_CHECKING:\n    from fastdb.demo import run_demo\n"
+    monkeypatch.setitem(trees(), "fastdb.errors", ast.parse(code))
+    assert list(imported("fastdb.errors")) == ["fastdb.workflow", "fastdb.errors", "fastdb.cli"]
+
+
+def test_the_public_list_is_this() -> None:
+    assert fastdb.__all__ == [
+        "Config",
+        "Engine",
+        "FastDBError",
+        "Request",
+        "Session",
+        "add_images",
+        "export",
+        "generate",
+        "list_sessions",
+        "new",
+        "open_or_new",
+        "show",
+        "stop",
+        "train",
+    ]
+    assert fastdb.__all__ == sorted(fastdb.__all__)
+    assert len(fastdb.__all__) <= 15
+    with pytest.raises(AttributeError, match="module 'fastdb' has no attribute 'load'"):
+        _ = fastdb.load
+    assert set(fastdb.__all__) <= set(dir(fastdb))
+
+
+def test_each_public_name_is_there() -> None:
+    pytest.importorskip("torch")
+    for name in fastdb.__all__:
+        assert getattr(fastdb, name).__doc__, name
+
+
+def python(code: str, **environment: str) -> dict[str, list[str]]:
+    """Run code in a new interpreter; what it prints last is JSON."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=REPOSITORY,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    loaded: dict[str, list[str]] = json.loads(done.stdout.splitlines()[-1])
+    return loaded
+
+
+LOADED = f"print(json.dumps({{what: [m for m in {HEAVY} if m in sys.modules]}}))"
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = f"import sys, json; what = 'import'; import fastdb; dir(fastdb); {LOADED}"
+    assert python(code) == {"import": []}
+
+
+def test_the_quick_commands_need_no_torch(sessions_folder: Path) -> None:
+    from fastdb.sessions.record import BaseModelRecord
+    from fastdb.sessions.session import Session
+
+    Session.create("dog", base_model=BaseModelRecord(folder="/m", fingerprint="0"))
+    assert sessions_folder.is_dir()
+    code = f"""
+import json, sys
+from fastdb.cli import app
+loaded = {{}}
+for command in (["--help"], ["--version"], ["train", "--help"], ["sessions"], ["show", "dog"], ["stop", "dog"]):
+    try:
+        app(command)
+    except SystemExit as ended:
+        assert not ended.code, command
+    loaded[" ".join(command)] = [name for name in {HEAVY} if name in sys.modules]
+print(json.dumps(loaded))
+"""
+    loaded = python(code)
+    assert loaded["--help"] == ["typer"]
+    assert loaded["train --help"] == ["typer"]
+    assert len(loaded) == 6
+    for command, modules in loaded.items():
+        assert not {"torch", "numpy", "diffusers", "transformers", "cv2", "skimage"} & set(modules), command
+
+
+def test_only_the_console_prints() -> None:
+    found = []
+    for name, tree in trees().items():
+        for node in ast.walk(tree):
+            prints = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "input")
+            writes = isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.stdout", "sys.stderr")
+            if prints or writes:
+                found.append(name)
+    assert set(found) == {"fastdb.console"}
+
+
+def test_no_fault_is_swallowed() -> None:
+    handlers = [
+        (name, node) for name, tree in trees().items() for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler)
+    ]
+    assert len(handlers) >= 30
+    for name, node in handlers:
+        assert node.type is not None, f"{name}:{node.lineno} catches everything"
+        silent = all(isinstance(line, ast.Pass) or ast.unparse(line) == "..." for line in node.body)
+        assert not silent, f"{name}:{node.lineno} swallows a fault"
+
+
+def test_nobody_asserts_at_a_person() -> None:
+    found = [
+        f"{name}:{node.lineno}" for name, tree in trees().items() for node in ast.walk(tree) if isinstance(node, ast.Assert)
+    ]
+    assert found == []
+
+
+def public(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
+    """The public classes and functions of a module, and the public methods of those classes."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+            yield node.name, node
+            if isinstance(node, ast.ClassDef):
+                for inner in node.body:
+                    if isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_"):
+                        yield f"{node.name}.{inner.name}", inner
+
+
+def test_everything_public_says_what_it_is() -> None:
+    seen, silent = 0, []
+    for name, tree in trees().items():
+        if not ast.get_docstring(tree):
+            silent.append(name)
+        for what, node in public(tree):
+            seen += 1
+            if not ast.get_docstring(node):  # type: ignore[arg-type]
+                silent.append(f"{name}.{what}")
+    assert seen >= 150
+    assert silent == []
+
+
+def test_every_function_has_its_types() -> None:
+    seen, untyped = 0, []
+    for name, tree in trees().items():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            seen += 1
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            given += [one for one in (node.args.vararg, node.args.kwarg) if one is not None]
+            bare = [one.arg for one in given if one.annotation is None and one.arg not in ("self", "cls")]
+            if bare or node.returns is None:
+                untyped.append(f"{name}:{node.lineno} {node.name} {bare}")
+    assert seen >= 300
+    assert untyped == []
+
+
+def test_files_and_functions_stay_small() -> None:
+    lengths = {
+        f"{name}.{node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for name, tree in trees().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert max(lengths.values()) <= 60, max(lengths, key=lengths.__getitem__)
+    for path in PACKAGE.rglob("*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
+
+
+def test_the_readme_draws_every_module() -> None:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    fences = re.findall(r"^```[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    tree = next((fence for fence in fences if "errors.py" in fence), "")
+    words = set(re.findall(r"[\w.-]+", tree))
+    modules = [path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py")]
+    assert len(modules) >= 45
+    missing = sorted(path.relative_to(PACKAGE).as_posix() for path in modules if path.name not in words)
+    assert missing == [], "each file has its phrase in the README's tree"
+    ours = (path for name in ("fastdb", "tests", "notebooks", "benchmarks") for path in (REPOSITORY / name).rglob("*.py"))
+    known = {path.name for path in (*ours, *REPOSITORY.glob("*.py"))}
+    stale = sorted(word for word in words if word.endswith(".py") and word not in known)
+    assert stale == []
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package as it will be installed, built from a copy, so that nothing is left in the repository."""
+    pytest.importorskip("setuptools", minversion="70.1")  # which can make wheels by itself
+    import shutil
+
+    source = tmp_path_factory.mktemp("source") / "fastdb"
+    aside = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "tests", "docs", "notebooks", "benchmarks")
+    shutil.copytree(REPOSITORY, source, ignore=aside)
+    target = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-q"]
+    done = subprocess.run(
+        [*command, "--disable-pip-version-check", "-w", str(target), str(source)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return next(target.glob("*.whl"))
+
+
+def test_the_wheel_holds_the_package_and_the_template(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    template = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "sessions_template").rglob("*.txt")}
+    assert len(template) == 7
+    assert {name for name in names if "sessions_template" in name} == {f"fastdb/{name}" for name in template}
+    modules = {path.relative_to(REPOSITORY).as_posix() for path in PACKAGE.rglob("*.py")}
+    assert {name for name in names if name.endswith(".py")} == modules
+    assert {name.split("/")[0] for name in names} == {"fastdb", f"fastdb-{fastdb.__version__}.dist-info"}
+
+
+def test_a_session_of_the_installed_package_equals_the_template(wheel: Path, tmp_path: Path) -> None:
+    installed = tmp_path / "installed"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(installed)
+    code = f"""
+import json, sys
+sys.path.insert(0, {str(installed)!r})
+from fastdb.sessions import session
+from fastdb.sessions.record import BaseModelRecord
+made = session.Session.create("dog", base_model=BaseModelRecord(folder="/m", fingerprint="0"), root={str(tmp_path)!r})
+print(json.dumps({{"home": [session.__file__, str(session.template())]}}))
+"""
+    home = python(code)["home"]
+    assert all(path.startswith(str(installed)) for path in home)
+    expected = {
+        path.relative_to(REPOSITORY / "sessions_template"): path.read_bytes()
+        for path in (REPOSITORY / "sessions_template").rglob("*.txt")
+    }
+    made = {path.relative_to(tmp_path / "dog"): path.read_bytes() for path in (tmp_path / "dog").rglob("*.txt")}
+    assert made == expected

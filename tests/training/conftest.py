@@ -1,0 +1,77 @@
+"""A small session that trains for real within seconds, and one life of it that was never interrupted."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from fastdb import workflow  # noqa: E402
+from fastdb.sessions.session import Session  # noqa: E402
+from fastdb.training import process  # noqa: E402
+
+SETTINGS: dict[str, Any] = {
+    "resolution": 64,
+    "seed": 11,
+    "text_encoder.steps": 8,
+    "text_encoder.learning_rate": 1e-4,
+    "unet.steps": 16,
+    "unet.learning_rate": 5e-4,
+    "prior.class_images": 2,
+    "checkpoints.every_steps": 3,
+}
+
+
+@pytest.fixture(scope="session")
+def make_session(standin: Path, photos: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Session]:
+    """Makes a small session, each in a root of its own."""
+
+    def make(name: str = "cup", **settings: Any) -> Session:
+        root = tmp_path_factory.mktemp("root")
+        chosen = {**SETTINGS, **{key.replace("__", "."): value for key, value in settings.items()}}
+        return workflow.new(name, standin, photos, token="sks", class_word="cup", root=root, settings=chosen)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def straight(make_session: Callable[..., Session]) -> Session:
+    """A session trained to its end by the real trainer process, without an interruption."""
+    session = make_session()
+    assert outcome(process.start(session)) == "finished"
+    return Session.open(session.path)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Callable[[Session], Session]:
+    """Copies a session into a folder of its own."""
+
+    def copied(session: Session) -> Session:
+        return Session.open(shutil.copytree(session.path, tmp_path / "copies" / session.name))
+
+    return copied
+
+
+def outcome(running: process.Running) -> str:
+    """Follow a trainer to its end."""
+    events = list(running.follow())
+    assert events[-1]["event"] == "end", events[-1]
+    assert events[-1]["outcome"] in {"finished", "stopped"}, events[-1]
+    return str(events[-1]["outcome"])
+
+
+def result(session: Session) -> dict[str, bytes]:
+    """Everything the last checkpoints of both stages hold in tensors, byte for byte."""
+    config = session.config
+    folders = [
+        session.checkpoints / f"text_encoder-{config.text_encoder.steps:06d}",
+        session.checkpoints / f"unet-{config.unet.steps:06d}",
+    ]
+    files = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
+    assert len(files) == 4, files
+    return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in files}

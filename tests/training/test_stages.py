@@ -1,0 +1,144 @@
+"""What trains moves, what stands still does not, and the loss on the instance images falls."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from accelerate import Accelerator  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+from fastdb.errors import TrainingError  # noqa: E402
+from fastdb.models.base_model import open_base_model, weight_file  # noqa: E402
+from fastdb.models.layout import modern_name  # noqa: E402
+from fastdb.runtime.device import choose_device  # noqa: E402
+from fastdb.sessions.session import Session  # noqa: E402
+from fastdb.sessions.trained import standing  # noqa: E402
+from fastdb.training.loop import Loop  # noqa: E402
+from fastdb.training.preflight import instances  # noqa: E402
+from fastdb.training.stages import unet_stage  # noqa: E402
+from fastdb.training.trainer import Trainer  # noqa: E402
+
+Made = Callable[..., Session]
+
+
+def moved(part: str, session: Session, standin: Path) -> dict[str, float]:
+    """The largest change of each tensor of a part since the base model."""
+    before = {modern_name(part, name): value for name, value in load_file(weight_file(standin, part)).items()}
+    after = {modern_name(part, name): value for name, value in load_file(standing(session).weights[part]).items()}
+    assert set(after) == set(before) - {name for name in before if name.endswith("position_ids")}
+    return {name: float((after[name] - before[name].float()).abs().max()) for name in after}
+
+
+def test_each_stage_moves_its_own_part(straight: Session, standin: Path) -> None:
+    still = {"mid_block.attentions.0.transformer_blocks.0.attn1.to_q", "mid_block.attentions.0.transformer_blocks.0.attn1.to_k"}
+    for part, count in (("text_encoder", 196), ("unet", 686)):
+        change = moved(part, straight, standin)
+        assert len(change) == count
+        # At 64 px the deepest level has one place: attention to itself is 1 whatever query and key are,
+        # and all that can move them is the weight decay.
+        stuck = [name for name, amount in change.items() if amount == 0 and name.rpartition(".")[0] not in still]
+        assert not stuck
+
+
+def test_the_unet_stage_leaves_the_text_encoder_and_the_files_of_the_base_model(make_session: Made, standin: Path) -> None:
+    base = {part: weight_file(standin, part).read_bytes() for part in ("unet", "vae", "text_encoder")}
+    session = make_session("only_unet", text_encoder__steps=0, unet__steps=3)
+    train(session)
+    assert set(standing(session).weights) == {"unet"}
+    assert max(moved("unet", session, standin).values()) > 0
+    assert {part: weight_file(standin, part).read_bytes() for part in base} == base
+
+
+def test_the_text_encoder_stage_leaves_the_unet(make_session: Made, standin: Path) -> None:
+    session = make_session("only_text", text_encoder__steps=3, unet__steps=0)
+    train(session)
+    assert set(standing(session).weights) == {"text_encoder"}
+    assert max(moved("text_encoder", session, standin).values()) > 0
+
+
+def test_the_loss_on_the_instance_images_falls(make_session: Made) -> None:
+    session = make_session("falls", text_encoder__steps=0, unet__steps=40, unet__learning_rate=1e-3, batch_size=2)
+    trainer = train(session)
+    before, after = loss_of(trainer, None), loss_of(trainer, standing(session).weights["unet"])
+    assert after < 0.8 * before
+
+
+def test_prior_preservation_holds_the_class_images(make_session: Made) -> None:
+    """The loss on the class images ends lower with prior preservation than without, the rest being equal."""
+    settings: dict[str, Any] = {"text_encoder__steps": 0, "unet__steps": 40, "unet__learning_rate": 2e-3}
+    with_prior = train(make_session("prior", **settings))
+    without = train(make_session("no_prior", **settings, prior__weight=0.0))
+    both = [loss_of(one, standing(one.session).weights["unet"], group="class") for one in (with_prior, without)]
+    assert both[0] < 0.9 * both[1]
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_move(
+    make_session: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = make_session("nan", text_encoder__steps=0, unet__steps=9)
+    honest = Loop.loss
+
+    def fifth_is_nan(self: Loop, batch: Any) -> Any:
+        loss, instance, prior = honest(self, batch)
+        factor = math.nan if calls.append(1) or len(calls) == 5 else 1.0
+        return loss * factor, instance, prior
+
+    calls: list[int] = []
+    monkeypatch.setattr(Loop, "loss", fifth_is_nan)
+    with pytest.raises(TrainingError, match="loss of step 5 is not finite") as caught:
+        train(session)
+    assert "Lower its learning rate" in str(caught.value)
+    assert standing(session).checkpoints["unet"].step == 3
+
+
+def test_accumulated_gradients_equal_one_larger_batch(make_session: Made) -> None:
+    """Two microbatches of one differ from a batch of two only in what is drawn: here their gradients are compared."""
+    trainer = train(make_session("accumulate", text_encoder__steps=0, unet__steps=1, prior__class_images=0))
+    session = trainer.session
+    gradients = []
+    for accumulation in (1, 2):
+        loop = a_loop(trainer, accumulation)
+        batch = loop.batches.at(0, 0)
+        for _ in range(accumulation):
+            with loop.accelerator.accumulate(loop.stage.trained):
+                loop.accelerator.backward(loop.loss(batch)[0])
+        gradients.append(torch.cat([value.grad.flatten() for value in loop.stage.trained.parameters()]))
+    assert session.config.gradient_accumulation == 1
+    assert torch.allclose(gradients[0], gradients[1], rtol=1e-4, atol=1e-7)
+
+
+def train(session: Session) -> Trainer:
+    """Train in this process to the end."""
+    trainer = Trainer(session, lambda kind, **fields: None, threading.Event())
+    assert trainer.run() == "finished"
+    return trainer
+
+
+def a_loop(trainer: Trainer, accumulation: int = 1, weights: Path | None = None, group: str = "instance") -> Loop:
+    """The loop of a session's UNet stage, with given weights and without an optimizer."""
+    session = trainer.session
+    prior = sorted(session.class_images.glob("*.png"))
+    groups = tuple(one for one in trainer._groups(prior) if one.name == group)
+    from fastdb.training.batches import Batches
+
+    batches = Batches(groups, seed=99, stage="test", size=4, microbatches=1, timesteps=1000)
+    prompts = [*batches.prompts, *(image.prompt for image in instances(session))]
+    base, device = open_base_model(Path(session.record.base_model.folder)), choose_device()
+    stage = unet_stage(base, session.config, device, weights, None, prompts)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
+    return Loop(accelerator, stage, None, batches, trainer._noise(), session.config)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def loss_of(trainer: Trainer, weights: Path | None, group: str = "instance") -> float:
+    """The mean loss over 64 fixed draws of images, timesteps and noise that training never used."""
+    loop = a_loop(trainer, weights=weights, group=group)
+    return sum(float(loop.loss(loop.batches.at(step, 0))[1]) for step in range(16)) / 16
