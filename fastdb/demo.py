@@ -1,4 +1,4 @@
-"""The whole journey on a small model, offline: photos, crops, two stages, an interruption on purpose, a file, a picture."""
+"""The whole journey on a small model, offline: photos, two stages, an interruption on purpose, a file, a picture."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def pictures(source: Session | Path) -> list[Image]:
 
 
 def train_and_kill(session: Session) -> int:
-    """Start the trainer as `fastdb train` does, and kill it without a warning; returns the UNet stage's step it died at.
+    """Start the trainer as `fastdb train` does, and kill it without a warning; returns the UNet's step by then.
 
     Raises:
         TrainingError: it ended by itself before.

@@ -32,7 +32,7 @@ def export_parts(session: Session) -> tuple[dict[str, Path], str]:
 
 def how_far(session: Session, stands: Standing) -> str:
     """How far each stage is, such as `text_encoder 350/350, unet 500/1500`."""
-    done = {stage: stands.checkpoints[stage].step if stage in stands.checkpoints else 0 for stage in STAGES}
+    done = {stage: stands.done(stage) for stage in STAGES}
     return ", ".join(f"{stage} {done[stage]}/{steps_of(session, stage)}" for stage in STAGES)
 
 

@@ -53,7 +53,5 @@ def class_images(
 def _make(session: Session, engine: Engine, number: int, path: Path) -> None:
     size = session.config.resolution
     seed = generator(session.config.seed, "class", number).initial_seed() % 2**62
-    request = Request(
-        prompt=session.class_prompt, seed=seed, steps=STEPS, guidance=GUIDANCE, width=size, height=size
-    )
+    request = Request(prompt=session.class_prompt, seed=seed, steps=STEPS, guidance=GUIDANCE, width=size, height=size)
     write_bytes(path, png(engine.generate(request)[0], parameters(request, seed)))

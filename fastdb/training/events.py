@@ -5,7 +5,7 @@
 | `plan`     | `lines`: what will be done and why; `begins`; `stages`: {name: {steps, done}}         |
 | `progress` | `task`, `done`, `total`: preparation (class images, latents)                          |
 | `stage`    | `stage`, `step`, `steps`: a stage begins or goes on                                   |
-| `step`     | `stage`, `step`, `steps`, `loss`, `prior_loss`, `learning_rate`, `seconds`, `images`  |
+| `step`     | `stage`, `step`, `steps`, `loss`, `prior_loss`, `learning_rate`, `seconds`            |
 | `sample`   | `stage`, `step`, `path`                                                               |
 | `saved`    | `stage`, `step`, `path`, `seconds`                                                    |
 | `warning`  | `message`                                                                             |
@@ -31,7 +31,7 @@ class EventLog:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._file: TextIO = open(path, "a", encoding="utf-8", buffering=1)
+        self._file: TextIO = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
 
     def tell(self, kind: str, **fields: Any) -> None:
         """Append one event."""
@@ -39,6 +39,7 @@ class EventLog:
         self._file.write(line + "\n")
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 

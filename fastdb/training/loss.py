@@ -23,9 +23,7 @@ class Noised:
     target: torch.Tensor
 
 
-def add_noise(
-    scheduler: DDPMScheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
-) -> Noised:
+def add_noise(scheduler: DDPMScheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> Noised:
     """Noise latents to their timesteps (Ho et al. 2020, equation 4).
 
     The target is the noise for epsilon models, sqrt(a) noise - sqrt(1 - a) latents for v models

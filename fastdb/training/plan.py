@@ -19,27 +19,26 @@ class Plan:
 
     @property
     def begins(self) -> str:
+        """Where it begins, as the session's history has it."""
         return f"{self.stage} step {self.step}" if self.stage else "finished"
 
 
 def next_stage(session: Session, standing: Standing) -> tuple[str | None, int]:
     """The first stage that is not over, and the steps done in it."""
     for stage in STAGES:
-        done = standing.checkpoints[stage].step if stage in standing.checkpoints else 0
+        done = standing.done(stage)
         if done < steps_of(session, stage):
             return stage, done
     return None, 0
 
 
-def make_plan(
-    session: Session, standing: Standing, device: Device, optimizer: tuple[str, str], images: int
-) -> Plan:
+def make_plan(session: Session, standing: Standing, device: Device, optimizer: tuple[str, str], images: int) -> Plan:
     """Put together what was decided, each decision with its reason."""
     stage, step = next_stage(session, standing)
     config, lines = session.config, list(standing.passed_over)
     for name in STAGES:
         settings = config.text_encoder if name == "text_encoder" else config.unet
-        done = standing.checkpoints[name].step if name in standing.checkpoints else 0
+        done = standing.done(name)
         if settings.steps == 0:
             lines.append(f"{name} stage: left out, 0 steps are set")
         elif done >= settings.steps:

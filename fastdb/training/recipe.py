@@ -23,7 +23,7 @@ def make_recipe(session: Session, images: Sequence[InstanceImage], class_images:
     Raises:
         OSError: an image cannot be read.
     """
-    settings = {name: value for name, value in flat(session.config.model_dump(mode="json"))}
+    settings = dict(flat(session.config.model_dump(mode="json")))
     return {
         "base model": session.record.base_model.fingerprint,
         "settings": {name: value for name, value in settings.items() if not name.startswith(FREE)},

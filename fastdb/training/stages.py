@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from fastdb.config import Config, TextEncoderConfig, UNetConfig
 from fastdb.models.base_model import BaseModel
 from fastdb.models.loading import load_text_encoder, load_tokenizer, load_unet
 from fastdb.runtime.device import Device
 from fastdb.training.caches import cache_embeddings, token_ids
-
 
 
 @dataclass
@@ -36,12 +36,29 @@ class Stage:
 
     @property
     def steps(self) -> int:
+        """How many steps it has in all."""
         return self.settings.steps
 
+    def prepare(self, accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Put what trains on the accelerator's device, in its precision and among its processes, with its optimizer."""
+        alone = self.unet is self.trained
+        self.trained, prepared = accelerator.prepare(self.trained, optimizer)
+        self.unet = self.trained if alone else self.unet
+        whole: torch.optim.Optimizer = prepared
+        return whole
 
-def settings_of(config: Config, stage: str) -> TextEncoderConfig | UNetConfig:
-    """The settings of a stage by its name."""
-    return config.text_encoder if stage == "text_encoder" else config.unet
+
+def build_stage(
+    name: str, base: BaseModel, config: Config, device: Device, weights: Mapping[str, Path], prompts: Sequence[str]
+) -> Stage:
+    """Build a stage by its name: `weights` are those trained so far, `prompts` all that will be asked for.
+
+    Raises:
+        ModelError: the base model or the weights cannot be loaded.
+    """
+    if name == "text_encoder":
+        return text_encoder_stage(base, config, device, weights.get(name))
+    return unet_stage(base, config, device, weights.get(name), weights.get("text_encoder"), prompts)
 
 
 def text_encoder_stage(base: BaseModel, config: Config, device: Device, weights: Path | None) -> Stage:

@@ -16,13 +16,13 @@ from accelerate import Accelerator  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from fastdb.errors import TrainingError  # noqa: E402
-from fastdb.models.base_model import open_base_model, weight_file  # noqa: E402
+from fastdb.models.base_model import weight_file  # noqa: E402
 from fastdb.models.layout import modern_name  # noqa: E402
-from fastdb.runtime.device import choose_device  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.sessions.trained import standing  # noqa: E402
+from fastdb.training.batches import Batches  # noqa: E402
 from fastdb.training.loop import Loop  # noqa: E402
-from fastdb.training.preflight import instances  # noqa: E402
+from fastdb.training.prepare import image_groups, look  # noqa: E402
 from fastdb.training.stages import unet_stage  # noqa: E402
 from fastdb.training.trainer import Trainer  # noqa: E402
 
@@ -38,7 +38,10 @@ def moved(part: str, session: Session, standin: Path) -> dict[str, float]:
 
 
 def test_each_stage_moves_its_own_part(straight: Session, standin: Path) -> None:
-    still = {"mid_block.attentions.0.transformer_blocks.0.attn1.to_q", "mid_block.attentions.0.transformer_blocks.0.attn1.to_k"}
+    still = {
+        "mid_block.attentions.0.transformer_blocks.0.attn1.to_q",
+        "mid_block.attentions.0.transformer_blocks.0.attn1.to_k",
+    }
     for part, count in (("text_encoder", 196), ("unet", 686)):
         change = moved(part, straight, standin)
         assert len(change) == count
@@ -48,7 +51,9 @@ def test_each_stage_moves_its_own_part(straight: Session, standin: Path) -> None
         assert not stuck
 
 
-def test_the_unet_stage_leaves_the_text_encoder_and_the_files_of_the_base_model(make_session: Made, standin: Path) -> None:
+def test_the_unet_stage_leaves_the_text_encoder_and_the_files_of_the_base_model(
+    make_session: Made, standin: Path
+) -> None:
     base = {part: weight_file(standin, part).read_bytes() for part in ("unet", "vae", "text_encoder")}
     session = make_session("only_unet", text_encoder__steps=0, unet__steps=3)
     train(session)
@@ -115,9 +120,13 @@ def test_accumulated_gradients_equal_one_larger_batch(make_session: Made) -> Non
     assert torch.allclose(gradients[0], gradients[1], rtol=1e-4, atol=1e-7)
 
 
+def silent(kind: str, **fields: object) -> None:
+    """Nobody follows."""
+
+
 def train(session: Session) -> Trainer:
     """Train in this process to the end."""
-    trainer = Trainer(session, lambda kind, **fields: None, threading.Event())
+    trainer = Trainer(session, silent, threading.Event())
     assert trainer.run() == "finished"
     return trainer
 
@@ -125,16 +134,14 @@ def train(session: Session) -> Trainer:
 def a_loop(trainer: Trainer, accumulation: int = 1, weights: Path | None = None, group: str = "instance") -> Loop:
     """The loop of a session's UNet stage, with given weights and without an optimizer."""
     session = trainer.session
-    prior = sorted(session.class_images.glob("*.png"))
-    groups = tuple(one for one in trainer._groups(prior) if one.name == group)
-    from fastdb.training.batches import Batches
-
+    setting = look(session, silent)[0]
+    groups = image_groups(setting, sorted(session.class_images.glob("*.png")), silent)
+    groups = tuple(one for one in groups if one.name == group)
     batches = Batches(groups, seed=99, stage="test", size=4, microbatches=1, timesteps=1000)
-    prompts = [*batches.prompts, *(image.prompt for image in instances(session))]
-    base, device = open_base_model(Path(session.record.base_model.folder)), choose_device()
-    stage = unet_stage(base, session.config, device, weights, None, prompts)
+    prompts = [*batches.prompts, *(image.prompt for image in setting.images)]
+    stage = unet_stage(setting.base, session.config, setting.device, weights, None, prompts)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
-    return Loop(accelerator, stage, None, batches, trainer._noise(), session.config)  # type: ignore[arg-type]
+    return Loop(accelerator, stage, None, batches, setting.noise_schedule(), session.config)  # type: ignore[arg-type]
 
 
 @torch.no_grad()

@@ -1,0 +1,149 @@
+"""Before the first step: the base model checked, the device chosen, class images made, latents cached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+
+from fastdb.errors import TrainingError
+from fastdb.images.intake import InstanceImage
+from fastdb.inference.engine import Engine
+from fastdb.models.base_model import BaseModel, fingerprint, open_base_model
+from fastdb.models.loading import load_scheduler, load_vae
+from fastdb.runtime.device import Device, choose_device, make_deterministic
+from fastdb.sessions.session import Session
+from fastdb.sessions.trained import STAGES, Standing, standing, steps_of
+from fastdb.training.batches import Group
+from fastdb.training.caches import LatentCache, cache_latents
+from fastdb.training.class_images import class_images
+from fastdb.training.events import Tell
+from fastdb.training.optimizers import choose_optimizer
+from fastdb.training.plan import Plan, make_plan
+from fastdb.training.preflight import instances
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a session trains, decided once: the base model, the device, the optimizer's name, the instance images."""
+
+    session: Session
+    base: BaseModel
+    device: Device
+    optimizer: str
+    images: tuple[InstanceImage, ...]
+
+    @property
+    def host(self) -> dict[str, Any]:
+        """What the arithmetic depends on beside the recipe."""
+        return {
+            "device": self.device.name,
+            "precision": self.device.precision,
+            "optimizer": self.optimizer,
+            "threads": torch.get_num_threads() if self.device.kind == "cpu" else 0,
+            "torch": torch.__version__,
+        }
+
+    def noise_schedule(self) -> DDPMScheduler:
+        """The base model's noise schedule, for training."""
+        schedule: DDPMScheduler = DDPMScheduler.from_config(load_scheduler(self.base.folder).config)
+        return schedule
+
+
+def look(session: Session, tell: Tell) -> tuple[Setting, Standing, Plan]:
+    """Decide everything that does not cost time, and tell the plan.
+
+    Raises:
+        FastDBError: training cannot start or go on here.
+    """
+    base = check_base(session)
+    images, device, stands = instances(session), choose_device(session.config.precision), standing(session)
+    optimizer = choose_optimizer(session.config.optimizer.name, device.kind)
+    plan = make_plan(session, stands, device, optimizer, len(images))
+    tell(
+        "plan",
+        lines=list(plan.lines),
+        begins=plan.begins,
+        stages={name: {"steps": steps_of(session, name), "done": stands.done(name)} for name in STAGES},
+    )
+    return Setting(session, base, device, optimizer[0], tuple(images)), stands, plan
+
+
+def settle(setting: Setting, stands: Standing, tell: Tell) -> None:
+    """Make results repeatable; on a CPU that needs as many threads as the checkpoint was made with.
+
+    What cannot be made the same is told: the result is then equal up to rounding only.
+    """
+    make_deterministic(setting.device)
+    before = stands.last.state["host"] if stands.last else {}
+    if setting.device.kind == "cpu" and before.get("threads"):
+        torch.set_num_threads(before["threads"])
+    now = setting.host
+    changed = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
+    if changed:
+        tell(
+            "warning",
+            message=f"going on with other arithmetic ({', '.join(changed)}): "
+            "the result equals an uninterrupted run up to rounding, not to the bit",
+        )
+
+
+def prior_images(setting: Setting, tell: Tell, stopping: Callable[[], bool]) -> list[Path]:
+    """The class images, made by the base model where they are missing; see `class_images`."""
+
+    def load_engine() -> Engine:
+        return Engine.from_folder(setting.base.folder, device=setting.device)
+
+    return class_images(setting.session, load_engine, _progress(tell, "class images"), stopping)
+
+
+def image_groups(setting: Setting, prior: Sequence[Path], tell: Tell) -> tuple[Group, ...]:
+    """Latents and prompts of the instance images and, with prior preservation, of the class images.
+
+    Raises:
+        ImageError: an image cannot be read.
+    """
+
+    def latents(paths: Sequence[Path], task: str) -> LatentCache:
+        return cache_latents(
+            paths,
+            size=setting.session.config.resolution,
+            scale=setting.base.latent_scale,
+            vae_hash=setting.session.record.base_model.fingerprint,
+            load_vae=lambda: load_vae(setting.base.folder, torch.float32).to(setting.device.kind),
+            progress=_progress(tell, task),
+        )
+
+    prompts = tuple(image.prompt for image in setting.images)
+    instance = Group("instance", latents([image.path for image in setting.images], "latents"), prompts)
+    if not prior:
+        return (instance,)
+    return instance, Group("class", latents(prior, "class latents"), (setting.session.class_prompt,) * len(prior))
+
+
+def check_base(session: Session) -> BaseModel:
+    """Open the session's base model and make sure that it is still the one the session began with.
+
+    Raises:
+        ModelError: it cannot be used.
+        TrainingError: it is another one.
+    """
+    base = open_base_model(Path(session.record.base_model.folder))
+    if fingerprint(base.folder) != session.record.base_model.fingerprint:
+        raise TrainingError(
+            "its weights are not those this session began with",
+            where=base.folder,
+            fix="Put the same base model back there, or make a new session.",
+        )
+    return base
+
+
+def _progress(tell: Tell, task: str) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        tell("progress", task=task, done=done, total=total)
+
+    return progress

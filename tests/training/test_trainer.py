@@ -1,0 +1,323 @@
+"""The trainer as people meet it: stopped, started twice, changed under its feet, damaged, and still right."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from safetensors.torch import load_file  # noqa: E402
+
+from fastdb import workflow  # noqa: E402
+from fastdb.errors import FastDBError, SessionBusy, TrainingError  # noqa: E402
+from fastdb.sessions.session import Session  # noqa: E402
+from fastdb.sessions.trained import standing  # noqa: E402
+from fastdb.training import process  # noqa: E402
+from fastdb.training.events import read_events  # noqa: E402
+from fastdb.training.trainer import Trainer  # noqa: E402
+from tests.training.conftest import outcome, result  # noqa: E402
+
+Made = Callable[..., Session]
+Copied = Callable[[Session], Session]
+
+
+class Life:
+    """One life of a trainer in this process; `until` stops it after the first event it says yes to."""
+
+    def __init__(self, session: Session, until: Callable[[dict[str, Any]], bool] = lambda event: False) -> None:
+        self.events: list[dict[str, Any]] = []
+        self._until, self._stop = until, threading.Event()
+        self.trainer = Trainer(session, self._tell, self._stop)
+
+    def run(self) -> str:
+        return self.trainer.run()
+
+    def _tell(self, kind: str, **fields: Any) -> None:
+        self.events.append({"event": kind, **fields})
+        if self._until(self.events[-1]):
+            self._stop.set()
+
+    def said(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["event"] == kind]
+
+
+def at(stage: str, step: int) -> Callable[[dict[str, Any]], bool]:
+    return lambda event: event["event"] == "step" and (event["stage"], event["step"]) == (stage, step)
+
+
+@pytest.fixture
+def half(make_session: Made) -> Session:
+    """A session stopped after two steps of the UNet stage."""
+    session = make_session("half", text_encoder__steps=3, unet__steps=6, prior__class_images=0)
+    assert Life(session, until=at("unet", 2)).run() == "stopped"
+    return Session.open(session.path)
+
+
+def test_sigterm_saves_the_step_it_is_in_and_going_on_equals_never_stopping(
+    make_session: Made, straight: Session
+) -> None:
+    session = make_session()
+    running = process.start(session)
+    for event in running.follow():
+        if at("unet", 7)(event):
+            running.stop()
+    said = read_events(running.events)
+    assert said[-1]["outcome"] == "stopped"
+    saved = [event for event in said if event["event"] == "saved"]
+    assert saved[-1]["step"] >= 7
+    assert saved[-1]["step"] == [event for event in said if event["event"] == "step"][-1]["step"]
+    assert outcome(process.start(session)) == "finished"
+    assert result(session) == result(straight)
+    runs = Session.open(session.path).record.runs
+    assert [run.outcome for run in runs] == ["stopped", "finished"]
+    assert runs[1].begins == f"unet step {saved[-1]['step']}"
+
+
+@pytest.mark.parametrize("name", ["adamw8bit", "adamw"])
+def test_resume_is_exact_with_each_optimizer(make_session: Made, name: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    settings = {"text_encoder__steps": 2, "unet__steps": 6, "optimizer__name": name, "batch_size": 2}
+    one, other = (make_session(f"{name}{number}", **settings) for number in range(2))
+    assert Life(one).run() == "finished"
+    assert Life(other, until=at("unet", 4)).run() == "stopped"
+    if name == "adamw8bit":
+        kept = load_file(standing(other).checkpoints["unet"].path / "optimizer.safetensors").values()
+        assert any(value.dtype == torch.uint8 for value in kept), "no tensor is large enough for 8 bit"
+    assert Life(other).run() == "finished"
+    assert result(one) == result(other)
+
+
+def test_accumulation_checkpointing_and_samples_resume_exactly(make_session: Made) -> None:
+    settings = {
+        "text_encoder__steps": 3,
+        "unet__steps": 4,
+        "gradient_accumulation": 2,
+        "gradient_checkpointing": True,
+        "samples__every_steps": 2,
+        "samples__steps": 2,
+    }
+    one, other = (make_session(f"many{number}", **settings) for number in range(2))
+    assert Life(one).run() == "finished"
+    assert Life(other, until=at("text_encoder", 1)).run() == "stopped"
+    assert Life(other, until=at("unet", 3)).run() == "stopped"
+    assert Life(other).run() == "finished"
+    assert result(one) == result(other)
+    samples = sorted(path.name for path in one.samples.glob("*.png"))
+    assert samples == [
+        f"{stage}-1.png" for stage in ("text_encoder-000002", "text_encoder-000003", "unet-000002", "unet-000004")
+    ]
+    for name in samples:
+        assert (one.samples / name).read_bytes() == (other.samples / name).read_bytes()
+
+
+def test_samples_do_not_change_the_training(make_session: Made) -> None:
+    settings = {"text_encoder__steps": 2, "unet__steps": 3}
+    plain, sampled = make_session("plain", **settings), make_session("sampled", **settings, samples__every_steps=1)
+    assert Life(plain).run() == Life(sampled).run() == "finished"
+    assert result(plain) == result(sampled)
+    assert len(list(sampled.samples.glob("*.png"))) == 5
+
+
+def test_a_finished_session_is_left_as_it_is(straight: Session, copy: Copied) -> None:
+    session = copy(straight)
+    before = result(session)
+    life = Life(session)
+    assert life.run() == "finished"
+    assert [event["event"] for event in life.events] == ["plan"]
+    assert result(session) == before
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_the_result_is_the_same(straight: Session, copy: Copied) -> None:
+    session = copy(straight)
+    last = session.checkpoints / "unet-000016" / "unet.safetensors"
+    data = bytearray(last.read_bytes())
+    data[len(data) // 2] ^= 1
+    last.write_bytes(data)
+    life = Life(session)
+    assert life.run() == "finished"
+    lines = life.said("plan")[0]["lines"]
+    assert "checkpoint unet-000016 is passed over: unet.safetensors has changed since it was written" in lines
+    assert life.said("stage")[0]["step"] == 15
+    assert any("set-aside-1" in event["message"] for event in life.said("warning"))
+    assert (session.checkpoints / "set-aside-1" / "unet-000016" / "unet.safetensors").read_bytes() == bytes(data)
+    assert result(session) == result(straight)
+
+
+def test_a_lost_text_encoder_is_trained_again_and_the_unet_kept(straight: Session, copy: Copied) -> None:
+    session = copy(straight)
+    (session.checkpoints / "text_encoder-000008" / "MANIFEST.json").unlink()
+    life = Life(session)
+    assert life.run() == "finished"
+    assert {event["stage"] for event in life.said("stage")} == {"text_encoder"}
+    assert result(session) == result(straight)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"unet.learning_rate": 1e-3}, "unet.learning_rate 0.0005 -> 0.001"),
+        ({"seed": 5}, "seed 11 -> 5"),
+        (
+            {"unet.steps": 9, "text_encoder.steps": 5},
+            "changed since step 3 of the text_encoder stage: text_encoder.steps 3 -> 5",
+        ),
+        ({"captions.instance_prompt": "a photo of zwx cup"}, "captions.instance_prompt"),
+    ],
+)
+def test_a_changed_recipe_is_refused_with_what_changed(half: Session, change: dict[str, Any], told: str) -> None:
+    before = {path: path.read_bytes() for path in half.checkpoints.rglob("*") if path.is_file()}
+    with pytest.raises(TrainingError) as caught:
+        Life(half.with_config(half.config.changed(change))).run()
+    assert told in str(caught.value)
+    assert "--restart" in str(caught.value)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_what_the_result_does_not_depend_on_may_change_in_between(half: Session) -> None:
+    life = Life(half.with_config(half.config.changed({"checkpoints.every_steps": 1, "samples.every_steps": 3})))
+    assert life.run() == "finished"
+    assert [event["step"] for event in life.said("saved")] == [3, 4, 5, 6]
+
+
+def test_the_unets_settings_may_change_until_its_stage_begins(make_session: Made) -> None:
+    session = make_session("early", text_encoder__steps=3, unet__steps=2, prior__class_images=0)
+    assert Life(session, until=at("text_encoder", 2)).run() == "stopped"
+    session = Session.open(session.path)
+    assert Life(session.with_config(session.config.changed({"unet.learning_rate": 1e-3}))).run() == "finished"
+
+
+def test_a_new_or_lost_photo_is_noticed(half: Session) -> None:
+    photo = sorted(half.instance_images.glob("*.png"))[0]
+    photo.rename(photo.with_name("other.png"))
+    with pytest.raises(TrainingError, match=r"is gone; other\.png is new"):
+        Life(half).run()
+
+
+def test_another_base_model_is_noticed(half: Session, standin: Path, tmp_path: Path) -> None:
+    from fastdb.models.standin import build_standin
+
+    other = build_standin(tmp_path / "other", seed=1)
+    record = half.record.base_model.model_copy(update={"folder": str(other)})
+    moved = Session(half.path, half.record.model_copy(update={"base_model": record}))
+    with pytest.raises(TrainingError, match="its weights are not those this session began with"):
+        Life(moved).run()
+
+
+def test_restart_begins_anew_and_loses_nothing(straight: Session, copy: Copied) -> None:
+    session = copy(straight)
+    before = result(session)
+    assert workflow.train(session, restart=True) == "finished"
+    assert result(session) == before
+    aside = session.checkpoints / "set-aside-1"
+    assert {path.name for path in aside.iterdir()} >= {"unet-000016", "text_encoder-000008"}
+    assert (aside / "unet-000016" / "unet.safetensors").read_bytes() == before["unet-000016/unet.safetensors"]
+
+
+def test_a_second_trainer_is_refused_and_a_second_caller_follows(make_session: Made, capsys: Any) -> None:
+    session = make_session("twice", unet__steps=60)
+    running = process.start(session)
+    while not any(event["event"] == "step" for event in read_events(running.events)):
+        assert running.alive()
+        time.sleep(0.05)
+    found = process.find(session)
+    assert found is not None
+    assert found.pid == running.pid
+    rival = process.start(session)
+    end = list(rival.follow())[-1]
+    assert (end["outcome"], "another process is training it" in end["message"]) == ("failed", True)
+    with pytest.raises(SessionBusy):
+        workflow.train(session, settings={"unet.steps": 61})
+    os.kill(running.pid, signal.SIGINT)
+    assert outcome(running) == "stopped"
+    assert process.find(session) is None
+
+
+def test_a_killed_trainer_is_told_apart_from_one_that_ended(make_session: Made) -> None:
+    session = make_session("killed")
+    running = process.start(session)
+    os.kill(running.pid, signal.SIGKILL)
+    with pytest.raises(TrainingError, match=r"was killed by SIGKILL.*it goes on from the last checkpoint"):
+        list(running.follow())
+
+
+def test_a_bug_keeps_its_traceback(make_session: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = make_session("bug")
+    (session.path / "instance_images" / "odd.png").write_bytes((session.instance_images / "cat.png").read_bytes())
+    monkeypatch.setenv("PYTHONPATH", str(broken_package(session.path.parent)))
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        workflow.train(session)
+
+
+def broken_package(folder: Path) -> Path:
+    """A site hook that breaks one function of the trainer, in the trainer's own process only."""
+    folder = folder / "broken"
+    folder.mkdir()
+    text = """
+        import sys
+        if "fastdb.training" in " ".join(sys.orig_argv):
+            import fastdb.models.base_model
+            fastdb.models.base_model.fingerprint = lambda folder: 1 / 0
+    """
+    (folder / "sitecustomize.py").write_text(textwrap.dedent(text))
+    return folder
+
+
+def test_class_images_are_made_once_and_a_persons_own_count(make_session: Made, photos: list[Path]) -> None:
+    session = make_session("classes", text_encoder__steps=0, unet__steps=1, prior__class_images=3)
+    own = session.class_images / "a_mug_of_mine.png"
+    own.write_bytes(photos[2].read_bytes())
+    life = Life(session)
+    assert life.run() == "finished"
+    made = sorted(path.name for path in session.class_images.glob("*.png"))
+    assert made == ["a_mug_of_mine.png", "class-0001.png", "class-0002.png"]
+    assert [event["done"] for event in life.said("progress") if event["task"] == "class images"] == [1, 2]
+    other = make_session("classes2", text_encoder__steps=0, unet__steps=1, prior__class_images=3)
+    assert Life(other).run() == "finished"
+    assert (other.class_images / "class-0001.png").read_bytes() == (
+        session.class_images / "class-0001.png"
+    ).read_bytes()
+
+
+def test_every_step_and_the_plan_are_told(straight: Session) -> None:
+    log = next(straight.logs.glob("*.jsonl"))
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert events[0]["event"] == "plan"
+    assert events[0]["stages"] == {"text_encoder": {"steps": 8, "done": 0}, "unet": {"steps": 16, "done": 0}}
+    steps = [event for event in events if event["event"] == "step"]
+    assert [(event["stage"], event["step"]) for event in steps] == [
+        *(("text_encoder", step) for step in range(1, 9)),
+        *(("unet", step) for step in range(1, 17)),
+    ]
+    assert steps[0]["learning_rate"] == pytest.approx(1e-4)
+    assert steps[7]["learning_rate"] == pytest.approx(1e-4 / 8)
+    assert steps[-1]["learning_rate"] == pytest.approx(5e-4 / 16)
+    assert all(event["prior_loss"] > 0 for event in steps)
+    assert events[-1] == {"event": "end", "outcome": "finished"}
+    saved = [(event["stage"], event["step"]) for event in events if event["event"] == "saved"]
+    assert saved == [("text_encoder", step) for step in (3, 6, 8)] + [("unet", step) for step in (3, 6, 9, 12, 15, 16)]
+
+
+def test_old_checkpoints_go_only_under_two_newer_ones(straight: Session) -> None:
+    names = sorted(path.name for path in straight.checkpoints.iterdir() if path.is_dir())
+    assert names == ["text_encoder-000006", "text_encoder-000008", "unet-000015", "unet-000016"]
+
+
+def test_a_fault_of_the_person_is_one_line_from_the_trainers_process(make_session: Made) -> None:
+    session = make_session("emptied")
+    for path in session.instance_images.glob("*.png"):
+        path.unlink()
+    with pytest.raises(FastDBError, match="holds no instance images"):
+        workflow.train(session)
+    end = list(process.start(session).follow())[-1]
+    assert end["outcome"] == "failed"
+    assert "holds no instance images" in end["message"]
