@@ -39,9 +39,7 @@ class Precision(StrEnum):
 
 
 Name = Annotated[str, typer.Argument(help="The session's name, or its folder.", show_default=False)]
-Root = Annotated[
-    Path | None, typer.Option("--root", help="The folder that holds the sessions.", envvar="FASTDB_ROOT")
-]
+Root = Annotated[Path | None, typer.Option("--root", help="The folder that holds the sessions.", envvar="FASTDB_ROOT")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="A setting, such as unet.steps=800; may be given many times.")
 ]
@@ -55,7 +53,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -75,8 +75,12 @@ def demo(
 @app.command()
 def new(
     name: Annotated[str, typer.Argument(help="The new session's name.", show_default=False)],
-    photos: Annotated[list[Path] | None, typer.Argument(help="Photos, or folders of photos.", show_default=False)] = None,
-    base: Annotated[str, typer.Option(help="The base model: a folder in the diffusers layout, or `standin`.")] = "standin",
+    photos: Annotated[
+        list[Path] | None, typer.Argument(help="Photos, or folders of photos.", show_default=False)
+    ] = None,
+    base: Annotated[
+        str, typer.Option(help="The base model: a folder in the diffusers layout, or `standin`.")
+    ] = "standin",
     token: Annotated[str, typer.Option(help="A rare word for the subject, such as sks.")] = "",
     class_word: Annotated[str, typer.Option("--class", help="The subject's class, such as dog.")] = "",
     root: Root = None,
@@ -149,7 +153,9 @@ def stop(name: Name, root: Root = None) -> None:
 @app.command()
 def export(
     name: Name,
-    formats: Annotated[list[Format] | None, typer.Option("--format", help="Kind of file; both when none is named.")] = None,
+    formats: Annotated[
+        list[Format] | None, typer.Option("--format", help="Kind of file; both when none is named.")
+    ] = None,
     precision: Annotated[Precision, typer.Option(help="fp16 is half the size and what people use.")] = Precision.fp16,
     root: Root = None,
 ) -> None:
@@ -173,7 +179,9 @@ def generate(
     sampler: Annotated[str, typer.Option(help="Sampler, such as 'Euler a' or DDIM.")] = "DPM++ 2M",
     width: Annotated[int | None, typer.Option(help="Pixels; as trained when not given.", show_default=False)] = None,
     height: Annotated[int | None, typer.Option(help="Pixels; as trained when not given.", show_default=False)] = None,
-    base: Annotated[str | None, typer.Option(help="Base model of a file outside a session.", show_default=False)] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Base model of a file outside a session.", show_default=False)
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the pictures.", show_default=False)] = None,
     root: Root = None,
 ) -> None:

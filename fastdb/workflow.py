@@ -105,7 +105,11 @@ def list_sessions(root: str | Path | None = None) -> list[Session]:
             continue
         good.append(session)
         rows.append((session.name, _stand(session), str(len(_files(session.instance_images))), session.record.created))
-    console.say(f"{len(good)} sessions in {sessions_root(root)}" if good else f"no sessions in {sessions_root(root)}")
+    console.say(
+        f"{len(good)} session{'s'[: len(good) != 1]} in {sessions_root(root)}"
+        if good
+        else f"no sessions in {sessions_root(root)}"
+    )
     if rows:
         console.table(("name", "training", "images", "created"), rows)
     for line in bad:

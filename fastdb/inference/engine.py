@@ -41,7 +41,9 @@ class Request:
         for name, value in (("width", self.width), ("height", self.height)):
             if value % 8 or not 64 <= value <= 4096:
                 raise ConfigError(
-                    f"{value} is no multiple of 8 between 64 and 4096", where=name, fix=f"Try {max(64, value // 8 * 8)}."
+                    f"{value} is no multiple of 8 between 64 and 4096",
+                    where=name,
+                    fix=f"Try {max(64, value // 8 * 8)}.",
                 )
         for name, value in (("steps", self.steps), ("count", self.count)):
             if not 1 <= value <= 1000:
@@ -82,9 +84,7 @@ class Engine:
         }
         for part in parts.values():
             part.to(device.kind).eval()
-        return cls.from_parts(
-            **parts, tokenizer=load_tokenizer(model.folder), scheduler=load_scheduler(model.folder)
-        )
+        return cls.from_parts(**parts, tokenizer=load_tokenizer(model.folder), scheduler=load_scheduler(model.folder))
 
     @classmethod
     def from_export(cls, file: Path, *, base: Path, device: Device | None = None) -> Engine:
@@ -115,9 +115,7 @@ class Engine:
         return cls(pipeline.to(device.kind))
 
     @classmethod
-    def from_parts(
-        cls, *, unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, scheduler: Any
-    ) -> Engine:
+    def from_parts(cls, *, unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, scheduler: Any) -> Engine:
         """Use parts that are loaded already; without a text encoder, `generate` needs embeddings."""
         return cls(
             StableDiffusionPipeline(

@@ -91,7 +91,7 @@ def complete(folder: Path, stage: str | None = None) -> list[Checkpoint]:
 
 def newest(folder: Path, stage: str) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint of a stage whose every byte verifies, and a line for each newer one passed over."""
-    said = []
+    said: list[str] = []
     for checkpoint in reversed(complete(folder, stage)):
         wrong = faults(checkpoint.path)
         if not wrong:

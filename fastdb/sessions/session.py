@@ -109,7 +109,7 @@ class Session:
 
     @property
     def name(self) -> str:
-        """Its folder's name, by which it is opened; a folder that was copied or renamed is a session of its new name."""
+        """Its folder's name, by which it is opened; a copied or renamed folder is a session of its new name."""
         return self.path.name
 
     @property
@@ -211,7 +211,7 @@ def template() -> Path:
 
 
 def _lay_out(folder: Path) -> None:
-    """Copy the template's folders and files, and nothing of its permissions: it may be read-only where it is installed."""
+    """Copy the template's folders and files, but not its permissions: it may be read-only where it is installed."""
     source = template()
     for path in sorted(source.rglob("*")):
         target = folder / path.relative_to(source)

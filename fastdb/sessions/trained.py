@@ -24,6 +24,10 @@ class Standing:
         """The checkpoint training goes on from: the newest one of the latest stage."""
         return next((self.checkpoints[stage] for stage in reversed(STAGES) if stage in self.checkpoints), None)
 
+    def done(self, stage: str) -> int:
+        """The steps done in a stage."""
+        return self.checkpoints[stage].step if stage in self.checkpoints else 0
+
     @property
     def weights(self) -> dict[str, Path]:
         """The file that holds each trained part, by the part's name."""

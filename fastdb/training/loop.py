@@ -61,6 +61,31 @@ class Loop:
                 return step + 1
         return steps
 
+    def probe(self) -> str:
+        """Take one step's forward and backward pass without moving a weight; for a GPU, before the first real one.
+
+        Returns what the device cannot do deterministically, or nothing; then torch is told to do it all the same.
+
+        Raises:
+            TrainingError: there is not memory enough, which is better known now than after an hour.
+        """
+        try:
+            self.loss(self.batches.at(0, 0))[0].backward()
+        except torch.OutOfMemoryError:
+            raise TrainingError(
+                f"the {self.stage.name} stage does not fit into the GPU's memory",
+                where=str(self.accelerator.device),
+                fix="Set gradient_checkpointing=true, a lower resolution or batch_size, or optimizer.name=adamw8bit.",
+            ) from None
+        except RuntimeError as error:
+            if "deterministic" not in str(error):
+                raise
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            return str(error).splitlines()[0]
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+        return ""
+
     def _microstep(self, step: int, number: int) -> tuple[float, float]:
         """Gradient of one microbatch; the last one of a step also moves the weights."""
         accelerator, stage = self.accelerator, self.stage

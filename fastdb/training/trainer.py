@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from accelerate import Accelerator
 
-from fastdb.errors import TrainingError
+from fastdb.errors import FastDBError, StorageError, TrainingError
 from fastdb.sessions import checkpoints
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES, Standing, standing, steps_of
@@ -56,7 +57,13 @@ class Trainer:
             state = stands.last.state
             check_recipe(state["recipe"], recipe, state["stage"], state["step"], session.name)
         session = session.with_run_begun(plan.begins)
-        outcome = self._stages(setting, stands, recipe, image_groups(setting, prior, self.tell))
+        try:
+            outcome = self._stages(setting, stands, recipe, image_groups(setting, prior, self.tell))
+        except FastDBError:
+            # On a full disk the history cannot be written either, and the first fault is the one to tell.
+            with suppress(StorageError):
+                session.with_run_ended("failed")
+            raise
         session.with_run_ended(outcome)
         return outcome
 
@@ -117,7 +124,10 @@ class Trainer:
         optimizer = stage.prepare(accelerator, optimizer)
         if name in stands.checkpoints:
             restore(stands.checkpoints[name], optimizer, accelerator)
-        self.tell("stage", stage=name, step=stands.done(name), steps=stage.steps)
         loop = Loop(accelerator, stage, optimizer, batches, schedule, config)
+        if setting.device.kind != "cpu" and (cannot := loop.probe()):
+            told = f"a resumed run will equal an uninterrupted one up to rounding, not to the bit: {cannot}"
+            self.tell("warning", message=told)
+        self.tell("stage", stage=name, step=stands.done(name), steps=stage.steps)
         saver = Saver(session.checkpoints, config.checkpoints, recipe, setting.host, self.tell)
         return loop.run(stands.done(name), Observers(loop, saver, sampler, self.tell, self.stop).after_step)
