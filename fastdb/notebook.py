@@ -16,7 +16,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
 from fastdb import __version__, console, workflow
-from fastdb.errors import ImageError, ModelError, SessionBusy, StorageError
+from fastdb.errors import FastDBError, ImageError, ModelError, SessionBusy, StorageError
+from fastdb.images.faces import fetch_yunet
 from fastdb.runtime.drive import colab, leave_drive, mount_drive
 from fastdb.sessions.session import Session
 
@@ -33,11 +34,16 @@ _COLUMNS, _WIDTH = 6, 960
 
 
 def begin() -> None:
-    """Say what runs here: the version, and the GPU, or how to get one."""
+    """Say what runs here: the version, the GPU, or how to get one, and in Colab fetch the better face detector."""
     gpu = _gpu()
     console.say(f"fastdb {__version__}, Python {platform.python_version()}, {gpu or 'no NVIDIA GPU to be seen'}")
     if gpu is None and colab("runtime") is not None:
         console.say("training wants a GPU: choose one under Runtime, Change runtime type, and run this cell again")
+    if colab("runtime") is not None:
+        try:
+            console.say(f"face detector: YuNet ({fetch_yunet(timeout=10)})")
+        except FastDBError as error:
+            console.say(f"face detector: the built-in one, for {error}")
 
 
 def open_drive() -> None:

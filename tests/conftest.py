@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+# Before any test file loads torch: one thread each, so that the workers do not fight over the cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -23,10 +26,9 @@ def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(common: Path) -> Iterator[Path]:
-    """What can be made again goes to a folder of this run; one thread, so that workers do not fight over the cores."""
+    """What can be made again goes to a folder of this run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTDB_CACHE", str(common / "cache"))
-        patch.setenv("OMP_NUM_THREADS", "1")
         yield common / "cache"
 
 

@@ -107,7 +107,9 @@ def test_multiples_of_64_are_taken(value: int) -> None:
     assert Config(resolution=value).resolution == value
 
 
-@pytest.mark.parametrize(("value", "near"), [(65, "64 or 128"), (500, "448 or 512"), (513, "512 or 576"), (2000, "1984 or 2048")])
+@pytest.mark.parametrize(
+    ("value", "near"), [(65, "64 or 128"), (500, "448 or 512"), (513, "512 or 576"), (2000, "1984 or 2048")]
+)
 def test_others_are_told_what_is_next_to_them(value: int, near: str) -> None:
     assert f"resolution is {value}, but must be a multiple of 64: {near} is next to it" in refused(resolution=value)
 

@@ -102,8 +102,12 @@ RECORDED: list[dict[str, Any]] = [
 ]
 
 
-def test_a_training_is_shown_from_its_events(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_training_is_shown_from_its_events(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("tqdm")
+    for name in ("COLUMNS", "LINES"):  # where tqdm cuts a bar
+        monkeypatch.setenv(name, "200")
     view = console.TrainingView()
     for event in RECORDED:
         view.show(event)
@@ -116,7 +120,9 @@ def test_a_training_is_shown_from_its_events(capsys: pytest.CaptureFixture[str])
         "sample /s/samples/unet-000006-1.png",
     ]
     bars = [part.strip() for part in told.err.replace("\n", "\r").split("\r") if part.strip()]
-    last = {name: [bar for bar in bars if bar.startswith(f"{name}:")][-1] for name in ("latents", "text_encoder", "unet")}
+    last = {
+        name: [bar for bar in bars if bar.startswith(f"{name}:")][-1] for name in ("latents", "text_encoder", "unet")
+    }
     assert "2/2" in last["latents"]
     assert "2/2" in last["text_encoder"]
     assert "loss 1.1000, rate 5.00e-07" in last["text_encoder"], "a running mean, not the last step's luck"

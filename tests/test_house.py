@@ -196,7 +196,9 @@ def test_only_the_console_prints() -> None:
     found = []
     for name, tree in trees().items():
         for node in ast.walk(tree):
-            prints = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "input")
+            prints = (
+                isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "input")
+            )
             writes = isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.stdout", "sys.stderr")
             if prints or writes:
                 found.append(name)
@@ -216,7 +218,10 @@ def test_no_fault_is_swallowed() -> None:
 
 def test_nobody_asserts_at_a_person() -> None:
     found = [
-        f"{name}:{node.lineno}" for name, tree in trees().items() for node in ast.walk(tree) if isinstance(node, ast.Assert)
+        f"{name}:{node.lineno}"
+        for name, tree in trees().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assert)
     ]
     assert found == []
 
@@ -282,7 +287,9 @@ def test_the_readme_draws_every_module() -> None:
     assert len(modules) >= 45
     missing = sorted(path.relative_to(PACKAGE).as_posix() for path in modules if path.name not in words)
     assert missing == [], "each file has its phrase in the README's tree"
-    ours = (path for name in ("fastdb", "tests", "notebooks", "benchmarks") for path in (REPOSITORY / name).rglob("*.py"))
+    ours = (
+        path for name in ("fastdb", "tests", "notebooks", "benchmarks") for path in (REPOSITORY / name).rglob("*.py")
+    )
     known = {path.name for path in (*ours, *REPOSITORY.glob("*.py"))}
     stale = sorted(word for word in words if word.endswith(".py") and word not in known)
     assert stale == []
@@ -295,7 +302,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import shutil
 
     source = tmp_path_factory.mktemp("source") / "fastdb"
-    aside = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "tests", "docs", "notebooks", "benchmarks")
+    aside = shutil.ignore_patterns(
+        ".*", "build", "*.egg-info", "__pycache__", "tests", "docs", "notebooks", "benchmarks"
+    )
     shutil.copytree(REPOSITORY, source, ignore=aside)
     target = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-q"]

@@ -144,7 +144,9 @@ def test_pictures_fit_a_notebook(tmp_path, count):
     assert red == pytest.approx(count * each**2, rel=0.1)
 
 
-def test_the_gpu_is_named_or_missed(monkeypatch, colab, capsys):
+def test_the_gpu_is_named_or_missed(monkeypatch, colab, capsys, tmp_path):
+    monkeypatch.setattr(notebook, "fetch_yunet", lambda timeout: tmp_path)
+
     def answering(code, text):
         monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi")
         answer = subprocess.CompletedProcess([], code, stdout=text)
@@ -159,6 +161,20 @@ def test_the_gpu_is_named_or_missed(monkeypatch, colab, capsys):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     notebook.begin()
     assert "no NVIDIA GPU to be seen" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("colab")
+def test_colab_gets_the_better_face_detector_or_a_line_why_not(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(notebook, "fetch_yunet", lambda timeout: tmp_path / "yunet.onnx")
+    notebook.begin()
+    assert f"face detector: YuNet ({tmp_path / 'yunet.onnx'})" in capsys.readouterr().out
+
+    def refused(timeout):
+        raise ImageError("the face detector could not be downloaded (refused)", fix="Try again later.")
+
+    monkeypatch.setattr(notebook, "fetch_yunet", refused)
+    notebook.begin()
+    assert "face detector: the built-in one, for the face detector could not be downloaded" in capsys.readouterr().out
 
 
 def test_finishing_outside_colab_says_where_everything_is(session, capsys):

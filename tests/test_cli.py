@@ -1,0 +1,427 @@
+"""The command line as people use it: real processes, photos and disks, every mistake answered in a line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from fastdb.cli import app
+from fastdb.runtime.places import work_folder
+from fastdb.sessions.checkpoints import complete
+from fastdb.sessions.session import Session
+from fastdb.storage.manifest import faults
+
+FASTDB = [sys.executable, "-m", "fastdb"]
+SMALL = ["--set", "resolution=64", "--set", "text_encoder.steps=30", "--set", "unet.steps=60"]
+
+BAR = re.compile(r"[\w.]+: .*\[.*\]")
+"""What tqdm shows of a task."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line it ended with: nothing else on stderr but a progress bar, exit code 2, no traceback."""
+        lines = [line.strip() for line in self.err.replace("\r", "\n").splitlines() if line.strip()]
+        assert self.code == 2, self
+        assert lines, self
+        assert lines[-1].startswith("error: "), self
+        assert all(BAR.fullmatch(line) for line in lines[:-1]), self
+        assert "Traceback" not in self.out + self.err
+        return lines[-1]
+
+
+def fastdb(*arguments: object, before: list[str] | None = None, **environment: str) -> Done:
+    done = subprocess.run(
+        [*(before or []), *FASTDB, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, **environment},
+    )
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def tree(folder: Path, without: tuple[str, ...] = ()) -> dict[str, bytes]:
+    """Every file and folder with its bytes, but for those `without`."""
+    return {
+        name: path.read_bytes() if path.is_file() else b""
+        for path in sorted(folder.rglob("*"))
+        if not (name := path.relative_to(folder).as_posix()).startswith(without or ("\0",))
+    }
+
+
+@pytest.fixture(scope="module")
+def made(standin: Path, photos: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A session as `fastdb new` makes it, in a folder that tests only copy from."""
+    root = tmp_path_factory.mktemp("made")
+    done = fastdb("new", "cup", photos[2], "--token", "sks", "--class", "cup", *SMALL, "--root", root)
+    assert (done.code, "error" in done.err) == (0, False), done
+    assert f"new session: {root / 'cup'}" in done.out
+    assert "instance prompt: 'a photo of sks cup', from the token and the class word" in done.out
+    return root / "cup"
+
+
+@pytest.fixture
+def session(made: Path, sessions_folder: Path) -> Path:
+    """That session in this test's own folder."""
+    return shutil.copytree(made, sessions_folder / "cup")
+
+
+@pytest.fixture(scope="module")
+def no_trainer_left() -> Iterator[list[Path]]:
+    """Sessions whose trainer is ended if a test went wrong."""
+    sessions: list[Path] = []
+    yield sessions
+    for session in sessions:
+        told = json.loads((work_folder(session) / "current.json").read_text())
+        mine = Path(f"/proc/{told['pid']}/cmdline")
+        if mine.exists() and b"fastdb.training" in mine.read_bytes():
+            os.kill(told["pid"], signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def trained(made: Path, tmp_path_factory: pytest.TempPathFactory, no_trainer_left: list[Path]) -> Path:
+    """A session trained by `fastdb train` that was interrupted once, and whose terminal was closed once.
+
+    What is said and left behind is asserted here, on the way.
+    """
+    session = shutil.copytree(made, tmp_path_factory.mktemp("trained") / "cup")
+    no_trainer_left.append(session)
+
+    first = start_training(session)
+    wait_for(session, lambda event: event["event"] == "step" and event["step"] >= 3)
+    os.killpg(first.pid, signal.SIGINT)  # Ctrl-C goes to everything that runs in the terminal
+    out, err = first.communicate(timeout=60)
+    assert first.returncode == 0, err
+    assert "asking the trainer to save and stop" in out
+    assert out.endswith(f"stopped; go on with: fastdb train {session.name}\n")
+    assert "Traceback" not in err
+    [stopped] = complete(session / "checkpoints")
+    assert 3 <= stopped.step < 30
+    assert Session.open(session).record.runs[-1].outcome == "stopped"
+
+    second = start_training(session)
+    wait_for(session, lambda event: event["event"] == "step" and event["step"] > stopped.step)
+    os.killpg(second.pid, signal.SIGKILL)
+    second.communicate()
+    end = wait_for(session, lambda event: event["event"] == "end")
+    assert end["outcome"] == "finished"
+    history = Session.open(session).record.runs
+    assert [run.outcome for run in history] == ["stopped", "finished"]
+    assert history[1].begins == f"text_encoder step {stopped.step}"
+    return session
+
+
+def start_training(session: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*FASTDB, "train", str(session)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(session: Path, wanted: Callable[[dict], bool], seconds: float = 60) -> dict:
+    """The first event of the newest run that is wanted."""
+    from fastdb.training.events import read_events
+
+    deadline, folder = time.monotonic() + seconds, work_folder(session)
+    while time.monotonic() < deadline:
+        for run in sorted(folder.glob("run-*.jsonl"))[-1:]:
+            for event in read_events(run):
+                if wanted(event):
+                    return event
+        time.sleep(0.02)
+    raise AssertionError(f"waited in vain: {sorted(folder.iterdir())}")
+
+
+def test_every_verb_has_its_help() -> None:
+    verbs = [command.name or command.callback.__name__ for command in app.registered_commands]  # type: ignore[union-attr]
+    assert verbs == ["demo", "new", "sessions", "show", "add-images", "train", "stop", "export", "generate"]
+    whole = fastdb("--help")
+    assert (whole.code, whole.err) == (0, "")
+    for verb in verbs:
+        assert f"  {verb} " in whole.out
+        done = fastdb(verb, "--help")
+        assert (done.code, done.err) == (0, "")
+        assert done.out.startswith(f"Usage: fastdb {verb} ") or f" {verb} " in done.out.splitlines()[0]
+
+
+def test_it_says_its_version() -> None:
+    from fastdb import __version__
+
+    assert fastdb("--version") == Done(0, f"fastdb {__version__}\n", "")
+
+
+def test_sessions_and_show_say_what_is_there(session: Path, sessions_folder: Path) -> None:
+    (sessions_folder / "broken").mkdir()
+    listed = fastdb("sessions")
+    assert (listed.code, listed.err) == (0, "")
+    lines = listed.out.splitlines()
+    assert lines[0] == f"1 session in {sessions_folder}"
+    assert re.split(" {2,}", lines[2])[:3] == ["cup", "text_encoder 0/30, unet 0/60", "1"]
+    assert lines[3].startswith(f"cannot be opened: {sessions_folder / 'broken'}: there is no session.yaml")
+    shown = fastdb("show", "cup")
+    assert (shown.code, shown.err) == (0, "")
+    facts = dict(line.split("  ", 1) for line in shown.out.splitlines() if "  " in line)
+    assert facts["instance images"].strip() == "1"
+    assert facts["subject"].strip() == "sks cup"
+    assert fastdb("show", session).out == shown.out
+
+
+@pytest.fixture
+def bad(photos: list[Path], tmp_path: Path) -> Path:
+    """Things that are no photos."""
+    from PIL import Image
+
+    folder = tmp_path / "bad"
+    (folder / "empty").mkdir(parents=True)
+    (folder / "text.jpg").write_text("this is not a photo")
+    Image.open(photos[0]).save(folder / "whole.jpeg")
+    data = (folder / "whole.jpeg").read_bytes()
+    (folder / "whole.jpeg").unlink()
+    (folder / "cut.jpg").write_bytes(data[: len(data) // 2])
+    (folder / "none.jpg").touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("text.jpg", "is not a picture that can be read"),
+        ("cut.jpg", "is damaged"),
+        ("none.jpg", "is empty (0 bytes)"),
+    ],
+)
+def test_a_bad_photo_is_named_and_changes_nothing(name: str, reason: str, bad: Path, session: Path) -> None:
+    before = tree(session)
+    done = fastdb("add-images", "cup", bad / name)
+    assert done.error.startswith("error: cup: 1 of 1 photos could not be used, 0 were added. ")
+    assert f"not added: {bad / name}: {reason}" in done.out
+    assert tree(session) == before
+
+
+def test_good_photos_among_bad_ones_come_in(bad: Path, session: Path, photos: list[Path]) -> None:
+    done = fastdb("add-images", "cup", bad / "cut.jpg", photos[0], bad / "text.jpg")
+    assert "2 of 3 photos could not be used, 1 were added" in done.error
+    assert f"not added: {bad / 'cut.jpg'}: " in done.out
+    assert sorted(path.name for path in (session / "originals").glob("*.*g")) == ["cat.png", "cup.png"]
+    assert (session / "instance_images" / "cat.png").is_file()
+
+
+SAID = [
+    (["add-images", "cup", "{bad}/empty"], "{bad}/empty: holds no photos. Put JPEG, PNG or WebP files into it."),
+    (["add-images", "cup", "{bad}/gone.jpg"], "{bad}/gone.jpg: no such file or folder. Check the spelling"),
+    (["add-images", "cap", "{bad}"], "cap: no session of this name in {root}. Did you mean cup?"),
+    (["show", "zebra"], "zebra: no session of this name in {root}. fastdb sessions lists those there are."),
+    (["train", "zebra"], "zebra: no session of this name in {root}. fastdb sessions lists those there are."),
+    (["stop", "zebra"], "zebra: no session of this name in {root}. fastdb sessions lists those there are."),
+    (["export", "cpu"], "cpu: no session of this name in {root}. Did you mean cup?"),
+    (["generate", "cpu", "a cup"], "cpu: no session of this name in {root}. Did you mean cup?"),
+    (["new", "../x"], "'../x': cannot be the name of a session: "),
+    (["show", "../x"], "'../x': cannot be the name of a session: "),
+    (["train", "../cup"], "'../cup': cannot be the name of a session: "),
+    (["generate", "../cup", "a cup"], "'../cup': cannot be the name of a session: "),
+    (["new", "cup"], "{root}/cup: there is a session of this name already. Go on with it (fastdb show cup)"),
+    (["new", "x", "--set", "resolution=500"], "resolution is 500, but must be a multiple of 64: 448 or 512 is next"),
+    (["train", "cup", "--set", "resolution=500"], "resolution is 500, but must be a multiple of 64"),
+    (["train", "cup", "--set", "unet.stpes=5"], "unet.stpes is no setting (did you mean unet.steps?). Correct this"),
+    (["new", "x", "--set", "unet.stpes=5", "--set", "seed=-1"], "seed is -1, but should be greater than or equal to 0"),
+    (["train", "cup", "--set", "foo"], "'foo': is no setting and value. Write it as --set unet.steps=800."),
+    (["train", "cup", "--set", "unet.steps=2026-13-45"], "unet.steps is '2026-13-45', but should be a valid integer"),
+    (["new", "x", "--base", "{bad}/gone"], "{bad}/gone: there is no such folder. Give a Stable Diffusion 1.x"),
+    (["new", "x", "--base", "{bad}"], "{bad}"),
+    (["new", "x", "{bad}/empty"], "{bad}/empty: holds no photos."),
+    (["new", "x", "--root", "/proc/x"], "/proc/x: no folder can be made there. Choose another folder."),
+    (["new", "x", "--root", "{bad}/text.jpg"], "{bad}/text.jpg: is not a folder. Choose another folder."),
+    (["generate", "cup", "a cup", "--sampler", "euler b"], "sampler 'euler b': there is no such sampler. Did you mean"),
+    (["export", "cup"], "cup: has no checkpoint that verifies, so there is nothing to export. Train it first: "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "said"), SAID, ids=[" ".join(command) for command, _ in SAID])
+def test_a_mistake_is_answered_in_one_line_and_changes_nothing(
+    command: list[str], said: str, bad: Path, session: Path, sessions_folder: Path
+) -> None:
+    before = tree(sessions_folder)
+    done = fastdb(*(word.format(bad=bad) for word in command))
+    assert done.error.startswith("error: " + said.format(bad=bad, root=sessions_folder)), done.error
+    assert done.err.count("\n") == 1
+    assert tree(sessions_folder) == before
+
+
+def test_every_mistake_has_its_case() -> None:
+    assert len(SAID) >= 25
+
+
+def test_a_base_model_that_is_gone_is_said_and_nothing_changes(session: Path, standin: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(standin, tmp_path / "model")
+    path = session / "session.yaml"
+    path.write_text(path.read_text().replace(str(standin), str(moved)))
+    shutil.rmtree(moved)
+    (session / "checkpoints" / "unet-000001").mkdir()
+    before = tree(session)
+    for command in (["train", "cup"], ["train", "cup", "--restart"], ["train", "cup", "--set", "unet.steps=3"]):
+        assert fastdb(*command).error.startswith(f"error: {moved}")
+        assert tree(session) == before
+
+
+def test_a_session_without_photos_is_not_trained(session: Path) -> None:
+    (session / "instance_images" / "cup.png").unlink()
+    before = tree(session)
+    done = fastdb("train", "cup", "--set", "unet.steps=3")
+    assert done.error.startswith(f"error: {session / 'instance_images'}: holds no instance images. Run add-images")
+    assert tree(session) == before
+
+
+def test_a_prompt_may_look_like_yaml(sessions_folder: Path, standin: Path) -> None:
+    done = fastdb("new", "x", "--set", "captions.instance_prompt=sks: the cup", "--set", "samples.prompts=[a, 'b: c']")
+    assert done.code == 0, done
+    config = Session.open("x").config
+    assert config.captions.instance_prompt == "sks: the cup"
+    assert config.samples.prompts == ("a", "b: c")
+
+
+def test_a_read_only_session_is_said_and_can_be_looked_at(
+    trained: Path, photos: list[Path], sessions_folder: Path, forbidden: list[str]
+) -> None:
+    session = shutil.copytree(trained, sessions_folder / "cup")
+    for path in (session, *session.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = tree(session)
+    for command in (
+        ["add-images", "cup", photos[0]],
+        ["train", "cup"],
+        ["train", "cup", "--restart"],
+        ["train", "cup", "--set", "seed=4"],
+        ["export", "cup", "--format", "ckpt"],
+    ):
+        error = fastdb(*command, before=forbidden).error
+        assert error.startswith(f"error: {session}"), command
+        assert "cannot be written: it is read-only for you. Make the folder writable" in error
+        assert tree(session) == before
+    for command in (["sessions"], ["show", "cup"]):
+        assert fastdb(*command, before=forbidden).code == 0
+    sessions_folder.chmod(0o555)
+    assert "read-only for you" in fastdb("new", "x", before=forbidden).error
+    sessions_folder.chmod(0o755)
+    for path in (session, *session.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def fill(disk: Path, leave: int = 0) -> None:
+    """Fill a disk but for `leave` bytes."""
+    free = shutil.disk_usage(disk).free - leave
+    (disk / "filling").write_bytes(bytes(max(free, 0)))
+
+
+def test_a_full_disk_makes_no_session(small_disk: Callable[[str], Path], standin: Path, photos: list[Path]) -> None:
+    disk = small_disk("1m")
+    fill(disk, leave=16384)
+    done = fastdb("new", "x", photos[0], "--root", disk)
+    assert "the disk is full; what was there before is untouched. Free some space" in done.error
+    assert os.listdir(disk) == ["filling"]
+
+
+@pytest.mark.parametrize("leave", [0, 100_000])
+def test_a_full_disk_takes_no_photo(
+    leave: int, made: Path, photos: list[Path], small_disk: Callable[[str], Path]
+) -> None:
+    """`leave` lets nothing in at all, or nothing but a part."""
+    disk = small_disk("4m")
+    session = shutil.copytree(made, disk / "cup")
+    fill(disk, leave)
+    before = tree(session)
+    done = fastdb("add-images", session, photos[1])
+    assert "the disk is full" in done.error
+    assert tree(session) == before
+
+
+def test_a_photo_cut_off_by_a_full_disk_comes_in_whole_the_next_time(
+    made: Path, photos: list[Path], small_disk: Callable[[str], Path]
+) -> None:
+    """There is room for the untouched photo and none for the square of it: nothing old changes, none is half in."""
+    disk = small_disk("4m")
+    session = shutil.copytree(made, disk / "cup")
+    fill(disk, leave=-(-photos[1].stat().st_size // 4096) * 4096 + 4096)
+    before = tree(session)
+    assert "the disk is full" in fastdb("add-images", session, photos[1]).error
+    after = tree(session)
+    assert {name: after[name] for name in before} == before
+    assert after.keys() - before.keys() <= {"originals/astronaut.png"}
+    (disk / "filling").unlink()
+    assert fastdb("add-images", session, photos[1]).code == 0
+    new = tree(session).keys() - before.keys()
+    assert new == {"originals/astronaut.png", "instance_images/astronaut.png"}
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_others(
+    made: Path, small_disk: Callable[[str], Path], no_trainer_left: list[Path]
+) -> None:
+    """The text encoder's checkpoint fits, the UNet's, which is six times as large, does not."""
+    session = shutil.copytree(made, small_disk("14m") / "cup")
+    no_trainer_left.append(session)
+    before = tree(session)
+    done = fastdb("train", session, "--set", "text_encoder.steps=2", "--set", "unet.steps=2")
+    assert "the disk is full; what was there before is untouched. Free some space" in done.error
+    assert sorted(os.listdir(session / "checkpoints")) == ["README.txt", "text_encoder-000002"]
+    assert faults(session / "checkpoints" / "text_encoder-000002") == []
+    changing = ("session.yaml", "logs", "checkpoints/text_encoder-000002")
+    assert tree(session, changing) == {name: data for name, data in before.items() if not name.startswith(changing)}
+    assert Session.open(session).config.unet.steps == 2
+
+
+def test_an_export_that_does_not_fit_leaves_the_old_one(trained: Path, small_disk: Callable[[str], Path]) -> None:
+    disk = small_disk("64m")
+    session = shutil.copytree(trained, disk / "cup")
+    (session / "cup.safetensors").write_bytes(b"the export of yesterday")
+    (session / "cup.ckpt").write_bytes(b"the export of yesterday")
+    fill(disk, leave=3_000_000)
+    before = tree(session)
+    for kind in ("safetensors", "ckpt"):
+        done = fastdb("export", session, "--format", kind)
+        assert "the disk is full; what was there before is untouched. Free some space" in done.error
+        assert tree(session) == before
+
+
+def test_an_interrupted_and_orphaned_training_ends_whole_and_is_exported(trained: Path, sessions_folder: Path) -> None:
+    session = shutil.copytree(trained, sessions_folder / "cup")
+    for checkpoint in complete(session / "checkpoints"):
+        assert faults(checkpoint.path) == []
+    assert {checkpoint.path.name for checkpoint in complete(session / "checkpoints")} >= {
+        "text_encoder-000030",
+        "unet-000060",
+    }
+    assert "text_encoder 30/30, unet 60/60" in fastdb("show", "cup").out
+    done = fastdb("export", "cup")
+    assert done.code == 0, done
+    assert "exporting cup as trained so far: text_encoder 30/30, unet 60/60" in done.out
+    assert (session / "cup.safetensors").is_file()
+    assert (session / "cup.ckpt").is_file()
+
+
+def test_stopping_what_does_not_run_is_said(session: Path) -> None:
+    assert fastdb("stop", "cup") == Done(0, "cup is not being trained on this machine\n", "")
