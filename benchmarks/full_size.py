@@ -1,0 +1,128 @@
+"""Stable Diffusion 1.5 at its full size, with random weights: does the whole journey fit, and what does it cost?
+
+    python benchmarks/full_size.py FOLDER [--optimizer adamw8bit] [--resolution 64] [--steps 3]
+
+FOLDER needs about 25 GB. Builds the model there once, then a session of three photos that trains both stages and exports.
+Prints seconds a step (median), seconds a checkpoint, peak resident memory of the trainer's process, sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import shutil
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from skimage import data
+
+from fastdb import workflow
+from fastdb.console import size
+from fastdb.images.intake import save_png
+from fastdb.models import standin
+from fastdb.models.base_model import weight_file
+from fastdb.models.sources import base_folder
+from fastdb.storage.durable import write_json
+from fastdb.training import process
+
+
+def build(folder: Path) -> Path:
+    """SD 1.5's real sizes in diffusers layout, float32, with the stand-in's tokenizer."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    if (folder / "model_index.json").exists():
+        return folder
+    shutil.copytree(base_folder("standin"), folder, dirs_exist_ok=True)
+    wide = {"block_out_channels": [320, 640, 1280, 1280], "attention_head_dim": 8, "cross_attention_dim": 768}
+    unet = {**standin.UNET, **wide, "norm_num_groups": 32, "sample_size": 64}
+    vae = {**standin.VAE, "block_out_channels": [128, 256, 512, 512], "norm_num_groups": 32, "sample_size": 512}
+    vae["scaling_factor"] = 0.18215
+    ids = standin.text_config({standin.standin_tokenizer.BEGIN: 0, standin.standin_tokenizer.END: 1})
+    text: dict[str, Any] = {**ids, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
+    text |= {"vocab_size": 49408, "projection_dim": 768}
+    (folder / "model_index.json").unlink()
+    torch.manual_seed(0)
+    for part, config, make in (
+        ("unet", unet, lambda: UNet2DConditionModel.from_config(unet)),
+        ("vae", vae, lambda: AutoencoderKL.from_config(vae)),
+        ("text_encoder", text, lambda: CLIPTextModel(CLIPTextConfig(**text))),
+    ):
+        weights = {name: value for name, value in make().state_dict().items() if not name.endswith("position_ids")}
+        save_file(weights, weight_file(folder, part), {"format": "pt"})
+        write_json(folder / part / "config.json", config)
+    write_json(folder / "model_index.json", standin.INDEX)
+    return folder
+
+
+def photos(folder: Path) -> list[Path]:
+    """Three real photos."""
+    from PIL import Image
+
+    folder.mkdir(exist_ok=True)
+    for name, picture in {"sks cat": data.cat(), "sks woman": data.astronaut(), "sks cup": data.coffee()}.items():
+        save_png(Image.fromarray(picture), folder / f"{name}.png")
+    return sorted(folder.glob("*.png"))
+
+
+def follow(running: process.Running) -> tuple[dict[str, list[float]], list[float], float]:
+    """Seconds of each step by stage, seconds of each checkpoint, peak resident bytes of the trainer."""
+    steps: dict[str, list[float]] = {}
+    saves: list[float] = []
+    peak = 0.0
+    for event in running.follow():
+        status = Path(f"/proc/{running.pid}/status")
+        for line in status.read_text().splitlines() if status.exists() else ():
+            if line.startswith(("VmHWM", "RssAnon")):
+                peak = max(peak, float(line.split()[1]) * 1024)
+        if event["event"] == "step":
+            steps.setdefault(event["stage"], []).append(event["seconds"])
+        if event["event"] == "saved":
+            saves.append(event["seconds"])
+        if event["event"] == "end" and event["outcome"] != "finished":
+            raise SystemExit(event)
+    return steps, saves, peak
+
+
+def main() -> None:
+    """Run it once and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--optimizer", default="adamw")
+    parser.add_argument("--resolution", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=3)
+    chosen = parser.parse_args()
+    base = build(chosen.folder / "sd15")
+    root, name = chosen.folder / "sessions", "full"
+    shutil.rmtree(root / name, ignore_errors=True)
+    settings = {
+        "resolution": chosen.resolution,
+        "text_encoder.steps": chosen.steps,
+        "unet.steps": chosen.steps,
+        "optimizer.name": chosen.optimizer,
+    }
+    began = time.perf_counter()
+    session = workflow.new(name, base, photos(chosen.folder / "photos"), root=root, settings=settings)
+    print(f"new session: {time.perf_counter() - began:.1f} s")
+    began = time.perf_counter()
+    steps, saves, peak = follow(process.start(session))
+    print(f"training in all: {time.perf_counter() - began:.1f} s, peak of the trainer {size(int(peak))}")
+    for stage, seconds in steps.items():
+        print(f"{stage}: {statistics.median(seconds):.2f} s a step (median of {len(seconds)}, {os.cpu_count()} cores)")
+    for path, seconds in zip(sorted(session.checkpoints.glob("*-0*")), saves, strict=False):
+        total = sum(file.stat().st_size for file in path.iterdir())
+        print(f"checkpoint {path.name}: {size(total)}, {seconds:.1f} s written, read back and hashed")
+    cpu = resource.getrusage(resource.RUSAGE_SELF)
+    files = workflow.export(session)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    used = after.ru_utime + after.ru_stime - cpu.ru_utime - cpu.ru_stime
+    print(f"export of {', '.join(size(file.stat().st_size) for file in files)}: {used:.1f} CPU s in all")
+
+
+if __name__ == "__main__":
+    main()
