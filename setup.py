@@ -51,7 +51,7 @@ setup(
             "pytest>=8.4",
             "pytest-xdist>=3.6",
             "ruff>=0.14",
-            "setuptools>=70",
+            "setuptools>=70.1",
             "types-PyYAML",
         ],
     },

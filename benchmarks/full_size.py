@@ -2,8 +2,8 @@
 
     python benchmarks/full_size.py FOLDER [--optimizer adamw8bit] [--resolution 64] [--steps 3]
 
-FOLDER needs about 25 GB. Builds the model there once, then a session of three photos that trains both stages and exports.
-Prints seconds a step (median), seconds a checkpoint, peak resident memory of the trainer's process, sizes.
+FOLDER needs about 25 GB. Builds the model there once, then a session of three photos that trains both stages and
+exports. Prints seconds a step (median), seconds a checkpoint, peak resident memory of the trainer's process, sizes.
 """
 
 from __future__ import annotations

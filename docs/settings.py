@@ -12,7 +12,12 @@ TARGET = Path(__file__).with_suffix(".md")
 
 def page() -> str:
     """The page as it should be."""
-    lines = ["# Settings", "", "`fastdb new NAME --set unet.steps=800` or `fastdb train NAME --set unet.steps=800`.", ""]
+    lines = [
+        "# Settings",
+        "",
+        "`fastdb new NAME --set unet.steps=800` or `fastdb train NAME --set unet.steps=800`.",
+        "",
+    ]
     lines += ["| setting | default | meaning |", "|---|---|---|"]
     lines += rows(Config)
     return "\n".join([*lines, "", "Written by `docs/settings.py` from `fastdb/config.py`.", ""])

@@ -13,11 +13,13 @@ from PIL.Image import Image
 
 from fastdb import console, workflow
 from fastdb.errors import TrainingError
+from fastdb.images.intake import save_png
 from fastdb.images.photos import photos_in, read_photo
 from fastdb.images.sheet import Cell, Row, contact_sheet, save_sheet
 from fastdb.runtime.places import cache_folder
 from fastdb.runtime.quiet import hush_libraries
 from fastdb.sessions.session import Session
+from fastdb.storage.durable import make_folder
 from fastdb.training import process
 
 PHOTOS = {"sks astronaut": "astronaut", "sks cat": "cat", "sks cup": "coffee"}
@@ -75,11 +77,11 @@ def demo_photos() -> list[Path]:
     from skimage import data
 
     folder = cache_folder() / "demo_photos"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     paths = []
     for prompt, photo in PHOTOS.items():
         path = folder / f"{prompt}.png"
-        Images.fromarray(getattr(data, photo)()).save(path)
+        save_png(Images.fromarray(getattr(data, photo)()), path)
         paths.append(path)
     return paths
 
@@ -108,7 +110,7 @@ def train_and_kill(session: Session) -> int:
     running, view = process.start(session), console.TrainingView()
     for event in running.follow():
         view.show(event)
-        if event["event"] == "step" and event["stage"] == "unet" and event["step"] == step:
+        if event["event"] == "step" and event["stage"] == "unet" and event["step"] == step and running.alive():
             os.kill(running.pid, signal.SIGKILL)
             break
     else:
@@ -132,7 +134,7 @@ def draw(session: Session, killed: int, before: Sequence[Image], after: Sequence
     for path in photos_in(session.instance_images):
         crops.append(Cell(read_photo(path), path.stem))
     samples = [Cell(read_photo(path), _moment(path)) for path in photos_in(session.samples)]
-    went_on = killed - killed % session.config.checkpoints.every_steps
+    went_on = workflow.open_session(session).record.runs[-1].begins
     return contact_sheet(
         [
             Row("photos", photos),

@@ -37,10 +37,12 @@ def new(
     With a token or class word and no prompt set, every instance image is called `a photo of <token> <class>`.
 
     Raises:
-        SessionError, ModelError, ConfigError, ImageError, StorageError: with nothing made.
+        SessionError, ModelError, ConfigError: with nothing made; so too where a photo is not there.
+        ImageError: a photo cannot be used; the session is made and the others are in it.
+        StorageError: the folder cannot be written.
     """
     from fastdb.models.base_model import fingerprint, open_base_model
-    from fastdb.models.sources import base_folder
+    from fastdb.models.sources import STANDIN, base_folder
 
     check_name(name)
     config = Config().changed(settings or {})
@@ -56,6 +58,10 @@ def new(
         name, base_model=record, subject=Subject(token=token, class_word=class_word), config=config, root=root
     )
     console.say(f"new session: {session.path}")
+    if str(base) == STANDIN:
+        console.say(
+            "its base model is the stand-in, small and untrained, to try things out: name a real one with --base"
+        )
     if found:
         add_images(session, found)
     return session
@@ -212,11 +218,13 @@ def train(
     running = process.find(session)
     if running is not None:
         if config != session.config or restart:
-            raise SessionBusy("is being trained already", where=session.name, fix="Stop that first: fastdb stop.")
+            raise SessionBusy(
+                "is being trained already", where=session.name, fix=f"Stop that first: fastdb stop {session.name}"
+            )
         console.say(f"{session.name} is being trained already (process {running.pid}); following it")
     else:
         # Looked at as it would be, so that a refusal leaves the session as it is.
-        preflight(replace(session, record=session.record.model_copy(update={"config": config})))
+        preflight(replace(session, record=session.record.model_copy(update={"config": config})), restart)
         if config != session.config:
             session = session.with_config(config)
         if restart:

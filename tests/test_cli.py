@@ -25,7 +25,7 @@ from fastdb.sessions.session import Session
 from fastdb.storage.manifest import faults
 
 FASTDB = [sys.executable, "-m", "fastdb"]
-SMALL = ["--set", "resolution=64", "--set", "text_encoder.steps=30", "--set", "unet.steps=60"]
+SMALL = ["--set", "resolution=64", "--set", "text_encoder.steps=60", "--set", "unet.steps=60"]
 
 BAR = re.compile(r"[\w.]+: .*\[.*\]")
 """What tqdm shows of a task."""
@@ -119,7 +119,7 @@ def trained(made: Path, tmp_path_factory: pytest.TempPathFactory, no_trainer_lef
     assert out.endswith(f"stopped; go on with: fastdb train {session.name}\n")
     assert "Traceback" not in err
     [stopped] = complete(session / "checkpoints")
-    assert 3 <= stopped.step < 30
+    assert 3 <= stopped.step < 60
     assert Session.open(session).record.runs[-1].outcome == "stopped"
 
     second = start_training(session)
@@ -182,7 +182,7 @@ def test_sessions_and_show_say_what_is_there(session: Path, sessions_folder: Pat
     assert (listed.code, listed.err) == (0, "")
     lines = listed.out.splitlines()
     assert lines[0] == f"1 session in {sessions_folder}"
-    assert re.split(" {2,}", lines[2])[:3] == ["cup", "text_encoder 0/30, unet 0/60", "1"]
+    assert re.split(" {2,}", lines[2])[:3] == ["cup", "text_encoder 0/60, unet 0/60", "1"]
     assert lines[3].startswith(f"cannot be opened: {sessions_folder / 'broken'}: there is no session.yaml")
     shown = fastdb("show", "cup")
     assert (shown.code, shown.err) == (0, "")
@@ -412,13 +412,13 @@ def test_an_interrupted_and_orphaned_training_ends_whole_and_is_exported(trained
     for checkpoint in complete(session / "checkpoints"):
         assert faults(checkpoint.path) == []
     assert {checkpoint.path.name for checkpoint in complete(session / "checkpoints")} >= {
-        "text_encoder-000030",
+        "text_encoder-000060",
         "unet-000060",
     }
-    assert "text_encoder 30/30, unet 60/60" in fastdb("show", "cup").out
+    assert "text_encoder 60/60, unet 60/60" in fastdb("show", "cup").out
     done = fastdb("export", "cup")
     assert done.code == 0, done
-    assert "exporting cup as trained so far: text_encoder 30/30, unet 60/60" in done.out
+    assert "exporting cup as trained so far: text_encoder 60/60, unet 60/60" in done.out
     assert (session / "cup.safetensors").is_file()
     assert (session / "cup.ckpt").is_file()
 

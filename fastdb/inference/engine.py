@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.loaders.single_file_utils import SingleFileComponentError
+from diffusers.utils import logging as remarks
 from PIL import Image
 
 from fastdb.errors import ConfigError, ModelError
@@ -33,24 +36,23 @@ class Request:
     height: int = 512
 
     def __post_init__(self) -> None:
-        """Check everything that costs time to find out later.
+        """Check everything that costs time to find out later, and spell the sampler as we do.
 
         Raises:
             ConfigError: a value is out of bounds.
         """
         for name, value in (("width", self.width), ("height", self.height)):
             if value % 8 or not 64 <= value <= 4096:
-                raise ConfigError(
-                    f"{value} is no multiple of 8 between 64 and 4096",
-                    where=name,
-                    fix=f"Try {max(64, value // 8 * 8)}.",
-                )
+                near = min(max(64, value // 8 * 8), 4096)
+                raise ConfigError(f"{value} is no multiple of 8 between 64 and 4096", where=name, fix=f"Try {near}.")
         for name, value in (("steps", self.steps), ("count", self.count)):
             if not 1 <= value <= 1000:
                 raise ConfigError(f"{value} is not between 1 and 1000", where=name, fix="Try 20.")
+        if not 0 <= self.guidance <= 50:
+            raise ConfigError(f"{self.guidance} is not between 0 and 50", where="guidance", fix="Try 7.5.")
         if not 0 <= self.seed < 2**63 - self.count:
             raise ConfigError(f"{self.seed} is not between 0 and 2^63", where="seed", fix="Try 0.")
-        check_sampler(self.sampler)
+        object.__setattr__(self, "sampler", check_sampler(self.sampler))
 
 
 Embeddings = tuple[torch.Tensor, torch.Tensor]
@@ -98,20 +100,22 @@ class Engine:
             raise ModelError("there is no such file", where=file, fix="Export one with: fastdb export SESSION")
         open_base_model(base)
         try:
-            pipeline = StableDiffusionPipeline.from_single_file(
-                str(file),
-                config=str(base),
-                local_files_only=True,
-                torch_dtype=device.half,
-                safety_checker=None,
-            )
-        except (ValueError, RuntimeError, KeyError, OSError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            with _quietly():
+                pipeline = StableDiffusionPipeline.from_single_file(
+                    str(file),
+                    config=str(base),
+                    local_files_only=True,
+                    torch_dtype=device.half,
+                    safety_checker=None,
+                )
+        except (SingleFileComponentError, ValueError, RuntimeError, KeyError, OSError) as error:
             raise ModelError(
-                f"cannot be loaded as a Stable Diffusion of the shape of {base} ({reason})",
+                f"cannot be loaded as a Stable Diffusion of the shape of {base} ({_reason(error)})",
                 where=file,
                 fix="Name the base model it was trained from, or export it again.",
             ) from error
+        if device.kind == "cpu":
+            _settle(pipeline)
         return cls(pipeline.to(device.kind))
 
     @classmethod
@@ -168,3 +172,30 @@ class Engine:
                 callback_on_step_end=report,
             ).images
         return pictures
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Hold back what diffusers says while it loads a file: a bar of five parts, remarks nobody can act on."""
+    level, bars = remarks.get_verbosity(), remarks.is_progress_bar_enabled()
+    remarks.set_verbosity_error()
+    remarks.disable_progress_bar()
+    try:
+        yield
+    finally:
+        remarks.set_verbosity(level)
+        if bars:
+            remarks.enable_progress_bar()
+
+
+def _settle(pipeline: StableDiffusionPipeline) -> None:
+    """Copy the weights out of the mapped file: at its odd addresses some kernels round otherwise, and it may go."""
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        for weight in part.parameters():
+            weight.data = weight.data.clone()
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of what a library said."""
+    said = str(error).strip().splitlines()
+    return said[0].split(". ")[0].rstrip(".") if said else type(error).__name__

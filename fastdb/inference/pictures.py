@@ -10,7 +10,7 @@ from PIL.Image import Image
 from PIL.PngImagePlugin import PngInfo
 
 from fastdb.inference.engine import Request
-from fastdb.storage.durable import explained, write_bytes
+from fastdb.storage.durable import make_folder, write_bytes
 
 
 def save_pictures(pictures: Sequence[Image], request: Request, folder: Path) -> list[Path]:
@@ -19,9 +19,9 @@ def save_pictures(pictures: Sequence[Image], request: Request, folder: Path) -> 
     Raises:
         StorageError: the folder cannot be written.
     """
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    taken = [int(path.name.split("-")[0]) for path in folder.glob("*-seed*.png") if path.name.split("-")[0].isdigit()]
+    make_folder(folder)
+    numbers = (path.name.split("-")[0] for path in folder.glob("*-seed*.png"))
+    taken = [int(number) for number in numbers if number.isdecimal()]
     paths = []
     for index, picture in enumerate(pictures):
         path = folder / f"{max(taken, default=0) + 1 + index:04d}-seed{request.seed + index}.png"

@@ -56,6 +56,8 @@ def open_source(source: Session | str, base: str | Path | None, root: str | Path
 
 def _from_file(file: Path, base: str | Path | None) -> Source:
     """An exported file; one that lies in its session knows its base model."""
+    if not file.is_file():
+        raise ModelError("there is no such file", where=file, fix="Export one with: fastdb export SESSION")
     size = 512
     if (file.parent / FILE).is_file():
         session = Session.open(file.parent)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 
 from fastdb.models import standin_tokenizer, standin_vae
-from fastdb.storage.durable import write_bytes, write_json
+from fastdb.storage.durable import make_folder, write_bytes, write_json
 
 WIDTH = 64
 """Width of the text encoder, and so of the UNet's cross attention."""
@@ -102,7 +102,7 @@ def build_standin(folder: Path, seed: int = 0) -> Path:
     vocabulary, merges = standin_tokenizer.learn()
     text = text_config(vocabulary)
     for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
+        make_folder(folder / part)
     standin_tokenizer.write(folder / "tokenizer", vocabulary, merges)
     write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
 

@@ -62,7 +62,7 @@ def save(
     hidden = folder / f"{_UNFINISHED}{final.name}"
     said: list[str] = []
     with explained(final):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         _remove(hidden)
         hidden.mkdir()
         try:

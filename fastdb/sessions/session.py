@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fastdb.config import Config
-from fastdb.errors import FastDBError, SessionError, SessionExists, SessionNotFound
+from fastdb.errors import FastDBError, SessionError, SessionExists, SessionNotFound, StorageError
 from fastdb.runtime.places import expanded, sessions_root
-from fastdb.sessions.record import BaseModelRecord, Record, Run, Subject, read_record, write_record
+from fastdb.sessions.record import FILE, BaseModelRecord, Record, Run, Subject, read_record, write_record
 from fastdb.storage.durable import explained, flush, make_folder
 
 NAME = re.compile(r"[^\W_][\w.-]{0,62}")
@@ -78,7 +78,7 @@ class Session:
 
     @classmethod
     def open(cls, name: Path | str, root: Path | str | None = None) -> Session:
-        """Open a session by its name below `root`, or by its folder's path.
+        """Open a session by its name below `root`, or by its folder's path, such as `./my_dog`.
 
         Raises:
             SessionNotFound: there is none; the nearest name is told.
@@ -87,11 +87,12 @@ class Session:
         """
         path = expanded(name)
         with explained(path):
-            if not (path.is_absolute() and path.is_dir()):
+            if not (path.is_dir() and (path.is_absolute() or os.sep in str(name))):
                 check_name(str(name))
                 path = sessions_root(root) / str(name)
             if not path.is_dir():
                 raise _not_found(str(name), sessions_root(root))
+        path = path.absolute()
         return cls(path, read_record(path))
 
     @classmethod
@@ -162,15 +163,32 @@ class Session:
         return self._rewritten(self.record.model_copy(update={"config": config}))
 
     def with_run_begun(self, begins: str) -> Session:
-        """Note in the history that a trainer begins."""
+        """Note in the history that a trainer begins; what a person has changed in the file meanwhile stays."""
+        self.check_there()
+        record = read_record(self.path)
         run = Run(started=now(), begins=begins)
-        return self._rewritten(self.record.model_copy(update={"runs": (*self.record.runs, run)}))
+        return self._rewritten(record.model_copy(update={"runs": (*record.runs, run)}))
 
     def with_run_ended(self, outcome: str) -> Session:
-        """Note in the history how the trainer that began last has ended."""
-        *before, last = self.record.runs
+        """Note in the history how the trainer that began last has ended; what a person has changed stays."""
+        self.check_there()
+        record = read_record(self.path)
+        *before, last = record.runs
         ended = last.model_copy(update={"ended": now(), "outcome": outcome})
-        return self._rewritten(self.record.model_copy(update={"runs": (*before, ended)}))
+        return self._rewritten(record.model_copy(update={"runs": (*before, ended)}))
+
+    def check_there(self) -> None:
+        """Make sure that the folder is still the session's before something is written below it.
+
+        Raises:
+            StorageError: it was renamed or removed, or the disk it lies on is gone.
+        """
+        if not (self.path / FILE).is_file():
+            raise StorageError(
+                "the session's folder is not there any more: renamed, removed, or its disk is no longer mounted",
+                where=self.path,
+                fix="Put it back, or mount the disk again, and run the same command again.",
+            )
 
     def _rewritten(self, record: Record) -> Session:
         write_record(self.path, record)

@@ -19,6 +19,7 @@ from fastdb.sessions.session import Session
 from fastdb.storage.durable import write_text
 from fastdb.training.events import EventLog
 from fastdb.training.lock import training_lock
+from fastdb.training.process import announce
 
 
 def main(folder: Path, events: Path) -> int:
@@ -29,6 +30,7 @@ def main(folder: Path, events: Path) -> int:
     log = EventLog(events)
     try:
         with training_lock(folder):
+            announce(folder, events)
             end = _train(folder, log, stop)
             _keep(log, folder, end)
     except FastDBError as error:
@@ -59,7 +61,7 @@ def _keep(log: EventLog, folder: Path, end: dict[str, Any]) -> None:
     """Copy what this run said into the session's own logs."""
     try:
         (folder / "logs").mkdir(exist_ok=True)
-        text = log.path.read_text(encoding="utf-8") + json.dumps({"event": "end", **end}, ensure_ascii=False) + "\n"
+        text = log.path.read_text(encoding="utf-8") + json.dumps({"event": "end", **end}) + "\n"
         write_text(folder / "logs" / log.path.name, text)
     except (StorageError, OSError) as error:
         log.tell("warning", message=f"the log of this run stays on this machine only, at {log.path}: {error}")

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from fastdb.images.photos import read_photo
+from fastdb.models.safetensors_file import save_tensors
 from fastdb.runtime.places import cache_folder
-from fastdb.storage.durable import writing
+from fastdb.storage.durable import make_folder, writing
 
 
 @dataclass(frozen=True)
@@ -62,23 +64,32 @@ def cache_latents(
         StorageError: the cache cannot be written.
     """
     folder = cache_folder() / "latents"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     vae = None
     means, stds = [], []
     for number, path in enumerate(images, start=1):
         pixels = read_square(path, size)
         key = hashlib.sha256(f"{vae_hash} {size} ".encode() + pixels.numpy().tobytes()).hexdigest()
         cached = folder / f"{key}.safetensors"
-        if not cached.exists():
+        if not _readable(cached):
             vae = vae if vae is not None else load_vae()
             with writing(cached) as beside:
-                save_file(_encode(vae, pixels), beside)
+                save_tensors(beside, _encode(vae, pixels))
         # Read back even what was just written: an interrupted run and a straight one then see the same bytes.
         latents = load_file(cached)
         means.append(latents["mean"])
         stds.append(latents["std"])
         progress(number, len(images))
     return LatentCache(torch.stack(means), torch.stack(stds), scale)
+
+
+def _readable(cached: Path) -> bool:
+    """Whether a cache file is there and whole; a damaged one is made again, since nothing is lost by it."""
+    try:
+        with safe_open(cached, framework="pt") as file:
+            return set(file.keys()) == {"mean", "std"}
+    except (FileNotFoundError, SafetensorError):
+        return False
 
 
 def read_square(path: Path, size: int) -> torch.Tensor:
@@ -103,6 +114,12 @@ def _encode(vae: Any, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         "mean": posterior.mean[0].float().cpu().contiguous(),
         "std": posterior.std[0].float().cpu().contiguous(),
     }
+
+
+def too_long(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    """The prompts that have more tokens than the text encoder takes; what stands behind is not learned."""
+    room = tokenizer.model_max_length
+    return [prompt for prompt in dict.fromkeys(prompts) if len(tokenizer(prompt, truncation=False).input_ids) > room]
 
 
 def token_ids(tokenizer: Any, prompts: Sequence[str]) -> torch.Tensor:

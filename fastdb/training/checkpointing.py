@@ -11,10 +11,10 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from fastdb.config import CheckpointConfig
 from fastdb.models.safetensors_file import save_tensors
 from fastdb.sessions import checkpoints
 from fastdb.sessions.checkpoints import Checkpoint
+from fastdb.sessions.session import Session
 from fastdb.storage.durable import flush
 from fastdb.training.events import Tell
 from fastdb.training.optimizers import restore_state, state_tensors
@@ -27,8 +27,7 @@ OPTIMIZER = "optimizer.safetensors"
 class Saver:
     """Knows when a checkpoint is due, and writes it."""
 
-    folder: Path
-    config: CheckpointConfig
+    session: Session
     recipe: dict[str, Any]
     host: dict[str, Any]
     tell: Tell
@@ -36,8 +35,9 @@ class Saver:
 
     def due(self, step: int, steps: int) -> bool:
         """Whether the stage must be saved after `step`: by count, by the clock, or because it is over."""
-        late = time.monotonic() - self._last >= self.config.every_minutes * 60
-        return step == steps or step % self.config.every_steps == 0 or late
+        config = self.session.config.checkpoints
+        late = time.monotonic() - self._last >= config.every_minutes * 60
+        return step == steps or step % config.every_steps == 0 or late
 
     def save(self, stage: Stage, step: int, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> Checkpoint:
         """Write a checkpoint of `stage` after `step` steps; older ones go under two newer that verify.
@@ -45,7 +45,8 @@ class Saver:
         Raises:
             StorageError: the disk is full, read-only or gone; older checkpoints are untouched.
         """
-        began = time.perf_counter()
+        began, folder = time.perf_counter(), self.session.checkpoints
+        self.session.check_there()
         tensors, numbers = state_tensors(optimizer)
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
         state = {
@@ -58,16 +59,16 @@ class Saver:
             "recipe": self.recipe,
         }
 
-        def write(folder: Path) -> dict[str, str]:
+        def write(hidden: Path) -> dict[str, str]:
             weights = accelerator.unwrap_model(stage.trained).state_dict()
             meant = {}
             for name, content in ((f"{stage.name}.safetensors", weights), (OPTIMIZER, tensors)):
-                meant[name] = save_tensors(folder / name, content)
-                flush(folder / name)
+                meant[name] = save_tensors(hidden / name, content)
+                flush(hidden / name)
             return meant
 
-        checkpoint, said = checkpoints.save(self.folder, stage.name, step, state, write)
-        checkpoints.prune(self.folder, stage.name)
+        checkpoint, said = checkpoints.save(folder, stage.name, step, state, write)
+        said += checkpoints.prune(folder, stage.name)
         self._last = time.monotonic()
         for line in said:
             self.tell("warning", message=line)

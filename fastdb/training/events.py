@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from fastdb.storage.durable import make_folder
+
 Event = dict[str, Any]
 Tell = Callable[..., None]
 """`tell(kind, **fields)`: how the rooms of training report."""
@@ -29,13 +31,13 @@ class EventLog:
     """Appends events to a file, a line at a time; a line once written is whole."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         self.path = path
         self._file: TextIO = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
 
     def tell(self, kind: str, **fields: Any) -> None:
         """Append one event."""
-        line = json.dumps({"event": kind, "time": round(time.time(), 3), **fields}, ensure_ascii=False)
+        line = json.dumps({"event": kind, "time": round(time.time(), 3), **fields})
         self._file.write(line + "\n")
 
     def close(self) -> None:
@@ -50,9 +52,10 @@ def read_events(path: Path) -> list[Event]:
 
 def follow_events(path: Path, alive: Callable[[], bool], interval: float = 0.1) -> Iterator[Event]:
     """Yield the events of a file from its beginning and wait for more, until `end` comes or the writer is gone."""
-    position = 0
+    position, gone = 0, 0
     while True:
-        writing = alive()
+        # Its last word may come an instant after it has let go of everything by which it is seen to live.
+        gone = 0 if alive() else gone + 1
         lines, position = _more(path, position)
         for line in lines:
             event = _parsed(line)
@@ -61,7 +64,7 @@ def follow_events(path: Path, alive: Callable[[], bool], interval: float = 0.1) 
                 if event["event"] == "end":
                     return
         if not lines:
-            if not writing:
+            if gone > 2:
                 return
             time.sleep(interval)
 
@@ -74,7 +77,7 @@ def _more(path: Path, position: int) -> tuple[list[str], int]:
         file.seek(position)
         data = file.read()
     whole = data.rfind(b"\n") + 1
-    return data[:whole].decode("utf-8", "replace").splitlines(), position + whole
+    return data[:whole].decode("utf-8", "replace").split("\n")[:-1], position + whole
 
 
 def _lines(path: Path) -> list[str]:

@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 
 from fastdb.errors import SessionBusy
 from fastdb.runtime.places import work_folder
-from fastdb.storage.durable import explained
+from fastdb.storage.durable import make_folder
 
 
 @contextmanager
@@ -22,10 +22,11 @@ def training_lock(session: Path) -> Iterator[None]:
     """
     lock = _lock(session)
     try:
-        lock.acquire(timeout=0)
+        # Whoever only asks whether it is held takes it for a moment.
+        lock.acquire(timeout=1)
     except Timeout:
         raise SessionBusy(
-            "another process is training it", where=session, fix="Follow that one with: fastdb train"
+            "another process is training it", where=session, fix=f"Follow that one with: fastdb train {session.name}"
         ) from None
     try:
         yield
@@ -46,6 +47,5 @@ def is_training(session: Path) -> bool:
 
 def _lock(session: Path) -> FileLock:
     folder = work_folder(session)
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     return FileLock(folder / "training.lock")

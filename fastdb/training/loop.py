@@ -65,18 +65,10 @@ class Loop:
         """Take one step's forward and backward pass without moving a weight; for a GPU, before the first real one.
 
         Returns what the device cannot do deterministically, or nothing; then torch is told to do it all the same.
-
-        Raises:
-            TrainingError: there is not memory enough, which is better known now than after an hour.
+        Want of memory shows here too, rather than in the midst of it.
         """
         try:
             self.loss(self.batches.at(0, 0))[0].backward()
-        except torch.OutOfMemoryError:
-            raise TrainingError(
-                f"the {self.stage.name} stage does not fit into the GPU's memory",
-                where=str(self.accelerator.device),
-                fix="Set gradient_checkpointing=true, a lower resolution or batch_size, or optimizer.name=adamw8bit.",
-            ) from None
         except RuntimeError as error:
             if "deterministic" not in str(error):
                 raise

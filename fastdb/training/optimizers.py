@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,15 +11,39 @@ from fastdb.config import OptimizerConfig
 from fastdb.errors import CheckpointError, TrainingError
 
 
-def choose_optimizer(name: str, device_kind: str) -> tuple[str, str]:
-    """The optimizer that "auto" stands for here, and the reason."""
+def choose_optimizer(name: str, device_kind: str, begun_with: str = "") -> tuple[str, str]:
+    """The optimizer that `name` stands for here, and the reason; `begun_with` is that of the stage's checkpoint.
+
+    Raises:
+        TrainingError: the checkpoint's moments are of another kind than those asked for.
+    """
+    if name == "auto" and begun_with:
+        return begun_with, "the stage began with it"
+    if begun_with and begun_with != name:
+        raise TrainingError(
+            f"the stage began with {begun_with}, whose moments {name} cannot take over",
+            where="optimizer.name",
+            fix=f"Set it to {begun_with} or auto until the stage is over, or start again with --restart.",
+        )
     if name != "auto":
         return name, "as asked"
     if device_kind != "cuda":
         return "adamw", "8 bit saves GPU memory, and there is no GPU"
-    if importlib.util.find_spec("bitsandbytes") is None:
-        return "adamw", "bitsandbytes is not installed, so moments take 8 bytes a weight instead of 2"
+    fault = _fault_of_8bit(device_kind)
+    if fault:
+        return "adamw", f"{fault}, so moments take 8 bytes a weight instead of 2"
     return "adamw8bit", "its moments take 2 bytes a weight instead of 8"
+
+
+def _fault_of_8bit(device_kind: str) -> str:
+    """Why bitsandbytes does not work here, or nothing: its libraries have broken with new versions of CUDA before."""
+    try:
+        weight = torch.nn.Parameter(torch.zeros(4096, device=device_kind))
+        weight.grad = torch.ones_like(weight)
+        make_optimizer("adamw8bit", [weight], 1e-3, OptimizerConfig()).step()
+    except (TrainingError, RuntimeError, OSError, AttributeError) as error:
+        return str(error).splitlines()[0]
+    return ""
 
 
 def make_optimizer(

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from fastdb.errors import TrainingError
+from fastdb.errors import CheckpointError, TrainingError
 from fastdb.images.intake import InstanceImage, instance_images_of
 from fastdb.models.base_model import open_base_model
+from fastdb.sessions.checkpoints import complete
 from fastdb.sessions.session import Session
+from fastdb.sessions.trained import STAGES, steps_of
 from fastdb.storage.durable import explained, write_bytes
+from fastdb.training.recipe import check_recipes, make_recipe
 
 
-def preflight(session: Session) -> None:
-    """Raise what training would stumble over later.
+def preflight(session: Session, restart: bool = False) -> None:
+    """Raise what training would stumble over later; `restart` says that it will not go on from a checkpoint.
 
     Raises:
         ModelError: the base model cannot be used.
         ImageError: there are no instance images, or one has no prompt.
-        TrainingError: class images are wanted and nothing says of what.
+        TrainingError: class images are wanted and nothing says of what, or the newest checkpoint cannot go on.
         StorageError: the session's folder cannot be written.
     """
     open_base_model(Path(session.record.base_model.folder))
-    instances(session)
+    images = instances(session)
+    if not any(steps_of(session, stage) for stage in STAGES):
+        raise TrainingError(
+            "both stages are set to 0 steps, so there is nothing to train",
+            where=session.name,
+            fix="Give one of them steps, such as --set unet.steps=800.",
+        )
+    if not restart:
+        check_goes_on(session, images)
     if session.config.prior.class_images and session.class_prompt == "a photo of":
         raise TrainingError(
             "class images are wanted, but the session has no class word",
@@ -33,6 +45,20 @@ def preflight(session: Session) -> None:
         session.checkpoints.mkdir(exist_ok=True)
         write_bytes(probe, b"")
         probe.unlink()
+
+
+def check_goes_on(session: Session, images: Sequence[InstanceImage]) -> None:
+    """Refuse settings or images with which the newest checkpoints cannot go on; found by name, not verified.
+
+    Raises:
+        TrainingError: naming what changed.
+    """
+    newest = [found[-1] for stage in STAGES if (found := complete(session.checkpoints, stage))]
+    try:
+        # The trainer looks at the class images when it has made those that are missing.
+        check_recipes(newest, make_recipe(session, images, None), session.name)
+    except (CheckpointError, KeyError):
+        return  # A damaged one: the trainer verifies them all, and tells which it passes over.
 
 
 def instances(session: Session) -> list[InstanceImage]:

@@ -14,16 +14,16 @@ from fastdb.errors import TrainingError
 from fastdb.images.intake import InstanceImage
 from fastdb.inference.engine import Engine
 from fastdb.models.base_model import BaseModel, fingerprint, open_base_model
-from fastdb.models.loading import load_scheduler, load_vae
+from fastdb.models.loading import load_scheduler, load_tokenizer, load_vae
 from fastdb.runtime.device import Device, choose_device, make_deterministic
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES, Standing, standing, steps_of
 from fastdb.training.batches import Group
-from fastdb.training.caches import LatentCache, cache_latents
+from fastdb.training.caches import LatentCache, cache_latents, too_long
 from fastdb.training.class_images import class_images
 from fastdb.training.events import Tell
 from fastdb.training.optimizers import choose_optimizer
-from fastdb.training.plan import Plan, make_plan
+from fastdb.training.plan import Plan, make_plan, next_stage
 from fastdb.training.preflight import instances
 
 
@@ -44,6 +44,7 @@ class Setting:
             "device": self.device.name,
             "precision": self.device.precision,
             "optimizer": self.optimizer,
+            "gradient checkpointing": self.session.config.gradient_checkpointing,
             "threads": torch.get_num_threads() if self.device.kind == "cpu" else 0,
             "torch": torch.__version__,
         }
@@ -62,7 +63,9 @@ def look(session: Session, tell: Tell) -> tuple[Setting, Standing, Plan]:
     """
     base = check_base(session)
     images, device, stands = instances(session), choose_device(session.config.precision), standing(session)
-    optimizer = choose_optimizer(session.config.optimizer.name, device.kind)
+    going_on = stands.checkpoints.get(next_stage(session, stands)[0] or "")
+    begun_with = going_on.state["host"]["optimizer"] if going_on else ""
+    optimizer = choose_optimizer(session.config.optimizer.name, device.kind, begun_with)
     plan = make_plan(session, stands, device, optimizer, len(images))
     tell(
         "plan",
@@ -98,7 +101,10 @@ def prior_images(setting: Setting, tell: Tell, stopping: Callable[[], bool]) -> 
     def load_engine() -> Engine:
         return Engine.from_folder(setting.base.folder, device=setting.device)
 
-    return class_images(setting.session, load_engine, _progress(tell, "class images"), stopping)
+    found, said = class_images(setting.session, load_engine, _progress(tell, "class images"), stopping)
+    for line in said:
+        tell("warning", message=line)
+    return found
 
 
 def image_groups(setting: Setting, prior: Sequence[Path], tell: Tell) -> tuple[Group, ...]:
@@ -123,6 +129,14 @@ def image_groups(setting: Setting, prior: Sequence[Path], tell: Tell) -> tuple[G
     if not prior:
         return (instance,)
     return instance, Group("class", latents(prior, "class latents"), (setting.session.class_prompt,) * len(prior))
+
+
+def tell_long_prompts(setting: Setting, groups: Sequence[Group], tell: Tell) -> None:
+    """Warn of prompts whose end the text encoder will never see."""
+    tokenizer = load_tokenizer(setting.base.folder)
+    for prompt in too_long(tokenizer, [prompt for group in groups for prompt in group.prompts]):
+        room = tokenizer.model_max_length
+        tell("warning", message=f"a prompt has more than {room} tokens and is cut: {prompt[:80]!r}")
 
 
 def check_base(session: Session) -> BaseModel:

@@ -10,7 +10,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,11 +20,12 @@ from pathlib import Path
 from fastdb.errors import TrainingError
 from fastdb.runtime.places import work_folder
 from fastdb.sessions.session import Session
-from fastdb.storage.durable import write_json
+from fastdb.storage.durable import explained, make_folder, write_json
 from fastdb.training.events import Event, follow_events
 from fastdb.training.lock import is_training
 
 _CURRENT = "current.json"
+_ANNOUNCED_WITHIN = 10.0
 _ENVIRONMENT = {
     # What torch needs to multiply the same way twice on CUDA.
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
@@ -64,7 +67,8 @@ class Running:
     def stop(self) -> None:
         """Ask it to save a checkpoint after the step it is in, and to end."""
         if self.alive():
-            os.kill(self.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
 
     def _death(self, code: int | None) -> str:
         """How it ended without a word, as far as can be known."""
@@ -85,8 +89,8 @@ def start(session: Session) -> Running:
     folder = work_folder(session.path)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
     events = folder / f"run-{stamp}.jsonl"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(events.with_suffix(".out"), "w", encoding="utf-8") as output:
+    make_folder(folder)
+    with explained(folder), open(events.with_suffix(".out"), "w", encoding="utf-8") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "fastdb.training", str(session.path), str(events)],
             stdin=subprocess.DEVNULL,
@@ -95,16 +99,41 @@ def start(session: Session) -> Running:
             start_new_session=True,
             env={**_ENVIRONMENT, **os.environ},
         )
-    write_json(folder / _CURRENT, {"pid": process.pid, "events": str(events)})
     # Kept, so that a caller who does not follow it may forget it while it runs.
     _children.append(process)
     return Running(process.pid, events, lambda: process.poll() is None, process.wait)
 
 
+def announce(session: Path, events: Path) -> None:
+    """Tell others on this machine which process trains a session; only the one that holds its lock may say so."""
+    write_json(work_folder(session) / _CURRENT, {"pid": os.getpid(), "events": str(events)})
+
+
 def find(session: Session) -> Running | None:
     """The trainer that runs for a session on this machine, if there is one."""
     current = work_folder(session.path) / _CURRENT
-    if not current.exists() or not is_training(session.path):
-        return None
-    told = json.loads(current.read_text(encoding="utf-8"))
-    return Running(told["pid"], Path(told["events"]), lambda: is_training(session.path))
+    deadline = time.monotonic() + _ANNOUNCED_WITHIN
+    while is_training(session.path):
+        told = json.loads(current.read_text(encoding="utf-8")) if current.exists() else {}
+        if told and _exists(told["pid"]):
+            return Running(told["pid"], Path(told["events"]), lambda: is_training(session.path))
+        # It holds the lock and has not said yet who it is: what lies there is of the one before it.
+        if time.monotonic() > deadline:
+            raise TrainingError(
+                "a process trains it and does not say which it is",
+                where=session.name,
+                fix="Wait until it has ended, or end it by hand.",
+            )
+        time.sleep(0.05)
+    return None
+
+
+def _exists(pid: int) -> bool:
+    """Whether a process of this number runs."""
+    try:
+        os.kill(pid, 0) if pid > 0 else None
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid > 0

@@ -3,58 +3,70 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastdb.config import flat
 from fastdb.errors import TrainingError
 from fastdb.images.intake import InstanceImage
+from fastdb.sessions.checkpoints import Checkpoint
 from fastdb.sessions.session import Session
 from fastdb.storage.manifest import sha256
 
 FREE = ("checkpoints.", "samples.")
 """Settings that do not touch the result and may change at any time."""
 
+HOW = ("precision", "gradient_checkpointing", "optimizer.name")
+"""Settings that fit the same recipe to a machine. They touch the result by rounding: they may change, and that is told;
+only the optimizer's kind has to stay until its stage is over."""
 
-def make_recipe(session: Session, images: Sequence[InstanceImage], class_images: Sequence[Path]) -> dict[str, Any]:
-    """Everything the trained weights are a function of, as plain data.
+
+def make_recipe(
+    session: Session, images: Sequence[InstanceImage], class_images: Sequence[Path] | None
+) -> dict[str, Any]:
+    """Everything the trained weights are a function of, as plain data; without what is not known yet.
 
     Raises:
         OSError: an image cannot be read.
     """
     settings = dict(flat(session.config.model_dump(mode="json")))
-    return {
+    recipe: dict[str, Any] = {
         "base model": session.record.base_model.fingerprint,
-        "settings": {name: value for name, value in settings.items() if not name.startswith(FREE)},
+        "settings": {name: value for name, value in settings.items() if not name.startswith(FREE) and name not in HOW},
         "instance images": {image.path.name: [image.prompt, sha256(image.path)] for image in images},
-        "class images": _digest(class_images),
-        "class prompt": session.class_prompt if class_images else "",
     }
+    if class_images is not None:
+        recipe["class images"] = _digest(class_images)
+        recipe["class prompt"] = session.class_prompt if class_images else ""
+    return recipe
 
 
-def check_recipe(then: dict[str, Any], now: dict[str, Any], stage: str, step: int, session: str) -> None:
-    """Refuse to go on with another recipe than the checkpoint's.
+def check_recipes(then: Iterable[Checkpoint], now: dict[str, Any], session: str) -> None:
+    """Refuse to go on from checkpoints that were made by another recipe.
 
-    What only the UNet stage reads may still change while the text encoder's is not over.
+    What only the UNet stage reads does not count for the text encoder's.
 
     Raises:
         TrainingError: naming what changed.
+        CheckpointError: a checkpoint's state cannot be read.
     """
-    changes = list(_changes(then, now, skip="unet." if stage == "text_encoder" else None))
-    if changes:
-        more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
-        raise TrainingError(
-            f"changed since step {step} of the {stage} stage: {'; '.join(changes[:3])}{more}",
-            where=session,
-            fix="Put it back to go on, or start again with --restart (the old checkpoints are set aside, not lost).",
-        )
+    for checkpoint in then:
+        made_by = checkpoint.state["recipe"]
+        changes = _changes(made_by, now, skip="unet." if checkpoint.stage == "text_encoder" else None)
+        if changes:
+            more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+            raise TrainingError(
+                f"changed since step {checkpoint.step} of the {checkpoint.stage} stage: {'; '.join(changes[:3])}{more}",
+                where=session,
+                fix="Put it back to go on, or start again with --restart (old checkpoints are set aside, not lost).",
+            )
 
 
 def _changes(then: dict[str, Any], now: dict[str, Any], skip: str | None) -> list[str]:
     said = []
     for name in ("base model", "class images", "class prompt"):
-        if then.get(name) != now[name]:
+        if name in now and then.get(name) != now[name]:
             said.append(f"the {name}")
     old, new = then.get("settings", {}), now["settings"]
     for name in sorted(set(old) | set(new)):

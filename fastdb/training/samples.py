@@ -9,12 +9,13 @@ import torch
 from accelerate import Accelerator
 
 from fastdb.config import SampleConfig
+from fastdb.errors import StorageError
 from fastdb.inference.engine import Engine, Request
 from fastdb.inference.pictures import parameters, png
 from fastdb.models.base_model import BaseModel
 from fastdb.models.loading import load_scheduler, load_tokenizer, load_vae
 from fastdb.sessions.session import Session
-from fastdb.storage.durable import write_bytes
+from fastdb.storage.durable import make_folder, write_bytes
 from fastdb.training.events import Tell
 from fastdb.training.stages import Stage
 
@@ -35,11 +36,14 @@ class Sampler:
 
     @torch.no_grad()
     def make(self, stage: Stage, step: int, accelerator: Accelerator) -> None:
-        """Write one picture a prompt to `samples/<stage>-<step>-<number>.png`.
+        """Write one picture a prompt to `samples/<stage>-<step>-<number>.png`; where that fails, tell why and go on."""
+        try:
+            self._session.check_there()
+            self._make(stage, step, accelerator)
+        except (StorageError, torch.OutOfMemoryError) as error:
+            self._tell("warning", message=f"no samples of step {step}: {str(error).splitlines()[0]}")
 
-        Raises:
-            StorageError: the folder cannot be written.
-        """
+    def _make(self, stage: Stage, step: int, accelerator: Accelerator) -> None:
         device = accelerator.device
         self._vae = self._vae if self._vae is not None else load_vae(self._base.folder, torch.float32)
         self._vae.to(device)
@@ -54,12 +58,14 @@ class Sampler:
             tokenizer=load_tokenizer(self._base.folder),
             scheduler=load_scheduler(self._base.folder),
         )
-        with accelerator.autocast():
-            for number, prompt in enumerate(self.prompts, start=1):
-                self._one(stage, step, number, prompt, engine)
-        for module, was in training.items():
-            module.train(was)
-        self._vae.to("cpu")
+        try:
+            with accelerator.autocast():
+                for number, prompt in enumerate(self.prompts, start=1):
+                    self._one(stage, step, number, prompt, engine)
+        finally:
+            for module, was in training.items():
+                module.train(was)
+            self._vae.to("cpu")
 
     def _one(self, stage: Stage, step: int, number: int, prompt: str, engine: Engine) -> None:
         config, size = self.config, self._session.config.resolution
@@ -69,6 +75,6 @@ class Sampler:
         embedded = stage.condition([prompt, ""])
         picture = engine.generate(request, embeddings=(embedded[0], embedded[1]))[0]
         path = self._session.samples / f"{stage.name}-{step:06d}-{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_bytes(path, png(picture, parameters(request, request.seed)))
         self._tell("sample", stage=stage.name, step=step, path=str(path), prompt=prompt)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import gc
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
-from fastdb.errors import FastDBError, StorageError, TrainingError
+from fastdb.errors import FastDBError, TrainingError
+from fastdb.runtime.device import release_memory
 from fastdb.sessions import checkpoints
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES, Standing, standing, steps_of
@@ -20,8 +22,8 @@ from fastdb.training.events import Tell
 from fastdb.training.loop import Loop
 from fastdb.training.observers import Observers
 from fastdb.training.optimizers import make_optimizer
-from fastdb.training.prepare import Setting, image_groups, look, prior_images, settle
-from fastdb.training.recipe import check_recipe, make_recipe
+from fastdb.training.prepare import Setting, image_groups, look, prior_images, settle, tell_long_prompts
+from fastdb.training.recipe import check_recipes, make_recipe
 from fastdb.training.samples import Sampler
 from fastdb.training.stages import build_stage
 
@@ -46,42 +48,40 @@ class Trainer:
         session = self.session
         checkpoints.clear_unfinished(session.checkpoints)
         setting, stands, plan = look(session, self.tell)
+        check_recipes(stands.checkpoints.values(), make_recipe(session, setting.images, None), session.name)
         if plan.stage is None:
             return "finished"
         settle(setting, stands, self.tell)
-        prior = prior_images(setting, self.tell, self.stop.is_set)
+        with want_of_memory_explained():
+            prior = prior_images(setting, self.tell, self.stop.is_set)
         if self.stop.is_set():
             return "stopped"
         recipe = make_recipe(session, setting.images, prior)
-        if stands.last is not None:
-            state = stands.last.state
-            check_recipe(state["recipe"], recipe, state["stage"], state["step"], session.name)
+        check_recipes(stands.checkpoints.values(), recipe, session.name)
         session = session.with_run_begun(plan.begins)
         try:
-            outcome = self._stages(setting, stands, recipe, image_groups(setting, prior, self.tell))
-        except FastDBError:
+            with want_of_memory_explained():
+                outcome = self._stages(setting, stands, recipe, image_groups(setting, prior, self.tell))
+        except Exception as error:
             # On a full disk the history cannot be written either, and the first fault is the one to tell.
-            with suppress(StorageError):
-                session.with_run_ended("failed")
+            with suppress(FastDBError):
+                session.with_run_ended("failed" if isinstance(error, FastDBError) else "crashed")
             raise
         session.with_run_ended(outcome)
         return outcome
 
     def _stages(self, setting: Setting, stands: Standing, recipe: dict[str, Any], groups: tuple[Group, ...]) -> str:
         """Run each stage that is not over."""
-        accelerator = Accelerator(
-            mixed_precision={"fp32": "no"}.get(setting.device.precision, setting.device.precision),
-            gradient_accumulation_steps=setting.session.config.gradient_accumulation,
-            cpu=setting.device.kind == "cpu",
-        )
+        tell_long_prompts(setting, groups, self.tell)
         for name in STAGES:
             steps = steps_of(setting.session, name)
             if stands.done(name) >= steps:
                 continue
-            done = self._stage(name, setting, stands, recipe, groups, accelerator)
+            if self.stop.is_set():
+                return "stopped"
+            done = self._stage(name, setting, stands, recipe, groups)
             # All that the stage held is free again before the next one loads.
-            accelerator.free_memory()
-            gc.collect()
+            release_memory()
             if done < steps:
                 return "stopped"
             # The next stage begins from what lies on the disk, whether this process wrote it or another.
@@ -101,9 +101,9 @@ class Trainer:
         stands: Standing,
         recipe: dict[str, Any],
         groups: tuple[Group, ...],
-        accelerator: Accelerator,
     ) -> int:
         """Run one stage from its newest checkpoint on; returns the steps done in it."""
+        accelerator = new_accelerator(setting)
         session, config, schedule = setting.session, setting.session.config, setting.noise_schedule()
         batches = Batches(
             groups,
@@ -129,5 +129,35 @@ class Trainer:
             told = f"a resumed run will equal an uninterrupted one up to rounding, not to the bit: {cannot}"
             self.tell("warning", message=told)
         self.tell("stage", stage=name, step=stands.done(name), steps=stage.steps)
-        saver = Saver(session.checkpoints, config.checkpoints, recipe, setting.host, self.tell)
+        saver = Saver(session, recipe, setting.host, self.tell)
         return loop.run(stands.done(name), Observers(loop, saver, sampler, self.tell, self.stop).after_step)
+
+
+@contextmanager
+def want_of_memory_explained() -> Iterator[None]:
+    """Turn the GPU's want of memory into one line with what can be done, all of which a stage may go on with.
+
+    Raises:
+        TrainingError: instead of torch's error.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"the GPU's memory is too small for it ({str(error).splitlines()[0][:120]})",
+            where="training",
+            fix="Set gradient_checkpointing=true and run the same command again; the last checkpoint is still good.",
+        ) from error
+
+
+def new_accelerator(setting: Setting) -> Accelerator:
+    """A fresh accelerator for one stage.
+
+    One that has served before would bring its gradient scaler's state along, which a run that begins
+    between the stages does not have.
+    """
+    return Accelerator(
+        mixed_precision={"fp32": "no"}.get(setting.device.precision, setting.device.precision),
+        gradient_accumulation_steps=setting.session.config.gradient_accumulation,
+        cpu=setting.device.kind == "cpu",
+    )

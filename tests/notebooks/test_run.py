@@ -59,7 +59,7 @@ def test_the_first_hour_and_the_next_evening(home, photos):
     before = contents(session)
     with kernel(notebook, home) as second:
         second.run("set-up", "drive")
-        assert "1 sessions in" in text(cells["drive"])
+        assert "1 session in" in text(cells["drive"])
         second.run("session", "session")
         assert "going on with a session that is there already" in text(cells["session"])
         assert "text_encoder 4/4, unet 6/6" in text(cells["session"])

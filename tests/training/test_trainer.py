@@ -183,6 +183,13 @@ def test_a_changed_recipe_is_refused_with_what_changed(half: Session, change: di
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_a_refused_change_leaves_the_session_as_it_was(half: Session) -> None:
+    before = (half.path / "session.yaml").read_bytes()
+    with pytest.raises(TrainingError, match=r"unet\.steps 6 -> 9"):
+        workflow.train(half, settings={"unet.steps": 9})
+    assert (half.path / "session.yaml").read_bytes() == before
+
+
 def test_what_the_result_does_not_depend_on_may_change_in_between(half: Session) -> None:
     life = Life(half.with_config(half.config.changed({"checkpoints.every_steps": 1, "samples.every_steps": 3})))
     assert life.run() == "finished"
@@ -235,6 +242,10 @@ def test_a_second_trainer_is_refused_and_a_second_caller_follows(make_session: M
     rival = process.start(session)
     end = list(rival.follow())[-1]
     assert (end["outcome"], "another process is training it" in end["message"]) == ("failed", True)
+    # The one who came too late has not put itself in the place of the one who trains.
+    found = process.find(session)
+    assert found is not None
+    assert found.pid == running.pid
     with pytest.raises(SessionBusy):
         workflow.train(session, settings={"unet.steps": 61})
     os.kill(running.pid, signal.SIGINT)

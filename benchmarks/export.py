@@ -1,0 +1,153 @@
+"""How true an export is: pictures drawn from each file against pictures drawn from the session's own weights.
+
+    python benchmarks/export.py [SESSION_FOLDER]
+
+Without a session a small one is trained first. Prints a row for each file: its size and tensors, seconds to write and
+verify it, seconds to load it, and the largest difference of a pixel over all pictures: of 8-bit values, and of values
+in 0..1 before they are rounded to 8 bits.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastdb import console, demo, workflow
+from fastdb.runtime.quiet import hush_libraries
+from fastdb.sessions.session import Session
+
+hush_libraries()
+
+import torch  # noqa: E402
+
+from fastdb.inference.engine import Engine, Request  # noqa: E402
+from fastdb.inference.source import open_source  # noqa: E402
+from fastdb.models.export import Precision, export_model  # noqa: E402
+from fastdb.models.session_export import export_metadata, export_parts  # noqa: E402
+
+SETTINGS: dict[str, Any] = {
+    "resolution": 64,
+    "batch_size": 4,
+    "text_encoder.steps": 8,
+    "text_encoder.learning_rate": 3e-4,
+    "unet.steps": 100,
+    "unet.learning_rate": 3e-3,
+}
+"""Enough for a stand-in to draw soft pictures; an untrained one draws black and white, where differences drown."""
+
+SEEDS = (0, 1)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """An export and how its pictures differ from the session's: `bits` of 255, `values` of 1, `pixels` a share."""
+
+    path: Path
+    precision: str
+    bytes: int
+    tensors: int
+    bits: int
+    pixels: float
+    values: float
+    exported: float
+    loaded: float
+
+
+def requests(session: Session, prompts: Sequence[str]) -> list[Request]:
+    """What is drawn from each file."""
+    size = session.config.resolution
+    return [Request(prompt, seed=seed, guidance=1.5, width=size, height=size) for prompt in prompts for seed in SEEDS]
+
+
+def draw(engine: Engine, wanted: Sequence[Request]) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures as 8-bit values, and as float32 values in 0..1: (pictures, height, width, 3) each."""
+    processor, values = engine._pipeline.image_processor, []
+    postprocess = processor.postprocess
+
+    def keep(image: torch.Tensor, **options: Any) -> Any:
+        values.append((image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()[0])
+        return postprocess(image, **options)
+
+    processor.postprocess = keep
+    try:
+        bits = np.stack([np.asarray(engine.generate(request)[0]) for request in wanted]).astype(int)
+    finally:
+        del processor.postprocess
+    return bits, np.stack(values)
+
+
+def compare(session: Session, folder: Path, prompts: Sequence[str]) -> list[Compared]:
+    """Export a session in each precision and kind into `folder`, and hold each file against the session."""
+    parts, stands = export_parts(session)
+    wanted = requests(session, prompts)
+    own_bits, own_values = draw(open_source(session, None, None).load(), wanted)
+    rows = []
+    precisions: tuple[Precision, ...] = ("fp32", "fp16")
+    for precision in precisions:
+        for kind in ("safetensors", "ckpt"):
+            path, began = folder / f"{session.name}-{precision}.{kind}", time.perf_counter()
+            done = export_model(parts, path, dtype=precision, metadata=export_metadata(session, stands))
+            exported, began = time.perf_counter() - began, time.perf_counter()
+            engine = open_source(str(path), session.record.base_model.folder, None).load()
+            loaded = time.perf_counter() - began
+            bits, values = draw(engine, wanted)
+            rows.append(
+                Compared(
+                    path=path,
+                    precision=precision,
+                    bytes=done.bytes,
+                    tensors=done.tensors,
+                    bits=int(abs(bits - own_bits).max()),
+                    pixels=float((bits != own_bits).mean()),
+                    values=float(abs(values - own_values).max()),
+                    exported=exported,
+                    loaded=loaded,
+                )
+            )
+    return rows
+
+
+def trained(root: Path) -> Session:
+    """A small session that was really trained."""
+    session = workflow.new("export", "standin", demo.demo_photos(), root=root, settings=SETTINGS)
+    workflow.train(session)
+    return workflow.open_session(session)
+
+
+def main() -> None:
+    """Print the table."""
+    with console.boundary(), tempfile.TemporaryDirectory() as folder:
+        session = workflow.open_session(sys.argv[1]) if len(sys.argv) > 1 else trained(Path(folder))
+        prompt = session.config.captions.instance_prompt
+        prompts = [prompt] if prompt else list(demo.PHOTOS)
+        rows = compare(session, Path(folder), prompts)
+        print(f"\n{len(prompts) * len(SEEDS)} pictures of {session.config.resolution} px, {export_parts(session)[1]}")
+        head = "file", "weights", "size", "tensors", "export s", "load s", "max of 255", "differ", "max of 1"
+        console.table(
+            head,
+            [
+                (
+                    row.path.suffix,
+                    row.precision,
+                    console.size(row.bytes),
+                    str(row.tensors),
+                    f"{row.exported:.2f}",
+                    f"{row.loaded:.2f}",
+                    str(row.bits),
+                    f"{row.pixels:.2%}",
+                    f"{row.values:.1e}",
+                )
+                for row in rows
+            ],
+        )
+
+
+if __name__ == "__main__":
+    main()

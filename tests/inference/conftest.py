@@ -1,0 +1,47 @@
+"""A small session that has really learned, and the engine of its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from filelock import FileLock  # noqa: E402
+
+from fastdb import workflow  # noqa: E402
+from fastdb.inference.engine import Engine  # noqa: E402
+from fastdb.inference.source import open_source  # noqa: E402
+from fastdb.runtime.quiet import hush_libraries  # noqa: E402
+from fastdb.sessions.session import Session  # noqa: E402
+
+hush_libraries()
+
+SETTINGS: dict[str, Any] = {
+    "resolution": 64,
+    "batch_size": 4,
+    "text_encoder.steps": 8,
+    "text_encoder.learning_rate": 3e-4,
+    "unet.steps": 80,
+    "unet.learning_rate": 3e-3,
+}
+"""Enough for soft pictures; an untrained stand-in draws black and white, where most differences drown."""
+
+
+@pytest.fixture(scope="session")
+def learned(standin: Path, photos: list[Path], common: Path) -> Session:
+    """A session trained to its end by the real trainer, once for all workers; tests do not change it."""
+    root = common / "learned"
+    with FileLock(common / "learned.lock"):
+        if not (root / "cup").exists():
+            workflow.new("cup", standin, photos, token="sks", class_word="cup", root=root, settings=SETTINGS)
+            assert workflow.train("cup", root=root) == "finished"
+    return workflow.open_session("cup", root)
+
+
+@pytest.fixture(scope="session")
+def engine(learned: Session) -> Engine:
+    """The engine of the learned session's weights."""
+    return open_source(learned, None, None).load()

@@ -1,0 +1,380 @@
+"""The verbs as a notebook calls them: what they make, what they leave when something is wrong, what they say."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from filelock import FileLock  # noqa: E402
+from PIL import Image  # noqa: E402
+from safetensors import safe_open  # noqa: E402
+
+from fastdb import workflow  # noqa: E402
+from fastdb.errors import (  # noqa: E402
+    ConfigError,
+    FastDBError,
+    ImageError,
+    ModelError,
+    SessionBusy,
+    SessionError,
+    SessionExists,
+    SessionNotFound,
+    StorageError,
+    TrainingError,
+)
+from fastdb.sessions.checkpoints import complete  # noqa: E402
+from fastdb.sessions.session import Session  # noqa: E402
+from fastdb.training import process  # noqa: E402
+
+SETTINGS: dict[str, Any] = {
+    "resolution": 64,
+    "text_encoder.steps": 4,
+    "unet.steps": 6,
+    "checkpoints.every_steps": 3,
+}
+
+
+@pytest.fixture
+def session(standin: Path, photos: list[Path]) -> Session:
+    """A new session of one photo."""
+    return workflow.new("cup", standin, photos[2:], token="sks", class_word="cup", settings=SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def finished(standin: Path, photos: list[Path], common: Path) -> tuple[Path, str]:
+    """A session trained to its end by a trainer that was let go and then followed, and what the two calls returned."""
+    root = common / "workflow"
+    with FileLock(common / "workflow.lock"):
+        if not (root / "said").exists():
+            workflow.new("cup", standin, photos[2:], token="sks", class_word="cup", root=root, settings=SETTINGS)
+            said = [workflow.train("cup", root=root, follow=False)]
+            deadline = time.monotonic() + 60
+            while process.find(workflow.open_session("cup", root)) is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+            said.append(workflow.train("cup", root=root))
+            process._children[-1].wait()  # or Python complains of it at the end
+            (root / "said").write_text(" ".join(said))
+    return root / "cup", (root / "said").read_text()
+
+
+@pytest.fixture
+def trained(finished: tuple[Path, str], sessions_folder: Path) -> Session:
+    """A copy of the finished session for this test."""
+    return Session.open(shutil.copytree(finished[0], sessions_folder / "cup"))
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file and folder with its bytes."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else b""
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def no_photo(photos: list[Path], folder: Path) -> dict[str, Any]:
+    return {"photos": [photos[0], folder / "gone.png"]}
+
+
+def no_photos(photos: list[Path], folder: Path) -> dict[str, Any]:
+    return {"photos": [photos[0], folder]}
+
+
+def no_base(photos: list[Path], folder: Path) -> dict[str, Any]:
+    return {"base": folder / "gone"}
+
+
+def other_base(photos: list[Path], folder: Path) -> dict[str, Any]:
+    return {"base": folder}
+
+
+def half_base(photos: list[Path], folder: Path) -> dict[str, Any]:
+    half = folder.parent / "half"
+    shutil.copytree(workflow_base(), half)
+    (half / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    return {"base": half}
+
+
+def workflow_base() -> Path:
+    from fastdb.models.sources import STANDIN, base_folder
+
+    return base_folder(STANDIN)
+
+
+def bad_setting(photos: list[Path], folder: Path) -> dict[str, Any]:
+    return {"settings": {"unet.step": 4, "resolution": 65}}
+
+
+def bad_name(photos: list[Path], folder: Path) -> dict[str, Any]:
+    return {"name": "../cup"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "said"),
+    [
+        (no_photo, ImageError, "gone.png: no such file or folder"),
+        (no_photos, ImageError, "holds no photos"),
+        (no_base, ModelError, "gone: there is no such folder"),
+        (other_base, ModelError, "there is no model_index.json"),
+        (half_base, ModelError, "there is no diffusion_pytorch_model.safetensors"),
+        (bad_setting, ConfigError, "unet.step is no setting (did you mean unet.steps?)"),
+        (bad_setting, ConfigError, "resolution is 65, but must be a multiple of 64"),
+        (bad_name, SessionError, "cannot be the name of a session"),
+    ],
+)
+def test_a_mistake_in_new_makes_nothing(
+    wrong: Callable[[list[Path], Path], dict[str, Any]],
+    kind: type[FastDBError],
+    said: str,
+    standin: Path,
+    photos: list[Path],
+    tmp_path: Path,
+    sessions_folder: Path,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    asked = {"name": "cup", "base": standin, "photos": photos, "settings": SETTINGS}
+    asked |= wrong(photos, tmp_path / "empty")
+    with pytest.raises(kind) as caught:
+        workflow.new(**asked)
+    assert said in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert not sessions_folder.exists()
+
+
+def test_new_beside_one_of_its_name_leaves_that_alone(session: Session, standin: Path, photos: list[Path]) -> None:
+    before = tree(session.path)
+    with pytest.raises(SessionExists):
+        workflow.new("cup", standin, photos)
+    assert tree(session.path) == before
+    assert os.listdir(session.path.parent) == ["cup"]
+
+
+def test_new_says_the_prompt_it_made_up(session: Session, standin: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert session.config.captions.instance_prompt == "a photo of sks cup"
+    cases = [({"token": "sks"}, "a photo of sks"), ({"class_word": "dog"}, "a photo of dog"), ({}, "")]
+    for number, (words, prompt) in enumerate(cases):
+        made = workflow.new(f"s{number}", standin, **words)
+        assert made.config.captions.instance_prompt == prompt
+        assert (f"instance prompt: {prompt!r}" in capsys.readouterr().out) == bool(prompt)
+    kept = workflow.new("kept", standin, token="sks", settings={"captions.instance_prompt": "sks at sea"})
+    assert kept.config.captions.instance_prompt == "sks at sea"
+
+
+def test_a_photo_that_cannot_be_used_is_named_and_the_others_come_in(
+    session: Session, photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(photos[0].read_bytes()[:5000])
+    with pytest.raises(ImageError) as caught:
+        workflow.add_images(session, [photos[0], broken, photos[1]])
+    assert str(caught.value) == (
+        "cup: 1 of 3 photos could not be used, 2 were added. Mend or leave out those named above."
+    )
+    assert f"not added: {broken}: " in capsys.readouterr().out
+    names = ["astronaut.png", "cat.png", "cup.png"]
+    for folder in (session.originals, session.instance_images):
+        assert sorted(path.name for path in folder.glob("*.*g")) == names
+    assert (session.originals / "cat.png").read_bytes() == photos[0].read_bytes()
+    with Image.open(session.path / "instance_images.png") as sheet:
+        assert min(sheet.size) > 100
+
+
+def test_when_no_photo_can_be_used_nothing_changes(session: Session, tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    before = tree(session.path)
+    with pytest.raises(ImageError, match="1 of 1 photos could not be used, 0 were added"):
+        workflow.add_images(session, [tmp_path / "broken.jpg"])
+    with pytest.raises(ImageError, match="no photos were named"):
+        workflow.add_images(session, [])
+    assert tree(session.path) == before
+
+
+def test_photos_are_not_added_while_it_trains(
+    session: Session, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = process.Running(os.getpid(), Path("nowhere"), lambda: True)
+    monkeypatch.setattr(process, "find", lambda session: running)
+    before = tree(session.path)
+    with pytest.raises(SessionBusy, match="is being trained"):
+        workflow.add_images(session, photos)
+    with pytest.raises(SessionBusy, match="is being trained already"):
+        workflow.train(session, restart=True)
+    with pytest.raises(SessionBusy, match="is being trained already"):
+        workflow.train(session, settings={"unet.steps": 9})
+    assert tree(session.path) == before
+
+
+def test_training_that_is_let_go_is_followed_by_the_next_call(finished: tuple[Path, str]) -> None:
+    """The second call comes as soon as it is known that there is a trainer, long before its first step."""
+    path, said = finished
+    assert said == "started finished"
+    session = Session.open(path)
+    assert [run.outcome for run in session.record.runs] == ["finished"], "one trainer, and not one for each call"
+    steps = {(checkpoint.stage, checkpoint.step) for checkpoint in complete(session.checkpoints)}
+    assert {("text_encoder", 4), ("unet", 6)} <= steps
+
+
+def test_what_is_finished_is_not_trained_again(trained: Session) -> None:
+    before = tree(trained.checkpoints)
+    assert workflow.train("cup") == "finished"
+    assert tree(trained.checkpoints) == before
+    assert len(workflow.open_session("cup").record.runs) == 1
+
+
+def test_a_refused_setting_leaves_the_session_as_it_was(trained: Session) -> None:
+    before = tree(trained.path)
+    with pytest.raises(ConfigError, match="unet.steps is -1"):
+        workflow.train("cup", settings={"unet.steps": -1})
+    with pytest.raises(TrainingError, match="seed"):
+        workflow.train("cup", settings={"seed": 5})
+    for image in trained.instance_images.iterdir():
+        image.unlink()
+    with pytest.raises(ImageError, match="holds no instance images"):
+        workflow.train("cup", settings={"unet.steps": 9}, restart=True)
+    left = tree(trained.path)
+    assert {name: data for name, data in before.items() if not name.startswith("instance_images/")} == left
+
+
+def test_an_export_says_how_far_the_session_is(trained: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    for stage, stands in (
+        ("", "text_encoder 4/4, unet 6/6"),
+        ("unet-000006", "text_encoder 4/4, unet 3/6"),
+        ("unet-000003", "text_encoder 4/4, unet 0/6"),
+        ("text_encoder-000004", "text_encoder 3/4, unet 0/6"),
+    ):
+        if stage:
+            shutil.rmtree(trained.checkpoints / stage)
+        (file,) = workflow.export("cup", formats=["safetensors"])
+        assert f"exporting cup as trained so far: {stands}\n" in capsys.readouterr().out
+        with safe_open(file, framework="pt") as opened:
+            told = opened.metadata()
+        assert told["fastdb.trained"] == stands
+        assert told["fastdb.instance_prompt"] == "a photo of sks cup"
+    before = file.read_bytes()
+    shutil.rmtree(trained.checkpoints / "text_encoder-000003")
+    with pytest.raises(TrainingError, match=r"^cup: has no checkpoint that verifies, so there is nothing to export"):
+        workflow.export("cup")
+    assert file.read_bytes() == before
+
+
+def test_both_kinds_are_exported_unless_one_is_named(trained: Session) -> None:
+    assert [path.name for path in workflow.export("cup")] == ["cup.safetensors", "cup.ckpt"]
+    half = [path.stat().st_size for path in workflow.exports_of(trained)]
+    whole = [path.stat().st_size for path in reversed(workflow.export("cup", precision="fp32"))]
+    assert [path.name for path in workflow.exports_of(trained)] == ["cup.ckpt", "cup.safetensors"]
+    assert all(1.8 < large / small < 2 for large, small in zip(whole, half, strict=True))
+    assert not [path.name for path in trained.path.iterdir() if path.name.endswith(".part")]
+
+
+def test_pictures_go_where_they_are_wanted(trained: Session, tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    paths = workflow.generate("cup", "a photo of sks cup", output=folder, seed=4, count=2, steps=2)
+    assert paths == [folder / "0001-seed4.png", folder / "0002-seed5.png"]
+    for path in paths:
+        with Image.open(path) as picture:
+            picture.load()
+            assert picture.size == (64, 64)
+            assert picture.text["parameters"].startswith("a photo of sks cup\nSteps: 2, Sampler: DPM++ 2M")
+    (own,) = workflow.generate(trained, "a photo of sks cup", steps=1, width=128, sampler="euler A")
+    assert own == trained.path / "generated" / "0001-seed0.png"
+    assert [picture.size for picture in workflow.pictures_of([own, paths[0]])] == [(128, 64), (64, 64)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"sampler": "euler b"}, "sampler 'euler b': there is no such sampler. Did you mean Euler a?"),
+        ({"steps": 0}, "steps: 0 is not between 1 and 1000"),
+        ({"guidance": -1.0}, "guidance: -1.0 is not between 0 and 50"),
+        ({"width": 65}, "width: 65 is no multiple of 8"),
+    ],
+)
+def test_a_request_that_cannot_be_is_said_before_a_model_is_loaded(
+    session: Session, asked: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        workflow.generate("cup", "a cup", **asked)
+    assert str(caught.value).startswith(said)
+    assert "loading" not in capsys.readouterr().out
+    assert not (session.path / "generated").exists()
+
+
+def test_a_file_in_place_of_the_output_folder_is_said(session: Session, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match="is not a folder"):
+        workflow.generate("cup", "a cup", steps=1, output=tmp_path / "file")
+
+
+def test_what_there_is_is_shown(trained: Session, standin: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workflow.new("dog", standin, settings={"unet.steps": 7})
+    (trained.path.parent / "broken").mkdir()
+    (trained.path.parent / "broken" / "session.yaml").write_text("{")
+    capsys.readouterr()
+    assert [session.name for session in workflow.list_sessions()] == ["cup", "dog"]
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"2 sessions in {trained.path.parent}"
+    assert said[1].split() == ["name", "training", "images", "created"]
+    rows = [re.split(" {2,}", line) for line in said[2:4]]
+    assert [row[:3] for row in rows] == [
+        ["cup", "text_encoder 4/4, unet 6/6", "1"],
+        ["dog", "text_encoder 0/350, unet 0/7", "0"],
+    ]
+    assert said[4].startswith("cannot be opened: ")
+    assert len(said) == 5
+
+
+def test_that_there_is_nothing_is_said(sessions_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert workflow.list_sessions() == []
+    assert capsys.readouterr().out == f"no sessions in {sessions_folder}\n"
+    assert not sessions_folder.exists()
+
+
+def test_a_session_is_shown_with_all_that_matters(trained: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    workflow.export("cup", formats=["ckpt"])
+    capsys.readouterr()
+    assert workflow.show("cup").path == trained.path
+    rows = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    facts = {name: value.strip() for name, value in rows.items()}
+    assert facts.pop("base model") == trained.record.base_model.folder
+    assert facts.pop("set").startswith("resolution 64; text_encoder.steps 4; unet.steps 6")
+    assert facts == {
+        "session": "cup",
+        "folder": str(trained.path),
+        "subject": "sks cup",
+        "instance prompt": "a photo of sks cup",
+        "instance images": "1",
+        "class images": "0 of 0",
+        "training": "text_encoder 4/4, unet 6/6",
+        "runs": "finished",
+        "exports": "cup.ckpt",
+    }
+
+
+def test_opening_reads_again_what_was_written_since(session: Session) -> None:
+    session.with_run_begun("text_encoder step 0")
+    assert session.record.runs == ()
+    for again in (workflow.open_session(session), workflow.open_session("cup"), workflow.open_session(session.path)):
+        assert [run.begins for run in again.record.runs] == ["text_encoder step 0"]
+    with pytest.raises(SessionNotFound, match="Did you mean cup"):
+        workflow.open_session("cop")
+
+
+def test_open_or_new_keeps_what_is_there(session: Session, standin: Path) -> None:
+    again = workflow.open_or_new("cup", standin, token="other", settings={"unet.steps": 99})
+    assert (again.path, again.record) == (session.path, session.record)
+    made = workflow.open_or_new("dog", standin, token="sks", settings={"unet.steps": 99})
+    assert (made.name, made.config.unet.steps, made.record.subject.token) == ("dog", 99, "sks")
+
+
+def test_stopping_says_whether_there_was_one(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    assert workflow.stop("cup") is False
+    assert "cup is not being trained on this machine" in capsys.readouterr().out
+    assert workflow.stop(session) is False

@@ -1,0 +1,226 @@
+"""What an attentive reader found: each of these once gave a wrong result, an untrue word or a traceback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from accelerate import Accelerator  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from fastdb import workflow  # noqa: E402
+from fastdb.errors import StorageError, TrainingError  # noqa: E402
+from fastdb.sessions.session import Session  # noqa: E402
+from fastdb.sessions.trained import standing  # noqa: E402
+from fastdb.training import trainer as trainer_room  # noqa: E402
+from fastdb.training.events import EventLog, follow_events, read_events  # noqa: E402
+from fastdb.training.samples import Sampler  # noqa: E402
+from tests.training.conftest import result  # noqa: E402
+from tests.training.test_trainer import Life, at  # noqa: E402
+
+Made = Callable[..., Session]
+SHORT: dict[str, Any] = {"text_encoder__steps": 3, "unet__steps": 5, "prior__class_images": 0}
+
+
+def test_a_gradient_scaler_is_not_carried_into_the_next_stage(make_session: Made, monkeypatch: Any) -> None:
+    """On a T4 every run has one. Here a real one is put into a run on the CPU, with a scale that grows every step."""
+    honest = trainer_room.new_accelerator
+
+    def scaled(setting: Any) -> Accelerator:
+        accelerator = honest(setting)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1)
+        return accelerator
+
+    monkeypatch.setattr(trainer_room, "new_accelerator", scaled)
+    one, other = make_session("scaled", **SHORT), make_session("scaled2", **SHORT)
+    assert Life(one).run() == "finished"
+    assert Life(other, until=at("text_encoder", 3)).run() == "stopped"
+    assert Life(other, until=at("unet", 2)).run() == "stopped"
+    assert Life(other).run() == "finished"
+    assert standing(one).checkpoints["unet"].state["scaler"]["scale"] == 1024.0 * 2**5
+    assert standing(other).checkpoints["unet"].state["scaler"] == standing(one).checkpoints["unet"].state["scaler"]
+    assert result(one) == result(other)
+
+
+def test_a_stop_at_the_end_of_a_stage_does_not_begin_the_next(make_session: Made) -> None:
+    session = make_session("between", **SHORT)
+    life = Life(session, until=at("text_encoder", 3))
+    assert life.run() == "stopped"
+    assert set(standing(session).checkpoints) == {"text_encoder"}
+    assert {event["stage"] for event in life.said("step")} == {"text_encoder"}
+
+
+def test_a_session_that_is_moved_away_gets_no_ghost(make_session: Made) -> None:
+    session = make_session("moved", **SHORT)
+    elsewhere = session.path.with_name("elsewhere")
+
+    def move(event: dict[str, Any]) -> bool:
+        if at("unet", 1)(event):
+            session.path.rename(elsewhere)
+        return False
+
+    life = Life(session, until=move)
+    with pytest.raises(StorageError, match="the session's folder is not there any more"):
+        life.run()
+    assert not session.path.exists()
+    assert [event["stage"] for event in life.said("saved")] == ["text_encoder"]
+    assert Life(Session.open(elsewhere)).run() == "finished"
+
+
+def test_a_stage_goes_on_with_the_optimizer_it_began_with(make_session: Made, monkeypatch: Any) -> None:
+    pytest.importorskip("bitsandbytes")
+    session = make_session("kinds", **SHORT)
+    assert Life(session, until=at("unet", 2)).run() == "stopped"
+    with pytest.raises(TrainingError, match="the stage began with adamw, whose moments adamw8bit cannot take over"):
+        Life(session.with_config(session.config.changed({"optimizer.name": "adamw8bit"}))).run()
+    life = Life(session.with_config(session.config.changed({"optimizer.name": "auto"})))
+    assert life.run() == "finished"
+    assert any("adamw (the stage began with it)" in line for line in life.said("plan")[0]["lines"])
+
+
+def test_what_fits_a_recipe_to_a_machine_may_change_and_is_told(make_session: Made) -> None:
+    session = make_session("fits", **SHORT)
+    assert Life(session, until=at("unet", 2)).run() == "stopped"
+    life = Life(session.with_config(session.config.changed({"gradient_checkpointing": True})))
+    assert life.run() == "finished"
+    assert "gradient checkpointing False -> True" in life.said("warning")[0]["message"]
+
+
+def test_a_finished_session_does_not_claim_settings_it_was_not_trained_with(make_session: Made) -> None:
+    session = make_session("claims", **SHORT)
+    assert Life(session).run() == "finished"
+    for change in ({"seed": 99}, {"unet.steps": 4}, {"unet.learning_rate": 0.01}):
+        changed = session.with_config(session.config.changed(change))
+        with pytest.raises(TrainingError, match="changed since step"):
+            Life(changed).run()
+
+
+def test_nothing_to_train_is_said(make_session: Made) -> None:
+    session = make_session("nothing", text_encoder__steps=0, unet__steps=0)
+    with pytest.raises(TrainingError, match="both stages are set to 0 steps"):
+        workflow.train(session)
+
+
+def test_class_images_of_another_prompt_are_set_aside(make_session: Made, photos: list[Path]) -> None:
+    session = make_session("zebra", text_encoder__steps=0, unet__steps=1, prior__class_images=2)
+    own = session.class_images / "mine.png"
+    shutil.copy(photos[0], own)
+    assert Life(session).run() == "finished"
+    first = (session.class_images / "class-0001.png").read_bytes()
+    changed = session.with_config(session.config.changed({"prior.prompt": "a photo of a zebra"}))
+    (session.checkpoints / "unet-000001").rename(session.path / "away")
+    life = Life(changed)
+    assert life.run() == "finished"
+    assert (session.class_images / "set-aside-1" / "class-0001.png").read_bytes() == first
+    assert own.exists()
+    with Image.open(session.class_images / "class-0001.png") as picture:
+        assert picture.info["parameters"].startswith("a photo of a zebra\n")
+    assert (
+        "1 class images of another prompt, seed or size were moved to set-aside-1" in life.said("warning")[0]["message"]
+    )
+
+
+def test_a_persons_edit_of_session_yaml_during_training_stays(make_session: Made) -> None:
+    session = make_session("edited", **SHORT)
+
+    def edit(event: dict[str, Any]) -> bool:
+        if at("unet", 1)(event):
+            now = Session.open(session.path)
+            now.with_config(now.config.changed({"checkpoints.every_minutes": 3.0}))
+        return False
+
+    assert Life(session, until=edit).run() == "finished"
+    record = Session.open(session.path).record
+    assert record.config.checkpoints.every_minutes == 3.0
+    assert [run.outcome for run in record.runs] == ["finished"]
+
+
+def test_a_sample_that_cannot_be_made_does_not_end_the_training(make_session: Made, monkeypatch: Any) -> None:
+    def full(self: Sampler, *_: Any) -> None:
+        raise StorageError("the disk is full", where="samples")
+
+    monkeypatch.setattr(Sampler, "_one", full)
+    life = Life(make_session("unsampled", **SHORT, samples__every_steps=4))
+    assert life.run() == "finished"
+    assert life.said("warning")[-1]["message"] == "no samples of step 5: samples: the disk is full"
+
+
+def test_a_bug_is_noted_in_the_history(make_session: Made, monkeypatch: Any) -> None:
+    session = make_session("crashes", **SHORT)
+    monkeypatch.setattr(trainer_room, "make_optimizer", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Life(session).run()
+    assert [run.outcome for run in Session.open(session.path).record.runs] == ["crashed"]
+
+
+def test_want_of_memory_is_one_line_with_what_can_be_done(make_session: Made, monkeypatch: Any) -> None:
+    def too_much(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more")
+
+    monkeypatch.setattr(trainer_room, "make_optimizer", too_much)
+    with pytest.raises(
+        TrainingError, match=r"CUDA out of memory\. Tried to allocate 2 GiB.*gradient_checkpointing=true"
+    ):
+        Life(make_session("large", **SHORT)).run()
+
+
+def test_a_full_cache_disk_is_one_line_and_a_damaged_cache_file_is_made_again(
+    make_session: Made, small_disk: Callable[[str], Path], monkeypatch: Any
+) -> None:
+    session = make_session("cached", **SHORT)
+    disk = small_disk("8k")
+    monkeypatch.setenv("FASTDB_CACHE", str(disk))
+    with pytest.raises(StorageError, match="the disk is full"):
+        Life(session).run()
+    larger = small_disk("4m")
+    monkeypatch.setenv("FASTDB_CACHE", str(larger))
+    assert Life(session, until=at("text_encoder", 1)).run() == "stopped"
+    cached = sorted((larger / "latents").iterdir())
+    assert len(cached) == 3
+    cached[0].write_bytes(b"not a safetensors file")
+    assert Life(session).run() == "finished"
+
+
+def test_words_of_every_kind_come_through_the_events(tmp_path: Path) -> None:
+    odd = "line\u2028separator \u0085 next \ud800 half \N{DOG FACE}"
+    log = EventLog(tmp_path / "events.jsonl")
+    log.tell("warning", message=odd)
+    log.tell("end", outcome="failed", message=odd)
+    log.close()
+    assert [event["message"] for event in read_events(log.path)] == [odd, odd]
+
+
+def test_a_line_that_is_still_being_written_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    whole = json.dumps({"event": "end", "outcome": "finished"}) + "\n"
+    path.write_text('{"event": "plan", "lines": []}\n' + whole[:9])
+
+    def finish() -> None:
+        with open(path, "a") as file:
+            file.write(whole[9:])
+
+    timer = threading.Timer(0.3, finish)
+    timer.start()
+    assert [event["event"] for event in follow_events(path, timer.is_alive)] == ["plan", "end"]
+
+
+def test_a_writer_that_is_gone_ends_the_following(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"event": "plan", "lines": []}\n{"event": "st')
+    assert [event["event"] for event in follow_events(path, lambda: False)] == ["plan"]
+    assert list(follow_events(tmp_path / "missing.jsonl", lambda: False)) == []
+
+
+def test_a_prompt_that_is_cut_is_told(make_session: Made) -> None:
+    session = make_session("long", **SHORT, captions__instance_prompt="a photo of sks cup " + "on a red table " * 30)
+    life = Life(session, until=at("text_encoder", 1))
+    assert life.run() == "stopped"
+    assert "a prompt has more than 77 tokens and is cut" in life.said("warning")[0]["message"]
