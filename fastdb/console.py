@@ -10,17 +10,19 @@ from typing import Any
 
 from fastdb.errors import FastDBError
 
+_showing: list[Any] = []
+"""The bars that are showing, the innermost last."""
+
 
 def say(line: str = "") -> None:
     """Print one line, above a progress bar if one is showing."""
-    bar = sys.modules.get("tqdm")
     # A file name may hold what this terminal has no sign for; that is no reason to fail.
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     line = line.encode(encoding, "backslashreplace").decode(encoding)
-    if bar is None:
-        print(line, flush=True)
+    if _showing:
+        _showing[-1].write(line)
     else:
-        bar.tqdm.write(line)
+        print(line, flush=True)
 
 
 def complain(line: str) -> None:
@@ -64,7 +66,7 @@ def bar(task: str, unit: str = "it") -> Iterator[Callable[[int, int], None]]:
         yield update
     finally:
         for one in shown:
-            one.close()
+            _finish(one)
 
 
 def _tqdm(**options: Any) -> Any:
@@ -72,7 +74,16 @@ def _tqdm(**options: Any) -> Any:
     from tqdm.auto import tqdm
 
     live = sys.stderr.isatty() or "ipykernel" in sys.modules
-    return tqdm(dynamic_ncols=True, mininterval=0.1 if live else 10, **options)
+    shown = tqdm(dynamic_ncols=True, mininterval=0.1 if live else 10, **options)
+    # Only a bar that is whole: an interruption while a widget was being made left one that cannot be drawn.
+    _showing.append(shown)
+    return shown
+
+
+def _finish(shown: Any) -> None:
+    if shown in _showing:
+        _showing.remove(shown)
+    shown.close()
 
 
 def size(count: int) -> str:
@@ -110,14 +121,14 @@ class TrainingView:
     def close(self) -> None:
         """Finish the bar that is showing."""
         if self._bar is not None:
-            self._bar.close()
+            _finish(self._bar)
         self._bar, self._task = None, ""
 
     def _open(self, task: str, total: int, done: int = 0) -> Any:
         if self._task != task:
             self.close()
-            self._task, self._smooth = task, None
             self._bar = _tqdm(desc=task, total=total, initial=done)
+            self._task, self._smooth = task, None
         return self._bar
 
     def _plan(self, event: dict[str, Any]) -> None:

@@ -344,10 +344,12 @@ def generate(
     from fastdb.inference.pictures import save_pictures
     from fastdb.inference.source import open_source
     from fastdb.runtime.device import release_memory
+    from fastdb.storage.durable import make_folder
 
     opened = open_source(source if isinstance(source, Session) else str(source), base, root)
     wanted = opened.request(prompt, **request)
     folder = expanded(output).absolute() if output else opened.pictures
+    make_folder(folder)
     console.say(f"loading {opened.name}")
     engine = opened.load()
     with console.bar("generate", "step") as update:

@@ -316,7 +316,7 @@ def test_a_read_only_session_is_said_and_can_be_looked_at(
         ["add-images", "cup", photos[0]],
         ["train", "cup"],
         ["train", "cup", "--restart"],
-        ["train", "cup", "--set", "seed=4"],
+        ["train", "cup", "--set", "checkpoints.every_steps=7"],
         ["export", "cup", "--format", "ckpt"],
     ):
         error = fastdb(*command, before=forbidden).error

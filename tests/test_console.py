@@ -154,3 +154,30 @@ def test_a_bar_counts_to_its_total(monkeypatch: pytest.MonkeyPatch) -> None:
             update(done, 5)
     assert "crop: 100%" in screen.getvalue()
     assert "5/5" in screen.getvalue()
+
+
+# tqdm's own finalizer stumbles over the bar that was never finished.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interruption_while_a_bar_is_made_leaves_the_console_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stop button pressed while a widget was being made once left a bar that no later line could be written over."""
+    from tqdm.auto import tqdm
+
+    from fastdb.console import TrainingView, say
+
+    view, honest = TrainingView(), tqdm.refresh
+
+    def interrupted(self: object, *_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tqdm, "refresh", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        view.show({"event": "stage", "stage": "unet", "step": 0, "steps": 5})
+    say("asking the trainer to save and stop")
+    monkeypatch.setattr(tqdm, "refresh", honest)
+    view.show({"event": "step", "stage": "unet", "step": 1, "steps": 5, "loss": 1.0, "learning_rate": 1e-6})
+    view.close()
+    said = capsys.readouterr()
+    assert "asking the trainer to save and stop\n" in said.out
+    assert "1/5" in said.err

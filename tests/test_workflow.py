@@ -231,7 +231,7 @@ def test_what_is_finished_is_not_trained_again(trained: Session) -> None:
 
 def test_a_refused_setting_leaves_the_session_as_it_was(trained: Session) -> None:
     before = tree(trained.path)
-    with pytest.raises(ConfigError, match="unet.steps is -1"):
+    with pytest.raises(ConfigError, match=r"unet\.steps is -1"):
         workflow.train("cup", settings={"unet.steps": -1})
     with pytest.raises(TrainingError, match="seed"):
         workflow.train("cup", settings={"seed": 5})

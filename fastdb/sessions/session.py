@@ -87,6 +87,10 @@ class Session:
         """
         path = expanded(name)
         with explained(path):
+            if path.is_absolute() and not path.is_dir():
+                raise SessionNotFound(
+                    "there is no such folder", where=path, fix="Check the spelling, or mount the disk it lies on."
+                )
             if not (path.is_dir() and (path.is_absolute() or os.sep in str(name))):
                 check_name(str(name))
                 path = sessions_root(root) / str(name)

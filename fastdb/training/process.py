@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from fastdb.errors import TrainingError
 from fastdb.runtime.places import work_folder
@@ -101,6 +102,10 @@ def start(session: Session) -> Running:
         )
     # Kept, so that a caller who does not follow it may forget it while it runs.
     _children.append(process)
+    # Until it has said that it trains, or has ended, nobody else could find it and a second one would be started.
+    deadline = time.monotonic() + _ANNOUNCED_WITHIN
+    while process.poll() is None and _announced(folder).get("pid") != process.pid and time.monotonic() < deadline:
+        time.sleep(0.02)
     return Running(process.pid, events, lambda: process.poll() is None, process.wait)
 
 
@@ -111,10 +116,10 @@ def announce(session: Path, events: Path) -> None:
 
 def find(session: Session) -> Running | None:
     """The trainer that runs for a session on this machine, if there is one."""
-    current = work_folder(session.path) / _CURRENT
+    folder = work_folder(session.path)
     deadline = time.monotonic() + _ANNOUNCED_WITHIN
     while is_training(session.path):
-        told = json.loads(current.read_text(encoding="utf-8")) if current.exists() else {}
+        told = _announced(folder)
         if told and _exists(told["pid"]):
             return Running(told["pid"], Path(told["events"]), lambda: is_training(session.path))
         # It holds the lock and has not said yet who it is: what lies there is of the one before it.
@@ -126,6 +131,13 @@ def find(session: Session) -> Running | None:
             )
         time.sleep(0.05)
     return None
+
+
+def _announced(folder: Path) -> dict[str, Any]:
+    """What the trainer that holds the lock, or held it last, has said of itself."""
+    current = folder / _CURRENT
+    told: dict[str, Any] = json.loads(current.read_text(encoding="utf-8")) if current.exists() else {}
+    return told
 
 
 def _exists(pid: int) -> bool:

@@ -9,15 +9,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from fastdb.runtime.quiet import hush_libraries  # noqa: E402
+
+hush_libraries()
+
 from filelock import FileLock  # noqa: E402
 
 from fastdb import workflow  # noqa: E402
 from fastdb.inference.engine import Engine  # noqa: E402
 from fastdb.inference.source import open_source  # noqa: E402
-from fastdb.runtime.quiet import hush_libraries  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
-
-hush_libraries()
 
 SETTINGS: dict[str, Any] = {
     "resolution": 64,

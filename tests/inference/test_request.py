@@ -15,12 +15,13 @@ from fastdb.errors import ConfigError
 from fastdb.inference.engine import Request
 from fastdb.inference.samplers import DEFAULT, SAMPLERS, check_sampler
 
+SIDES = (-64, 0, 8, 56, 63, 65, 70, 500, 511, 4097, 4104, 9000)
 BAD = [
-    *((side, value) for side in ("width", "height") for value in (-64, 0, 8, 56, 63, 65, 70, 500, 511, 4097, 4104, 9000)),
+    *((side, value) for side in ("width", "height") for value in SIDES),
     *((name, value) for name in ("steps", "count") for value in (-1, 0, 1001)),
     *(("guidance", value) for value in (-0.1, 50.1, math.inf, -math.inf, math.nan)),
     *(("seed", value) for value in (-1, 2**63 - 1, 2**64)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "value"), BAD)
