@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,9 +56,6 @@ def finished(standin: Path, photos: list[Path], common: Path) -> tuple[Path, str
         if not (root / "said").exists():
             workflow.new("cup", standin, photos[2:], token="sks", class_word="cup", root=root, settings=SETTINGS)
             said = [workflow.train("cup", root=root, follow=False)]
-            deadline = time.monotonic() + 60
-            while process.find(workflow.open_session("cup", root)) is None and time.monotonic() < deadline:
-                time.sleep(0.02)
             said.append(workflow.train("cup", root=root))
             process._children[-1].wait()  # or Python complains of it at the end
             (root / "said").write_text(" ".join(said))
