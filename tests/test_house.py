@@ -349,3 +349,9 @@ print(json.dumps({{"home": [session.__file__, str(session.template())]}}))
     }
     made = {path.relative_to(tmp_path / "dog"): path.read_bytes() for path in (tmp_path / "dog").rglob("*.txt")}
     assert made == expected
+
+
+def test_the_settings_page_is_that_of_the_settings() -> None:
+    command = [sys.executable, str(REPOSITORY / "docs" / "settings.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -28,7 +28,7 @@ from fastdb.training.preflight import instances
 
 
 @dataclass(frozen=True)
-class Setting:
+class Preparation:
     """Where a session trains, decided once: the base model, the device, the optimizer's name, the instance images."""
 
     session: Session
@@ -55,7 +55,7 @@ class Setting:
         return schedule
 
 
-def look(session: Session, tell: Tell) -> tuple[Setting, Standing, Plan]:
+def look(session: Session, tell: Tell) -> tuple[Preparation, Standing, Plan]:
     """Decide everything that does not cost time, and tell the plan.
 
     Raises:
@@ -73,19 +73,19 @@ def look(session: Session, tell: Tell) -> tuple[Setting, Standing, Plan]:
         begins=plan.begins,
         stages={name: {"steps": steps_of(session, name), "done": stands.done(name)} for name in STAGES},
     )
-    return Setting(session, base, device, optimizer[0], tuple(images)), stands, plan
+    return Preparation(session, base, device, optimizer[0], tuple(images)), stands, plan
 
 
-def settle(setting: Setting, stands: Standing, tell: Tell) -> None:
+def settle(prepared: Preparation, stands: Standing, tell: Tell) -> None:
     """Make results repeatable; on a CPU that needs as many threads as the checkpoint was made with.
 
     What cannot be made the same is told: the result is then equal up to rounding only.
     """
-    make_deterministic(setting.device)
+    make_deterministic(prepared.device)
     before = stands.last.state["host"] if stands.last else {}
-    if setting.device.kind == "cpu" and before.get("threads"):
+    if prepared.device.kind == "cpu" and before.get("threads"):
         torch.set_num_threads(before["threads"])
-    now = setting.host
+    now = prepared.host
     changed = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
     if changed:
         tell(
@@ -95,19 +95,19 @@ def settle(setting: Setting, stands: Standing, tell: Tell) -> None:
         )
 
 
-def prior_images(setting: Setting, tell: Tell, stopping: Callable[[], bool]) -> list[Path]:
+def prior_images(prepared: Preparation, tell: Tell, stopping: Callable[[], bool]) -> list[Path]:
     """The class images, made by the base model where they are missing; see `class_images`."""
 
     def load_engine() -> Engine:
-        return Engine.from_folder(setting.base.folder, device=setting.device)
+        return Engine.from_folder(prepared.base.folder, device=prepared.device)
 
-    found, said = class_images(setting.session, load_engine, _progress(tell, "class images"), stopping)
+    found, said = class_images(prepared.session, load_engine, _progress(tell, "class images"), stopping)
     for line in said:
         tell("warning", message=line)
     return found
 
 
-def image_groups(setting: Setting, prior: Sequence[Path], tell: Tell) -> tuple[Group, ...]:
+def image_groups(prepared: Preparation, prior: Sequence[Path], tell: Tell) -> tuple[Group, ...]:
     """Latents and prompts of the instance images and, with prior preservation, of the class images.
 
     Raises:
@@ -117,23 +117,23 @@ def image_groups(setting: Setting, prior: Sequence[Path], tell: Tell) -> tuple[G
     def latents(paths: Sequence[Path], task: str) -> LatentCache:
         return cache_latents(
             paths,
-            size=setting.session.config.resolution,
-            scale=setting.base.latent_scale,
-            vae_hash=setting.session.record.base_model.fingerprint,
-            load_vae=lambda: load_vae(setting.base.folder, torch.float32).to(setting.device.kind),
+            size=prepared.session.config.resolution,
+            scale=prepared.base.latent_scale,
+            vae_hash=prepared.session.record.base_model.fingerprint,
+            load_vae=lambda: load_vae(prepared.base.folder, torch.float32).to(prepared.device.kind),
             progress=_progress(tell, task),
         )
 
-    prompts = tuple(image.prompt for image in setting.images)
-    instance = Group("instance", latents([image.path for image in setting.images], "latents"), prompts)
+    prompts = tuple(image.prompt for image in prepared.images)
+    instance = Group("instance", latents([image.path for image in prepared.images], "latents"), prompts)
     if not prior:
         return (instance,)
-    return instance, Group("class", latents(prior, "class latents"), (setting.session.class_prompt,) * len(prior))
+    return instance, Group("class", latents(prior, "class latents"), (prepared.session.class_prompt,) * len(prior))
 
 
-def tell_long_prompts(setting: Setting, groups: Sequence[Group], tell: Tell) -> None:
+def tell_long_prompts(prepared: Preparation, groups: Sequence[Group], tell: Tell) -> None:
     """Warn of prompts whose end the text encoder will never see."""
-    tokenizer = load_tokenizer(setting.base.folder)
+    tokenizer = load_tokenizer(prepared.base.folder)
     for prompt in too_long(tokenizer, [prompt for group in groups for prompt in group.prompts]):
         room = tokenizer.model_max_length
         tell("warning", message=f"a prompt has more than {room} tokens and is cut: {prompt[:80]!r}")

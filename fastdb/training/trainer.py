@@ -22,7 +22,7 @@ from fastdb.training.events import Tell
 from fastdb.training.loop import Loop
 from fastdb.training.observers import Observers
 from fastdb.training.optimizers import make_optimizer
-from fastdb.training.prepare import Setting, image_groups, look, prior_images, settle, tell_long_prompts
+from fastdb.training.prepare import Preparation, image_groups, look, prior_images, settle, tell_long_prompts
 from fastdb.training.recipe import check_recipes, make_recipe
 from fastdb.training.samples import Sampler
 from fastdb.training.stages import build_stage
@@ -47,21 +47,21 @@ class Trainer:
         """
         session = self.session
         checkpoints.clear_unfinished(session.checkpoints)
-        setting, stands, plan = look(session, self.tell)
-        check_recipes(stands.checkpoints.values(), make_recipe(session, setting.images, None), session.name)
+        prepared, stands, plan = look(session, self.tell)
+        check_recipes(stands.checkpoints.values(), make_recipe(session, prepared.images, None), session.name)
         if plan.stage is None:
             return "finished"
-        settle(setting, stands, self.tell)
+        settle(prepared, stands, self.tell)
         with want_of_memory_explained():
-            prior = prior_images(setting, self.tell, self.stop.is_set)
+            prior = prior_images(prepared, self.tell, self.stop.is_set)
         if self.stop.is_set():
             return "stopped"
-        recipe = make_recipe(session, setting.images, prior)
+        recipe = make_recipe(session, prepared.images, prior)
         check_recipes(stands.checkpoints.values(), recipe, session.name)
         session = session.with_run_begun(plan.begins)
         try:
             with want_of_memory_explained():
-                outcome = self._stages(setting, stands, recipe, image_groups(setting, prior, self.tell))
+                outcome = self._stages(prepared, stands, recipe, image_groups(prepared, prior, self.tell))
         except Exception as error:
             # On a full disk the history cannot be written either, and the first fault is the one to tell.
             with suppress(FastDBError):
@@ -70,22 +70,24 @@ class Trainer:
         session.with_run_ended(outcome)
         return outcome
 
-    def _stages(self, setting: Setting, stands: Standing, recipe: dict[str, Any], groups: tuple[Group, ...]) -> str:
+    def _stages(
+        self, prepared: Preparation, stands: Standing, recipe: dict[str, Any], groups: tuple[Group, ...]
+    ) -> str:
         """Run each stage that is not over."""
-        tell_long_prompts(setting, groups, self.tell)
+        tell_long_prompts(prepared, groups, self.tell)
         for name in STAGES:
-            steps = steps_of(setting.session, name)
+            steps = steps_of(prepared.session, name)
             if stands.done(name) >= steps:
                 continue
             if self.stop.is_set():
                 return "stopped"
-            done = self._stage(name, setting, stands, recipe, groups)
+            done = self._stage(name, prepared, stands, recipe, groups)
             # All that the stage held is free again before the next one loads.
             release_memory()
             if done < steps:
                 return "stopped"
             # The next stage begins from what lies on the disk, whether this process wrote it or another.
-            stands = standing(setting.session)
+            stands = standing(prepared.session)
             if stands.done(name) < steps:
                 raise TrainingError(
                     "its last checkpoint does not verify when read back",
@@ -97,14 +99,14 @@ class Trainer:
     def _stage(
         self,
         name: str,
-        setting: Setting,
+        prepared: Preparation,
         stands: Standing,
         recipe: dict[str, Any],
         groups: tuple[Group, ...],
     ) -> int:
         """Run one stage from its newest checkpoint on; returns the steps done in it."""
-        accelerator = new_accelerator(setting)
-        session, config, schedule = setting.session, setting.session.config, setting.noise_schedule()
+        accelerator = new_accelerator(prepared)
+        session, config, schedule = prepared.session, prepared.session.config, prepared.noise_schedule()
         batches = Batches(
             groups,
             seed=config.seed,
@@ -115,21 +117,21 @@ class Trainer:
             process=accelerator.process_index,
             processes=accelerator.num_processes,
         )
-        sampler = Sampler(session, setting.base, batches.prompts, self.tell)
+        sampler = Sampler(session, prepared.base, batches.prompts, self.tell)
         prompts = [*batches.prompts, *sampler.prompts, ""]
-        stage = build_stage(name, setting.base, config, setting.device, stands.weights, prompts)
+        stage = build_stage(name, prepared.base, config, prepared.device, stands.weights, prompts)
         optimizer = make_optimizer(
-            setting.optimizer, stage.trained.parameters(), stage.settings.learning_rate, config.optimizer
+            prepared.optimizer, stage.trained.parameters(), stage.settings.learning_rate, config.optimizer
         )
         optimizer = stage.prepare(accelerator, optimizer)
         if name in stands.checkpoints:
             restore(stands.checkpoints[name], optimizer, accelerator)
         loop = Loop(accelerator, stage, optimizer, batches, schedule, config)
-        if setting.device.kind != "cpu" and (cannot := loop.probe()):
+        if prepared.device.kind != "cpu" and (cannot := loop.probe()):
             told = f"a resumed run will equal an uninterrupted one up to rounding, not to the bit: {cannot}"
             self.tell("warning", message=told)
         self.tell("stage", stage=name, step=stands.done(name), steps=stage.steps)
-        saver = Saver(session, recipe, setting.host, self.tell)
+        saver = Saver(session, recipe, prepared.host, self.tell)
         return loop.run(stands.done(name), Observers(loop, saver, sampler, self.tell, self.stop).after_step)
 
 
@@ -150,14 +152,14 @@ def want_of_memory_explained() -> Iterator[None]:
         ) from error
 
 
-def new_accelerator(setting: Setting) -> Accelerator:
+def new_accelerator(prepared: Preparation) -> Accelerator:
     """A fresh accelerator for one stage.
 
     One that has served before would bring its gradient scaler's state along, which a run that begins
     between the stages does not have.
     """
     return Accelerator(
-        mixed_precision={"fp32": "no"}.get(setting.device.precision, setting.device.precision),
-        gradient_accumulation_steps=setting.session.config.gradient_accumulation,
-        cpu=setting.device.kind == "cpu",
+        mixed_precision={"fp32": "no"}.get(prepared.device.precision, prepared.device.precision),
+        gradient_accumulation_steps=prepared.session.config.gradient_accumulation,
+        cpu=prepared.device.kind == "cpu",
     )

@@ -34,8 +34,8 @@ def test_a_gradient_scaler_is_not_carried_into_the_next_stage(make_session: Made
     """On a T4 every run has one. Here a real one is put into a run on the CPU, with a scale that grows every step."""
     honest = trainer_room.new_accelerator
 
-    def scaled(setting: Any) -> Accelerator:
-        accelerator = honest(setting)
+    def scaled(prepared: Any) -> Accelerator:
+        accelerator = honest(prepared)
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1)
         return accelerator
 

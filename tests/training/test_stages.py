@@ -134,14 +134,14 @@ def train(session: Session) -> Trainer:
 def a_loop(trainer: Trainer, accumulation: int = 1, weights: Path | None = None, group: str = "instance") -> Loop:
     """The loop of a session's UNet stage, with given weights and without an optimizer."""
     session = trainer.session
-    setting = look(session, silent)[0]
-    groups = image_groups(setting, sorted(session.class_images.glob("*.png")), silent)
+    prepared = look(session, silent)[0]
+    groups = image_groups(prepared, sorted(session.class_images.glob("*.png")), silent)
     groups = tuple(one for one in groups if one.name == group)
     batches = Batches(groups, seed=99, stage="test", size=4, microbatches=1, timesteps=1000)
-    prompts = [*batches.prompts, *(image.prompt for image in setting.images)]
-    stage = unet_stage(setting.base, session.config, setting.device, weights, None, prompts)
+    prompts = [*batches.prompts, *(image.prompt for image in prepared.images)]
+    stage = unet_stage(prepared.base, session.config, prepared.device, weights, None, prompts)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
-    return Loop(accelerator, stage, None, batches, setting.noise_schedule(), session.config)  # type: ignore[arg-type]
+    return Loop(accelerator, stage, None, batches, prepared.noise_schedule(), session.config)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
