@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdb import console, demo, workflow
+from fastdb import console, demo, overview, workflow
 from fastdb.runtime.quiet import hush_libraries
 from fastdb.sessions.session import Session
 
@@ -118,13 +118,13 @@ def trained(root: Path) -> Session:
     """A small session that was really trained."""
     session = workflow.new("export", "standin", demo.demo_photos(), root=root, settings=SETTINGS)
     workflow.train(session)
-    return workflow.open_session(session)
+    return overview.open_session(session)
 
 
 def main() -> None:
     """Print the table."""
     with console.boundary(), tempfile.TemporaryDirectory() as folder:
-        session = workflow.open_session(sys.argv[1]) if len(sys.argv) > 1 else trained(Path(folder))
+        session = overview.open_session(sys.argv[1]) if len(sys.argv) > 1 else trained(Path(folder))
         prompt = session.config.captions.instance_prompt
         prompts = [prompt] if prompt else list(demo.PHOTOS)
         rows = compare(session, Path(folder), prompts)

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from fastdb.config import Config
     from fastdb.errors import FastDBError
     from fastdb.inference.engine import Engine, Request
+    from fastdb.overview import list_sessions, show
     from fastdb.sessions.session import Session
-    from fastdb.workflow import add_images, export, generate, list_sessions, new, open_or_new, show, stop, train
+    from fastdb.workflow import add_images, export, generate, new, open_or_new, stop, train
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,8 @@ _HOMES = {
     "FastDBError": "fastdb.errors",
     "Request": "fastdb.inference.engine",
     "Session": "fastdb.sessions.session",
+    "list_sessions": "fastdb.overview",
+    "show": "fastdb.overview",
 }
 
 

@@ -99,18 +99,18 @@ def new(
 def sessions(root: Root = None) -> None:
     """List the sessions."""
     with boundary():
-        from fastdb import workflow
+        from fastdb import overview
 
-        workflow.list_sessions(root)
+        overview.list_sessions(root)
 
 
 @app.command()
 def show(name: Name, root: Root = None) -> None:
     """Say what a session holds and how far its training is."""
     with boundary():
-        from fastdb import workflow
+        from fastdb import overview
 
-        workflow.show(name, root)
+        overview.show(name, root)
 
 
 @app.command("add-images")

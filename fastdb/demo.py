@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL.Image import Image
 
-from fastdb import console, workflow
+from fastdb import console, overview, workflow
 from fastdb.errors import TrainingError
 from fastdb.images.intake import save_png
 from fastdb.images.photos import photos_in, read_photo
@@ -134,7 +134,7 @@ def draw(session: Session, killed: int, before: Sequence[Image], after: Sequence
     for path in photos_in(session.instance_images):
         crops.append(Cell(read_photo(path), path.stem))
     samples = [Cell(read_photo(path), _moment(path)) for path in photos_in(session.samples)]
-    went_on = workflow.open_session(session).record.runs[-1].begins
+    went_on = overview.open_session(session).record.runs[-1].begins
     return contact_sheet(
         [
             Row("photos", photos),

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
-from fastdb import __version__, console, workflow
+from fastdb import __version__, console, overview, workflow
 from fastdb.errors import FastDBError, ImageError, ModelError, SessionBusy, StorageError
 from fastdb.images.faces import fetch_yunet
 from fastdb.runtime.drive import colab, leave_drive, mount_drive
@@ -54,7 +54,7 @@ def open_drive() -> None:
     """
     drive = mount_drive()
     console.say(f"Google Drive: {drive}" if drive else "no Google Drive here: sessions stay on this machine")
-    workflow.list_sessions()
+    overview.list_sessions()
 
 
 def add_images(session: Session, folder: str = "", *, upload_more: bool = False) -> Image | None:

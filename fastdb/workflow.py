@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fastdb import console
 from fastdb.config import Config
-from fastdb.errors import FastDBError, ImageError, SessionBusy, SessionNotFound, TrainingError
+from fastdb.errors import ImageError, SessionBusy, SessionNotFound, TrainingError
+from fastdb.overview import SessionLike, open_session, show
 from fastdb.sessions.record import BaseModelRecord, Subject
 from fastdb.sessions.session import Session, check_name
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-SessionLike = Session | str | Path
 
 
 def new(
@@ -67,16 +66,6 @@ def new(
     return session
 
 
-def open_session(session: SessionLike, root: str | Path | None = None) -> Session:
-    """A session by its name, its folder, or itself.
-
-    Raises:
-        SessionError: there is none, or it cannot be opened.
-    """
-    # A session that was opened a while ago is read again: the trainer has written into its history since.
-    return Session.open(session.path if isinstance(session, Session) else session, root)
-
-
 def open_or_new(
     name: str,
     base: str | Path,
@@ -98,50 +87,6 @@ def open_or_new(
     else:
         console.say("going on with a session that is there already, as it was made:")
     return show(session)
-
-
-def list_sessions(root: str | Path | None = None) -> list[Session]:
-    """List the sessions below `root` and show them; one that cannot be opened is shown with its reason."""
-    from fastdb.runtime.places import sessions_root
-
-    good, rows, bad = [], [], []
-    for session in Session.list(root):
-        if isinstance(session, FastDBError):
-            bad.append(str(session))
-            continue
-        good.append(session)
-        rows.append((session.name, _stand(session), str(len(_files(session.instance_images))), session.record.created))
-    console.say(
-        f"{len(good)} session{'s'[: len(good) != 1]} in {sessions_root(root)}"
-        if good
-        else f"no sessions in {sessions_root(root)}"
-    )
-    if rows:
-        console.table(("name", "training", "images", "created"), rows)
-    for line in bad:
-        console.say(f"cannot be opened: {line}")
-    return good
-
-
-def show(session: SessionLike, root: str | Path | None = None) -> Session:
-    """Say what a session holds."""
-    session = open_session(session, root)
-    record, config = session.record, session.config
-    facts = [
-        ("folder", str(session.path)),
-        ("base model", record.base_model.folder),
-        ("subject", f"{record.subject.token} {record.subject.class_word}".strip() or "none set"),
-        ("instance prompt", config.captions.instance_prompt or "from file names"),
-        ("instance images", str(len(_files(session.instance_images)))),
-        ("class images", f"{len(_files(session.class_images))} of {config.prior.class_images}"),
-        ("training", _stand(session)),
-        ("runs", ", ".join(run.outcome or "no end noted" for run in record.runs) or "none"),
-        ("exports", ", ".join(path.name for path in exports_of(session)) or "none"),
-    ]
-    changed = config.differences(Config())
-    facts.append(("set", "; ".join(f"{line.split(' -> ')[0]}" for line in changed) or "all as the classic recipe"))
-    console.table(("session", session.name), facts)
-    return session
 
 
 def add_images(session: SessionLike, photos: Sequence[str | Path], root: str | Path | None = None) -> Path:
@@ -362,11 +307,6 @@ def generate(
     return paths
 
 
-def exports_of(session: Session) -> list[Path]:
-    """The exported files of a session."""
-    return [path for path in sorted(session.path.glob(f"{session.name}*")) if path.suffix in {".safetensors", ".ckpt"}]
-
-
 def pictures_of(paths: Sequence[Path]) -> list[Image]:
     """Open pictures, for a notebook to show."""
     from fastdb.images.photos import read_photo
@@ -379,16 +319,3 @@ def _found(photos: Sequence[str | Path]) -> list[Path]:
     from fastdb.runtime.places import expanded
 
     return find_photos([expanded(photo) for photo in photos]) if photos else []
-
-
-def _files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return [path for path in folder.iterdir() if path.suffix.lower() != ".txt" and not path.name.startswith(".")]
-
-
-def _stand(session: Session) -> str:
-    from fastdb.sessions.trained import STAGES, progress_of, steps_of
-
-    done = progress_of(session)
-    return ", ".join(f"{stage} {done[stage]}/{steps_of(session, stage)}" for stage in STAGES)

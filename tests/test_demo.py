@@ -24,7 +24,7 @@ import numpy as np  # noqa: E402
 from filelock import FileLock  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from fastdb import demo, workflow  # noqa: E402
+from fastdb import demo, overview, workflow  # noqa: E402
 from fastdb.errors import TrainingError  # noqa: E402
 from fastdb.models.export import verify_export  # noqa: E402
 from fastdb.models.session_export import export_parts  # noqa: E402
@@ -105,7 +105,7 @@ def shown(standin: Path, common: Path) -> Shown:
                 refuse(network, patch)
                 demo.run_demo(root)
             said.write_text(output.getvalue(), encoding="utf-8")
-    session = workflow.open_session("demo", root)
+    session = overview.open_session("demo", root)
     return Shown(session.path / "contact_sheet.png", session, said.read_text(encoding="utf-8"), network)
 
 
@@ -154,7 +154,7 @@ def test_the_trainer_was_really_killed_and_went_on(shown: Shown) -> None:
 def test_both_exports_are_there_and_verify(shown: Shown) -> None:
     parts, stands = export_parts(shown.session)
     assert stands == "text_encoder 4/4, unet 20/20"
-    files = workflow.exports_of(shown.session)
+    files = overview.exports_of(shown.session)
     assert [path.name for path in files] == ["demo.ckpt", "demo.safetensors"]
     for path in files:
         assert verify_export(path, parts, "fp16") == 1131
@@ -194,7 +194,7 @@ def test_what_it_says_is_true(shown: Shown) -> None:
     session, said = shown.session, shown.said
     for number in range(1, 7):
         assert re.search(rf"^{number}\. ", said, re.MULTILINE), number
-    for path in (session.path, session.checkpoints, shown.sheet, *workflow.exports_of(session)):
+    for path in (session.path, session.checkpoints, shown.sheet, *overview.exports_of(session)):
         assert path.exists()
         assert str(path) in said
     assert re.search(r"^Done in \d+ s\.$", said, re.MULTILINE)
@@ -230,7 +230,7 @@ def test_a_second_run_finds_its_own_name(shown: Shown) -> None:
     assert sheet.is_file()
     after = {path: path.stat().st_mtime_ns for path in shown.session.path.rglob("*") if path.is_file()}
     assert after == before
-    assert [session.name for session in workflow.list_sessions(sheet.parents[1])] == ["demo", "demo-2"]
+    assert [session.name for session in overview.list_sessions(sheet.parents[1])] == ["demo", "demo-2"]
 
 
 def test_a_trainer_that_ends_before_it_is_killed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ ORDER = [
     "notebook",
     "demo",
     "workflow",
+    "overview",
     "training",
     "inference",
     "images",

@@ -17,7 +17,7 @@ from filelock import FileLock  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 
-from fastdb import workflow  # noqa: E402
+from fastdb import overview, workflow  # noqa: E402
 from fastdb.errors import (  # noqa: E402
     ConfigError,
     FastDBError,
@@ -222,7 +222,7 @@ def test_what_is_finished_is_not_trained_again(trained: Session) -> None:
     before = tree(trained.checkpoints)
     assert workflow.train("cup") == "finished"
     assert tree(trained.checkpoints) == before
-    assert len(workflow.open_session("cup").record.runs) == 1
+    assert len(overview.open_session("cup").record.runs) == 1
 
 
 def test_a_refused_setting_leaves_the_session_as_it_was(trained: Session) -> None:
@@ -263,9 +263,9 @@ def test_an_export_says_how_far_the_session_is(trained: Session, capsys: pytest.
 
 def test_both_kinds_are_exported_unless_one_is_named(trained: Session) -> None:
     assert [path.name for path in workflow.export("cup")] == ["cup.safetensors", "cup.ckpt"]
-    half = [path.stat().st_size for path in workflow.exports_of(trained)]
+    half = [path.stat().st_size for path in overview.exports_of(trained)]
     whole = [path.stat().st_size for path in reversed(workflow.export("cup", precision="fp32"))]
-    assert [path.name for path in workflow.exports_of(trained)] == ["cup.ckpt", "cup.safetensors"]
+    assert [path.name for path in overview.exports_of(trained)] == ["cup.ckpt", "cup.safetensors"]
     assert all(1.8 < large / small < 2 for large, small in zip(whole, half, strict=True))
     assert not [path.name for path in trained.path.iterdir() if path.name.endswith(".part")]
 
@@ -314,7 +314,7 @@ def test_what_there_is_is_shown(trained: Session, standin: Path, capsys: pytest.
     (trained.path.parent / "broken").mkdir()
     (trained.path.parent / "broken" / "session.yaml").write_text("{")
     capsys.readouterr()
-    assert [session.name for session in workflow.list_sessions()] == ["cup", "dog"]
+    assert [session.name for session in overview.list_sessions()] == ["cup", "dog"]
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"2 sessions in {trained.path.parent}"
     assert said[1].split() == ["name", "training", "images", "created"]
@@ -328,7 +328,7 @@ def test_what_there_is_is_shown(trained: Session, standin: Path, capsys: pytest.
 
 
 def test_that_there_is_nothing_is_said(sessions_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert workflow.list_sessions() == []
+    assert overview.list_sessions() == []
     assert capsys.readouterr().out == f"no sessions in {sessions_folder}\n"
     assert not sessions_folder.exists()
 
@@ -336,7 +336,7 @@ def test_that_there_is_nothing_is_said(sessions_folder: Path, capsys: pytest.Cap
 def test_a_session_is_shown_with_all_that_matters(trained: Session, capsys: pytest.CaptureFixture[str]) -> None:
     workflow.export("cup", formats=["ckpt"])
     capsys.readouterr()
-    assert workflow.show("cup").path == trained.path
+    assert overview.show("cup").path == trained.path
     rows = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
     facts = {name: value.strip() for name, value in rows.items()}
     assert facts.pop("base model") == trained.record.base_model.folder
@@ -357,10 +357,10 @@ def test_a_session_is_shown_with_all_that_matters(trained: Session, capsys: pyte
 def test_opening_reads_again_what_was_written_since(session: Session) -> None:
     session.with_run_begun("text_encoder step 0")
     assert session.record.runs == ()
-    for again in (workflow.open_session(session), workflow.open_session("cup"), workflow.open_session(session.path)):
+    for again in (overview.open_session(session), overview.open_session("cup"), overview.open_session(session.path)):
         assert [run.begins for run in again.record.runs] == ["text_encoder step 0"]
     with pytest.raises(SessionNotFound, match="Did you mean cup"):
-        workflow.open_session("cop")
+        overview.open_session("cop")
 
 
 def test_open_or_new_keeps_what_is_there(session: Session, standin: Path) -> None:

@@ -15,7 +15,7 @@ hush_libraries()
 
 from filelock import FileLock  # noqa: E402
 
-from fastdb import workflow  # noqa: E402
+from fastdb import overview, workflow  # noqa: E402
 from fastdb.inference.engine import Engine  # noqa: E402
 from fastdb.inference.source import open_source  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
@@ -39,7 +39,7 @@ def learned(standin: Path, photos: list[Path], common: Path) -> Session:
         if not (root / "cup").exists():
             workflow.new("cup", standin, photos, token="sks", class_word="cup", root=root, settings=SETTINGS)
             assert workflow.train("cup", root=root) == "finished"
-    return workflow.open_session("cup", root)
+    return overview.open_session("cup", root)
 
 
 @pytest.fixture(scope="session")
