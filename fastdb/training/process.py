@@ -27,6 +27,7 @@ from fastdb.training.lock import is_training
 
 _CURRENT = "current.json"
 _ANNOUNCED_WITHIN = 10.0
+"""Seconds a trainer may take from its start, or from taking the lock, to saying who it is."""
 _ENVIRONMENT = {
     # What torch needs to multiply the same way twice on CUDA.
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
