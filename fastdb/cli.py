@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +11,7 @@ import typer
 from fastdb import __version__
 from fastdb.console import boundary, say
 from fastdb.errors import ConfigError
+from fastdb.runtime.quiet import hush_libraries
 
 app = typer.Typer(
     name="fastdb",
@@ -207,7 +206,7 @@ def generate(
 
 
 def _settings(pairs: list[str] | None) -> dict[str, Any]:
-    """`unet.steps=800` pairs as a mapping; numbers, booleans and lists are read as YAML, the rest is text as it is."""
+    """`unet.steps=800` pairs as a mapping; a list is read as YAML, everything else by its setting's kind."""
     import yaml
 
     found: dict[str, Any] = {}
@@ -215,17 +214,17 @@ def _settings(pairs: list[str] | None) -> dict[str, Any]:
         name, equals, value = pair.partition("=")
         if not equals:
             raise ConfigError("is no setting and value", where=repr(pair), fix="Write it as --set unet.steps=800.")
-        try:
-            read = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError):
-            read = value
-        found[name.strip()] = read if isinstance(read, bool | int | float | list) else value.strip()
+        found[name.strip()] = value.strip()
+        if value.strip().startswith("["):
+            try:
+                found[name.strip()] = yaml.safe_load(value)
+            except (yaml.YAMLError, ValueError):
+                continue  # Refused with its name and value when the settings are built.
     return found
 
 
 def main() -> None:
     """Run the command line."""
     # What libraries tell developers while they load would stand around the lines a person is to read.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    hush_libraries()
     app()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
@@ -155,7 +156,10 @@ def _sentence(kind: type[Settings], fault: Mapping[str, Any]) -> str:
         return f"{name} is missing"
     reason = str(fault["msg"]).removeprefix("Value error, ")
     reason = reason.removeprefix("Input ")
-    return f"{name or 'the whole'} is {fault['input']!r}, but {reason}"
+    given = fault["input"]
+    # A number typed on the command line comes as text; it is a number all the same.
+    shown = given if isinstance(given, str) and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", given, re.I) else repr(given)
+    return f"{name or 'the whole'} is {shown}, but {reason}"
 
 
 def known(kind: type[Settings], before: str = "") -> list[str]:

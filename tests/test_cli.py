@@ -427,3 +427,20 @@ def test_an_interrupted_and_orphaned_training_ends_whole_and_is_exported(trained
 
 def test_stopping_what_does_not_run_is_said(session: Path) -> None:
     assert fastdb("stop", "cup") == Done(0, "cup is not being trained on this machine\n", "")
+
+
+def test_a_value_is_read_by_its_settings_kind() -> None:
+    """A word that looks like a number or a truth value stays a word where a word is wanted, and is none elsewhere."""
+    from fastdb.cli import _settings
+    from fastdb.config import Config
+    from fastdb.errors import ConfigError
+
+    pairs = ["captions.instance_prompt=123", "prior.prompt=yes", "unet.steps=800", "unet.learning_rate=2e-6"]
+    config = Config().changed(_settings([*pairs, "gradient_checkpointing=true", "samples.prompts=[a cat, a dog]"]))
+    assert (config.captions.instance_prompt, config.prior.prompt) == ("123", "yes")
+    assert (config.unet.steps, config.unet.learning_rate) == (800, 2e-6)
+    assert config.gradient_checkpointing is True
+    assert config.samples.prompts == ("a cat", "a dog")
+    for wrong in ("unet.steps=true", "samples.prompts=[a cat"):
+        with pytest.raises(ConfigError, match=wrong.partition("=")[0]):
+            Config().changed(_settings([wrong]))

@@ -25,19 +25,23 @@ class Stage:
         name: "text_encoder" or "unet"; also the name of what is trained.
         trained: gets the gradients, float32.
         unet: predicts; the same module as `trained` in the UNet stage.
-        condition: prompts -> embeddings (prompts, 77, width) on the device.
+        embed: what trains and the prompts -> embeddings (prompts, 77, width) on the device.
     """
 
     name: str
     settings: TextEncoderConfig | UNetConfig
     trained: Any
     unet: Any
-    condition: Callable[[Sequence[str]], torch.Tensor]
+    embed: Callable[[Any, Sequence[str]], torch.Tensor]
 
     @property
     def steps(self) -> int:
         """How many steps it has in all."""
         return self.settings.steps
+
+    def condition(self, prompts: Sequence[str]) -> torch.Tensor:
+        """The text conditioning of prompts, (prompts, 77, width) on the device."""
+        return self.embed(self.trained, prompts)
 
     def prepare(self, accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """Put what trains on the accelerator's device, in its precision and among its processes, with its optimizer."""
@@ -79,15 +83,11 @@ def text_encoder_stage(base: BaseModel, config: Config, device: Device, weights:
         unet.enable_gradient_checkpointing()
         unet.train()
 
-    stage = Stage("text_encoder", config.text_encoder, text_encoder, unet, lambda prompts: torch.empty(0))
-
-    def condition(prompts: Sequence[str]) -> torch.Tensor:
-        ids = token_ids(tokenizer, prompts).to(device.kind)
-        states: torch.Tensor = stage.trained(ids)[0]
+    def embed(trained: Any, prompts: Sequence[str]) -> torch.Tensor:
+        states: torch.Tensor = trained(token_ids(tokenizer, prompts).to(device.kind))[0]
         return states
 
-    stage.condition = condition
-    return stage
+    return Stage("text_encoder", config.text_encoder, text_encoder, unet, embed)
 
 
 def unet_stage(
@@ -111,10 +111,10 @@ def unet_stage(
     unet = load_unet(base.folder, torch.float32, weights=weights)
     _learning(unet, config)
 
-    def condition(prompts: Sequence[str]) -> torch.Tensor:
+    def embed(_trained: Any, prompts: Sequence[str]) -> torch.Tensor:
         return torch.stack([embeddings[prompt] for prompt in prompts]).to(device.kind)
 
-    return Stage("unet", config.unet, unet, unet, condition)
+    return Stage("unet", config.unet, unet, unet, embed)
 
 
 def _learning(module: Any, config: Config) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,20 +14,11 @@ hush_libraries()
 
 from filelock import FileLock  # noqa: E402
 
+from benchmarks.export import SETTINGS  # noqa: E402
 from fastdb import overview, workflow  # noqa: E402
 from fastdb.inference.engine import Engine  # noqa: E402
 from fastdb.inference.source import open_source  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
-
-SETTINGS: dict[str, Any] = {
-    "resolution": 64,
-    "batch_size": 4,
-    "text_encoder.steps": 8,
-    "text_encoder.learning_rate": 3e-4,
-    "unet.steps": 80,
-    "unet.learning_rate": 3e-3,
-}
-"""Enough for soft pictures; an untrained stand-in draws black and white, where most differences drown."""
 
 
 @pytest.fixture(scope="session")

@@ -16,14 +16,17 @@ from accelerate import Accelerator  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from fastdb.errors import TrainingError  # noqa: E402
-from fastdb.models.base_model import weight_file  # noqa: E402
+from fastdb.models.base_model import open_base_model, weight_file  # noqa: E402
 from fastdb.models.layout import modern_name  # noqa: E402
+from fastdb.models.loading import load_text_encoder, load_tokenizer  # noqa: E402
+from fastdb.runtime.device import choose_device  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.sessions.trained import standing  # noqa: E402
 from fastdb.training.batches import Batches  # noqa: E402
+from fastdb.training.caches import token_ids  # noqa: E402
 from fastdb.training.loop import Loop  # noqa: E402
 from fastdb.training.prepare import image_groups, look  # noqa: E402
-from fastdb.training.stages import unet_stage  # noqa: E402
+from fastdb.training.stages import build_stage, unet_stage  # noqa: E402
 from fastdb.training.trainer import Trainer  # noqa: E402
 
 Made = Callable[..., Session]
@@ -149,3 +152,19 @@ def loss_of(trainer: Trainer, weights: Path | None, group: str = "instance") -> 
     """The mean loss over 64 fixed draws of images, timesteps and noise that training never used."""
     loop = a_loop(trainer, weights=weights, group=group)
     return sum(float(loop.loss(loop.batches.at(step, 0))[1]) for step in range(16)) / 16
+
+
+def test_the_unet_stage_is_conditioned_by_the_text_encoder_the_first_stage_made(
+    straight: Session, standin: Path
+) -> None:
+    base, weights = open_base_model(standin), standing(straight).weights
+    prompts = ["a photo of sks cup", ""]
+    stage = build_stage("unet", base, straight.config, choose_device(), weights, prompts)
+    tokenizer = load_tokenizer(standin)
+    with torch.no_grad():
+        trained, untrained = (
+            load_text_encoder(standin, weights=path)(token_ids(tokenizer, prompts))[0]
+            for path in (weights["text_encoder"], None)
+        )
+    assert torch.allclose(stage.condition(prompts), trained, atol=1e-5)
+    assert not torch.allclose(stage.condition(prompts), untrained, atol=1e-4)

@@ -1,0 +1,42 @@
+"""The objective against its formulas, written out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from diffusers import DDPMScheduler  # noqa: E402
+
+from fastdb.training.loss import add_noise, denoising_loss  # noqa: E402
+from fastdb.training.optimizers import linear_rate  # noqa: E402
+
+SD1 = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_noising_and_its_target_follow_the_papers(kind: str) -> None:
+    numbers = torch.Generator().manual_seed(0)
+    latents, noise = torch.randn(2, 3, 4, 8, 8, generator=numbers)
+    steps = torch.tensor([0, 500, 999])
+    noised = add_noise(DDPMScheduler(**SD1, prediction_type=kind), latents, noise, steps)
+
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    kept = torch.cumprod(1 - betas, 0)[steps].reshape(3, 1, 1, 1)
+    signal, spread = kept.sqrt(), (1 - kept).sqrt()
+    target = noise if kind == "epsilon" else signal * noise - spread * latents
+    assert torch.allclose(noised.latents.double(), signal * latents + spread * noise, atol=1e-5)
+    assert torch.allclose(noised.target.double(), target.double(), atol=1e-5)
+
+
+def test_the_class_images_error_is_weighted_and_apart() -> None:
+    prediction, target = torch.zeros(4, 1, 2, 2), torch.zeros(4, 1, 2, 2)
+    target[:2], target[2:] = 2.0, 3.0
+    loss, instance, prior = denoising_loss(prediction, target, instances=2, prior_weight=0.5)
+    assert (float(instance), float(prior), float(loss)) == (4.0, 9.0, 8.5)
+    alone = denoising_loss(prediction[:2], target[:2], instances=2, prior_weight=0.5)
+    assert [float(part) for part in alone] == [4.0, 4.0, 0.0]
+
+
+def test_the_rate_falls_linearly_to_nothing() -> None:
+    assert [linear_rate(1.0, step, 4) for step in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
