@@ -46,14 +46,14 @@ def drawn(source: Source) -> bytes:
 def test_a_session_is_opened_by_name_folder_or_itself(session: Session) -> None:
     opened = [open_source(what, None, None) for what in ("cup", str(session.path), session)]
     opened.append(open_source("cup", None, session.path.parent))
-    assert {source.name for source in opened} == {"cup (unet step 80)"}
+    assert {source.name for source in opened} == {"cup (unet step 100)"}
     assert {source.pictures for source in opened} == {session.path / "generated"}
     assert {source.size for source in opened} == {64}
     assert len({drawn(source) for source in opened}) == 1
 
 
 def test_it_is_said_how_far_the_session_is(session: Session) -> None:
-    shutil.rmtree(session.checkpoints / "unet-000080")
+    shutil.rmtree(session.checkpoints / "unet-000100")
     assert open_source("cup", None, None).name == "cup (text_encoder step 8)"
     shutil.rmtree(session.checkpoints / "text_encoder-000008")
     assert open_source("cup", None, None).name == "cup (untrained)"
