@@ -1,0 +1,1 @@
+"""How good each checkpoint is: the same prompts and seeds for all, measured, and the one to use named."""

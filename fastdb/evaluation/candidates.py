@@ -1,0 +1,153 @@
+"""What is evaluated: the untrained base, the UNet stage's checkpoints that verify, or an exported file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from fastdb.errors import ConfigError, TrainingError
+from fastdb.inference.engine import Engine
+from fastdb.inference.source import open_source
+from fastdb.models.base_model import BaseModel
+from fastdb.sessions.checkpoints import Checkpoint, complete
+from fastdb.sessions.session import Session
+from fastdb.sessions.trained import Standing, standing, steps_of
+from fastdb.storage.durable import explained
+from fastdb.storage.manifest import MANIFEST, faults, sha256
+from fastdb.training.process import find
+
+STAGE = "unet"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Weights to evaluate.
+
+    Attributes:
+        step: of the UNet stage; None where an exported file does not tell.
+        key: changes when a weight does.
+        load: gives the engine that draws with them.
+    """
+
+    label: str
+    step: int | None
+    key: str
+    load: Callable[[], Engine]
+
+
+def untrained(session: Session, base: BaseModel) -> Candidate:
+    """The base model as it was: step 0, the reference."""
+    fingerprint = session.record.base_model.fingerprint
+    return Candidate("step 0", 0, fingerprint, lambda: Engine.from_folder(base.folder))
+
+
+def checkpoints_of(
+    session: Session, base: BaseModel, wanted: Sequence[int] | None
+) -> tuple[list[Candidate], list[str]]:
+    """The checkpoints of the UNet stage whose every byte verifies, with the text encoder that the session trained.
+
+    Args:
+        wanted: their steps, or None for all.
+
+    Returns the candidates by step, and a line for each checkpoint that was passed over.
+
+    Raises:
+        TrainingError: there is none, or the text encoder they were trained with is gone or damaged.
+        ConfigError: one that was asked for is not there or does not verify.
+    """
+    there = complete(session.checkpoints, STAGE)
+    chosen = [one for one in there if wanted is None or one.step in wanted]
+    if wanted is not None:
+        _check_wanted(session, wanted, there)
+    stands, good, said = standing(session), [], []
+    for one in chosen:
+        if wrong := faults(one.path):
+            said.append(f"checkpoint {one.path.name} is passed over: {wrong[0]}")
+        else:
+            good.append(one)
+    if not good:
+        raise TrainingError(
+            "has no checkpoint of the UNet stage that verifies, so there is nothing to evaluate",
+            where=session.name,
+            fix=f"Train it first: fastdb train {session.name}",
+        )
+    steps = steps_of(session, "text_encoder")
+    if stands.done("text_encoder") < steps:
+        raise TrainingError(
+            f"the text encoder of step {steps}, which its UNet was trained with, is not there or does not verify",
+            where=session.name,
+            fix="Put its checkpoint back, or train it anew with --restart.",
+        )
+    return [_checkpoint(session, base, stands, one) for one in good], said
+
+
+def file_of(session: Session, base: BaseModel, file: Path) -> Candidate:
+    """An exported file of the session's model.
+
+    Raises:
+        ModelError: there is no such file.
+        StorageError: it cannot be read.
+    """
+    file = file.expanduser().absolute()
+    source = open_source(str(file), base.folder, None)
+    with explained(file):
+        key = sha256(file)
+    return Candidate(file.name, _step_told(file), key, source.load)
+
+
+def busy(session: Session) -> bool:
+    """Whether the session is being trained on this machine."""
+    return find(session) is not None
+
+
+def _check_wanted(session: Session, wanted: Sequence[int], there: Sequence[Checkpoint]) -> None:
+    steps = {one.step for one in there}
+    missing = [step for step in wanted if step not in steps]
+    if missing:
+        found = ", ".join(str(step) for step in sorted(steps)) or "none"
+        raise ConfigError(
+            f"{session.name} has no checkpoint of the UNet stage at step {', '.join(map(str, missing))}",
+            where="checkpoints",
+            fix=f"There are: {found}.",
+        )
+
+
+def _checkpoint(session: Session, base: BaseModel, stands: Standing, checkpoint: Checkpoint) -> Candidate:
+    stands = replace(stands, checkpoints={**stands.checkpoints, STAGE: checkpoint})
+    keys = [session.record.base_model.fingerprint]
+    for path in stands.weights.values():
+        keys.append(_hash_of(path))
+    weights = stands.weights
+    return Candidate(
+        f"step {checkpoint.step}",
+        checkpoint.step,
+        " ".join(keys),
+        lambda: Engine.from_folder(base.folder, trained=weights),
+    )
+
+
+def _hash_of(path: Path) -> str:
+    """The SHA-256 of a checkpoint's file by its manifest, which has just been held against the bytes."""
+    record: dict[str, Any] = json.loads((path.parent / MANIFEST).read_text(encoding="utf-8"))
+    return str(record["files"][path.name]["sha256"])
+
+
+def _step_told(file: Path) -> int | None:
+    """The UNet's step that an export of ours tells in its header, `text_encoder 350/350, unet 500/1500`."""
+    if file.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(file, framework="pt") as weights:
+            told = (weights.metadata() or {}).get("fastdb.trained", "")
+    except (SafetensorError, OSError):
+        return None  # What is wrong with the file is said when it is loaded.
+    for part in told.split(", "):
+        stage, _, steps = part.partition(" ")
+        if stage == STAGE and steps.split("/")[0].isdecimal():
+            return int(steps.split("/")[0])
+    return None

@@ -1,0 +1,110 @@
+"""Figures over training steps, drawn as small line charts of one picture."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+from fastdb.evaluation.measures import Value
+
+_PAPER, _INK, _GREY, _RULE = "#ffffff", "#1c1c1e", "#6b6b70", "#e4e4e8"
+_LINE, _LIMIT, _PICKED = "#2c54cc", "#ff3b30", "#dff3e4"
+_WIDE, _HIGH, _COLUMNS, _MARGIN = 400, 264, 3, 28
+_LEFT, _TOP, _RIGHT, _BOTTOM = 52, 74, 18, 30
+"""A panel's size in pixels, and what its axes leave free on each side."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One figure at the steps that have it; `limit` is drawn as a dashed line."""
+
+    name: str
+    about: str
+    points: Sequence[tuple[int, Value]]
+    limit: float | None = None
+
+
+def curves(shown: Sequence[Curve], title: str, picked: int | None) -> Image.Image:
+    """A panel a curve, with error bars of one standard error; the picked step stands on green. RGB."""
+    columns = min(_COLUMNS, max(len(shown), 1))
+    rows = math.ceil(len(shown) / columns)
+    width, height = 2 * _MARGIN + columns * _WIDE, 2 * _MARGIN + 44 + rows * _HIGH
+    sheet = Image.new("RGB", (width, height), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    pen.text((_MARGIN, _MARGIN), textwrap.shorten(title, width // 10), fill=_INK, font=_font(22))
+    for number, curve in enumerate(shown):
+        left, top = _MARGIN + number % columns * _WIDE, _MARGIN + 44 + number // columns * _HIGH
+        _Panel(pen, curve, left, top).draw(picked)
+    return sheet
+
+
+class _Panel:
+    """One chart, its corner at (left, top) of the sheet."""
+
+    def __init__(self, pen: ImageDraw.ImageDraw, curve: Curve, left: int, top: int) -> None:
+        self._pen, self._curve, self._left, self._top = pen, curve, left, top
+        self._frame = (left + _LEFT, top + _TOP, left + _WIDE - _RIGHT, top + _HIGH - _BOTTOM)
+        steps = [step for step, _ in curve.points]
+        self._steps = (min(steps), max(max(steps), min(steps) + 1))
+        edges = [value.mean + sign * value.error for _, value in curve.points for sign in (-1, 1)]
+        self._low, self._high = _round_range(edges + ([] if curve.limit is None else [curve.limit]))
+
+    def draw(self, picked: int | None) -> None:
+        """Draw the texts, the axes, the limit and the curve."""
+        left, top, right, bottom = self._frame
+        self._pen.text((self._left, self._top), self._curve.name, fill=_INK, font=_font(16))
+        for number, line in enumerate(textwrap.wrap(self._curve.about, 62)[:2]):
+            self._pen.text((self._left, self._top + 23 + number * 17), line, fill=_GREY, font=_font(12))
+        if picked is not None:
+            at = self._x(picked)
+            self._pen.rectangle((at - 9, top, at + 9, bottom), fill=_PICKED)
+        for mark in (self._low, (self._low + self._high) / 2, self._high):
+            self._pen.line((left, self._y(mark), right, self._y(mark)), fill=_RULE)
+            self._pen.text((left - 6, self._y(mark)), f"{mark:g}", fill=_GREY, font=_font(12), anchor="rm")
+        self._label_steps()
+        if self._curve.limit is not None:
+            at = self._y(self._curve.limit)
+            for dash in range(left, right, 10):
+                self._pen.line((dash, at, min(dash + 5, right), at), fill=_LIMIT)
+        dots = [(self._x(step), self._y(value.mean)) for step, value in self._curve.points]
+        self._pen.line(dots, fill=_LINE, width=2)
+        for (x, y), (_step, value) in zip(dots, self._curve.points, strict=True):
+            self._pen.line((x, self._y(value.mean - value.error), x, self._y(value.mean + value.error)), fill=_LINE)
+            self._pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=_LINE)
+
+    def _label_steps(self) -> None:
+        """The steps below the axis, as many as have room."""
+        free = -math.inf
+        for step, _ in self._curve.points:
+            half = _font(12).getlength(str(step)) / 2
+            if self._x(step) - half > free + 6:
+                self._pen.text((self._x(step), self._frame[3] + 6), str(step), fill=_GREY, font=_font(12), anchor="ma")
+                free = self._x(step) + half
+
+    def _x(self, step: int) -> float:
+        first, last = self._steps
+        return self._frame[0] + 12 + (step - first) / (last - first) * (self._frame[2] - self._frame[0] - 24)
+
+    def _y(self, value: float) -> float:
+        return self._frame[3] - (value - self._low) / (self._high - self._low) * (self._frame[3] - self._frame[1])
+
+
+def _round_range(values: Sequence[float]) -> tuple[float, float]:
+    """Round bounds around values: whole multiples of a power of ten, twice or five times one."""
+    low, high = min(values), max(values)
+    wide = max(high - low, 1e-3)
+    step = next(size for size in (_power(wide) * part for part in (0.02, 0.05, 0.1, 0.2)) if wide / size <= 6)
+    low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
+    return round(low, 10), round(max(high, low + step), 10)
+
+
+def _power(wide: float) -> float:
+    return 10.0 ** math.ceil(math.log10(wide))
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=size)

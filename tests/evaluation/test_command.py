@@ -1,0 +1,96 @@
+"""`fastdb evaluate` as it is typed: what reaches the evaluation, and one line for what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from fastdb import workflow
+from fastdb.cli import app
+from fastdb.sessions.session import Session
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        app(["evaluate", *map(str, arguments)])
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the command passes on, in place of an evaluation."""
+    found: list[Any] = []
+    monkeypatch.setattr(workflow, "evaluate", lambda *given, **named: found.append((given, named)))
+    return found
+
+
+def test_every_option_reaches_the_evaluation(asked: list[Any], tmp_path: Path) -> None:
+    options = [
+        "--checkpoints",
+        "500, 1000",
+        "--seeds",
+        "8",
+        "--prompt",
+        "a cup",
+        "--prompt",
+        "a dog",
+        "--measure",
+        "clip",
+    ]
+    options += ["--clip", "some/clip", "--dino", "some/dino", "--steps", "12", "--guidance", "3", "--sampler", "DDIM"]
+    assert run("cup", *options, "--file", tmp_path / "cup.safetensors", "--root", tmp_path) == 0
+    assert asked == [
+        (
+            ("cup",),
+            {
+                "checkpoints": [500, 1000],
+                "seeds": 8,
+                "prompts": ["a cup", "a dog"],
+                "measure": "clip",
+                "clip": "some/clip",
+                "dino": "some/dino",
+                "steps": 12,
+                "guidance": 3.0,
+                "sampler": "DDIM",
+                "file": tmp_path / "cup.safetensors",
+                "root": tmp_path,
+            },
+        )
+    ]
+
+
+def test_what_is_left_out_is_left_to_the_evaluation(asked: list[Any]) -> None:
+    assert run("cup") == 0
+    assert run("cup", "--checkpoints", "all") == 0
+    assert asked[0] == asked[1]
+    given = asked[0][1]
+    assert (given["checkpoints"], given["seeds"], given["prompts"], given["measure"]) == (None, 4, (), "auto")
+    left = {"clip", "dino", "steps", "guidance", "sampler", "file"}
+    assert {name for name, value in given.items() if value is None} == left | {"checkpoints"}
+
+
+@pytest.mark.parametrize("text", ["last", "1.5", "-3", "", "10,x", "¹"])
+def test_what_is_no_list_of_steps_is_said(text: str, asked: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("cup", "--checkpoints", text) == 2
+    assert capsys.readouterr().err == (f"error: checkpoints {text!r}: is no list of steps. Write 500,1000 or all.\n")
+    assert asked == []
+
+
+def test_mistakes_are_answered_in_one_line(session: Session, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mistakes = {
+        ("cpu",): "error: cpu: no session of this name in ",
+        ("cup", "--checkpoints", "15"): "error: checkpoints: cup has no checkpoint of the UNet stage at step 15.",
+        ("cup", "--sampler", "Oiler"): "error: sampler 'Oiler': there is no such sampler. Did you mean Euler?",
+        ("cup", "--clip", "/nowhere"): "error: /nowhere: there is no such folder. Give --clip the folder of a saved",
+        ("cup", "--measure", "drawn", "--clip", str(clip)): "error: cup: the instance images show no subject of",
+    }
+    for arguments, line in mistakes.items():
+        assert run(*arguments) == 2, arguments
+        said = capsys.readouterr().err
+        assert said.startswith(line), said
+        assert len(said.splitlines()) == 1
+    assert not (session.path / "evaluation").exists()

@@ -1,0 +1,177 @@
+"""The drawn world's figures on pictures that are drawn to have them, and a whole evaluation on mini."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from PIL import Image  # noqa: E402
+
+from fastdb import workflow  # noqa: E402
+from fastdb.errors import ConfigError  # noqa: E402
+from fastdb.evaluation.drawn import COLOURED, Drawn, drawn_protocol  # noqa: E402
+from fastdb.evaluation.measures import Taken, Value  # noqa: E402
+from fastdb.evaluation.protocol import Protocol, Words  # noqa: E402
+from fastdb.sessions.session import Session  # noqa: E402
+from fastdb.world.draw import draw  # noqa: E402
+from fastdb.world.scene import BACKGROUNDS, COLOURS, described, random_scene  # noqa: E402
+from fastdb.world.subjects import SUBJECTS, Subject  # noqa: E402
+
+MUG = SUBJECTS["mug"]
+WORDS = Words(("a photo of sks mug",), "sks", "mug")
+
+
+def prompts(protocol: Protocol) -> dict[str, tuple[str, ...]]:
+    return {group.name: group.prompts for group in protocol.groups}
+
+
+def ideal(prompt: str, seed: int) -> Image.Image:
+    """What a prompt asks for, drawn; what it leaves open is drawn by lot."""
+    asked, scene = described(prompt), random_scene(random.Random(seed))
+    colour, background = asked.colour or scene.colour_name, asked.background or scene.background_name
+    assert asked.shape is not None
+    return draw(
+        replace(
+            scene,
+            shape=asked.shape,
+            colour=COLOURS[colour],
+            background=BACKGROUNDS[background],
+            texture=asked.texture or scene.texture,
+            decoration=None,
+        )
+    )
+
+
+def subject_on(prompt: str, subject: Subject) -> Image.Image:
+    """The subject on the background a prompt asks for."""
+    asked = described(prompt)
+    return draw(subject.scene(asked.background or "white", asked.texture or "plain"))
+
+
+def values(picture: Callable[[str, str, int], Image.Image], subject: Subject = MUG) -> dict[str, float]:
+    """The figures of pictures made by group, prompt and seed."""
+    shots = drawn_protocol(WORDS, subject, 1).shots()
+    found = Drawn(subject).read([Taken(shot, picture(shot.group, shot.prompt, n)) for n, shot in enumerate(shots)])
+    assert len(found.pictures) == len(shots)
+    return {name: value.mean for name, value in found.values.items()}
+
+
+def perfect(group: str, prompt: str, seed: int) -> Image.Image:
+    return subject_on(prompt, MUG) if group in ("subject", "context") else ideal(prompt, seed)
+
+
+def test_a_perfect_checkpoint_has_perfect_figures() -> None:
+    found = values(perfect)
+    assert found["leak"] == found["coloured_leak"] == 0
+    assert found["subject"] == 1
+    assert min(found["subject_class"], found["both"], found["background"]) >= 0.9
+    assert found["others"] >= 0.9
+
+
+def test_a_checkpoint_that_shows_the_subject_everywhere_leaks() -> None:
+    found = values(lambda group, prompt, seed: subject_on(prompt, MUG))
+    assert (found["subject"], found["leak"], found["coloured_leak"], found["others"]) == (1, 1, 1, 0)
+
+
+def test_an_untrained_checkpoint_shows_no_subject() -> None:
+    found = values(lambda group, prompt, seed: ideal(prompt, seed))
+    assert (found["subject"], found["both"], found["leak"]) == (0, 0, 0)
+    assert found["subject_class"] >= 0.9, "it is a mug, though another one"
+    assert found["background"] >= 0.9
+
+
+def test_copies_of_an_instance_image_do_not_follow_the_prompt() -> None:
+    found = values(lambda group, prompt, seed: MUG.photos()[0])
+    assert found["subject"] == 1
+    assert found["both"] <= 0.2
+    assert found["background"] <= 0.1
+
+
+def test_another_subject_is_not_taken_for_this_one() -> None:
+    found = values(lambda group, prompt, seed: subject_on(prompt, SUBJECTS["fish"]))
+    assert (found["subject"], found["subject_class"], found["leak"]) == (0, 0, 0)
+
+
+def test_each_attribute_of_the_others_counts() -> None:
+    def wrong(prompt: str, seed: int, **changes: str) -> Image.Image:
+        for old, new in changes.items():
+            prompt = prompt.replace(old, new)
+        return ideal(prompt, seed)
+
+    def with_wrong_texture(group: str, prompt: str, seed: int) -> Image.Image:
+        return wrong(prompt, seed, striped="dotted", plain="checkered") if group == "others" else ideal(prompt, seed)
+
+    share = sum("striped" in one or "plain" in one for one in prompts(drawn_protocol(WORDS, MUG, 1))["others"]) / 24
+    assert 0.4 < share < 0.6
+    assert values(with_wrong_texture)["others"] == pytest.approx(values(perfect)["others"] - share, abs=0.1)
+
+
+def test_what_is_kept_of_the_others_is_a_part_of_the_bases() -> None:
+    kept = Drawn(MUG).compare({"others": Value(0.6, 0.1, 24)}, {"others": Value(0.8, 0.1, 24)})["others_kept"]
+    assert (kept.mean, kept.error, kept.count) == (pytest.approx(0.75), pytest.approx(0.125), 24)
+    assert Drawn(MUG).compare({"others": Value(0.6)}, {"others": Value(0.0)}) == {}
+    assert Drawn(MUG).compare({}, {}) == {}
+
+
+@pytest.mark.parametrize("name", list(SUBJECTS))
+def test_the_prompts_ask_for_what_they_should(name: str) -> None:
+    subject = SUBJECTS[name]
+    protocol = drawn_protocol(Words((f"a photo of sks {subject.shape}",), "sks", subject.shape), subject, 4)
+    found = {group: [described(prompt) for prompt in said] for group, said in prompts(protocol).items()}
+    assert {group: len(set(said)) for group, said in found.items()} == {
+        "subject": 1,
+        "context": 16,
+        "class": 1,
+        COLOURED: 8,
+        "others": 24,
+    }
+    for group in ("subject", "context", "class", COLOURED):
+        assert {asked.shape for asked in found[group]} == {subject.shape}
+    assert all("sks" in prompt for group in ("subject", "context") for prompt in prompts(protocol)[group])
+    for group in ("class", COLOURED, "others"):
+        assert not any("sks" in prompt for prompt in prompts(protocol)[group])
+    assert sorted(asked.background or "" for asked in found["context"]) == sorted([*BACKGROUNDS] * 2)
+    assert {asked.colour for asked in found[COLOURED]} == set(COLOURS)
+    others = found["others"]
+    assert len({asked.shape for asked in others}) == 9
+    assert subject.shape not in {asked.shape for asked in others}
+    assert None not in {part for asked in others for part in (asked.colour, asked.background, asked.texture)}
+    assert {asked.colour for asked in others} == set(COLOURS)
+    assert {asked.background for asked in others} == set(BACKGROUNDS)
+    assert len(protocol.shots()) == 16 + 64 + 16 + 32 + 96
+
+
+def test_a_session_on_mini_is_read_and_not_compared(
+    drawn: Path, sessions_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = Session.open(shutil.copytree(drawn, sessions_folder / "mug"))
+    report = workflow.evaluate(session, seeds=1, steps=4)
+    said = capsys.readouterr().out
+    assert "evaluating step 0, step 4, step 8; measured by the drawn world's readings, subject: mug" in said
+    assert [group.name for group in report.protocol.groups] == ["subject", "context", "class", COLOURED, "others"]
+    told = json.loads((session.path / "evaluation" / "evaluation.json").read_text())
+    for one in told["checkpoints"]:
+        assert {"subject", "subject_class", "both", "leak", "coloured_leak", "others"} <= set(one["figures"])
+        assert len(one["pictures"]) == 56
+        present = [line["present"] for line in one["pictures"] if line["group"] == "class"]
+        assert one["figures"]["leak"]["mean"] == sum(present) / 4
+    assert sorted(path.name for path in (session.path / "evaluation").iterdir()) == [
+        "curves.png",
+        "evaluation.json",
+        "grid.png",
+        "pictures",
+    ]
+
+
+def test_photos_of_something_else_are_not_of_the_drawn_world(kept: Path, sessions_folder: Path) -> None:
+    session = Session.open(shutil.copytree(kept, sessions_folder / "cup"))
+    with pytest.raises(ConfigError, match=r"^cup: the instance images show no subject of the drawn world\. Try --me"):
+        workflow.evaluate(session, measure="drawn")
