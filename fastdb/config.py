@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fastdb.errors import ConfigError
 
@@ -36,8 +36,35 @@ class PriorConfig(Settings):
     """Prior preservation: class images hold the rest of the class in place (Ruiz et al. 2023, section 3.2)."""
 
     class_images: int = Field(0, ge=0, le=10_000, description="How many class images to train beside; 0 turns it off.")
-    prompt: str = Field("", description="Prompt of the class images; empty takes `a photo of` and the class word.")
+    prompts: tuple[str, ...] = Field(
+        (), description="Prompts of the class images, in turn; empty takes `a photo of` and the class word."
+    )
     weight: float = Field(1.0, ge=0, le=10, description="Weight of the class images' loss.")
+    batch_size: int = Field(0, ge=0, le=256, description="Class images per forward pass; 0 takes `batch_size`.")
+    steps: int = Field(20, ge=1, le=1000, description="Sampler steps of the class images.")
+    guidance: float = Field(7.5, ge=0, le=50, description="Classifier-free guidance scale of the class images.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_prompt(cls, data: Any) -> Any:
+        """A prompt alone is a list of one; so it was called before there could be several: `prompt`."""
+        if not isinstance(data, Mapping):
+            return data
+        data = dict(data)
+        if "prompt" in data:
+            if data.get("prompts") and data["prompt"]:
+                raise ValueError("`prior.prompt` is the old name of `prior.prompts`: give one of them")
+            data["prompts"] = data.pop("prompt") or data.get("prompts") or ()
+        if isinstance(data.get("prompts"), str):
+            data["prompts"] = (data["prompts"],) if data["prompts"].strip() else ()
+        return data
+
+    @field_validator("prompts")
+    @classmethod
+    def _all_say_something(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(prompt.strip() for prompt in value):
+            raise ValueError("must have no empty prompt; an empty list takes `a photo of` and the class word")
+        return value
 
 
 class CaptionConfig(Settings):
@@ -62,6 +89,9 @@ class CheckpointConfig(Settings):
 
     every_steps: int = Field(500, ge=1, le=100_000, description="Save after this many steps.")
     every_minutes: float = Field(10, gt=0, le=1440, description="Save after this many minutes, whichever is first.")
+    keep_every: int = Field(
+        0, ge=0, le=100_000, description="Save at multiples of this step too, and never remove those; 0 keeps none."
+    )
 
 
 class SampleConfig(Settings):
@@ -83,6 +113,9 @@ class Config(Settings):
     gradient_accumulation: int = Field(1, ge=1, le=1024, description="Forward passes per optimizer step.")
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field("auto", description="auto: what the device is fast at.")
     gradient_checkpointing: bool = Field(False, description="Less memory for about a fifth more time.")
+    min_snr_gamma: float = Field(
+        0, ge=0, le=100, description="Weigh timesteps by Min-SNR (Hang et al. 2023), 5 in the paper; 0 turns it off."
+    )
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     unet: UNetConfig = UNetConfig()
     prior: PriorConfig = PriorConfig()

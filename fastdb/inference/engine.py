@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +171,37 @@ class Engine:
                 generator=torch.Generator().manual_seed(request.seed + number),
                 callback_on_step_end=report,
             ).images
+        return pictures
+
+    @torch.no_grad()
+    def generate_together(self, requests: Sequence[Request]) -> list[Image.Image]:
+        """Make one picture for each request, all in one pass: faster than one by one, most so where they are small.
+
+        A picture's last bits depend on how many are made at once and on its place among them, and on nothing
+        of the others: neither their prompts nor their seeds.
+
+        Raises:
+            ConfigError: they differ in more than prompt, negative prompt and seed, or one wants several pictures.
+        """
+        first = requests[0]
+        for one in requests:
+            alike = replace(one, prompt=first.prompt, negative_prompt=first.negative_prompt, seed=first.seed)
+            if alike != first or one.count != 1:
+                raise ConfigError(
+                    "pictures made together have one size, sampler, number of steps and guidance, and a request each",
+                    where=one.prompt,
+                    fix="Make those that differ one after the other.",
+                )
+        self._pipeline.scheduler = make_sampler(first.sampler, self._noise_schedule)
+        pictures: list[Image.Image] = self._pipeline(
+            prompt=[one.prompt for one in requests],
+            negative_prompt=[one.negative_prompt for one in requests],
+            num_inference_steps=first.steps,
+            guidance_scale=first.guidance,
+            width=first.width,
+            height=first.height,
+            generator=[torch.Generator().manual_seed(one.seed) for one in requests],
+        ).images
         return pictures
 
 

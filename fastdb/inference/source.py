@@ -9,7 +9,7 @@ from typing import Any
 
 from fastdb.errors import ModelError
 from fastdb.inference.engine import Engine, Request
-from fastdb.models.sources import base_folder
+from fastdb.models.sources import base_folder, base_of
 from fastdb.sessions.record import FILE
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import standing
@@ -44,7 +44,7 @@ def open_source(source: Session | str, base: str | Path | None, root: str | Path
         return _from_file(Path(source).expanduser().absolute(), base)
     session = source if isinstance(source, Session) else Session.open(source, root)
     stands = standing(session)
-    folder = Path(session.record.base_model.folder)
+    folder = base_of(session)
     where = f"{stands.last.stage} step {stands.last.step}" if stands.last else "untrained"
     return Source(
         f"{session.name} ({where})",
@@ -61,7 +61,7 @@ def _from_file(file: Path, base: str | Path | None) -> Source:
     size = 512
     if (file.parent / FILE).is_file():
         session = Session.open(file.parent)
-        base, size = base or session.record.base_model.folder, session.config.resolution
+        base, size = base or base_of(session), session.config.resolution
     if base is None:
         raise ModelError(
             "lies in no session, so its base model is not known",

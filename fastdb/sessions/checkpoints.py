@@ -100,13 +100,17 @@ def newest(folder: Path, stage: str) -> tuple[Checkpoint | None, list[str]]:
     return None, said
 
 
-def prune(folder: Path, stage: str) -> list[str]:
+def prune(folder: Path, stage: str, keep_every: int = 0) -> list[str]:
     """Remove checkpoints of a stage that have `KEEP` newer ones which verify on a fresh read; damaged ones stay.
+
+    Those at multiples of `keep_every` steps stay too, where that is not 0.
 
     Returns a line for each that could not be removed.
     """
     good, said = 0, []
     for checkpoint in reversed(complete(folder, stage)):
+        if good == KEEP and keep_every and checkpoint.step % keep_every == 0:
+            continue
         if faults(checkpoint.path):
             continue
         if good < KEEP:

@@ -19,7 +19,7 @@ FILE = "session.yaml"
 class BaseModelRecord(Settings):
     """The base model a session starts from."""
 
-    folder: str = Field(description="A Stable Diffusion in the diffusers layout.")
+    folder: str = Field(description="A Stable Diffusion in the diffusers layout, or `mini`.")
     fingerprint: str = Field(description="SHA-256 over its weights: another model is not taken for this one.")
 
 

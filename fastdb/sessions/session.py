@@ -158,9 +158,9 @@ class Session:
         return self.path / "logs"
 
     @property
-    def class_prompt(self) -> str:
-        """The prompt of the class images."""
-        return self.config.prior.prompt or f"a photo of {self.record.subject.class_word}".strip()
+    def class_prompts(self) -> tuple[str, ...]:
+        """The prompts of the class images, which take turns."""
+        return self.config.prior.prompts or (f"a photo of {self.record.subject.class_word}".strip(),)
 
     def with_config(self, config: Config) -> Session:
         """Write other settings into `session.yaml` and give the session that has them."""

@@ -12,16 +12,17 @@ from fastdb.training.randomness import Address, draw
 
 @dataclass(frozen=True)
 class Group:
-    """Images of one kind: "instance" or "class", their latents and a prompt for each."""
+    """Images of one kind: "instance" or "class", their latents, a prompt for each, and how many a microbatch takes."""
 
     name: str
     latents: LatentCache
     prompts: tuple[str, ...]
+    size: int
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A microbatch on the CPU: `instances` instance images, then as many class images where there are any.
+    """A microbatch on the CPU: `instances` instance images, then the class images where there are any.
 
     Attributes:
         latents, noise: float32 (batch, 4, height / 8, width / 8), latents scaled.
@@ -45,7 +46,6 @@ class Batches:
     groups: tuple[Group, ...]
     seed: int
     stage: str
-    size: int
     microbatches: int
     timesteps: int
     process: int = 0
@@ -62,9 +62,9 @@ class Batches:
         rows = []
         for group in self.groups:
             count, shape = len(group.latents), group.latents.shape
-            for row in range(self.size):
-                sample = self.process * self.size + row
-                position = (step * self.microbatches + microbatch) * self.processes * self.size + sample
+            for row in range(group.size):
+                sample = self.process * group.size + row
+                position = (step * self.microbatches + microbatch) * self.processes * group.size + sample
                 drawn = draw(address, group.name, sample, position, count, shape, self.timesteps)
                 rows.append((group.latents.sample(drawn.image, drawn.posterior), drawn, group.prompts[drawn.image]))
         return Batch(
@@ -72,5 +72,5 @@ class Batches:
             noise=torch.stack([drawn.noise for _, drawn, _ in rows]),
             timesteps=torch.tensor([drawn.timestep for _, drawn, _ in rows]),
             prompts=tuple(prompt for _, _, prompt in rows),
-            instances=self.size,
+            instances=self.groups[0].size,
         )

@@ -37,7 +37,8 @@ class Saver:
         """Whether the stage must be saved after `step`: by count, by the clock, or because it is over."""
         config = self.session.config.checkpoints
         late = time.monotonic() - self._last >= config.every_minutes * 60
-        return step == steps or step % config.every_steps == 0 or late
+        counted = step % config.every_steps == 0 or (config.keep_every and step % config.keep_every == 0)
+        return step == steps or bool(counted) or late
 
     def save(self, stage: Stage, step: int, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> Checkpoint:
         """Write a checkpoint of `stage` after `step` steps; older ones go under two newer that verify.
@@ -68,7 +69,7 @@ class Saver:
             return meant
 
         checkpoint, said = checkpoints.save(folder, stage.name, step, state, write)
-        said += checkpoints.prune(folder, stage.name)
+        said += checkpoints.prune(folder, stage.name, self.session.config.checkpoints.keep_every)
         self._last = time.monotonic()
         for line in said:
             self.tell("warning", message=line)

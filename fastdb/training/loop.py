@@ -14,7 +14,7 @@ from diffusers import DDPMScheduler
 from fastdb.config import Config
 from fastdb.errors import TrainingError
 from fastdb.training.batches import Batch, Batches
-from fastdb.training.loss import add_noise, denoising_loss
+from fastdb.training.loss import add_noise, denoising_loss, timestep_weights
 from fastdb.training.optimizers import linear_rate, set_rate
 from fastdb.training.randomness import generator
 from fastdb.training.stages import Stage
@@ -107,4 +107,5 @@ class Loop:
                 self.scheduler, batch.latents.to(device), batch.noise.to(device), batch.timesteps.to(device)
             )
             prediction = self.stage.unet(noised.latents, noised.timesteps, conditioning, return_dict=False)[0]
-        return denoising_loss(prediction, noised.target, batch.instances, self.config.prior.weight)
+        weights = timestep_weights(self.scheduler, noised.timesteps, self.config.min_snr_gamma)
+        return denoising_loss(prediction, noised.target, batch.instances, self.config.prior.weight, weights)

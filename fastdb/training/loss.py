@@ -35,8 +35,34 @@ def add_noise(scheduler: DDPMScheduler, latents: torch.Tensor, noise: torch.Tens
     return Noised(noised, timesteps, noise)
 
 
+def timestep_weights(scheduler: DDPMScheduler, timesteps: torch.Tensor, gamma: float) -> torch.Tensor | None:
+    """The weight of each sample's error by Min-SNR-gamma (Hang et al. 2023, section 3); None where gamma is 0.
+
+    With the signal-to-noise ratio s = a / (1 - a) of its timestep it is min(s, gamma) / s for epsilon models
+    and min(s, gamma) / (s + 1) for v models: either way the predicted image's error weighs min(s, gamma).
+
+    Args:
+        timesteps: int64 (batch,).
+
+    Returns:
+        float32 (batch,) on the device of `timesteps`.
+    """
+    if not gamma:
+        return None
+    kept = scheduler.alphas_cumprod.to(timesteps.device)[timesteps].float()
+    ratio = kept / (1 - kept)
+    if scheduler.config["prediction_type"] == "v_prediction":
+        return ratio.clamp(max=gamma) / (ratio + 1)
+    # The same as min(s, gamma) / s, and 1 where there is no signal at all.
+    return (gamma / ratio).clamp(max=1)
+
+
 def denoising_loss(
-    prediction: torch.Tensor, target: torch.Tensor, instances: int, prior_weight: float
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    instances: int,
+    prior_weight: float,
+    weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The mean squared error of the instance images, plus the weighted one of the class images behind them.
 
@@ -44,11 +70,14 @@ def denoising_loss(
         prediction, target: (batch, channels, height, width); the first `instances` rows are instance images,
             the rest class images (Ruiz et al. 2023, equation 2).
         prior_weight: weight of the class images' error.
+        weights: of each row's error, (batch,); None weighs all the same.
 
     Returns:
         The loss to minimise, the instance images' part and the class images' part, three scalars in float32.
     """
     error = (prediction.float() - target.float()).square()
+    if weights is not None:
+        error = error * weights.reshape(-1, 1, 1, 1)
     instance = error[:instances].mean()
     if instances == error.shape[0]:
         return instance, instance, torch.zeros_like(instance)

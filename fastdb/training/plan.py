@@ -46,10 +46,23 @@ def make_plan(session: Session, standing: Standing, device: Device, optimizer: t
         else:
             went_on = f", going on after step {done}" if done else ""
             lines.append(f"{name} stage: {settings.steps} steps from rate {settings.learning_rate:g}{went_on}")
-    prior = f", {config.prior.class_images} class images beside them" if config.prior.class_images else ""
-    lines.append(f"images: {images} at {config.resolution} px{prior}")
+    lines.append(f"images: {images} at {config.resolution} px{_prior(session)}")
+    if config.min_snr_gamma:
+        lines.append(f"loss: timesteps weighted by Min-SNR, gamma {config.min_snr_gamma:g}")
     lines.append(f"device: {device.name} in {device.precision} ({device.reason})")
     lines.append(f"optimizer: {optimizer[0]} ({optimizer[1]})")
     saves = config.checkpoints
-    lines.append(f"checkpoint: every {saves.every_steps} steps or {saves.every_minutes:g} minutes, and when stopped")
+    kept = f"; those at multiples of {saves.keep_every} steps stay" if saves.keep_every else ""
+    lines.append(
+        f"checkpoint: every {saves.every_steps} steps or {saves.every_minutes:g} minutes, and when stopped{kept}"
+    )
     return Plan(stage, step, tuple(lines))
+
+
+def _prior(session: Session) -> str:
+    """The class images as the end of a line: how many, and of how many prompts where there are several."""
+    prior = session.config.prior
+    if not prior.class_images:
+        return ""
+    prompts = f" of {len(session.class_prompts)} prompts" if len(session.class_prompts) > 1 else ""
+    return f", {prior.class_images} class images{prompts} beside them"

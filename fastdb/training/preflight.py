@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from fastdb.errors import CheckpointError, TrainingError
 from fastdb.images.intake import InstanceImage, instance_images_of
 from fastdb.models.base_model import open_base_model
+from fastdb.models.sources import base_folder
 from fastdb.sessions.checkpoints import complete
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES, steps_of
@@ -24,7 +24,7 @@ def preflight(session: Session, restart: bool = False) -> None:
         TrainingError: class images are wanted and nothing says of what, or the newest checkpoint cannot go on.
         StorageError: the session's folder cannot be written.
     """
-    open_base_model(Path(session.record.base_model.folder))
+    open_base_model(base_folder(session.record.base_model.folder))
     images = instances(session)
     if not any(steps_of(session, stage) for stage in STAGES):
         raise TrainingError(
@@ -34,11 +34,11 @@ def preflight(session: Session, restart: bool = False) -> None:
         )
     if not restart:
         check_goes_on(session, images)
-    if session.config.prior.class_images and session.class_prompt == "a photo of":
+    if session.config.prior.class_images and session.class_prompts == ("a photo of",):
         raise TrainingError(
             "class images are wanted, but the session has no class word",
             where=session.name,
-            fix="Set a prompt for them, such as --set prior.prompt='a photo of a dog'.",
+            fix="Set a prompt for them, such as --set prior.prompts='a photo of a dog'.",
         )
     probe = session.checkpoints / ".can-be-written"
     with explained(probe):

@@ -15,12 +15,13 @@ from fastdb.images.intake import InstanceImage
 from fastdb.inference.engine import Engine
 from fastdb.models.base_model import BaseModel, fingerprint, open_base_model
 from fastdb.models.loading import load_scheduler, load_tokenizer, load_vae
+from fastdb.models.sources import base_folder
 from fastdb.runtime.device import Device, choose_device, make_deterministic
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES, Standing, standing, steps_of
 from fastdb.training.batches import Group
 from fastdb.training.caches import LatentCache, cache_latents, too_long
-from fastdb.training.class_images import class_images
+from fastdb.training.class_images import ClassImage, class_images
 from fastdb.training.events import Tell
 from fastdb.training.optimizers import choose_optimizer
 from fastdb.training.plan import Plan, make_plan, next_stage
@@ -95,7 +96,7 @@ def settle(prepared: Preparation, stands: Standing, tell: Tell) -> None:
         )
 
 
-def prior_images(prepared: Preparation, tell: Tell, stopping: Callable[[], bool]) -> list[Path]:
+def prior_images(prepared: Preparation, tell: Tell, stopping: Callable[[], bool]) -> list[ClassImage]:
     """The class images, made by the base model where they are missing; see `class_images`."""
 
     def load_engine() -> Engine:
@@ -107,7 +108,7 @@ def prior_images(prepared: Preparation, tell: Tell, stopping: Callable[[], bool]
     return found
 
 
-def image_groups(prepared: Preparation, prior: Sequence[Path], tell: Tell) -> tuple[Group, ...]:
+def image_groups(prepared: Preparation, prior: Sequence[ClassImage], tell: Tell) -> tuple[Group, ...]:
     """Latents and prompts of the instance images and, with prior preservation, of the class images.
 
     Raises:
@@ -124,11 +125,21 @@ def image_groups(prepared: Preparation, prior: Sequence[Path], tell: Tell) -> tu
             progress=_progress(tell, task),
         )
 
-    prompts = tuple(image.prompt for image in prepared.images)
-    instance = Group("instance", latents([image.path for image in prepared.images], "latents"), prompts)
+    config = prepared.session.config
+    instance = Group(
+        "instance",
+        latents([image.path for image in prepared.images], "latents"),
+        tuple(image.prompt for image in prepared.images),
+        config.batch_size,
+    )
     if not prior:
         return (instance,)
-    return instance, Group("class", latents(prior, "class latents"), (prepared.session.class_prompt,) * len(prior))
+    return instance, Group(
+        "class",
+        latents([image.path for image in prior], "class latents"),
+        tuple(image.prompt for image in prior),
+        config.prior.batch_size or config.batch_size,
+    )
 
 
 def tell_long_prompts(prepared: Preparation, groups: Sequence[Group], tell: Tell) -> None:
@@ -146,7 +157,7 @@ def check_base(session: Session) -> BaseModel:
         ModelError: it cannot be used.
         TrainingError: it is another one.
     """
-    base = open_base_model(Path(session.record.base_model.folder))
+    base = open_base_model(base_folder(session.record.base_model.folder))
     if fingerprint(base.folder) != session.record.base_model.fingerprint:
         raise TrainingError(
             "its weights are not those this session began with",

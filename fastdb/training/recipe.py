@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from fastdb.config import flat
-from fastdb.errors import TrainingError
+from fastdb.config import Config, flat
+from fastdb.errors import ConfigError, TrainingError
 from fastdb.images.intake import InstanceImage
 from fastdb.sessions.checkpoints import Checkpoint
 from fastdb.sessions.session import Session
 from fastdb.storage.manifest import sha256
+
+if TYPE_CHECKING:
+    from fastdb.training.class_images import ClassImage
 
 FREE = ("checkpoints.", "samples.")
 """Settings that do not touch the result and may change at any time."""
@@ -23,22 +25,23 @@ only the optimizer's kind has to stay until its stage is over."""
 
 
 def make_recipe(
-    session: Session, images: Sequence[InstanceImage], class_images: Sequence[Path] | None
+    session: Session, images: Sequence[InstanceImage], class_images: Sequence[ClassImage] | None
 ) -> dict[str, Any]:
     """Everything the trained weights are a function of, as plain data; without what is not known yet.
 
     Raises:
         OSError: an image cannot be read.
     """
-    settings = dict(flat(session.config.model_dump(mode="json")))
     recipe: dict[str, Any] = {
         "base model": session.record.base_model.fingerprint,
-        "settings": {name: value for name, value in settings.items() if not name.startswith(FREE) and name not in HOW},
+        "settings": _settings(session.config),
         "instance images": {image.path.name: [image.prompt, sha256(image.path)] for image in images},
     }
     if class_images is not None:
-        recipe["class images"] = _digest(class_images)
-        recipe["class prompt"] = session.class_prompt if class_images else ""
+        recipe["class images"] = _digest(sha256(image.path) for image in class_images)
+        prompts = [image.prompt for image in class_images]
+        several = len(set(prompts)) > 1
+        recipe["class prompt"] = _digest(f"{prompt}\n" for prompt in prompts) if several else "".join(prompts[:1])
     return recipe
 
 
@@ -68,7 +71,7 @@ def _changes(then: dict[str, Any], now: dict[str, Any], skip: str | None) -> lis
     for name in ("base model", "class images", "class prompt"):
         if name in now and then.get(name) != now[name]:
             said.append(f"the {name}")
-    old, new = then.get("settings", {}), now["settings"]
+    old, new = _as_now(then.get("settings", {})), now["settings"]
     for name in sorted(set(old) | set(new)):
         if old.get(name) != new.get(name) and not (skip and name.startswith(skip)):
             said.append(f"{name} {old.get(name)} -> {new.get(name)}")
@@ -80,5 +83,20 @@ def _changes(then: dict[str, Any], now: dict[str, Any], skip: str | None) -> lis
     return said
 
 
-def _digest(paths: Sequence[Path]) -> str:
-    return hashlib.sha256("".join(sha256(path) for path in paths).encode()).hexdigest() if paths else ""
+def _settings(config: Config) -> dict[str, Any]:
+    """The settings a result depends on, by their dotted names."""
+    settings = flat(config.model_dump(mode="json"))
+    return {name: value for name, value in settings if not name.startswith(FREE) and name not in HOW}
+
+
+def _as_now(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's settings by today's names: those it did not know yet had the effect of their defaults."""
+    try:
+        return _settings(Config().changed(settings))
+    except ConfigError:
+        return dict(settings)  # A version to come wrote it: what differs is told as it stands there.
+
+
+def _digest(parts: Iterable[str]) -> str:
+    whole = "".join(parts)
+    return hashlib.sha256(whole.encode()).hexdigest() if whole else ""

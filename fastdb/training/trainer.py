@@ -111,7 +111,6 @@ class Trainer:
             groups,
             seed=config.seed,
             stage=name,
-            size=config.batch_size,
             microbatches=config.gradient_accumulation,
             timesteps=schedule.config["num_train_timesteps"],
             process=accelerator.process_index,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,20 +15,30 @@ hush_libraries()
 
 from filelock import FileLock  # noqa: E402
 
-from benchmarks.export import SETTINGS  # noqa: E402
 from fastdb import overview, workflow  # noqa: E402
 from fastdb.inference.engine import Engine  # noqa: E402
 from fastdb.inference.source import open_source  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 
+SETTINGS: dict[str, Any] = {
+    "resolution": 64,
+    "batch_size": 4,
+    "text_encoder.steps": 8,
+    "text_encoder.learning_rate": 3e-4,
+    "unet.steps": 40,
+    "unet.learning_rate": 1e-3,
+    "samples.guidance": 1.5,
+}
+"""Enough for pictures that are far from those of the base model."""
+
 
 @pytest.fixture(scope="session")
-def learned(standin: Path, photos: list[Path], common: Path) -> Session:
+def learned(mini: Path, photos: list[Path], common: Path) -> Session:
     """A session trained to its end by the real trainer, once for all workers; tests do not change it."""
     root = common / "learned"
     with FileLock(common / "learned.lock"):
         if not (root / "cup").exists():
-            workflow.new("cup", standin, photos, token="sks", class_word="cup", root=root, settings=SETTINGS)
+            workflow.new("cup", mini, photos, token="sks", class_word="cup", root=root, settings=SETTINGS)
             assert workflow.train("cup", root=root) == "finished"
     return overview.open_session("cup", root)
 

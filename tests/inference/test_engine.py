@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 import numpy as np  # noqa: E402
 from PIL.Image import Image  # noqa: E402
 
-from fastdb.errors import ModelError  # noqa: E402
+from fastdb.errors import ConfigError, ModelError  # noqa: E402
 from fastdb.inference.engine import Engine, Request  # noqa: E402
 from fastdb.inference.samplers import SAMPLERS, make_sampler  # noqa: E402
 from fastdb.models.loading import load_scheduler, load_text_encoder, load_tokenizer, load_unet, load_vae  # noqa: E402
@@ -63,8 +63,8 @@ def test_each_sampler_draws_the_same_thing_in_its_own_way(name: str, by_sampler:
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_each_sampler_keeps_the_models_noise_schedule(name: str, standin: Path) -> None:
-    base = load_scheduler(standin).config
+def test_each_sampler_keeps_the_models_noise_schedule(name: str, mini: Path) -> None:
+    base = load_scheduler(mini).config
     odd = {**base, "beta_end": 0.0137, "prediction_type": "v_prediction"}
     made = make_sampler(name, odd)
     assert (made.config.beta_end, made.config.prediction_type) == (0.0137, "v_prediction")
@@ -166,3 +166,22 @@ def test_damaged_weights_are_said(learned: Session, tmp_path: Path) -> None:
         Engine.from_folder(Path(learned.record.base_model.folder), trained={"unet": file})
     assert str(caught.value).startswith(f"{file}: is damaged (")
     assert str(caught.value).isprintable()
+
+
+def test_pictures_made_together_depend_on_nothing_of_each_other(engine: Engine) -> None:
+    asked = [replace(REQUEST, seed=seed, prompt=f"{PROMPT} {seed}", sampler="Euler a") for seed in range(4)]
+    others = [replace(one, seed=90 + one.seed, prompt="something else") for one in asked]
+    others[2] = asked[2]
+    together, changed = (data(engine.generate_together(requests)) for requests in (asked, others))
+    assert len(set(together)) == 4
+    assert [one == other for one, other in zip(together, changed, strict=True)] == [False, False, True, False]
+    for one, request in zip(together, asked, strict=True):
+        alone = engine.generate(request)[0].tobytes()
+        apart = np.frombuffer(one, np.uint8).astype(int) - np.frombuffer(alone, np.uint8)
+        assert abs(apart).max() <= 2, "together and alone differ by rounding only"
+
+
+@pytest.mark.parametrize("change", [{"steps": 7}, {"guidance": 2.0}, {"width": 128}, {"sampler": "DDIM"}, {"count": 2}])
+def test_what_cannot_be_made_together_is_refused(engine: Engine, change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="pictures made together have one size, sampler"):
+        engine.generate_together([REQUEST, replace(REQUEST, **change)])

@@ -18,9 +18,8 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from fastdb import workflow  # noqa: E402
 from fastdb.errors import ConfigError, ModelError, SessionError, SessionNotFound  # noqa: E402
 from fastdb.inference.source import Source, open_source  # noqa: E402
-from fastdb.models import standin as making  # noqa: E402
-from fastdb.models.standin import build_standin  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
+from tests.other_models import wider  # noqa: E402
 
 
 @pytest.fixture
@@ -46,26 +45,26 @@ def drawn(source: Source) -> bytes:
 def test_a_session_is_opened_by_name_folder_or_itself(session: Session) -> None:
     opened = [open_source(what, None, None) for what in ("cup", str(session.path), session)]
     opened.append(open_source("cup", None, session.path.parent))
-    assert {source.name for source in opened} == {"cup (unet step 100)"}
+    assert {source.name for source in opened} == {"cup (unet step 40)"}
     assert {source.pictures for source in opened} == {session.path / "generated"}
     assert {source.size for source in opened} == {64}
     assert len({drawn(source) for source in opened}) == 1
 
 
 def test_it_is_said_how_far_the_session_is(session: Session) -> None:
-    shutil.rmtree(session.checkpoints / "unet-000100")
+    shutil.rmtree(session.checkpoints / "unet-000040")
     assert open_source("cup", None, None).name == "cup (text_encoder step 8)"
     shutil.rmtree(session.checkpoints / "text_encoder-000008")
     assert open_source("cup", None, None).name == "cup (untrained)"
 
 
-def test_an_untrained_session_draws_what_its_base_model_does(session: Session, standin: Path) -> None:
+def test_an_untrained_session_draws_what_its_base_model_does(session: Session, mini: Path) -> None:
     from fastdb.inference.engine import Engine
 
     before = drawn(open_source(session, None, None))
     shutil.rmtree(session.checkpoints)
     source = open_source(session, None, None)
-    base = Engine.from_folder(standin).generate(source.request("a photo of sks cup", steps=2))[0].tobytes()
+    base = Engine.from_folder(mini).generate(source.request("a photo of sks cup", steps=2))[0].tobytes()
     assert drawn(source) == base != before
 
 
@@ -88,23 +87,23 @@ def test_an_export_in_its_session_knows_its_base_model_and_size(exported: Path, 
 
 
 def test_a_relative_path_and_a_home_are_understood(
-    exported: Path, tmp_path: Path, standin: Path, monkeypatch: pytest.MonkeyPatch
+    exported: Path, tmp_path: Path, mini: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(exported)
     monkeypatch.setenv("HOME", str(exported))
     for name in ("cup.safetensors", "./cup.safetensors", "~/cup.safetensors"):
-        assert open_source(name, standin, tmp_path).pictures == exported / "generated"
+        assert open_source(name, mini, tmp_path).pictures == exported / "generated"
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "ckpt"])
-def test_an_export_outside_a_session_needs_its_base_named(exported: Path, standin: Path, kind: str) -> None:
+def test_an_export_outside_a_session_needs_its_base_named(exported: Path, mini: Path, kind: str) -> None:
     file = exported / f"cup.{kind}"
     with pytest.raises(ModelError) as caught:
         open_source(str(file), None, None)
     assert str(caught.value) == (
         f"{file}: lies in no session, so its base model is not known. Name the base model's folder with --base."
     )
-    source = open_source(str(file), standin, None)
+    source = open_source(str(file), mini, None)
     assert source.size == 512
     assert source.load().generate(source.request("a cup", width=64, height=64, steps=1))
 
@@ -119,9 +118,8 @@ def refused(file: Path, base: Any) -> str:
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "ckpt"])
-def test_another_base_model_is_said(exported: Path, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(making.UNET, "block_out_channels", [32, 48, 64, 96])
-    wide = build_standin(tmp_path / "wide")
+def test_another_base_model_is_said(exported: Path, kind: str, mini: Path, tmp_path: Path) -> None:
+    wide = wider(mini, tmp_path / "wide")
     line = refused(exported / f"cup.{kind}", wide)
     assert line.startswith(f"{exported}/cup.{kind}: cannot be loaded as a Stable Diffusion of the shape of {wide} (")
     assert line.endswith("Name the base model it was trained from, or export it again.")
@@ -153,31 +151,31 @@ def noise(file: Path, data: bytes) -> None:
 @pytest.mark.parametrize("spoil", [half, empty, words, noise])
 @pytest.mark.parametrize("kind", ["safetensors", "ckpt"])
 def test_a_damaged_file_is_said(
-    exported: Path, standin: Path, tmp_path: Path, kind: str, spoil: Callable[[Path, bytes], None]
+    exported: Path, mini: Path, tmp_path: Path, kind: str, spoil: Callable[[Path, bytes], None]
 ) -> None:
     file = tmp_path / f"bad.{kind}"
     spoil(file, (exported / f"cup.{kind}").read_bytes())
-    line = refused(file, standin)
+    line = refused(file, mini)
     assert line.startswith(f"{file}: cannot be loaded as a Stable Diffusion of the shape of")
 
 
 @pytest.mark.parametrize("without", ["cond_stage_model.", "first_stage_model.", "model.diffusion_model.", "nothing"])
-def test_a_file_that_lacks_a_part_is_said(exported: Path, standin: Path, tmp_path: Path, without: str) -> None:
+def test_a_file_that_lacks_a_part_is_said(exported: Path, mini: Path, tmp_path: Path, without: str) -> None:
     weights = load_file(exported / "cup.safetensors")
     kept = {name: tensor for name, tensor in weights.items() if not name.startswith(without)}
     assert (len(kept) < len(weights)) == (without != "nothing")
     file = tmp_path / "lacks.safetensors"
     save_file(kept, file)
     if without == "nothing":
-        assert open_source(str(file), standin, None).load()
+        assert open_source(str(file), mini, None).load()
     else:
-        assert "cannot be loaded as a Stable Diffusion" in refused(file, standin)
+        assert "cannot be loaded as a Stable Diffusion" in refused(file, mini)
 
 
-def test_a_lora_or_other_file_is_said(standin: Path, tmp_path: Path) -> None:
+def test_a_lora_or_other_file_is_said(mini: Path, tmp_path: Path) -> None:
     file = tmp_path / "lora.safetensors"
     save_file({"lora_unet_down.lora_up.weight": torch.zeros(3)}, file)
-    assert "cannot be loaded as a Stable Diffusion" in refused(file, standin)
+    assert "cannot be loaded as a Stable Diffusion" in refused(file, mini)
 
 
 class Evil:
@@ -190,17 +188,17 @@ class Evil:
         return os.mkdir, (str(self.path),)
 
 
-def test_a_poisoned_ckpt_does_nothing(standin: Path, tmp_path: Path) -> None:
+def test_a_poisoned_ckpt_does_nothing(mini: Path, tmp_path: Path) -> None:
     file, mark = tmp_path / "evil.ckpt", tmp_path / "ran"
     torch.save({"state_dict": {"weight": Evil(mark)}}, file)
-    refused(file, standin)
+    refused(file, mini)
     assert not mark.exists()
     torch.load(file, weights_only=False)
     assert mark.exists(), "the poison works where it is let in"
 
 
-def test_a_file_that_is_not_there_is_said(standin: Path, tmp_path: Path) -> None:
-    line = refused(tmp_path / "cup.ckpt", standin)
+def test_a_file_that_is_not_there_is_said(mini: Path, tmp_path: Path) -> None:
+    line = refused(tmp_path / "cup.ckpt", mini)
     assert line == f"{tmp_path}/cup.ckpt: there is no such file. Export one with: fastdb export SESSION"
 
 
@@ -211,20 +209,49 @@ def test_a_session_that_is_not_there_is_said(session: Session) -> None:
         open_source("../cup", None, None)
 
 
-def test_a_base_model_that_moved_is_said(session: Session) -> None:
+def written(session: Session, base: str) -> None:
+    """Write where its base model lies into a session by hand."""
     record = (session.path / "session.yaml").read_text("utf-8")
-    (session.path / "session.yaml").write_text(record.replace(session.record.base_model.folder, "/gone"), "utf-8")
-    with pytest.raises(ModelError, match=r"^/gone: there is no such folder"):
-        open_source("cup", None, None).load()
+    (session.path / "session.yaml").write_text(record.replace(session.record.base_model.folder, base), "utf-8")
 
 
-def test_loading_says_nothing(exported: Path, standin: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_base_model_that_moved_is_said_with_what_to_do(session: Session, exported: Path, mini: Path) -> None:
+    shutil.copy(exported / "cup.ckpt", session.path / "cup.ckpt")
+    written(session, "/gone")
+    said = (
+        "/gone: there is no such folder. Put the base model of cup back there, or write its new place into "
+        f"{session.path}/session.yaml."
+    )
+    for source in ("cup", str(session.path / "cup.ckpt")):
+        with pytest.raises(ModelError) as caught:
+            open_source(source, None, None).load()
+        assert str(caught.value) == said
+    with pytest.raises(ModelError, match="Put the base model of cup back there"):
+        workflow.export("cup")
+    assert drawn(open_source(str(session.path / "cup.ckpt"), mini, None))
+    (session.path / "session.yaml").write_text(
+        (session.path / "session.yaml").read_text("utf-8").replace("/gone", str(mini)), "utf-8"
+    )
+    assert drawn(open_source("cup", None, None))
+
+
+def test_the_base_model_that_ships_is_found_by_its_name(session: Session) -> None:
+    before = drawn(open_source(session, None, None))
+    written(session, "mini")
+    moved = Session.open("cup")
+    assert moved.record.base_model.folder == "mini"
+    assert drawn(open_source(moved, None, None)) == before
+    (file,) = workflow.export(moved, formats=["ckpt"], precision="fp32")
+    assert drawn(open_source(str(file), None, None)) == before
+
+
+def test_loading_says_nothing(exported: Path, mini: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """diffusers would show a bar of five parts, and remarks about casting that nobody can act on."""
     from diffusers.utils import logging as remarks
 
     remarks.enable_progress_bar()
     remarks.set_verbosity_warning()
-    open_source(str(exported / "cup.safetensors"), standin, None).load()
+    open_source(str(exported / "cup.safetensors"), mini, None).load()
     sys.stderr.flush()
     assert capfd.readouterr() == ("", "")
     assert remarks.is_progress_bar_enabled()

@@ -117,6 +117,17 @@ def test_old_ones_go_only_under_two_that_verify(tmp_path: Path) -> None:
     assert steps(tmp_path, "text_encoder") == [1]
 
 
+def test_those_at_multiples_stay(tmp_path: Path) -> None:
+    for step in range(1, 11):
+        put(tmp_path, step)
+        assert prune(tmp_path, "unet", keep_every=4) == []
+    assert steps(tmp_path) == [4, 8, 9, 10]
+    flip(tmp_path / "unet-000004" / "weights")
+    put(tmp_path, 11)
+    prune(tmp_path, "unet")
+    assert steps(tmp_path) == [4, 10, 11], "4 is damaged; 8 goes like any other when nothing keeps it"
+
+
 def test_the_same_step_again_sets_the_first_aside(tmp_path: Path) -> None:
     put(tmp_path, 5, content=b"first")
     flip(tmp_path / "unet-000005" / "weights")

@@ -115,7 +115,7 @@ def test_class_images_of_another_prompt_are_set_aside(make_session: Made, photos
     shutil.copy(photos[0], own)
     assert Life(session).run() == "finished"
     first = (session.class_images / "class-0001.png").read_bytes()
-    changed = session.with_config(session.config.changed({"prior.prompt": "a photo of a zebra"}))
+    changed = session.with_config(session.config.changed({"prior.prompts": "a photo of a zebra"}))
     (session.checkpoints / "unet-000001").rename(session.path / "away")
     life = Life(changed)
     assert life.run() == "finished"
@@ -123,9 +123,8 @@ def test_class_images_of_another_prompt_are_set_aside(make_session: Made, photos
     assert own.exists()
     with Image.open(session.class_images / "class-0001.png") as picture:
         assert picture.info["parameters"].startswith("a photo of a zebra\n")
-    assert (
-        "1 class images of another prompt, seed or size were moved to set-aside-1" in life.said("warning")[0]["message"]
-    )
+    told = "class images of another prompt or other settings were moved to set-aside-1: 1"
+    assert life.said("warning")[0]["message"] == told
 
 
 def test_a_persons_edit_of_session_yaml_during_training_stays(make_session: Made) -> None:

@@ -13,13 +13,13 @@ from fastdb.training.caches import LatentCache  # noqa: E402
 from fastdb.training.randomness import generator, image_at  # noqa: E402
 
 
-def batches(**changes: object) -> Batches:
+def batches(size: int = 2, class_size: int = 0, **changes: object) -> Batches:
     latents = LatentCache(torch.arange(5.0).reshape(5, 1, 1, 1).expand(5, 4, 8, 8), torch.ones(5, 4, 8, 8), 0.5)
     groups = (
-        Group("instance", latents, tuple(f"prompt {number}" for number in range(5))),
-        Group("class", latents, ("a class",) * 5),
+        Group("instance", latents, tuple(f"prompt {number}" for number in range(5)), size),
+        Group("class", latents, ("a class",) * 5, class_size or size),
     )
-    values = {"seed": 3, "stage": "unet", "size": 2, "microbatches": 2, "timesteps": 1000, **changes}
+    values = {"seed": 3, "stage": "unet", "microbatches": 2, "timesteps": 1000, **changes}
     return Batches(groups, **values)  # type: ignore[arg-type]
 
 
@@ -58,6 +58,28 @@ def test_two_processes_draw_together_what_one_draws_alone() -> None:
     for start, group in ((0, slice(0, 4)), (2, slice(4, 8))):
         together = torch.cat([batch.noise[start : start + 2] for batch in pair])
         assert torch.equal(together, alone.noise[group])
+
+
+def test_as_many_class_images_as_asked_for_and_the_instance_images_as_before() -> None:
+    few, many = batches(size=1).at(5, 1), batches(size=1, class_size=3).at(5, 1)
+    assert (len(few.noise), len(many.noise), few.instances, many.instances) == (2, 4, 1, 1)
+    assert many.prompts[1:] == ("a class",) * 3
+    assert torch.equal(many.noise[0], few.noise[0])
+    assert torch.equal(many.latents[0], few.latents[0])
+    # An epoch of five class images is five rows, whatever the instance images' count.
+    rows = [batches(size=1, class_size=3).at(step, micro) for step in range(5) for micro in range(2)]
+    seen = [image_at(3, "unet", "class", position, 5) for position in range(30)]
+    latents = torch.cat([batch.latents[1:] for batch in rows])
+    drawn = torch.stack([draw_of(row // 6, row // 3 % 2, row % 3, seen[row]) for row in range(30)])
+    assert torch.equal(latents, drawn)
+
+
+def draw_of(step: int, microbatch: int, sample: int, image: int) -> torch.Tensor:
+    """The latents of a class image, from the address written out."""
+    numbers = generator(3, "unet", step, microbatch, "class", sample)
+    torch.randint(0, 1000, (), generator=numbers)
+    torch.randn(4, 8, 8, generator=numbers)
+    return (image + torch.randn(4, 8, 8, generator=numbers)) * 0.5
 
 
 def test_every_epoch_shows_every_image_once() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.sessions.trained import standing  # noqa: E402
 from fastdb.training.batches import Batches  # noqa: E402
 from fastdb.training.caches import token_ids  # noqa: E402
+from fastdb.training.class_images import ClassImage  # noqa: E402
 from fastdb.training.loop import Loop  # noqa: E402
 from fastdb.training.prepare import image_groups, look  # noqa: E402
 from fastdb.training.stages import build_stage, unet_stage  # noqa: E402
@@ -138,9 +140,10 @@ def a_loop(trainer: Trainer, accumulation: int = 1, weights: Path | None = None,
     """The loop of a session's UNet stage, with given weights and without an optimizer."""
     session = trainer.session
     prepared = look(session, silent)[0]
-    groups = image_groups(prepared, sorted(session.class_images.glob("*.png")), silent)
-    groups = tuple(one for one in groups if one.name == group)
-    batches = Batches(groups, seed=99, stage="test", size=4, microbatches=1, timesteps=1000)
+    prior = [ClassImage(path, session.class_prompts[0]) for path in sorted(session.class_images.glob("*.png"))]
+    groups = image_groups(prepared, prior, silent)
+    groups = tuple(replace(one, size=4) for one in groups if one.name == group)
+    batches = Batches(groups, seed=99, stage="test", microbatches=1, timesteps=1000)
     prompts = [*batches.prompts, *(image.prompt for image in prepared.images)]
     stage = unet_stage(prepared.base, session.config, prepared.device, weights, None, prompts)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
