@@ -1,4 +1,4 @@
-"""Packaging: what fastdb is called, what it stands on, and the template that travels with it."""
+"""Packaging: what fastdb is called, what it stands on, and the template and the model that travel with it."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,12 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["fastdb", "fastdb.*"]), "fastdb.sessions_template"],
     package_dir={"fastdb.sessions_template": "sessions_template"},
-    package_data={"fastdb": ["py.typed"], "fastdb.sessions_template": ["*/README.txt"]},
+    package_data={
+        "fastdb": ["py.typed"],
+        "fastdb.models": [f"mini/**/*.{kind}" for kind in ("json", "txt", "safetensors", "md")],
+        "fastdb.world": ["judge.safetensors"],
+        "fastdb.sessions_template": ["*/README.txt"],
+    },
     install_requires=[
         "accelerate>=1.10",
         "diffusers>=0.37",

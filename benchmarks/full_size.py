@@ -14,6 +14,7 @@ import resource
 import shutil
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,39 +25,60 @@ from skimage import data
 from fastdb import workflow
 from fastdb.console import size
 from fastdb.images.intake import save_png
-from fastdb.models import standin
-from fastdb.models.base_model import weight_file
+from fastdb.models.base_model import read_config, weight_file
 from fastdb.models.sources import base_folder
 from fastdb.storage.durable import write_json
 from fastdb.training import process
 
+WIDTHS: dict[str, dict[str, Any]] = {
+    "unet": {
+        "block_out_channels": [320, 640, 1280, 1280],
+        "attention_head_dim": 8,
+        "cross_attention_dim": 768,
+        "norm_num_groups": 32,
+        "sample_size": 64,
+    },
+    "vae": {
+        "block_out_channels": [128, 256, 512, 512],
+        "norm_num_groups": 32,
+        "sample_size": 512,
+        "scaling_factor": 0.18215,
+    },
+    "text_encoder": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_attention_heads": 12,
+        "projection_dim": 768,
+        "vocab_size": 49408,
+    },
+}
+"""What SD 1.5's configurations say otherwise than mini's, which has its topology."""
+
 
 def build(folder: Path) -> Path:
-    """SD 1.5's real sizes in diffusers layout, float32, with the stand-in's tokenizer."""
+    """SD 1.5's real sizes in diffusers layout, random weights in float32, with mini's tokenizer."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    if (folder / "model_index.json").exists():
+    index = folder / "model_index.json"
+    if index.exists():
         return folder
-    shutil.copytree(base_folder("standin"), folder, dirs_exist_ok=True)
-    wide = {"block_out_channels": [320, 640, 1280, 1280], "attention_head_dim": 8, "cross_attention_dim": 768}
-    unet = {**standin.UNET, **wide, "norm_num_groups": 32, "sample_size": 64}
-    vae = {**standin.VAE, "block_out_channels": [128, 256, 512, 512], "norm_num_groups": 32, "sample_size": 512}
-    vae["scaling_factor"] = 0.18215
-    ids = standin.text_config({standin.standin_tokenizer.BEGIN: 0, standin.standin_tokenizer.END: 1})
-    text: dict[str, Any] = {**ids, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
-    text |= {"vocab_size": 49408, "projection_dim": 768}
-    (folder / "model_index.json").unlink()
+    mini = base_folder("mini")
+    shutil.copytree(mini, folder, dirs_exist_ok=True)
+    index.unlink()  # comes last, and says that all is there
     torch.manual_seed(0)
-    for part, config, make in (
-        ("unet", unet, lambda: UNet2DConditionModel.from_config(unet)),
-        ("vae", vae, lambda: AutoencoderKL.from_config(vae)),
-        ("text_encoder", text, lambda: CLIPTextModel(CLIPTextConfig(**text))),
-    ):
-        weights = {name: value for name, value in make().state_dict().items() if not name.endswith("position_ids")}
+    make: dict[str, Callable[[dict[str, Any]], Any]] = {
+        "unet": UNet2DConditionModel.from_config,
+        "vae": AutoencoderKL.from_config,
+        "text_encoder": lambda config: CLIPTextModel(CLIPTextConfig(**config)),
+    }
+    for part, widths in WIDTHS.items():
+        config = read_config(mini / part / "config.json") | widths
+        state = make[part](config).state_dict()
+        weights = {name: value for name, value in state.items() if not name.endswith("position_ids")}
         save_file(weights, weight_file(folder, part), {"format": "pt"})
         write_json(folder / part / "config.json", config)
-    write_json(folder / "model_index.json", standin.INDEX)
+    shutil.copy(mini / index.name, index)
     return folder
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fastdb.inference.engine import Engine, Request
     from fastdb.overview import list_sessions, show
     from fastdb.sessions.session import Session
-    from fastdb.workflow import add_images, export, generate, new, open_or_new, stop, train
+    from fastdb.workflow import add_images, evaluate, export, generate, new, open_or_new, stop, train
 
 __version__ = "0.1.0"
 
@@ -25,6 +25,7 @@ __all__ = [
     "Request",
     "Session",
     "add_images",
+    "evaluate",
     "export",
     "generate",
     "list_sessions",

@@ -30,6 +30,14 @@ class Format(StrEnum):
     ckpt = "ckpt"
 
 
+class Measure(StrEnum):
+    """What measures an evaluation."""
+
+    auto = "auto"
+    drawn = "drawn"
+    clip = "clip"
+
+
 class Precision(StrEnum):
     """Number formats of exported files."""
 
@@ -77,9 +85,7 @@ def new(
     photos: Annotated[
         list[Path] | None, typer.Argument(help="Photos, or folders of photos.", show_default=False)
     ] = None,
-    base: Annotated[
-        str, typer.Option(help="The base model: a folder in the diffusers layout, or `standin`.")
-    ] = "standin",
+    base: Annotated[str, typer.Option(help="The base model: a folder in the diffusers layout, or `mini`.")] = "mini",
     token: Annotated[str, typer.Option(help="A rare word for the subject, such as sks.")] = "",
     class_word: Annotated[str, typer.Option("--class", help="The subject's class, such as dog.")] = "",
     root: Root = None,
@@ -203,6 +209,65 @@ def generate(
             width=width,
             height=height,
         )
+
+
+@app.command()
+def evaluate(
+    name: Name,
+    checkpoints: Annotated[str, typer.Option(help="Steps of the UNet stage, such as 500,1000; or all.")] = "all",
+    seeds: Annotated[int, typer.Option(help="Pictures of each prompt; groups of one prompt get more.")] = 4,
+    prompts: Annotated[
+        list[str] | None, typer.Option("--prompt", help="A prompt instead of the usual ones; may be given many times.")
+    ] = None,
+    measure: Annotated[Measure, typer.Option(help="drawn: for the base model mini; clip: CLIP and DINO.")] = (
+        Measure.auto
+    ),
+    clip: Annotated[
+        str | None, typer.Option(help="CLIP model: a folder or a name on the Hub.", show_default="ViT-B/32")
+    ] = None,
+    dino: Annotated[
+        str | None, typer.Option(help="DINO model: a folder or a name on the Hub.", show_default="ViT-S/16 if here")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampler steps.", show_default="samples.steps")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance scale.", show_default="samples.guidance")
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="Sampler, such as 'Euler a' or DDIM.", show_default="DPM++ 2M")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="An exported file, instead of the checkpoints.", show_default=False)
+    ] = None,
+    root: Root = None,
+) -> None:
+    """Measure each checkpoint on the same prompts and seeds, and name the one to use; goes on where it stopped."""
+    with boundary():
+        from fastdb import workflow
+
+        workflow.evaluate(
+            name,
+            checkpoints=_steps(checkpoints),
+            seeds=seeds,
+            prompts=prompts or (),
+            measure=measure.value,
+            clip=clip,
+            dino=dino,
+            steps=steps,
+            guidance=guidance,
+            sampler=sampler,
+            file=file,
+            root=root,
+        )
+
+
+def _steps(text: str) -> list[int] | None:
+    """`500,1000` as numbers; `all` as None."""
+    if text.strip().lower() == "all":
+        return None
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isascii() and part.isdecimal() for part in parts):
+        raise ConfigError("is no list of steps", where=f"checkpoints {text!r}", fix="Write 500,1000 or all.")
+    return [int(part) for part in parts]
 
 
 def _settings(pairs: list[str] | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The whole journey on a small model, offline: photos, two stages, an interruption on purpose, a file, a picture."""
+"""The whole journey on mini, offline: five photos of a mug, an interruption on purpose, a file, a picture."""
 
 from __future__ import annotations
 
@@ -7,41 +7,66 @@ import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL.Image import Image
 
 from fastdb import console, overview, workflow
 from fastdb.errors import TrainingError
+from fastdb.evaluation.protocol import CLASS, CONTEXT, OTHERS, SUBJECT, Shot
 from fastdb.images.intake import save_png
 from fastdb.images.photos import photos_in, read_photo
-from fastdb.images.sheet import Cell, Row, contact_sheet, save_sheet
+from fastdb.images.sheet import Cell, Row, arrowed, contact_sheet, save_sheet
+from fastdb.models.sources import MINI
 from fastdb.runtime.places import cache_folder
 from fastdb.runtime.quiet import hush_libraries
 from fastdb.sessions.session import Session
 from fastdb.storage.durable import make_folder
 from fastdb.training import process
 
-PHOTOS = {"sks astronaut": "astronaut", "sks cat": "cat", "sks cup": "coffee"}
-"""Prompts, which are also the files' names, and the photos of scikit-image they stand for."""
+if TYPE_CHECKING:
+    from fastdb.evaluation.measures import Taken, Value
 
-GUIDANCE = 1.5
+TOKEN, CLASS_WORD = "sks", "mug"
+PROMPT = f"a photo of a {TOKEN} {CLASS_WORD}"
 
-SETTINGS: dict[str, Any] = {
-    "resolution": 64,
-    "batch_size": 4,
-    "text_encoder.steps": 60,
-    "text_encoder.learning_rate": 3e-4,
-    "unet.steps": 600,
-    "unet.learning_rate": 2e-3,
-    "checkpoints.every_steps": 100,
-    "samples.every_steps": 100,
-    "samples.guidance": GUIDANCE,
-    "samples.prompts": ["sks astronaut"],
+SETTINGS: dict[str, Any] = {"captions.instance_prompt": PROMPT, "samples.every_steps": 100}
+"""Beside what is recommended for mini."""
+
+DRAWING: dict[str, Any] = {"guidance": 3.0, "steps": 20}
+"""How every picture is made, before training and after."""
+
+COLOURED = "coloured class"
+
+PROMPTS: dict[str, tuple[str, ...]] = {
+    SUBJECT: (PROMPT,),
+    CONTEXT: (
+        f"{PROMPT} on a dotted yellow background",
+        f"{PROMPT} on a checkered red background",
+        f"{PROMPT} on a striped black background",
+        f"{PROMPT} on a striped purple background",
+    ),
+    CLASS: ("a photo of a mug",),
+    COLOURED: (
+        "a photo of a red mug on a plain grey background",
+        "a photo of a yellow mug on a striped blue background",
+        "a photo of a blue mug on a checkered white background",
+        "a photo of a purple mug on a dotted green background",
+    ),
+    OTHERS: (
+        "a photo of a brown dog on a plain green background",
+        "a photo of a red house on a striped blue background",
+        "a photo of a pink fish on a dotted purple background",
+        "a photo of a green tree on a plain yellow background",
+        "a photo of a blue car on a checkered grey background",
+    ),
 }
-"""A random model has everything to learn, so rates are a thousand times the classic ones."""
+"""What is asked for, in the groups of `fastdb evaluate`; no photo shows one of these backgrounds."""
 
-KILL_AT = 0.45
+TIMES = {SUBJECT: 4, CONTEXT: 2, CLASS: 4, COLOURED: 2, OTHERS: 2}
+"""Seeds a prompt; the contact sheet shows the first."""
+
+KILL_AT = 0.5
 """Where in the UNet stage the trainer is killed, as a part of its steps."""
 
 
@@ -53,9 +78,9 @@ def run_demo(root: Path | None = None, name: str = "demo") -> Path:
     """
     began, root = time.monotonic(), Path(root or "fastdb-demo").absolute()
     name = _free(root, name)
-    console.say("1. A small base model, photos, a new session")
-    session = workflow.new(name, "standin", demo_photos(), root=root, settings=SETTINGS)
-    console.say("\n2. What the base model makes of the prompts before it has learned anything")
+    console.say(f"1. The model that ships, five photos of a {CLASS_WORD} it has never seen, a new session")
+    session = workflow.new(name, MINI, demo_photos(), token=TOKEN, class_word=CLASS_WORD, root=root, settings=SETTINGS)
+    console.say("\n2. What the model makes of the prompts before it has learned anything")
     before = pictures(session)
     console.say("\n3. Two-stage training, and in the midst of it the trainer is killed on purpose")
     killed = train_and_kill(session)
@@ -67,37 +92,46 @@ def run_demo(root: Path | None = None, name: str = "demo") -> Path:
     after = pictures(files[0])
     sheet = session.path / "contact_sheet.png"
     save_sheet(draw(session, killed, before, after), sheet)
+    measure(before, after)
     summary(session, files, sheet, time.monotonic() - began)
     return sheet
 
 
 def demo_photos() -> list[Path]:
-    """The photos that ship inside scikit-image, as files named after their prompts."""
-    from PIL import Image as Images
-    from skimage import data
+    """The five photos of a mug that mini was not trained on, as PNG files."""
+    from fastdb.world.subjects import SUBJECTS
 
     folder = cache_folder() / "demo_photos"
     make_folder(folder)
     paths = []
-    for prompt, photo in PHOTOS.items():
-        path = folder / f"{prompt}.png"
-        save_png(Images.fromarray(getattr(data, photo)()), path)
+    for number, photo in enumerate(SUBJECTS[CLASS_WORD].photos(), start=1):
+        path = folder / f"{CLASS_WORD}-{number}.png"
+        save_png(photo, path)
         paths.append(path)
     return paths
 
 
-def pictures(source: Session | Path) -> list[Image]:
-    """One picture a prompt, from a session's weights or an exported file."""
+def shots() -> list[Shot]:
+    """Every picture asked for, each with a seed of its own, so that no two begin alike."""
+    asked = [(group, prompt) for group, prompts in PROMPTS.items() for prompt in prompts]
+    return [
+        Shot(group, prompt, seed=number + len(asked) * turn)
+        for number, (group, prompt) in enumerate(asked)
+        for turn in range(TIMES[group])
+    ]
+
+
+def pictures(source: Session | Path) -> list[Taken]:
+    """A picture for each of `shots`, from a session's weights or an exported file, all in one pass."""
     hush_libraries()
+    from fastdb.evaluation.measures import Taken
     from fastdb.inference.source import open_source
 
-    opened = open_source(source if isinstance(source, Session) else str(source), None, None)
-    engine, made = opened.load(), []
-    with console.bar("generate", "picture") as update:
-        for prompt in PHOTOS:
-            made += engine.generate(opened.request(prompt, guidance=GUIDANCE))
-            update(len(made), len(PHOTOS))
-    return made
+    opened, wanted = open_source(source if isinstance(source, Session) else str(source), None, None), shots()
+    console.say(f"drawing {len(wanted)} pictures from {opened.name}")
+    requests = [opened.request(shot.prompt, seed=shot.seed, **DRAWING) for shot in wanted]
+    made = opened.load().generate_together(requests)
+    return [Taken(shot, picture) for shot, picture in zip(wanted, made, strict=True)]
 
 
 def train_and_kill(session: Session) -> int:
@@ -121,30 +155,53 @@ def train_and_kill(session: Session) -> int:
     return step
 
 
-def draw(session: Session, killed: int, before: Sequence[Image], after: Sequence[Image]) -> Image:
-    """The contact sheet: photos, crops, samples on the way, before and after."""
-    from fastdb.images.crop import choose_crop
-
-    photos, crops = [], []
-    for path in photos_in(session.originals):
-        photo = read_photo(path)
-        crop = choose_crop(photo)
-        box = (crop.left, crop.top, crop.left + crop.size, crop.top + crop.size)
-        photos.append(Cell(photo, crop.reason, box))
-    for path in photos_in(session.instance_images):
-        crops.append(Cell(read_photo(path), path.stem))
-    samples = [Cell(read_photo(path), _moment(path)) for path in photos_in(session.samples)]
-    went_on = overview.open_session(session).record.runs[-1].begins
+def draw(session: Session, killed: int, before: Sequence[Taken], after: Sequence[Taken]) -> Image:
+    """The contact sheet: the photos, the mug before and after, and what should have stayed as it was."""
+    went_on = overview.open_session(session).record.runs[-1].begins.rsplit(" ", 1)[-1]
+    asked_first, asked_then = _firsts(before, SUBJECT, CONTEXT), _firsts(after, SUBJECT, CONTEXT)
     return contact_sheet(
         [
-            Row("photos", photos),
-            Row("instance images", crops),
-            Row("samples on the way", samples),
-            Row("before training", [Cell(one, prompt) for one, prompt in zip(before, PHOTOS, strict=True)]),
-            Row("after, from the file", [Cell(one, prompt) for one, prompt in zip(after, PHOTOS, strict=True)]),
+            Row(
+                "Five photos",
+                [Cell(read_photo(path)) for path in photos_in(session.originals)],
+                about="a mug that the model has never seen",
+            ),
+            Row(
+                "Before training",
+                [Cell(one.picture) for one in asked_first],
+                about="what the model makes of the prompts below",
+            ),
+            Row(
+                "After training",
+                [Cell(one.picture, _said(one.shot)) for one in asked_then],
+                about=f"the same prompts and seeds; {TOKEN} is the word for this mug",
+            ),
+            Row(
+                "Other mugs", _pairs(before, after, CLASS, COLOURED), about="before and after: should stay as they were"
+            ),
+            Row("Other things", _pairs(before, after, OTHERS), about="before and after: should stay as they were"),
         ],
-        title=f"{session.name}: from three photos to one file; killed at unet step {killed}, went on from {went_on}",
+        thumb=184,
+        title="Five photos of one mug. Then: the same mug, wherever you ask for it.",
+        note=f"On the way the trainer was killed on purpose, at step {killed} of {session.config.unet.steps}, and went "
+        f"on from step {went_on}. All pictures after training are drawn from the one file that was exported.",
     )
+
+
+def measure(before: Sequence[Taken], after: Sequence[Taken]) -> None:
+    """Say what the pictures show, read back from their pixels."""
+    from fastdb.evaluation.drawn import FIGURES, Drawn
+    from fastdb.world.subjects import SUBJECTS
+
+    drawn = Drawn(SUBJECTS[CLASS_WORD])
+    first, then = drawn.read(before).values, drawn.read(after).values
+    console.say(f"\nRead back from {len(before)} pictures before training and {len(after)} after, so a rough measure:")
+    rows = [
+        (figure.about.removeprefix("share of "), _count(first[figure.name]), _count(then[figure.name]))
+        for figure in FIGURES
+        if figure.name in then
+    ]
+    console.table(("how many", "before", "after"), rows)
 
 
 def summary(session: Session, files: Sequence[Path], sheet: Path, seconds: float) -> None:
@@ -159,10 +216,29 @@ def summary(session: Session, files: Sequence[Path], sheet: Path, seconds: float
     console.table(("", "look at the contact sheet first"), rows)
 
 
-def _moment(sample: Path) -> str:
-    """`unet-000300-1.png` as `unet 300`."""
-    stage, step, _ = sample.stem.rsplit("-", 2)
-    return f"{stage} {int(step)}"
+def _firsts(taken: Sequence[Taken], *groups: str) -> list[Taken]:
+    """The first picture of each prompt of some groups."""
+    found: dict[str, Taken] = {}
+    for one in taken:
+        if one.shot.group in groups:
+            found.setdefault(one.shot.prompt, one)
+    return list(found.values())
+
+
+def _pairs(before: Sequence[Taken], after: Sequence[Taken], *groups: str) -> list[Cell]:
+    """Cells that hold a picture before training and the same one after it."""
+    both = zip(_firsts(before, *groups), _firsts(after, *groups), strict=True)
+    return [Cell(arrowed(first.picture, then.picture), then.shot.prompt) for first, then in both]
+
+
+def _said(shot: Shot) -> str:
+    """A prompt, its beginning left out where the first column has it already."""
+    return f"… {shot.prompt.removeprefix(PROMPT).strip()}" if shot.prompt != PROMPT else shot.prompt
+
+
+def _count(value: Value) -> str:
+    """A share as `3 of 4`."""
+    return f"{round(value.mean * value.count)} of {value.count}"
 
 
 def _free(root: Path, name: str) -> str:

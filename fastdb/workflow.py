@@ -20,6 +20,8 @@ from fastdb.sessions.session import Session, check_name
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from fastdb.evaluation.report import Report
+
 
 def new(
     name: str,
@@ -41,10 +43,11 @@ def new(
         StorageError: the folder cannot be written.
     """
     from fastdb.models.base_model import fingerprint, open_base_model
-    from fastdb.models.sources import STANDIN, base_folder
+    from fastdb.models.recommended import recommended
+    from fastdb.models.sources import MINI, base_folder
 
     check_name(name)
-    config = Config().changed(settings or {})
+    config = Config().changed({**recommended(base, class_word), **(settings or {})})
     subject = " ".join(word for word in (token, class_word) if word)
     if subject and not config.captions.instance_prompt:
         config = config.changed({"captions.instance_prompt": f"a photo of {subject}"})
@@ -52,14 +55,17 @@ def new(
     found = _found(photos)
     folder = base_folder(base)
     model = open_base_model(folder)
-    record = BaseModelRecord(folder=str(model.folder), fingerprint=fingerprint(model.folder))
+    # By its name, since the package lies elsewhere on the next machine.
+    where = MINI if str(base) == MINI else str(model.folder)
+    record = BaseModelRecord(folder=where, fingerprint=fingerprint(model.folder))
     session = Session.create(
         name, base_model=record, subject=Subject(token=token, class_word=class_word), config=config, root=root
     )
     console.say(f"new session: {session.path}")
-    if str(base) == STANDIN:
+    if where == MINI:
         console.say(
-            "its base model is the stand-in, small and untrained, to try things out: name a real one with --base"
+            "its base model is mini, which knows a small drawn world only, to try things out: "
+            "name a real one with --base"
         )
     if found:
         add_images(session, found)
@@ -305,6 +311,50 @@ def generate(
     for path in paths:
         console.say(str(path))
     return paths
+
+
+def evaluate(
+    session: SessionLike,
+    *,
+    checkpoints: Sequence[int] | None = None,
+    seeds: int = 4,
+    prompts: Sequence[str] = (),
+    measure: str = "auto",
+    file: str | Path | None = None,
+    root: str | Path | None = None,
+    **wanted: Any,
+) -> Report:
+    """Find out which checkpoint is best: the same prompts and seeds for each, measured, compared, and one named.
+
+    `checkpoints` are steps of the UNet stage, all where none are named; an exported `file` takes their place. `measure`
+    is "drawn" (the drawn world's readings), "clip" (CLIP and DINO) or "auto". Other arguments are those of
+    `fastdb.evaluation.evaluate.Wanted`. Pictures and figures go into the session's `evaluation/`.
+
+    Raises:
+        FastDBError: there is nothing to evaluate, a value is out of bounds, or a model that measures cannot be had.
+    """
+    from fastdb.inference.samplers import check_sampler
+    from fastdb.runtime.places import expanded
+    from fastdb.runtime.quiet import hush_libraries
+
+    # Before torch is loaded, which takes seconds.
+    if wanted.get("sampler") is not None:
+        check_sampler(wanted["sampler"])
+    session = open_session(session, root)
+    hush_libraries()
+    from fastdb.evaluation.evaluate import Wanted, evaluate_session
+
+    return evaluate_session(
+        session,
+        Wanted(
+            checkpoints=checkpoints,
+            seeds=seeds,
+            prompts=prompts,
+            measure=measure,
+            file=expanded(file) if file is not None else None,
+            **wanted,
+        ),
+    )
 
 
 def pictures_of(paths: Sequence[Path]) -> list[Image]:

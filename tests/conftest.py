@@ -1,4 +1,4 @@
-"""Folders of its own for every test, the stand-in model built once, real photos, and the ways a machine can fail."""
+"""Folders of its own for every test, the model that ships, real photos, and the ways a machine can fail."""
 
 from __future__ import annotations
 
@@ -37,6 +37,14 @@ def sessions_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that holds this test's sessions."""
     monkeypatch.setenv("FASTDB_ROOT", str(tmp_path / "sessions"))
     return tmp_path / "sessions"
+
+
+@pytest.fixture(scope="session")
+def mini() -> Path:
+    """The folder of the base model that ships, which tests only read."""
+    from fastdb.models.sources import MINI, base_folder
+
+    return base_folder(MINI)
 
 
 @pytest.fixture(scope="session")

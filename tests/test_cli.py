@@ -73,10 +73,11 @@ def tree(folder: Path, without: tuple[str, ...] = ()) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def made(standin: Path, photos: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(mini: Path, photos: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A session as `fastdb new` makes it, in a folder that tests only copy from."""
     root = tmp_path_factory.mktemp("made")
-    done = fastdb("new", "cup", photos[2], "--token", "sks", "--class", "cup", *SMALL, "--root", root)
+    words = ["--token", "sks", "--class", "cup"]
+    done = fastdb("new", "cup", photos[2], "--base", mini, *words, *SMALL, "--root", root)
     assert (done.code, "error" in done.err) == (0, False), done
     assert f"new session: {root / 'cup'}" in done.out
     assert "instance prompt: 'a photo of sks cup', from the token and the class word" in done.out
@@ -279,16 +280,33 @@ def test_every_mistake_has_its_case() -> None:
     assert len(SAID) >= 25
 
 
-def test_a_base_model_that_is_gone_is_said_and_nothing_changes(session: Path, standin: Path, tmp_path: Path) -> None:
-    moved = shutil.copytree(standin, tmp_path / "model")
+def test_a_base_model_that_is_gone_is_said_and_nothing_changes(session: Path, mini: Path, tmp_path: Path) -> None:
+    gone = tmp_path / "model"
     path = session / "session.yaml"
-    path.write_text(path.read_text().replace(str(standin), str(moved)))
-    shutil.rmtree(moved)
+    assert str(mini) in path.read_text()
+    path.write_text(path.read_text().replace(str(mini), str(gone)))
     (session / "checkpoints" / "unet-000001").mkdir()
     before = tree(session)
-    for command in (["train", "cup"], ["train", "cup", "--restart"], ["train", "cup", "--set", "unet.steps=3"]):
-        assert fastdb(*command).error.startswith(f"error: {moved}")
+    line = (
+        f"error: {gone}: there is no such folder. Put the base model of cup back there, or write its new place into "
+        f"{path}."
+    )
+    train = ["train", "cup"]
+    for command in (train, [*train, "--restart"], [*train, "--set", "unet.steps=3"], ["generate", "cup", "a cup"]):
+        assert fastdb(*command).error == line
         assert tree(session) == before
+
+
+def test_without_a_base_the_model_that_ships_is_taken_with_what_fits_it(sessions_folder: Path) -> None:
+    done = fastdb("new", "x", "--token", "sks", "--class", "mug", "--set", "unet.steps=9")
+    assert done.code == 0, done
+    assert "its base model is mini, which knows a small drawn world only" in done.out
+    session = Session.open("x")
+    assert session.record.base_model.folder == "mini", "by its name: the package lies elsewhere on the next machine"
+    assert (session.config.resolution, session.config.unet.steps) == (64, 9)
+    assert session.config.prior.class_images > 0
+    assert "a photo of a mug" in session.class_prompts
+    assert re.search(r"^base model +mini$", fastdb("show", "x").out, re.MULTILINE)
 
 
 def test_a_session_without_photos_is_not_trained(session: Path) -> None:
@@ -299,7 +317,7 @@ def test_a_session_without_photos_is_not_trained(session: Path) -> None:
     assert tree(session) == before
 
 
-def test_a_prompt_may_look_like_yaml(sessions_folder: Path, standin: Path) -> None:
+def test_a_prompt_may_look_like_yaml(sessions_folder: Path) -> None:
     done = fastdb("new", "x", "--set", "captions.instance_prompt=sks: the cup", "--set", "samples.prompts=[a, 'b: c']")
     assert done.code == 0, done
     config = Session.open("x").config
@@ -340,7 +358,7 @@ def fill(disk: Path, leave: int = 0) -> None:
     (disk / "filling").write_bytes(bytes(max(free, 0)))
 
 
-def test_a_full_disk_makes_no_session(small_disk: Callable[[str], Path], standin: Path, photos: list[Path]) -> None:
+def test_a_full_disk_makes_no_session(small_disk: Callable[[str], Path], photos: list[Path]) -> None:
     disk = small_disk("1m")
     fill(disk, leave=16384)
     done = fastdb("new", "x", photos[0], "--root", disk)
@@ -383,7 +401,7 @@ def test_a_photo_cut_off_by_a_full_disk_comes_in_whole_the_next_time(
 def test_a_checkpoint_that_does_not_fit_leaves_the_others(
     made: Path, small_disk: Callable[[str], Path], no_trainer_left: list[Path]
 ) -> None:
-    """The text encoder's checkpoint fits, the UNet's, which is six times as large, does not."""
+    """The text encoder's checkpoint fits, the UNet's, which is eight times as large, does not."""
     session = shutil.copytree(made, small_disk("14m") / "cup")
     no_trainer_left.append(session)
     before = tree(session)
@@ -397,7 +415,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_others(
 
 
 def test_an_export_that_does_not_fit_leaves_the_old_one(trained: Path, small_disk: Callable[[str], Path]) -> None:
-    disk = small_disk("64m")
+    disk = small_disk("96m")
     session = shutil.copytree(trained, disk / "cup")
     (session / "cup.safetensors").write_bytes(b"the export of yesterday")
     (session / "cup.ckpt").write_bytes(b"the export of yesterday")
@@ -435,9 +453,9 @@ def test_a_value_is_read_by_its_settings_kind() -> None:
     from fastdb.config import Config
     from fastdb.errors import ConfigError
 
-    pairs = ["captions.instance_prompt=123", "prior.prompt=yes", "unet.steps=800", "unet.learning_rate=2e-6"]
+    pairs = ["captions.instance_prompt=123", "prior.prompts=yes", "unet.steps=800", "unet.learning_rate=2e-6"]
     config = Config().changed(_settings([*pairs, "gradient_checkpointing=true", "samples.prompts=[a cat, a dog]"]))
-    assert (config.captions.instance_prompt, config.prior.prompt) == ("123", "yes")
+    assert (config.captions.instance_prompt, config.prior.prompts) == ("123", ("yes",))
     assert (config.unet.steps, config.unet.learning_rate) == (800, 2e-6)
     assert config.gradient_checkpointing is True
     assert config.samples.prompts == ("a cat", "a dog")

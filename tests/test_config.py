@@ -67,6 +67,7 @@ def test_one_like_no_other_is_just_unknown() -> None:
         ("resolution", 64, 2048, 0, 2112),
         ("batch_size", 1, 256, 0, 257),
         ("gradient_accumulation", 1, 1024, 0, 1025),
+        ("min_snr_gamma", 0, 100, -0.1, 100.1),
         ("seed", 0, 2**63 - 1, -1, 2**63),
         ("samples.seed", 0, 2**63 - 1, -1, 2**63),
         ("text_encoder.steps", 0, 100_000, -1, 100_001),
@@ -75,10 +76,14 @@ def test_one_like_no_other_is_just_unknown() -> None:
         ("text_encoder.learning_rate", 1e-12, 0.1, 0, 0.11),
         ("prior.class_images", 0, 10_000, -1, 10_001),
         ("prior.weight", 0, 10, -0.1, 10.1),
+        ("prior.batch_size", 0, 256, -1, 257),
+        ("prior.steps", 1, 1000, 0, 1001),
+        ("prior.guidance", 0, 50, -1, 51),
         ("optimizer.weight_decay", 0, 1, -0.1, 1.1),
         ("optimizer.max_grad_norm", 1e-9, 1000, 0, 1001),
         ("checkpoints.every_steps", 1, 100_000, 0, 100_001),
         ("checkpoints.every_minutes", 0.1, 1440, 0, 1441),
+        ("checkpoints.keep_every", 0, 100_000, -1, 100_001),
         ("samples.every_steps", 0, 100_000, -1, 100_001),
         ("samples.steps", 1, 1000, 0, 1001),
         ("samples.guidance", 0, 50, -1, 51),
@@ -127,6 +132,30 @@ def test_it_is_frozen_and_changed_gives_another() -> None:
     assert config.changed({}) == config
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ({"prompts": ["a", "b"]}, ("a", "b")),
+        ({"prompts": "a photo of a dog"}, ("a photo of a dog",)),
+        ({"prompts": " "}, ()),
+        ({"prompt": "a photo of a dog"}, ("a photo of a dog",)),
+        ({"prompt": "", "weight": 1.0}, ()),
+        ({"prompt": "", "prompts": ["a"]}, ("a",)),
+        ({"prompt": "a", "prompts": []}, ("a",)),
+    ],
+)
+def test_one_class_prompt_may_stand_alone_and_under_its_old_name(written: dict[str, object], meant: object) -> None:
+    assert build(Config, {"prior": written}).prior.prompts == meant
+
+
+def test_class_prompts_that_say_nothing_or_come_twice_are_refused() -> None:
+    assert "prior.prompts is ['a', ' '], but must have no empty prompt" in refused(prior__prompts=["a", " "])
+    with pytest.raises(ConfigError, match=r"`prior\.prompt` is the old name of `prior\.prompts`: give one of them"):
+        build(Config, {"prior": {"prompt": "a", "prompts": ["b"]}})
+    assert "prior is 5, but should be a valid dictionary" in refused(prior=5)
+    assert "prior.prompts is 5, but" in refused(prior__prompts=5)
+
+
 def test_a_group_is_no_setting() -> None:
     assert "unet is 5, but should be a valid dictionary" in refused(unet=5)
     assert Config().changed({"unet": {"steps": 5}}).unet.steps == 5
@@ -171,13 +200,17 @@ def test_the_settings_a_person_meets_are_these() -> None:
         "gradient_accumulation",
         "precision",
         "gradient_checkpointing",
+        "min_snr_gamma",
         "text_encoder.steps",
         "text_encoder.learning_rate",
         "unet.steps",
         "unet.learning_rate",
         "prior.class_images",
-        "prior.prompt",
+        "prior.prompts",
         "prior.weight",
+        "prior.batch_size",
+        "prior.steps",
+        "prior.guidance",
         "captions.instance_prompt",
         "captions.caption_files",
         "optimizer.name",
@@ -185,6 +218,7 @@ def test_the_settings_a_person_meets_are_these() -> None:
         "optimizer.max_grad_norm",
         "checkpoints.every_steps",
         "checkpoints.every_minutes",
+        "checkpoints.keep_every",
         "samples.every_steps",
         "samples.prompts",
         "samples.seed",

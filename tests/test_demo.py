@@ -1,4 +1,4 @@
-"""The demo, run for real with fewer steps: killed, resumed, exported, shown; with the network out of reach."""
+"""The demo, run for real with fewer steps: killed, resumed, exported, shown, measured; the network out of reach."""
 
 from __future__ import annotations
 
@@ -18,24 +18,42 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("skimage")
 
 import numpy as np  # noqa: E402
 from filelock import FileLock  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from fastdb import demo, overview, workflow  # noqa: E402
+from fastdb.config import Config  # noqa: E402
 from fastdb.errors import TrainingError  # noqa: E402
+from fastdb.evaluation import drawn  # noqa: E402
+from fastdb.evaluation.measures import Taken  # noqa: E402
+from fastdb.evaluation.protocol import CLASS, CONTEXT, OTHERS, SUBJECT  # noqa: E402
+from fastdb.images.photos import photos_in, read_photo  # noqa: E402
 from fastdb.models.export import verify_export  # noqa: E402
+from fastdb.models.recommended import recommended  # noqa: E402
 from fastdb.models.session_export import export_parts  # noqa: E402
 from fastdb.runtime.places import work_folder  # noqa: E402
 from fastdb.sessions.checkpoints import complete  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.storage.manifest import faults  # noqa: E402
 from fastdb.training.events import read_events  # noqa: E402
+from fastdb.training.process import Running  # noqa: E402
+from fastdb.world.draw import draw  # noqa: E402
+from fastdb.world.scene import BACKGROUNDS, COLOURS, Scene, described  # noqa: E402
+from fastdb.world.subjects import SUBJECTS  # noqa: E402
 
-FEWER = {"text_encoder.steps": 4, "unet.steps": 20, "checkpoints.every_steps": 4, "samples.every_steps": 10}
-KILLED = 9
+FEWER = {
+    "text_encoder.steps": 4,
+    "unet.steps": 20,
+    "prior.class_images": 6,
+    "prior.steps": 4,
+    "checkpoints.every_steps": 4,
+    "samples.every_steps": 10,
+    "samples.steps": 4,
+}
+KILLED = 10
+SAMPLER_STEPS = 6
 
 GUARD = """
 import os, sys
@@ -87,16 +105,18 @@ def refuse(log: Path, patch: pytest.MonkeyPatch) -> None:
 
 @contextlib.contextmanager
 def shrunk() -> Iterator[pytest.MonkeyPatch]:
-    """The demo's settings with fewer steps."""
+    """The demo with fewer steps, and fewer pictures to measure."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in FEWER.items():
-            assert name in demo.SETTINGS
             patch.setitem(demo.SETTINGS, name, value)
+        for group in demo.TIMES:
+            patch.setitem(demo.TIMES, group, 1)
+        patch.setitem(demo.DRAWING, "steps", SAMPLER_STEPS)
         yield patch
 
 
 @pytest.fixture(scope="module")
-def shown(standin: Path, common: Path) -> Shown:
+def shown(common: Path) -> Shown:
     """One run of the demo, without a network; once for all workers."""
     root, said, network = common / "demo", common / "demo.said", common / "demo.network"
     with FileLock(common / "demo.lock"):
@@ -115,13 +135,26 @@ def logs(session: Session) -> list[list[dict[str, Any]]]:
 
 
 def test_it_leaves_a_whole_session(shown: Shown) -> None:
-    session = shown.session
-    assert sorted(path.stem for path in session.originals.glob("*.png")) == sorted(demo.PHOTOS)
-    assert sorted(path.stem for path in session.instance_images.glob("*.png")) == sorted(demo.PHOTOS)
-    for path in session.instance_images.glob("*.png"):
-        with Image.open(path) as picture:
-            assert picture.size == (64, 64)
+    session, five = shown.session, [f"mug-{number}" for number in range(1, 6)]
+    assert [path.stem for path in photos_in(session.originals)] == five
+    assert [path.stem for path in photos_in(session.instance_images)] == five
+    for path, photo in zip(photos_in(session.instance_images), SUBJECTS["mug"].photos(), strict=True):
+        assert np.array_equal(read_photo(path), photo)
+    record = session.record
+    assert (record.base_model.folder, record.subject.token, record.subject.class_word) == ("mini", "sks", "mug")
+    assert session.config.captions.instance_prompt == "a photo of a sks mug"
     assert session.config.unet.steps == 20
+
+
+def test_it_trains_with_prior_preservation(shown: Shown) -> None:
+    """As recommended for mini: class images of several classes."""
+    recommends = Config().changed(recommended("mini", "mug"))
+    assert shown.session.config.prior.prompts == recommends.prior.prompts
+    assert len(set(recommends.prior.prompts)) > 20
+    assert len(photos_in(shown.session.class_images)) == 6
+    steps = [event for log in logs(shown.session) for event in log if event["event"] == "step"]
+    assert len(steps) >= 24
+    assert all(event["prior_loss"] > 0 for event in steps)
 
 
 def test_it_leaves_checkpoints_of_both_stages_that_verify(shown: Shown) -> None:
@@ -148,7 +181,7 @@ def test_the_trainer_was_really_killed_and_went_on(shown: Shown) -> None:
     assert (killed.begins, killed.ended, killed.outcome) == ("text_encoder step 0", "", "")
     assert (ended.begins, ended.outcome) == (f"unet step {begun['step']}", "finished")
     assert ended.ended
-    assert re.search(r"^killed process \d+ with SIGKILL after step 9 of the unet stage$", shown.said, re.MULTILINE)
+    assert re.search(r"^killed process \d+ with SIGKILL after step 10 of the unet stage$", shown.said, re.MULTILINE)
 
 
 def test_both_exports_are_there_and_verify(shown: Shown) -> None:
@@ -167,27 +200,90 @@ def test_samples_were_made_on_the_way(shown: Shown) -> None:
 
 def test_the_contact_sheet_is_worth_looking_at(shown: Shown) -> None:
     assert shown.sheet == shown.session.path / "contact_sheet.png"
-    with Image.open(shown.sheet) as picture:
-        assert picture.format == "PNG"
-        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    pixels = on(shown.sheet)
     height, width, _ = pixels.shape
-    assert 600 < width < 1200, "a column of labels and three of pictures"
-    assert 1000 < height < 2000, "five rows of pictures"
+    assert 1000 < width <= 1280, "fits a page"
+    assert 900 < height < 1300
     blank = (pixels == 255).all(axis=2)
     assert 0.2 < blank.mean() < 0.7
-    bands = rows_of_pictures(blank)
-    assert len(bands) == 5, bands
-    for top, bottom in bands:
-        band = pixels[top:bottom]
-        assert band.std() > 30
-        assert ((band.max(axis=2) - band.min(axis=2)) > 40).mean() > 0.05, "pictures have colours; text is grey"
+    assert [len(row) for row in cells(pixels)] == [5, 5, 5, 10, 10]
+    assert all(cell.std() > 10 for row in cells(pixels) for cell in row)
+    mugs, rest = cells(pixels)[:3], cells(pixels)[3:]
+    assert {cell.shape for row in mugs for cell in row} == {(184, 184, 3)}
+    assert all(60 < cell.shape[0] < 100 for row in rest for cell in row), "what is beside the point is small"
 
 
-def rows_of_pictures(blank: np.ndarray) -> list[tuple[int, int]]:
-    """Where on the sheet most of a line is not paper, for at least a hundred lines together."""
-    full = np.concatenate([[False], (~blank).mean(axis=1) > 0.2, [False]])
-    edges = np.flatnonzero(full[1:] != full[:-1])
-    return [(top, bottom) for top, bottom in edges.reshape(-1, 2).tolist() if bottom - top >= 100]
+def test_the_contact_sheet_shows_what_it_says(shown: Shown) -> None:
+    """The photos, the untrained base's pictures and those of the exported file, each in its place."""
+    photos, before, after, *pairs = cells(on(shown.sheet))
+    for cell, photo in zip(photos, SUBJECTS["mug"].photos(), strict=True):
+        assert unlike(cell, photo) < 1
+    with shrunk():
+        file = shown.session.path / "demo.safetensors"
+        untrained = workflow.new("untrained", "mini")
+        made = {"base": by_prompt(demo.pictures(untrained)), "file": by_prompt(demo.pictures(file))}
+    mug = [*demo.PROMPTS[SUBJECT], *demo.PROMPTS[CONTEXT]]
+    rest = [*demo.PROMPTS[CLASS], *demo.PROMPTS[demo.COLOURED], *demo.PROMPTS[OTHERS]]
+    for row, source in ((before, "base"), (after, "file")):
+        for cell, prompt in zip(row, mug, strict=True):
+            assert unlike(cell, made[source][prompt]) < 2
+            assert unlike(cell, made["base" if source == "file" else "file"][prompt]) > 4
+    for number, cell in enumerate(pairs[0] + pairs[1]):
+        assert unlike(cell, made["file" if number % 2 else "base"][rest[number // 2]]) < 4, (number, rest[number // 2])
+
+
+def test_the_contact_sheet_says_what_happened(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: dict[str, Any] = {}
+    monkeypatch.setattr(demo, "contact_sheet", lambda rows, **texts: said.update(texts, rows=rows))
+    taken = [Taken(shot, Image.new("RGB", (64, 64))) for shot in demo.shots()]
+    demo.draw(shown.session, KILLED, taken, taken)
+    begins = shown.session.record.runs[-1].begins
+    assert begins in ("unet step 8", "unet step 12")
+    assert "killed on purpose, at step 10 of 20," in said["note"]
+    assert f"went on from step {begins.split()[-1]}." in said["note"]
+    captions = [[cell.caption for cell in row.cells] for row in said["rows"]]
+    assert captions[2][:2] == ["a photo of a sks mug", "… on a dotted yellow background"]
+    assert [caption for row in captions[3:] for caption in row] == [
+        prompt for group in (CLASS, demo.COLOURED, OTHERS) for prompt in demo.PROMPTS[group]
+    ]
+
+
+def on(sheet: Path) -> np.ndarray:
+    """The pixels of a picture, (height, width, 3)."""
+    with Image.open(sheet) as picture:
+        assert picture.format == "PNG"
+        return np.asarray(picture.convert("RGB")).astype(int)
+
+
+def cells(pixels: np.ndarray) -> list[list[np.ndarray]]:
+    """The pictures on the sheet, row by row, found by their outlines; two in one outline where an arrow leads."""
+    edges: dict[tuple[int, int], list[int]] = {}
+    rule = (pixels == (0xE4, 0xE4, 0xE8)).all(axis=2).astype(int)
+    for x in range(pixels.shape[1]):
+        changes = np.flatnonzero(np.diff(rule[:, x], prepend=0, append=0))
+        for top, bottom in changes.reshape(-1, 2).tolist():
+            if bottom - top >= 60:
+                edges.setdefault((top, bottom), []).append(x)
+    found = []
+    for (top, bottom), columns in sorted(edges.items()):
+        row = []
+        for left, right in zip(columns[::2], columns[1::2], strict=True):
+            inside = pixels[top + 1 : bottom - 1, left + 1 : right]
+            height, width, _ = inside.shape
+            row += [inside] if width == height else [inside[:, :height], inside[:, width - height :]]
+        found.append(row)
+    return found
+
+
+def unlike(cell: np.ndarray, picture: Image.Image) -> float:
+    """How far a cell is from a picture of its size, of 255, on average."""
+    height, width, _ = cell.shape
+    return float(abs(cell - np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))).mean())
+
+
+def by_prompt(taken: list[Taken]) -> dict[str, Image.Image]:
+    """The first picture of each prompt."""
+    return {one.shot.prompt: one.picture for one in reversed(taken)}
 
 
 def test_what_it_says_is_true(shown: Shown) -> None:
@@ -199,6 +295,45 @@ def test_what_it_says_is_true(shown: Shown) -> None:
         assert str(path) in said
     assert re.search(r"^Done in \d+ s\.$", said, re.MULTILINE)
     assert "Traceback" not in said
+
+
+def test_it_measures_what_it_shows(shown: Shown) -> None:
+    """A line a figure of the drawn world, counted before and after; a known picture is counted as what it is."""
+    expected = {figure.about.removeprefix("share of ") for figure in drawn.FIGURES if figure.name != "others_kept"}
+    found = re.findall(r"^(.+?)  +(\d+) of (\d+)  +(\d+) of (\d+)$", shown.said, re.MULTILINE)
+    assert {line[0] for line in found} == expected
+    assert [line[2] for line in found] == [line[4] for line in found] == ["1", "1", "4", "4", "1", "4", "5"]
+    assert "Read back from 15 pictures before training and 15 after" in shown.said
+
+
+def test_what_is_measured_is_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    mug = SUBJECTS["mug"]
+    without, everywhere = [
+        [Taken(shot, draw(scene)) for shot in demo.shots()]
+        for scene in (Scene("mug", "red", "white", "plain", COLOURS["red"], BACKGROUNDS["white"]), mug.scene())
+    ]
+    demo.measure(without, everywhere)
+    said = capsys.readouterr().out
+    assert re.search(r"^subject pictures that show it.*  0 of 4 +4 of 4$", said, re.MULTILINE)
+    assert re.search(r"^subject pictures that the judge calls its class +4 of 4 +4 of 4$", said, re.MULTILINE)
+    assert re.search(r"^context pictures with the background asked for.* +0 of 8 +0 of 8$", said, re.MULTILINE)
+    assert re.search(r"^class pictures that show the subject +0 of 4 +4 of 4$", said, re.MULTILINE)
+    assert re.search(r"^class pictures of an asked-for colour.* +0 of 8 +8 of 8$", said, re.MULTILINE)
+
+
+def test_what_is_asked_for() -> None:
+    """Backgrounds that no photo has, a seed for every picture, groups that the readings know."""
+    contexts = [described(prompt) for prompt in demo.PROMPTS[CONTEXT]]
+    assert all(demo.PROMPTS[CONTEXT][n].startswith(f"{demo.PROMPT} on a ") for n in range(4))
+    assert not {f"{asked.texture} {asked.background}" for asked in contexts} & set(SUBJECTS["mug"].backgrounds())
+    assert all(None not in (asked.shape, asked.background, asked.texture) for asked in contexts)
+    for prompt in (*demo.PROMPTS[demo.COLOURED], *demo.PROMPTS[OTHERS]):
+        asked = described(prompt)
+        assert None not in (asked.shape, asked.colour, asked.background, asked.texture)
+        assert (asked.shape == "mug") == (prompt in demo.PROMPTS[demo.COLOURED])
+    assert demo.COLOURED == drawn.COLOURED
+    assert set(demo.PROMPTS) == set(demo.TIMES) == {SUBJECT, CONTEXT, CLASS, demo.COLOURED, OTHERS}
+    assert len({shot.seed for shot in demo.shots()}) == len(demo.shots()) == 34
 
 
 def test_it_needs_no_network(shown: Shown) -> None:
@@ -220,11 +355,13 @@ def test_the_guard_of_the_network_guards(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_second_run_finds_its_own_name(shown: Shown) -> None:
-    """Beside the first one, in the same folder, which stays as it was."""
+    """Beside the first one, in the same folder, which stays as it was; this time nobody kills the trainer."""
     before = {path: path.stat().st_mtime_ns for path in shown.session.path.rglob("*") if path.is_file()}
     with shrunk() as patch:
-        patch.setitem(demo.SETTINGS, "text_encoder.steps", 0)
-        patch.setitem(demo.SETTINGS, "samples.every_steps", 8)
+        for name in ("text_encoder.steps", "prior.class_images", "samples.every_steps"):
+            patch.setitem(demo.SETTINGS, name, 0)
+        patch.setitem(demo.DRAWING, "steps", 1)
+        patch.setattr(demo, "train_and_kill", lambda _: 1)
         sheet = demo.run_demo(shown.session.path.parent)
     assert sheet == shown.session.path.parent / "demo-2" / "contact_sheet.png"
     assert sheet.is_file()
@@ -233,21 +370,21 @@ def test_a_second_run_finds_its_own_name(shown: Shown) -> None:
     assert [session.name for session in overview.list_sessions(sheet.parents[1])] == ["demo", "demo-2"]
 
 
-def test_a_trainer_that_ends_before_it_is_killed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With nothing to do it ends by itself."""
-    for name in ("text_encoder.steps", "unet.steps"):
-        monkeypatch.setitem(demo.SETTINGS, name, 0)
-    session = workflow.new("brief", "standin", demo.demo_photos()[:1], root=tmp_path, settings=demo.SETTINGS)
-    with pytest.raises(TrainingError, match="brief: the trainer ended before step 0 of the unet stage"):
-        demo.train_and_kill(session)
+def test_a_trainer_that_ends_before_it_is_killed_is_said(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the second one of the demo did, which was through before anybody looked."""
+    ended = sorted(work_folder(shown.session.path).glob("run-*.jsonl"))[1]
+    assert any(event["event"] == "step" and event["step"] == KILLED for event in read_events(ended))
+    monkeypatch.setattr(demo.process, "start", lambda _: Running(os.getpid(), ended, alive=lambda: False))
+    monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("it kills what runs no more"))
+    with pytest.raises(TrainingError, match="demo: the trainer ended before step 10 of the unet stage"):
+        demo.train_and_kill(shown.session)
 
 
 def test_the_settings_of_the_demo_are_settings() -> None:
-    """As they are, unshrunk; the kill falls between two checkpoints of the UNet stage."""
-    from fastdb.config import Config
-
-    config = Config().changed(demo.SETTINGS)
-    killed = round(config.unet.steps * demo.KILL_AT)
-    assert config.checkpoints.every_steps < killed < config.unet.steps - config.checkpoints.every_steps
-    assert 20 < killed % config.checkpoints.every_steps < config.checkpoints.every_steps - 20
+    """As they are, unshrunk; the kill falls well between two checkpoints of the UNet stage."""
+    config = Config().changed({**recommended("mini", demo.CLASS_WORD), **demo.SETTINGS})
+    assert config.prior.class_images > 0
+    killed, every = round(config.unet.steps * demo.KILL_AT), config.checkpoints.every_steps
+    assert every < killed < config.unet.steps - every
+    assert every / 5 < killed % every < every * 4 / 5
     assert json.dumps(demo.SETTINGS)

@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -28,10 +29,12 @@ ORDER = [
     "demo",
     "workflow",
     "overview",
+    "evaluation",
     "training",
     "inference",
     "images",
     "models",
+    "world",
     "sessions",
     "storage",
     "runtime",
@@ -122,6 +125,7 @@ def test_the_public_list_is_this() -> None:
         "Request",
         "Session",
         "add_images",
+        "evaluate",
         "export",
         "generate",
         "list_sessions",
@@ -177,7 +181,8 @@ def test_the_quick_commands_need_no_torch(sessions_folder: Path) -> None:
 import json, sys
 from fastdb.cli import app
 loaded = {{}}
-for command in (["--help"], ["--version"], ["train", "--help"], ["sessions"], ["show", "dog"], ["stop", "dog"]):
+helps = [["--help"], ["--version"], ["train", "--help"], ["evaluate", "--help"]]
+for command in (*helps, ["sessions"], ["show", "dog"], ["stop", "dog"]):
     try:
         app(command)
     except SystemExit as ended:
@@ -187,8 +192,8 @@ print(json.dumps(loaded))
 """
     loaded = python(code)
     assert loaded["--help"] == ["typer"]
-    assert loaded["train --help"] == ["typer"]
-    assert len(loaded) == 6
+    assert loaded["train --help"] == loaded["evaluate --help"] == ["typer"]
+    assert len(loaded) == 7
     for command, modules in loaded.items():
         assert not {"torch", "numpy", "diffusers", "transformers", "cv2", "skimage"} & set(modules), command
 
@@ -300,8 +305,6 @@ def test_the_readme_draws_every_module() -> None:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package as it will be installed, built from a copy, so that nothing is left in the repository."""
     pytest.importorskip("setuptools", minversion="70.1")  # which can make wheels by itself
-    import shutil
-
     source = tmp_path_factory.mktemp("source") / "fastdb"
     aside = shutil.ignore_patterns(
         ".*", "build", "*.egg-info", "__pycache__", "tests", "docs", "notebooks", "benchmarks"
@@ -319,15 +322,31 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(target.glob("*.whl"))
 
 
-def test_the_wheel_holds_the_package_and_the_template(wheel: Path) -> None:
+def test_the_wheel_holds_the_package_the_template_and_the_model(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
+        model = {name: archive.read(name) for name in names if "/mini/" in name or name.endswith(".safetensors")}
     template = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "sessions_template").rglob("*.txt")}
     assert len(template) == 7
     assert {name for name in names if "sessions_template" in name} == {f"fastdb/{name}" for name in template}
     modules = {path.relative_to(REPOSITORY).as_posix() for path in PACKAGE.rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules
+    files = [*(PACKAGE / "models" / "mini").rglob("*.*"), PACKAGE / "world" / "judge.safetensors"]
+    assert {path.suffix for path in files} >= {".json", ".txt", ".safetensors"}
+    assert len(files) >= 13
+    assert model == {path.relative_to(REPOSITORY).as_posix(): path.read_bytes() for path in files}
     assert {name.split("/")[0] for name in names} == {"fastdb", f"fastdb-{fastdb.__version__}.dist-info"}
+
+
+def test_a_checkout_holds_what_the_package_reads() -> None:
+    """No rule keeps a file of the package out of the repository, as rules for data and models do in many."""
+    if not (REPOSITORY / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("this is no checkout, or there is no git here")
+    files = [path for path in PACKAGE.rglob("*.*") if path.is_file() and "__pycache__" not in path.parts]
+    assert sum(path.suffix == ".safetensors" for path in files) == 4
+    command = ["git", "check-ignore", "--no-index", *map(str, files)]
+    ignored = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    assert (ignored.returncode, ignored.stdout) == (1, ""), ignored
 
 
 def test_a_session_of_the_installed_package_equals_the_template(wheel: Path, tmp_path: Path) -> None:

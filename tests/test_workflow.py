@@ -43,18 +43,18 @@ SETTINGS: dict[str, Any] = {
 
 
 @pytest.fixture
-def session(standin: Path, photos: list[Path]) -> Session:
+def session(mini: Path, photos: list[Path]) -> Session:
     """A new session of one photo."""
-    return workflow.new("cup", standin, photos[2:], token="sks", class_word="cup", settings=SETTINGS)
+    return workflow.new("cup", mini, photos[2:], token="sks", class_word="cup", settings=SETTINGS)
 
 
 @pytest.fixture(scope="module")
-def finished(standin: Path, photos: list[Path], common: Path) -> tuple[Path, str]:
+def finished(mini: Path, photos: list[Path], common: Path) -> tuple[Path, str]:
     """A session trained to its end by a trainer that was let go and then followed, and what the two calls returned."""
     root = common / "workflow"
     with FileLock(common / "workflow.lock"):
         if not (root / "said").exists():
-            workflow.new("cup", standin, photos[2:], token="sks", class_word="cup", root=root, settings=SETTINGS)
+            workflow.new("cup", mini, photos[2:], token="sks", class_word="cup", root=root, settings=SETTINGS)
             said = [workflow.train("cup", root=root, follow=False)]
             said.append(workflow.train("cup", root=root))
             process._children[-1].wait()  # or Python complains of it at the end
@@ -100,9 +100,9 @@ def half_base(photos: list[Path], folder: Path) -> dict[str, Any]:
 
 
 def workflow_base() -> Path:
-    from fastdb.models.sources import STANDIN, base_folder
+    from fastdb.models.sources import MINI, base_folder
 
-    return base_folder(STANDIN)
+    return base_folder(MINI)
 
 
 def bad_setting(photos: list[Path], folder: Path) -> dict[str, Any]:
@@ -130,13 +130,13 @@ def test_a_mistake_in_new_makes_nothing(
     wrong: Callable[[list[Path], Path], dict[str, Any]],
     kind: type[FastDBError],
     said: str,
-    standin: Path,
+    mini: Path,
     photos: list[Path],
     tmp_path: Path,
     sessions_folder: Path,
 ) -> None:
     (tmp_path / "empty").mkdir()
-    asked = {"name": "cup", "base": standin, "photos": photos, "settings": SETTINGS}
+    asked = {"name": "cup", "base": mini, "photos": photos, "settings": SETTINGS}
     asked |= wrong(photos, tmp_path / "empty")
     with pytest.raises(kind) as caught:
         workflow.new(**asked)
@@ -145,22 +145,22 @@ def test_a_mistake_in_new_makes_nothing(
     assert not sessions_folder.exists()
 
 
-def test_new_beside_one_of_its_name_leaves_that_alone(session: Session, standin: Path, photos: list[Path]) -> None:
+def test_new_beside_one_of_its_name_leaves_that_alone(session: Session, mini: Path, photos: list[Path]) -> None:
     before = tree(session.path)
     with pytest.raises(SessionExists):
-        workflow.new("cup", standin, photos)
+        workflow.new("cup", mini, photos)
     assert tree(session.path) == before
     assert os.listdir(session.path.parent) == ["cup"]
 
 
-def test_new_says_the_prompt_it_made_up(session: Session, standin: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_new_says_the_prompt_it_made_up(session: Session, mini: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert session.config.captions.instance_prompt == "a photo of sks cup"
     cases = [({"token": "sks"}, "a photo of sks"), ({"class_word": "dog"}, "a photo of dog"), ({}, "")]
     for number, (words, prompt) in enumerate(cases):
-        made = workflow.new(f"s{number}", standin, **words)
+        made = workflow.new(f"s{number}", mini, **words)
         assert made.config.captions.instance_prompt == prompt
         assert (f"instance prompt: {prompt!r}" in capsys.readouterr().out) == bool(prompt)
-    kept = workflow.new("kept", standin, token="sks", settings={"captions.instance_prompt": "sks at sea"})
+    kept = workflow.new("kept", mini, token="sks", settings={"captions.instance_prompt": "sks at sea"})
     assert kept.config.captions.instance_prompt == "sks at sea"
 
 
@@ -309,8 +309,8 @@ def test_a_file_in_place_of_the_output_folder_is_said(session: Session, tmp_path
         workflow.generate("cup", "a cup", steps=1, output=tmp_path / "file")
 
 
-def test_what_there_is_is_shown(trained: Session, standin: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    workflow.new("dog", standin, settings={"unet.steps": 7})
+def test_what_there_is_is_shown(trained: Session, mini: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workflow.new("dog", mini, settings={"unet.steps": 7})
     (trained.path.parent / "broken").mkdir()
     (trained.path.parent / "broken" / "session.yaml").write_text("{")
     capsys.readouterr()
@@ -363,10 +363,10 @@ def test_opening_reads_again_what_was_written_since(session: Session) -> None:
         overview.open_session("cop")
 
 
-def test_open_or_new_keeps_what_is_there(session: Session, standin: Path) -> None:
-    again = workflow.open_or_new("cup", standin, token="other", settings={"unet.steps": 99})
+def test_open_or_new_keeps_what_is_there(session: Session, mini: Path) -> None:
+    again = workflow.open_or_new("cup", mini, token="other", settings={"unet.steps": 99})
     assert (again.path, again.record) == (session.path, session.record)
-    made = workflow.open_or_new("dog", standin, token="sks", settings={"unet.steps": 99})
+    made = workflow.open_or_new("dog", mini, token="sks", settings={"unet.steps": 99})
     assert (made.name, made.config.unet.steps, made.record.subject.token) == ("dog", 99, "sks")
 
 

@@ -28,41 +28,59 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A label for the left and the cells beside it."""
+    """A label for the left, the cells beside it, and a remark for under the label."""
 
     label: str
     cells: Sequence[Cell] = field(default_factory=tuple)
+    about: str = ""
 
 
-def contact_sheet(rows: Sequence[Row], title: str = "", thumb: int = 192) -> Image.Image:
+def contact_sheet(rows: Sequence[Row], title: str = "", thumb: int = 192, note: str = "") -> Image.Image:
     """Rows of pictures on white, each fitted into `thumb` x `thumb` pixels, as one RGB picture.
 
-    Labels stand in a column on the left, captions under their pictures; both are wrapped and cut after a few
-    lines with an ellipsis.
+    Labels stand in a column on the left, captions under their pictures, the note small under the title; all are
+    wrapped and cut after a few lines with an ellipsis.
     """
     fonts = _Fonts.for_thumb(thumb)
-    label_width = round(thumb * 0.9) if any(row.label for row in rows) else 0
+    label_width = round(thumb * 0.9) if any(row.label or row.about for row in rows) else 0
     first = _MARGIN + (label_width + _GAP if label_width else 0)
     columns = max((len(row.cells) for row in rows), default=0)
     width = max(first + columns * (thumb + _GAP) - _GAP + _MARGIN, thumb + 2 * _MARGIN)
     laid = [_Laid.out(row, fonts, thumb, label_width) for row in rows]
     titles = _wrapped(title, fonts.title, width - 2 * _MARGIN)
-    title_height = len(titles) * fonts.line(fonts.title)
-    top = _MARGIN + (title_height + _GAP if titles else 0)
+    notes = _wrapped(note, fonts.caption, width - 2 * _MARGIN)
+    noted = _MARGIN + (len(titles) * fonts.line(fonts.title) + 6 if titles else 0)
+    under = noted + len(notes) * fonts.line(fonts.caption)
+    top = under + _GAP if titles or notes else _MARGIN
     height = top + sum(row.height for row in laid) + 2 * _GAP * max(len(laid) - 1, 0) + _MARGIN
     sheet = Image.new("RGB", (width, height), _PAPER)
     pen = ImageDraw.Draw(sheet)
     _write(pen, _MARGIN, _MARGIN, titles, fonts.title, _INK, fonts)
+    _write(pen, _MARGIN, noted, notes, fonts.caption, _GREY, fonts)
     for number, row in enumerate(laid):
         if number:
             pen.line((_MARGIN, top - _GAP, width - _MARGIN, top - _GAP), fill=_RULE)
         _write(pen, _MARGIN, top, row.label, fonts.label, _INK, fonts)
+        _write(pen, _MARGIN, top + row.labelled, row.about, fonts.caption, _GREY, fonts)
         for column, (cell, caption) in enumerate(zip(row.cells, row.captions, strict=True)):
             left = first + column * (thumb + _GAP)
             _paste(sheet, pen, cell, (left, top), thumb, row.pictures)
             _write(pen, left, top + row.pictures + 6, caption, fonts.caption, _GREY, fonts)
         top += row.height + 2 * _GAP
     return sheet
+
+
+def arrowed(first: Image.Image, then: Image.Image, side: int = 320) -> Image.Image:
+    """Two square pictures as one, each `side` x `side` pixels, with an arrow from the first to the second between."""
+    gap = side // 4
+    both = Image.new("RGB", (2 * side + gap, side), _PAPER)
+    for image, left in ((first, 0), (then, side + gap)):
+        both.paste(image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS), (left, 0))
+    point, middle = side + gap * 4 // 5, side // 2
+    pen = ImageDraw.Draw(both)
+    pen.line((side + gap // 5, middle, point - gap // 4, middle), fill=_GREY, width=gap // 10)
+    pen.polygon([(point, middle)] + [(point - gap // 4, middle + way * gap // 5) for way in (-1, 1)], fill=_GREY)
+    return both
 
 
 def save_sheet(image: Image.Image, path: Path) -> None:
@@ -96,6 +114,8 @@ class _Fonts:
 @dataclass(frozen=True)
 class _Laid:
     label: list[str]
+    labelled: int
+    about: list[str]
     captions: list[list[str]]
     cells: Sequence[Cell]
     pictures: int
@@ -105,12 +125,14 @@ class _Laid:
     def out(cls, row: Row, fonts: _Fonts, thumb: int, label_width: int) -> _Laid:
         """Wrap a row's texts and find its height."""
         label = _wrapped(row.label, fonts.label, label_width, most=3 * _MOST_LINES)
+        labelled = len(label) * fonts.line(fonts.label)
+        about = _wrapped(row.about, fonts.caption, label_width, most=2 * _MOST_LINES)
         captions = [_wrapped(cell.caption, fonts.caption, thumb) for cell in row.cells]
         lines = max((len(caption) for caption in captions), default=0)
         under = 6 + lines * fonts.line(fonts.caption) if lines else 0
         pictures = max((_fitted(cell.image, thumb)[1] for cell in row.cells), default=0)
-        height = max(pictures + under, len(label) * fonts.line(fonts.label))
-        return cls(label, captions, row.cells, pictures, height)
+        height = max(pictures + under, labelled + len(about) * fonts.line(fonts.caption))
+        return cls(label, labelled, about, captions, row.cells, pictures, height)
 
 
 def _wrapped(text: str, font: Font, width: int, most: int = _MOST_LINES) -> list[str]:

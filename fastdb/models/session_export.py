@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fastdb.errors import TrainingError
 from fastdb.models.base_model import open_base_model, weight_file
+from fastdb.models.sources import base_of
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES, Standing, standing, steps_of
 
@@ -25,7 +26,7 @@ def export_parts(session: Session) -> tuple[dict[str, Path], str]:
             where=session.name,
             fix=f"Train it first: fastdb train {session.name}",
         )
-    base = open_base_model(Path(session.record.base_model.folder))
+    base = open_base_model(base_of(session))
     parts = {part: weight_file(base.folder, part) for part in ("unet", "vae", "text_encoder")}
     return {**parts, **stands.weights}, how_far(session, stands)
 

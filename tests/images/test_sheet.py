@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastdb.images.sheet import Cell, Row, contact_sheet, save_sheet
+from fastdb.images.sheet import Cell, Row, arrowed, contact_sheet, save_sheet
 
 Gallery = Callable[[str], Image.Image]
 
@@ -33,6 +33,36 @@ def test_pictures_labels_captions_and_boxes_are_there(gallery: Gallery) -> None:
     outline = (np.asarray(full) == (255, 59, 48)).all(axis=2)
     rows, columns = np.nonzero(outline)
     assert {33, 34, 35} >= {int(rows.max() - rows.min() + 1), int(columns.max() - columns.min() + 1)}
+
+
+def test_a_note_and_a_remark_under_a_label_push_nothing_aside() -> None:
+    """They take room of their own: the pictures are whole, and each text adds ink where it belongs."""
+    red = Image.new("RGB", (100, 100), (200, 0, 0))
+    plain = contact_sheet([Row("label", [Cell(red)])], "Title", 100)
+    noted = contact_sheet([Row("label", [Cell(red)])], "Title", 100, note="a note that is so long that it wraps " * 2)
+    about = contact_sheet([Row("label", [Cell(red)], about="a remark of so many words that it wraps")], "Title", 100)
+    assert noted.height > plain.height
+    assert about.size == plain.size, "beside the picture there is room"
+    for sheet in (plain, noted, about):
+        assert np.asarray(sheet).reshape(-1, 3).tolist().count([200, 0, 0]) == 100 * 100
+    more = noted.height - plain.height
+    assert ink(noted, (0, 50, noted.width, 50 + more)) > 100
+    assert np.array_equal(np.asarray(noted)[60 + more :], np.asarray(plain)[60:]), "all below moved down together"
+    left = (0, 0, plain.width - 28 - 101, plain.height)
+    assert ink(about, left) > ink(plain, left) + 100
+    long = contact_sheet([Row("label", [Cell(red)], about="more words " * 20)], "Title", 100)
+    assert long.height > plain.height, "the row grows with its remark"
+
+
+def test_an_arrow_leads_from_the_first_to_the_second() -> None:
+    red, blue = Image.new("RGB", (64, 64), (200, 0, 0)), Image.new("RGB", (30, 30), (0, 0, 200))
+    both = np.asarray(arrowed(red, blue, side=80))
+    assert both.shape == (80, 180, 3)
+    assert (both[:, :80] == (200, 0, 0)).all()
+    assert (both[:, 100:] == (0, 0, 200)).all()
+    tall = (both[:, 80:100] < 200).all(axis=2).sum(axis=0)
+    assert tall[:2].sum() == tall[-2:].sum() == 0, "it touches neither"
+    assert 0 < tall[4] < tall[12] > tall[15] > 0, "a shaft, and a head that comes to a point on the right"
 
 
 def test_nothing_is_drawn_outside_its_place(gallery: Gallery) -> None:

@@ -1,4 +1,4 @@
-"""A stand-in model for this room, built once."""
+"""A base model in single precision for this room, made once from mini, which ships in half."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.other_models import another
+
 
 @pytest.fixture(scope="session")
-def standin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def single(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("torch")
-    from fastdb.models.standin import build_standin
-
-    return build_standin(tmp_path_factory.mktemp("models") / "standin")
+    return another(mini, tmp_path_factory.mktemp("models") / "single")
 
 
 @pytest.fixture(scope="session")
-def sources(standin: Path) -> dict[str, Path]:
+def sources(single: Path) -> dict[str, Path]:
     from fastdb.models.base_model import PARTS, weight_file
 
-    return {part: weight_file(standin, part) for part in PARTS}
+    return {part: weight_file(single, part) for part in PARTS}

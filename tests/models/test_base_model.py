@@ -24,43 +24,45 @@ from fastdb.models import loading  # noqa: E402
 
 
 @pytest.fixture
-def model(standin: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(standin, tmp_path / "model"))
+def model(mini: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(mini, tmp_path / "model"))
 
 
 def edit(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def test_a_base_model_is_understood(standin: Path) -> None:
-    model = open_base_model(standin)
-    assert model.folder == standin
-    assert (model.prediction_type, model.latent_scale, model.vae_factor) == ("epsilon", 0.5, 8)
-    assert (model.cross_attention_dim, model.latent_channels, model.tokens, model.sample_size) == (64, 4, 77, 128)
-    tokenizer = loading.load_tokenizer(standin)
-    assert model.vocabulary == len(tokenizer)
+def test_a_base_model_is_understood(model: Path) -> None:
+    edit(model / "vae" / "config.json", scaling_factor=0.5)
+    edit(model / "unet" / "config.json", sample_size=16)
+    opened = open_base_model(model)
+    assert opened.folder == model
+    assert (opened.prediction_type, opened.latent_scale, opened.vae_factor) == ("epsilon", 0.5, 8)
+    assert (opened.cross_attention_dim, opened.latent_channels, opened.tokens, opened.sample_size) == (64, 4, 77, 128)
+    tokenizer = loading.load_tokenizer(model)
+    assert opened.vocabulary == len(tokenizer)
 
 
-def test_opening_needs_no_torch(standin: Path) -> None:
+def test_opening_needs_no_torch(mini: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from fastdb.models.base_model import fingerprint, open_base_model;"
-        f"open_base_model(Path({str(standin)!r})); fingerprint(Path({str(standin)!r}));"
+        f"open_base_model(Path({str(mini)!r})); fingerprint(Path({str(mini)!r}));"
         "heavy = {'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules); assert not heavy, heavy"
     )
     root = Path(__file__).resolve().parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
 
 
-def test_the_fingerprint_follows_the_weights(model: Path, standin: Path) -> None:
-    assert fingerprint(model) == fingerprint(standin)
+def test_the_fingerprint_follows_the_weights(model: Path, mini: Path) -> None:
+    assert fingerprint(model) == fingerprint(mini)
     assert len(fingerprint(model)) == 64
     edit(model / "model_index.json", comment="x")
-    assert fingerprint(model) == fingerprint(standin)
+    assert fingerprint(model) == fingerprint(mini)
     file = model / "vae" / "diffusion_pytorch_model.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    assert fingerprint(model) != fingerprint(standin)
+    assert fingerprint(model) != fingerprint(mini)
 
 
 def only_pickle(model: Path) -> None:
@@ -125,29 +127,33 @@ def test_what_is_wrong_is_named(model: Path, fault: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_single_file_is_no_base_model(standin: Path) -> None:
+def test_a_single_file_is_no_base_model(mini: Path) -> None:
     with pytest.raises(ModelError, match="is a single file"):
-        open_base_model(standin / "unet" / "diffusion_pytorch_model.safetensors")
+        open_base_model(mini / "unet" / "diffusion_pytorch_model.safetensors")
 
 
-def test_loading_agrees_with_the_libraries_own(standin: Path) -> None:
+@pytest.mark.parametrize("which", ["mini", "single"])
+def test_loading_agrees_with_the_libraries_own(which: str, request: pytest.FixtureRequest) -> None:
+    """Of a file in half precision and of one in single precision; in memory both are single."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
 
+    folder: Path = request.getfixturevalue(which)
     pairs = [
-        (loading.load_unet(standin), UNet2DConditionModel.from_pretrained(standin / "unet")),
-        (loading.load_vae(standin), AutoencoderKL.from_pretrained(standin / "vae")),
-        (loading.load_text_encoder(standin), CLIPTextModel.from_pretrained(standin / "text_encoder")),
+        (loading.load_unet(folder), UNet2DConditionModel.from_pretrained(folder / "unet")),
+        (loading.load_vae(folder), AutoencoderKL.from_pretrained(folder / "vae")),
+        (loading.load_text_encoder(folder), CLIPTextModel.from_pretrained(folder / "text_encoder")),
     ]
     for ours, theirs in pairs:
         assert not ours.training
+        assert {weight.dtype for weight in ours.parameters()} == {torch.float32}
         assert not any(b.is_meta for b in ours.buffers())
         state = theirs.state_dict()
         assert set(state) == set(ours.state_dict())
         assert all(torch.equal(tensor, state[name]) for name, tensor in ours.state_dict().items())
     numbers = torch.arange(77)[None]
     assert torch.equal(pairs[2][0](numbers)[0], pairs[2][1](numbers)[0])
-    assert type(loading.load_scheduler(standin)).__name__ == "PNDMScheduler"
+    assert type(loading.load_scheduler(folder)).__name__ == "PNDMScheduler"
 
 
 def test_the_text_encoder_loads_with_and_without_prefix_and_position_ids(model: Path) -> None:
@@ -161,7 +167,8 @@ def test_the_text_encoder_loads_with_and_without_prefix_and_position_ids(model: 
         assert torch.equal(loading.load_text_encoder(model)(torch.arange(77)[None])[0], before)
 
 
-def test_old_vae_names_and_fp16_variants_load(model: Path) -> None:
+def test_old_vae_names_and_fp16_variants_load(single: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(single, tmp_path / "model"))
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     file = model / "vae" / "diffusion_pytorch_model.safetensors"
     weights = {}
@@ -171,6 +178,7 @@ def test_old_vae_names_and_fp16_variants_load(model: Path) -> None:
         weights[name] = tensor.half()
     assert sum("proj_attn" in name for name in weights) == 4
     wanted = loading.load_vae(model).state_dict()
+    assert not torch.equal(wanted["quant_conv.weight"], wanted["quant_conv.weight"].half().float())
     file.unlink()
     save_file(weights, file.with_name("diffusion_pytorch_model.fp16.safetensors"))
     open_base_model(model)

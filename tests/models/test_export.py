@@ -27,6 +27,7 @@ from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from fastdb.models import ckpt_file, export, layout  # noqa: E402
+from fastdb.models.base_model import open_base_model, weight_file  # noqa: E402
 from fastdb.models.export import export_model, verify_export  # noqa: E402
 from fastdb.models.safetensors_file import Entry  # noqa: E402
 
@@ -80,7 +81,7 @@ def test_an_export_has_the_original_names_and_the_cast_weights(
     assert all(tensor.is_contiguous() and tensor.data_ptr() % tensor.itemsize == 0 for tensor in state.values())
     vae = load_file(sources["vae"])["encoder.mid_block.attentions.0.to_q.weight"]
     query = state["first_stage_model.encoder.mid.attn_1.q.weight"]
-    assert query.shape == (32, 32, 1, 1)
+    assert query.shape == (48, 48, 1, 1)
     assert torch.equal(query[:, :, 0, 0], vae.to(DTYPES[dtype]))
     text = load_file(sources["text_encoder"])
     for name, tensor in text.items():
@@ -161,7 +162,7 @@ def draw(pipeline: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_diffusers_reads_the_file_without_a_network_and_draws_the_same_picture(
-    exports: dict[tuple[str, str], Path], standin: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    exports: dict[tuple[str, str], Path], single: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     from diffusers import StableDiffusionPipeline
 
@@ -170,20 +171,35 @@ def test_diffusers_reads_the_file_without_a_network_and_draws_the_same_picture(
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    source = draw(StableDiffusionPipeline.from_pretrained(standin, local_files_only=True))
+    source = draw(StableDiffusionPipeline.from_pretrained(single, local_files_only=True))
     pictures = {}
     for dtype in ("fp32", "fp16"):
         pipeline = StableDiffusionPipeline.from_single_file(
-            str(exports[kind, dtype]), config=str(standin), local_files_only=True, safety_checker=None
+            str(exports[kind, dtype]), config=str(single), local_files_only=True, safety_checker=None
         )
-        assert pipeline.unet.config.block_out_channels == [32, 48, 64, 64]
+        assert pipeline.unet.config.block_out_channels == [32, 64, 72, 72]
         assert pipeline.text_encoder.config.hidden_size == 64
-        assert pipeline.vae.config.scaling_factor == 0.5
+        assert pipeline.vae.config.scaling_factor == open_base_model(single).latent_scale != 0.18215
         assert len(pipeline.tokenizer) == pipeline.text_encoder.config.vocab_size
         pictures[dtype] = draw(pipeline)
     assert float((pictures["fp32"] - source).abs().max()) == 0.0
-    # fp16 weights, fp32 arithmetic: rounding by at most 2^-11 of each weight; below one step of 8 bits.
-    assert 0.0 < float((pictures["fp16"] - source).abs().max()) < 1 / 255
+    # fp16 weights, fp32 arithmetic: rounding by at most 2^-11 of each weight, which guidance multiplies along contours.
+    apart = (pictures["fp16"] - source).abs()
+    assert 0.0 < float(apart.mean()) < 0.25 / 255
+    assert float(apart.max()) < 8 / 255
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_in_half_precision_come_out_as_they_went_in(mini: Path, tmp_path: Path, kind: str) -> None:
+    parts = {part: weight_file(mini, part) for part in ("unet", "vae", "text_encoder")}
+    names = {part: layout.original_keys(part, load_file(file)) for part, file in parts.items()}
+    for dtype in ("fp32", "fp16"):
+        state = read(export_model(parts, tmp_path / f"{dtype}.{kind}", dtype=dtype, metadata={}).path)
+        for part, file in parts.items():
+            for name, tensor in load_file(file).items():
+                found = state[names[part][name]]
+                assert found.dtype == DTYPES[dtype]
+                assert torch.equal(found.half().flatten(), tensor.flatten())
 
 
 def test_sources_in_fp16_without_prefix_and_with_old_names_export_alike(

@@ -1,4 +1,4 @@
-"""The notebook as people meet it: a real Jupyter kernel, real photos, the small stand-in model, a folder as Drive."""
+"""The notebook as people meet it: a real Jupyter kernel, real photos, the small model that ships, a folder as Drive."""
 
 from __future__ import annotations
 

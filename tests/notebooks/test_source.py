@@ -20,6 +20,7 @@ import fastdb
 import fastdb.notebook
 from fastdb import workflow
 from fastdb.config import Config
+from fastdb.models.recommended import recommended
 from tests.notebooks.kernel import FIELD, NOTEBOOK, REPOSITORY
 
 BUILD = REPOSITORY / "notebooks" / "build.py"
@@ -165,6 +166,23 @@ def test_the_forms_begin_as_the_settings_do():
     assert (values["text_encoder_steps"], values["text_encoder_rate"]) == tuple(dict(config.text_encoder).values())
     assert (values["unet_steps"], values["unet_rate"]) == tuple(dict(config.unet).values())
     assert values["class_images"] == config.prior.class_images
+
+
+def test_what_is_said_of_mini_is_what_is_recommended():
+    told = {cell.id: cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells}
+    fitting = recommended("mini", "dog")
+    said = dict(re.findall(r"`(\w+)` (?:to )?(\d[\de.-]*)\b", told["about-session"] + told["about-train"]))
+    assert {name: float(value) for name, value in said.items()} == {
+        "resolution": fitting["resolution"],
+        "text_encoder_steps": fitting["text_encoder.steps"],
+        "text_encoder_rate": fitting["text_encoder.learning_rate"],
+        "unet_steps": fitting["unet.steps"],
+        "unet_rate": fitting["unet.learning_rate"],
+        "class_images": fitting["prior.class_images"],
+    }
+    fields = {found["name"]: found["value"] for cell in CODE for found in FIELD.finditer(cell.source)}
+    assert set(said) <= set(fields)
+    assert ast.literal_eval(fields["base_model"]) == "mini"
 
 
 def test_every_choice_is_one_the_package_knows():

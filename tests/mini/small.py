@@ -1,0 +1,37 @@
+"""The recipe of mini with a handful of steps, by itself: `python tests/mini/small.py` takes what `mini/make.py` does."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MODULES = ("data", "denoiser", "judge", "make", "pack", "parts", "tokenizer", "training", "vae")
+
+
+def load() -> SimpleNamespace:
+    """The modules of `mini/`, which is a folder of scripts and has to be on the path."""
+    return SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
+
+
+def shrink(recipe: SimpleNamespace) -> None:
+    """Few pictures, small batches, steps to be counted on one hand, each saved."""
+    few = {"save_every": 1, "log_every": 1}
+    recipe.vae.JOINT = replace(recipe.vae.JOINT, steps=2, **few)
+    recipe.vae.DECODER = replace(recipe.vae.DECODER, steps=2, **few)
+    recipe.vae.PICTURES, recipe.vae.HELD = 8, 2
+    recipe.denoiser.FIRST = replace(recipe.denoiser.FIRST, steps=2, **few)
+    recipe.denoiser.LAST = replace(recipe.denoiser.LAST, steps=2, **few)
+    recipe.denoiser.SCENES, recipe.denoiser.BATCH = 100, 8
+    recipe.judge.PLAN = replace(recipe.judge.PLAN, steps=2, **few)
+    recipe.judge.SCENES, recipe.judge.ROUND_TRIPS = 12, 6
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(REPOSITORY / "mini"))
+    small = load()
+    shrink(small)
+    small.make.main()

@@ -1,0 +1,139 @@
+"""One command makes all parts; stopped and run again, or run in two processes, it makes the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastdb.models import loading
+from fastdb.models.base_model import weight_file
+from fastdb.world.judge import Judge
+from tests.mini.small import REPOSITORY
+
+
+def test_everything_is_made_and_loads(made: SimpleNamespace, mini: Path) -> None:
+    folder = made.house / "models" / "mini"
+    loads = {"unet": loading.load_unet, "vae": loading.load_vae, "text_encoder": loading.load_text_encoder}
+    for part, load in loads.items():
+        model: Any = load(folder)
+        stored = load_file(weight_file(folder / part))
+        assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+        assert set(stored) == set(load_file(weight_file(mini / part)))
+        assert sum(tensor.numel() for tensor in stored.values()) == sum(one.numel() for one in model.parameters())
+    assert loading.load_tokenizer(folder)("sks")["input_ids"] == loading.load_tokenizer(mini)("sks")["input_ids"]
+    files = {file.relative_to(folder) for file in folder.rglob("*") if file.is_file()}
+    assert files == {file.relative_to(mini) for file in mini.rglob("*") if file.is_file()}
+    assert sum(file.stat().st_size for file in folder.rglob("*.safetensors")) < 12e6
+    Judge().load_state_dict(load_file(made.house / "world" / "judge.safetensors"))
+
+
+def test_what_ships_is_what_was_trained(made: SimpleNamespace, small: SimpleNamespace) -> None:
+    folder, done = made.house / "models" / "mini", torch.load(made.work / "done.pt", weights_only=True)
+    trained = {"unet": done["unet"], "vae": torch.load(made.work / "vae-done.pt", weights_only=True)}
+    for part, tensors in trained.items():
+        stored = load_file(weight_file(folder / part))
+        assert all(torch.equal(stored[name], tensor.half()) for name, tensor in tensors.items())
+    encoder = load_file(weight_file(folder / "text_encoder"))
+    assert {name.split(".")[0] for name in encoder} == {"text_model"}
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    latents = torch.load(made.work / "latents.pt", weights_only=True)
+    assert len(latents) == small.denoiser.SCENES
+    assert config["scaling_factor"] == pytest.approx(1 / float(latents.std()), abs=1e-5)
+    first = torch.load(made.work / "vae-joint.pt", weights_only=True)
+    moved = {name for name, tensor in trained["vae"].items() if not torch.equal(tensor, first[name])}
+    # The latents that the UNet learned are those of the encoder that ships.
+    assert {name.split(".")[0] for name in moved} == {"decoder", "post_quant_conv"}
+
+
+def test_every_part_moves_and_keeps_its_log(made: SimpleNamespace, small: SimpleNamespace) -> None:
+    done = torch.load(made.work / "done.pt", weights_only=True)
+    encoder, _ = small.make.new_encoder()
+    for new, trained in ((small.parts.new_unet(0), done["unet"]), (encoder, done["text_encoder"])):
+        before = new.state_dict()
+        assert sum(not torch.equal(before[name], trained[name]) for name in before) > 100
+    for name in ("vae", "decoder", "denoiser-joint", "denoiser", "judge"):
+        lines = [json.loads(line) for line in (made.work / f"{name}.log").read_text().splitlines()]
+        assert [line["step"] for line in lines if "loss" in line] == [1, 2]
+        assert all(line["loss"] > 0 for line in lines if "loss" in line)
+
+
+def run(small: SimpleNamespace, patch: pytest.MonkeyPatch, *words: object) -> None:
+    patch.setattr(sys, "argv", ["make.py", *map(str, words)])
+    small.make.main()
+
+
+def test_interrupted_it_goes_on(
+    small: SimpleNamespace, made: SimpleNamespace, again: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error, calls = small.vae.error, []
+
+    def cut(*given: torch.Tensor) -> torch.Tensor:
+        calls.append(given)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        wrong: torch.Tensor = error(*given)
+        return wrong
+
+    monkeypatch.setattr(small.vae, "error", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run(small, monkeypatch, "--work", again, "--parts", "vae")
+    assert not (again / "vae-joint.pt").exists()
+    run(small, monkeypatch, "--work", again, "--parts", "vae")
+    assert len(calls) == 3  # one step was kept, one is done over
+    found, straight = (torch.load(work / "vae-joint.pt", weights_only=True) for work in (again, made.work))
+    assert all(torch.equal(found[name], straight[name]) for name in straight)
+
+
+def test_packing_replaces_what_was_there(
+    small: SimpleNamespace, made: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for room in ("models/mini", "models/mini.new", "world"):
+        (tmp_path / room).mkdir(parents=True)
+    for stale in ("models/mini/old.bin", "models/mini.new/half.bin"):
+        (tmp_path / stale).touch()
+    monkeypatch.setattr(small.make, "HOUSE", tmp_path)
+    run(small, monkeypatch, "--work", made.work, "--parts", "package")
+    first, second = ({str(f.relative_to(house)): f.read_bytes() for f in house.rglob("*") if f.is_file()}
+                     for house in (made.house, tmp_path))  # fmt: skip
+    assert first == second
+
+
+def test_two_processes_make_what_one_makes_up_to_rounding(made: SimpleNamespace, again: Path) -> None:
+    """They share the batches, and the files that one of them makes."""
+    (again / "scenes.npy").unlink()
+    command = [sys.executable, REPOSITORY / "tests" / "mini" / "small.py", "--work", again, "--processes", "2"]
+    done = subprocess.run(
+        [*map(str, command), "--parts", "vae", "denoiser"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(again.glob("meeting-*"))
+    kept, alone = (torch.load(work / "done.pt", weights_only=True) for work in (again, made.work))
+    assert kept["scale"] == pytest.approx(alone["scale"], rel=1e-3)
+    rates = {"unet": 2e-5, "text_encoder": 2e-5}
+    for part, moved in rates.items():
+        for name, tensor in alone[part].items():
+            assert torch.allclose(kept[part][name], tensor, atol=moved), name
+
+
+def test_an_unknown_part_is_refused(
+    small: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(small, monkeypatch, "--work", tmp_path, "--parts", "clip")
+    assert "invalid choice: 'clip'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(small, monkeypatch, "--work", tmp_path, "--processes", "3")
+    assert list(tmp_path.iterdir()) == []

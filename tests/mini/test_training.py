@@ -1,0 +1,202 @@
+"""The loop of the recipe: what it makes depends on its steps alone, however often it is stopped or shared out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+STEPS = 12
+
+
+class Toy(nn.Module):
+    """Words with weights: the last of them never occurs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(5, 4)
+        self.inner = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(4)
+        for number, weight in enumerate(self.parameters()):
+            nn.init.normal_(weight, generator=torch.Generator().manual_seed(number))
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.inner(self.token_embedding(words))).sum(1)
+
+
+@pytest.fixture
+def plan(recipe: SimpleNamespace) -> Any:
+    return recipe.training.Plan("toy", STEPS, rate=0.05, ema=0.9, warm=4, decay=0.1, save_every=2, log_every=3)
+
+
+def loss_of(toy: Toy, recipe: SimpleNamespace, stop: int | None = None) -> Callable[[int], torch.Tensor]:
+    """A loss of the step alone; at step `stop` the machine goes away."""
+
+    def loss(step: int) -> torch.Tensor:
+        if step == stop:
+            raise KeyboardInterrupt
+        words = torch.randint(4, (6,), generator=recipe.training.generator("toy", step))
+        return (toy(words) - words).square().mean()
+
+    return loss
+
+
+def train(recipe: SimpleNamespace, plan: Any, work: Path, stop: int | None = None, **more: Any) -> list[torch.Tensor]:
+    toy = Toy()
+    recipe.training.train(plan, work, {"toy": toy}, loss_of(toy, recipe, stop), recipe.training.Crew(), **more)
+    return [weight.detach() for weight in toy.parameters()]
+
+
+def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("stop", [1, 5, 6, STEPS - 1])
+def test_stopped_and_run_again_equals_straight(recipe: SimpleNamespace, plan: Any, tmp_path: Path, stop: int) -> None:
+    straight = train(recipe, plan, tmp_path / "straight" if (tmp_path / "straight").mkdir() is None else tmp_path)
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, plan, stopped, stop)
+    assert (stopped / "toy.pt").exists() == (stop >= 2)
+    assert same(train(recipe, plan, stopped), straight)
+    assert not same(straight, [weight.detach() for weight in Toy().parameters()])
+    # Once more there is nothing left to do.
+    assert same(train(recipe, plan, stopped, stop=0), straight)
+    kept = [torch.load(tmp_path / name / "toy.pt", weights_only=True) for name in ("straight", "stopped")]
+    assert [state.pop("seconds") >= 0 for state in kept] == [True, True]
+    for one, other in zip(*[kept_tensors(state) for state in kept], strict=True):
+        assert torch.equal(one, other)
+
+
+def kept_tensors(state: Any) -> list[torch.Tensor]:
+    """All tensors of a nested state, in order."""
+    if isinstance(state, torch.Tensor):
+        return [state]
+    inner = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    return [tensor for one in inner for tensor in kept_tensors(one)]
+
+
+def test_the_result_is_the_running_mean(recipe: SimpleNamespace, plan: Any, tmp_path: Path) -> None:
+    found = train(recipe, plan, tmp_path)
+    state = torch.load(tmp_path / "toy.pt", weights_only=True)
+    assert same(found, state["means"])
+    assert not same(found, state["weights"])
+    assert state["step"] == STEPS
+    # With a mean that reaches back over nothing, it is the weights.
+    (tmp_path / "bare").mkdir()
+    bare = train(recipe, replace(plan, ema=0.0), tmp_path / "bare")
+    assert same(bare, torch.load(tmp_path / "bare" / "toy.pt", weights_only=True)["weights"])
+    assert same(bare, state["weights"])
+
+
+def test_checks_see_the_means_and_change_nothing(recipe: SimpleNamespace, plan: Any, tmp_path: Path) -> None:
+    (tmp_path / "checked").mkdir()
+    seen = []
+
+    def check(modules: dict[str, nn.Module]) -> str:
+        seen.append([weight.detach().clone() for weight in modules["toy"].parameters()])
+        return "seen"
+
+    straight = train(recipe, plan, tmp_path)
+    assert same(train(recipe, plan, tmp_path / "checked", check=check), straight)
+    assert len(seen) == 2  # every fifth save, and at the end
+    assert same(seen[-1], straight)
+
+
+def test_the_log_holds_means_of_what_was_new(recipe: SimpleNamespace, plan: Any, tmp_path: Path) -> None:
+    losses = []
+    toy = Toy()
+    inner = loss_of(toy, recipe)
+
+    def loss(step: int) -> torch.Tensor:
+        value = inner(step)
+        losses.append(float(value.detach()))
+        return value
+
+    recipe.training.train(replace(plan, steps=11), tmp_path, {"toy": toy}, loss, recipe.training.Crew())
+    lines = [json.loads(line) for line in (tmp_path / "toy.log").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 6, 9, 11]
+    assert [line["loss"] for line in lines] == pytest.approx(
+        [sum(losses[at : at + 3]) / len(losses[at : at + 3]) for at in range(0, 11, 3)], abs=1e-5
+    )
+
+
+def test_words_that_never_occur_stay_as_they_are(recipe: SimpleNamespace, plan: Any, tmp_path: Path) -> None:
+    """Identifiers such as `sks` are in no caption; decay would bring them to nothing."""
+    before, after = Toy().token_embedding.weight.detach(), train(recipe, plan, tmp_path)[0]
+    assert torch.allclose(after[4], before[4])
+    assert (after[:4] - before[:4]).abs().amin() > 0
+    frozen = replace(plan, decay=0.0, name="no decay")
+    assert not same(train(recipe, frozen, tmp_path)[1:2], train(recipe, plan, tmp_path)[1:2])
+
+
+def test_what_stands_still_is_not_trained(recipe: SimpleNamespace, plan: Any, tmp_path: Path) -> None:
+    toy = Toy()
+    toy.inner.requires_grad_(False)
+    before = toy.inner.weight.clone()
+    recipe.training.train(plan, tmp_path, {"toy": toy}, loss_of(toy, recipe), recipe.training.Crew())
+    assert torch.equal(toy.inner.weight, before)
+    assert not torch.equal(toy.norm.weight, Toy().norm.weight)
+
+
+def test_the_rate_rises_stays_and_falls(recipe: SimpleNamespace) -> None:
+    plan = recipe.training.Plan("any", steps=1000, rate=2e-3, ema=0.99, warm=100, fall=0.5)
+    assert plan.rate_at(0) == pytest.approx(2e-5)
+    assert plan.rate_at(49) == pytest.approx(1e-3)
+    assert {plan.rate_at(step) for step in range(99, 501)} == {2e-3}
+    assert plan.rate_at(750) == pytest.approx(1e-3)
+    assert plan.rate_at(999) == pytest.approx(6e-5)
+    assert all(plan.rate_at(step) >= plan.rate_at(step + 1) for step in range(99, 999))
+
+
+def test_the_rate_may_bend(recipe: SimpleNamespace) -> None:
+    plan = recipe.training.Plan("any", steps=100, rate=2.0, ema=0.99, warm=1, bends=((10, 1.0), (50, 0.5), (90, 0.0)))
+    assert [plan.rate_at(step) for step in (0, 10, 30, 50, 70, 90, 99)] == pytest.approx([2, 2, 1.5, 1, 0.5, 0, 0])
+
+
+def test_a_generator_depends_on_its_address_alone(recipe: SimpleNamespace) -> None:
+    def drawn(*address: object) -> list[float]:
+        return torch.rand(3, generator=recipe.training.generator(*address)).tolist()
+
+    torch.manual_seed(0)
+    first = drawn(0, "vae", 7)
+    torch.manual_seed(1)
+    assert drawn(0, "vae", 7) == first
+    assert (
+        len({tuple(drawn(*address)) for address in ((0, "vae", 7), (1, "vae", 7), (0, "unet", 7), (0, "vae", 8))}) == 4
+    )
+
+
+def test_a_crew_shares_evenly_or_not_at_all(recipe: SimpleNamespace) -> None:
+    crew, batch = recipe.training.Crew, torch.arange(6)
+    assert [crew(rank, 2).share(batch).tolist() for rank in range(2)] == [[0, 2, 4], [1, 3, 5]]
+    assert crew().share(batch).tolist() == batch.tolist()
+    with pytest.raises(ValueError, match="4 processes cannot share 6 samples evenly"):
+        crew(0, 4).share(batch)
+
+
+def test_a_file_is_made_once_and_never_half(recipe: SimpleNamespace, tmp_path: Path) -> None:
+    crew, file, calls = recipe.training.Crew(), tmp_path / "some.npy", []
+
+    def broken(new: Path) -> None:
+        new.write_text("half")
+        raise KeyboardInterrupt
+
+    def make(new: Path) -> None:
+        calls.append(new)
+        new.write_text("whole")
+
+    with pytest.raises(KeyboardInterrupt):
+        crew.once(file, broken)
+    assert not file.exists()
+    assert [crew.once(file, make).read_text() for _ in range(2)] == ["whole", "whole"]
+    assert len(calls) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["some.npy"]

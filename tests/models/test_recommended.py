@@ -1,0 +1,51 @@
+"""Settings recommended for mini are settings, and its prior prompts cover the drawn world."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastdb.config import Config
+from fastdb.models.recommended import drawn_prompts, recommended
+from fastdb.world.scene import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, described, prompt
+
+
+def test_other_models_have_none() -> None:
+    assert recommended("some/folder", "dog") == {}
+
+
+def test_they_are_settings() -> None:
+    config = Config().changed(recommended("mini", "mug"))
+    assert config.resolution == 64
+    assert list(config.prior.prompts) == drawn_prompts("mug")
+    assert config.prior.class_images % len(config.prior.prompts) == 0, "each prompt has as many class images"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_prompts_hold_the_class_and_all_others(shape: str) -> None:
+    prompts = drawn_prompts(shape)
+    asked = [described(text) for text in prompts]
+    assert len(prompts) == 48
+    for text, one in zip(prompts, asked, strict=True):
+        assert one.shape is not None
+        assert prompt(one.shape, one.colour, one.background, one.texture) == text
+    assert sum(text == prompt(shape) for text in prompts) == 12
+    coloured = [one for one in asked if one.shape == shape and one.colour]
+    assert len(coloured) == 12
+    assert {one.colour for one in coloured} == set(COLOURS)
+    others = [one for one in asked if one.shape != shape]
+    assert {one.shape for one in others} == set(SHAPES) - {shape}
+    assert {one.colour for one in others} == set(COLOURS)
+    assert {one.background for one in others} == set(BACKGROUNDS)
+    assert {one.texture for one in others} == set(TEXTURES)
+
+
+def test_a_class_of_another_world_is_held_beside_this_one() -> None:
+    asked = [described(text).shape for text in drawn_prompts("teapot")]
+    assert drawn_prompts("teapot").count("a photo of a teapot") == 12
+    assert set(asked) == {None, *SHAPES}
+
+
+def test_without_a_class_word_all_classes_are_held() -> None:
+    asked = [described(text) for text in drawn_prompts("")]
+    assert {one.shape for one in asked} == set(SHAPES)
+    assert all(one.colour and one.background and one.texture for one in asked)

@@ -1,0 +1,44 @@
+"""Pictures of the drawn world that no training has seen, as drawn and after mini's autoencoder."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from fastdb.world.draw import draw
+from fastdb.world.scene import Scene, random_scene
+
+
+@pytest.fixture(scope="package")
+def scenes() -> list[Scene]:
+    """200 scenes with seeds of their own."""
+    return [random_scene(random.Random(f"tests/{number}")) for number in range(200)]
+
+
+@pytest.fixture(scope="package")
+def pictures(scenes: list[Scene]) -> list[Image.Image]:
+    """The pictures of those scenes."""
+    return [draw(scene) for scene in scenes]
+
+
+@pytest.fixture(scope="package")
+def round_trip(mini: Path) -> Callable[[list[Image.Image]], list[Image.Image]]:
+    """What mini's autoencoder gives back."""
+    torch = pytest.importorskip("torch")
+    loading = pytest.importorskip("fastdb.models.loading")
+    from fastdb.world.judge import to_tensor
+
+    vae: Any = loading.load_vae(mini)
+
+    def there_and_back(some: list[Image.Image]) -> list[Image.Image]:
+        with torch.no_grad():
+            seen = [vae.decode(vae.encode(group).latent_dist.mean).sample for group in to_tensor(some).split(25)]
+        pixels = ((torch.cat(seen).clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+        return [Image.fromarray(one.numpy()) for one in pixels]
+
+    return there_and_back
