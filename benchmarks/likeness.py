@@ -33,13 +33,14 @@ RECIPES: dict[str, dict[str, Any]] = {
     "recommended": {},
     "no prior": {"prior.class_images": 0},
     "prior: one prompt": {"prior.prompts": "the class"},
-    "captions": {"captions": True},
+    "no captions": {"captions": "none"},
+    "every photo captioned": {"captions": "all"},
     "no text encoder": {"text_encoder.steps": 0},
     "joint": {"text_encoder.mode": "joint"},
     "min-SNR 5": {"min_snr_gamma": 5.0},
     "EMA 0.99": {"unet.ema_decay": 0.99},
-    "UNet rate x 2": {"unet.learning_rate": 8e-4},
-    "UNet rate / 2": {"unet.learning_rate": 2e-4},
+    "UNet rate x 2": {"unet.learning_rate": 1.2e-3},
+    "UNet rate / 2": {"unet.learning_rate": 3e-4},
     "UNet steps x 2": {"unet.steps": 500},
     "text encoder rate / 3": {"text_encoder.learning_rate": 3e-4},
 }
@@ -83,7 +84,7 @@ def run(root: Path, key: dict[str, Any], changes: dict[str, Any], keep: bool) ->
     folder = root / "-".join(str(part).replace(" ", "_").replace("/", "_").replace(":", "") for part in key.values())
     if folder.exists():
         shutil.rmtree(folder)
-    captioned = settings.pop("captions", False)
+    captioned = settings.pop("captions", "some")
     if settings.get("prior.prompts") == "the class":
         settings["prior.prompts"] = [prompt(subject.shape)]
     photos = root / f"{folder.name}-photos"
@@ -94,9 +95,11 @@ def run(root: Path, key: dict[str, Any], changes: dict[str, Any], keep: bool) ->
     session = workflow.new(
         folder.name, "mini", [photos], token="sks", class_word=subject.shape, root=root, settings=settings
     )
-    if captioned:
-        for place, path in zip(subject.backgrounds(), sorted(session.instance_images.glob("*.png")), strict=True):
-            (session.captions / f"{path.stem}.txt").write_text(f"on a {place} background")
+    if captioned != "none":
+        said = subject.captions() if captioned == "some" else subject.captions(every=True)
+        for caption, path in zip(said, sorted(session.instance_images.glob("*.png")), strict=True):
+            if caption:
+                (session.captions / f"{path.stem}.txt").write_text(caption)
     began, before = time.monotonic(), cpu()
     workflow.train(session)
     trained, wall = cpu(), time.monotonic() - began

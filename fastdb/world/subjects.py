@@ -60,8 +60,16 @@ class Subject:
         return [draw(self.scene(*place)) for place in PLACES]
 
     def backgrounds(self) -> list[str]:
-        """What lies behind it in each of them, in the words of a caption."""
+        """What lies behind it in each of them, such as `striped blue`."""
         return [f"{texture} {background}" for background, texture, _ in PLACES]
+
+    def captions(self, *, every: bool = False) -> list[str]:
+        """What a person says of each photo beside the prompt: what is behind the subject, or nothing.
+
+        Two say nothing, so that the prompt by itself is learned as well; with `every` all are told.
+        """
+        said = [f"on a {place} background" for place in self.backgrounds()]
+        return said if every else ["", *said[1:-1], ""]
 
 
 PLACES: tuple[tuple[str, str, Pose], ...] = (
