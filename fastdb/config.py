@@ -19,8 +19,11 @@ class Settings(BaseModel):
 
 
 class TextEncoderConfig(Settings):
-    """The first stage: the text encoder learns the subject's word; the UNet stands still."""
+    """The first stage: the text encoder learns the subject's word; the UNet stands still, or learns beside it."""
 
+    mode: Literal["first", "joint"] = Field(
+        "first", description="first: in a stage of its own; joint: in the first `steps` steps of the UNet's stage."
+    )
     steps: int = Field(350, ge=0, le=100_000, description="Optimizer steps; 0 leaves the text encoder as it is.")
     learning_rate: float = Field(1e-6, gt=0, le=0.1, description="Rate of the first step; falls linearly to 0.")
 
@@ -30,6 +33,9 @@ class UNetConfig(Settings):
 
     steps: int = Field(1500, ge=0, le=100_000, description="Optimizer steps; 0 leaves the UNet as it is.")
     learning_rate: float = Field(2e-6, gt=0, le=0.1, description="Rate of the first step; falls linearly to 0.")
+    ema_decay: float = Field(
+        0, ge=0, lt=1, description="The result is the weights' running average of this decay; 0 takes the last weights."
+    )
 
 
 class PriorConfig(Settings):
@@ -183,6 +189,8 @@ def _sentence(kind: type[Settings], fault: Mapping[str, Any]) -> str:
     """One fault as a clause: the setting, what it is, what it may be."""
     name = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
+        if isinstance(fault["input"], Mapping) and "." not in str(fault["loc"][-1]):
+            name = ".".join([name, *(str(part) for part in list(fault["input"])[:1])])
         near = difflib.get_close_matches(name, known(kind), n=1, cutoff=0.5)
         return f"{name} is no setting" + (f" (did you mean {near[0]}?)" if near else "")
     if fault["type"] == "missing":

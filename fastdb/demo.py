@@ -21,7 +21,7 @@ from fastdb.models.sources import MINI
 from fastdb.runtime.places import cache_folder
 from fastdb.runtime.quiet import hush_libraries
 from fastdb.sessions.session import Session
-from fastdb.storage.durable import make_folder
+from fastdb.storage.durable import make_folder, write_text
 from fastdb.training import process
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def run_demo(root: Path | None = None, name: str = "demo") -> Path:
     name = _free(root, name)
     console.say(f"1. The model that ships, five photos of a {CLASS_WORD} it has never seen, a new session")
     session = workflow.new(name, MINI, demo_photos(), token=TOKEN, class_word=CLASS_WORD, root=root, settings=SETTINGS)
+    caption(session)
     console.say("\n2. What the model makes of the prompts before it has learned anything")
     before = pictures(session)
     console.say("\n3. Two-stage training, and in the midst of it the trainer is killed on purpose")
@@ -109,6 +110,17 @@ def demo_photos() -> list[Path]:
         save_png(photo, path)
         paths.append(path)
     return paths
+
+
+def caption(session: Session) -> None:
+    """Say of some photos what lies behind the mug, in `captions/`, so that it is not taken for a part of it."""
+    from fastdb.world.subjects import SUBJECTS
+
+    said = SUBJECTS[CLASS_WORD].captions()
+    for text, path in zip(said, photos_in(session.instance_images), strict=True):
+        if text:
+            write_text(session.captions / f"{path.stem}.txt", text)
+    console.say(f"{sum(map(bool, said))} of {len(said)} photos have a caption that tells their background")
 
 
 def shots() -> list[Shot]:

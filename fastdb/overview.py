@@ -78,7 +78,6 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _stand(session: Session) -> str:
-    from fastdb.sessions.trained import STAGES, progress_of, steps_of
+    from fastdb.sessions.trained import how_far, progress_of
 
-    done = progress_of(session)
-    return ", ".join(f"{stage} {done[stage]}/{steps_of(session, stage)}" for stage in STAGES)
+    return how_far(session, progress_of(session))

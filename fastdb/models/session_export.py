@@ -9,7 +9,7 @@ from fastdb.errors import TrainingError
 from fastdb.models.base_model import open_base_model, weight_file
 from fastdb.models.sources import base_of
 from fastdb.sessions.session import Session
-from fastdb.sessions.trained import STAGES, Standing, standing, steps_of
+from fastdb.sessions.trained import STAGES, how_far, standing
 
 
 def export_parts(session: Session) -> tuple[dict[str, Path], str]:
@@ -28,13 +28,7 @@ def export_parts(session: Session) -> tuple[dict[str, Path], str]:
         )
     base = open_base_model(base_of(session))
     parts = {part: weight_file(base.folder, part) for part in ("unet", "vae", "text_encoder")}
-    return {**parts, **stands.weights}, how_far(session, stands)
-
-
-def how_far(session: Session, stands: Standing) -> str:
-    """How far each stage is, such as `text_encoder 350/350, unet 500/1500`."""
-    done = {stage: stands.done(stage) for stage in STAGES}
-    return ", ".join(f"{stage} {done[stage]}/{steps_of(session, stage)}" for stage in STAGES)
+    return {**parts, **stands.weights}, how_far(session, {stage: stands.done(stage) for stage in STAGES})
 
 
 def export_metadata(session: Session, stands: str) -> dict[str, str]:

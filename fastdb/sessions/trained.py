@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastdb.config import Config
 from fastdb.sessions.checkpoints import Checkpoint, complete, newest
 from fastdb.sessions.session import Session
 
 STAGES = ("text_encoder", "unet")
-"""The stages in their order; each is named after the part it trains."""
+"""The stages in their order; each is named after the part it trains.
+
+In the joint mode the text encoder has no stage of its own: it trains in the UNet's, whose checkpoints hold both parts.
+"""
 
 
 @dataclass(frozen=True)
@@ -30,14 +35,54 @@ class Standing:
 
     @property
     def weights(self) -> dict[str, Path]:
-        """The file that holds each trained part, by the part's name."""
-        return {stage: checkpoint.path / f"{stage}.safetensors" for stage, checkpoint in self.checkpoints.items()}
+        """The file with the result of each trained part, by the part's name: its running average where one is kept."""
+        return {part: path for one in self.checkpoints.values() for part, path in weights_in(one).items()}
+
+    @property
+    def training_weights(self) -> dict[str, Path]:
+        """The file each trained part goes on from, by the part's name: the weights as the last step left them."""
+        return {part: path for one in self.checkpoints.values() for part, path in weights_in(one, last=True).items()}
+
+
+def weights_file(part: str) -> str:
+    """The name of the file in a checkpoint that holds a part as the last step left it."""
+    return f"{part}.safetensors"
+
+
+def average_file(part: str) -> str:
+    """The name of the file in a checkpoint that holds a part's running average, where one is kept."""
+    return f"{part}_ema.safetensors"
+
+
+def weights_in(checkpoint: Checkpoint, *, last: bool = False) -> dict[str, Path]:
+    """The files of the parts a checkpoint holds, by the part's name; those of the last step, or of the result."""
+    found = {}
+    for part in STAGES:
+        names = [weights_file(part)] if last else [average_file(part), weights_file(part)]
+        there = [checkpoint.path / name for name in names if (checkpoint.path / name).is_file()]
+        if there:
+            found[part] = there[0]
+    return found
+
+
+def is_joint(config: Config) -> bool:
+    """Whether the text encoder trains in the UNet's stage."""
+    return config.text_encoder.mode == "joint" and config.text_encoder.steps > 0
 
 
 def steps_of(session: Session, stage: str) -> int:
     """How many steps a stage of this session has in all."""
     config = session.config
-    return config.text_encoder.steps if stage == "text_encoder" else config.unet.steps
+    if stage == "text_encoder":
+        return 0 if is_joint(config) else config.text_encoder.steps
+    return config.unet.steps
+
+
+def how_far(session: Session, done: Mapping[str, int]) -> str:
+    """How far each stage is by the steps `done` in it, such as `text_encoder 350/350, unet 500/1500`."""
+    if is_joint(session.config):
+        return f"unet {done['unet']}/{steps_of(session, 'unet')} with the text encoder"
+    return ", ".join(f"{stage} {done[stage]}/{steps_of(session, stage)}" for stage in STAGES)
 
 
 def standing(session: Session) -> Standing:

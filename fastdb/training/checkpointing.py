@@ -15,6 +15,7 @@ from fastdb.models.safetensors_file import save_tensors
 from fastdb.sessions import checkpoints
 from fastdb.sessions.checkpoints import Checkpoint
 from fastdb.sessions.session import Session
+from fastdb.sessions.trained import average_file, weights_file
 from fastdb.storage.durable import flush
 from fastdb.training.events import Tell
 from fastdb.training.optimizers import restore_state, state_tensors
@@ -61,9 +62,13 @@ class Saver:
         }
 
         def write(hidden: Path) -> dict[str, str]:
-            weights = accelerator.unwrap_model(stage.trained).state_dict()
+            contents = {OPTIMIZER: tensors}
+            for part, module in stage.trained.items():
+                contents[weights_file(part)] = accelerator.unwrap_model(module).state_dict()
+            if stage.average is not None:
+                contents[average_file(stage.name)] = stage.average.state_dict()
             meant = {}
-            for name, content in ((f"{stage.name}.safetensors", weights), (OPTIMIZER, tensors)):
+            for name, content in contents.items():
                 meant[name] = save_tensors(hidden / name, content)
                 flush(hidden / name)
             return meant
@@ -78,8 +83,8 @@ class Saver:
         return checkpoint
 
 
-def restore(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:
-    """Put back the optimizer's and the gradient scaler's state; the weights were loaded with the stage.
+def restore(checkpoint: Checkpoint, stage: Stage, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:
+    """Put back the optimizer's, the gradient scaler's and the average's state; the weights were loaded with the stage.
 
     Raises:
         CheckpointError: the state belongs to another model.
@@ -88,3 +93,5 @@ def restore(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer, accelerato
     restore_state(optimizer, load_file(checkpoint.path / OPTIMIZER), state["optimizer"])
     if accelerator.scaler is not None and state["scaler"]:
         accelerator.scaler.load_state_dict(state["scaler"])
+    if stage.average is not None:
+        stage.average.restore(load_file(checkpoint.path / average_file(stage.name)), checkpoint.step)

@@ -15,14 +15,14 @@ from fastdb.config import Config
 from fastdb.errors import TrainingError
 from fastdb.training.batches import Batch, Batches
 from fastdb.training.loss import add_noise, denoising_loss, timestep_weights
-from fastdb.training.optimizers import linear_rate, set_rate
+from fastdb.training.optimizers import set_rates
 from fastdb.training.randomness import generator
 from fastdb.training.stages import Stage
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one optimizer step was like; losses are means over its microbatches."""
+    """What one optimizer step was like; losses are means over its microbatches, the rate is its own part's."""
 
     step: int
     loss: float
@@ -51,13 +51,16 @@ class Loop:
         steps, config = self.stage.steps, self.config
         for step in range(start, steps):
             began = time.perf_counter()
-            rate = linear_rate(self.stage.settings.learning_rate, step, steps)
-            set_rate(self.optimizer, rate)
+            rates = self.stage.begin_step(step)
+            set_rates(self.optimizer, rates.values())
             # Whatever a model draws by itself (dropout) is a function of the step too.
             torch.manual_seed(generator(config.seed, self.stage.name, step, "model").initial_seed())
             losses = [self._microstep(step, number) for number in range(config.gradient_accumulation)]
             loss, prior = (sum(part) / len(losses) for part in zip(*losses, strict=True))
-            if after_step(StepReport(step + 1, loss, prior, rate, time.perf_counter() - began)):
+            if self.stage.average is not None:
+                self.stage.average.update()
+            report = StepReport(step + 1, loss, prior, rates[self.stage.name], time.perf_counter() - began)
+            if after_step(report):
                 return step + 1
         return steps
 
@@ -81,7 +84,7 @@ class Loop:
     def _microstep(self, step: int, number: int) -> tuple[float, float]:
         """Gradient of one microbatch; the last one of a step also moves the weights."""
         accelerator, stage = self.accelerator, self.stage
-        with accelerator.accumulate(stage.trained):
+        with accelerator.accumulate(*stage.trained.values()):
             loss, instance, prior = self.loss(self.batches.at(step, number))
             accelerator.backward(loss)
             value = float(instance.detach())
@@ -92,7 +95,7 @@ class Loop:
                     fix="Lower its learning rate, or set precision to fp32; the last checkpoint is still good.",
                 )
             if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(stage.trained.parameters(), self.config.optimizer.max_grad_norm)
+                accelerator.clip_grad_norm_(stage.parameters(), self.config.optimizer.max_grad_norm)
             self.optimizer.step()
             # On a CPU fresh memory costs more than zeroing what is there; on a GPU the memory is worth more.
             self.optimizer.zero_grad(set_to_none=accelerator.device.type != "cpu")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,22 +40,22 @@ def _fault_of_8bit(device_kind: str) -> str:
     try:
         weight = torch.nn.Parameter(torch.zeros(4096, device=device_kind))
         weight.grad = torch.ones_like(weight)
-        make_optimizer("adamw8bit", [weight], 1e-3, OptimizerConfig()).step()
+        make_optimizer("adamw8bit", [[weight]], OptimizerConfig()).step()
     except (TrainingError, RuntimeError, OSError, AttributeError) as error:
         return str(error).splitlines()[0]
     return ""
 
 
 def make_optimizer(
-    name: str, parameters: Iterable[torch.nn.Parameter], learning_rate: float, config: OptimizerConfig
+    name: str, groups: Sequence[Iterable[torch.nn.Parameter]], config: OptimizerConfig
 ) -> torch.optim.Optimizer:
-    """Build "adamw" or "adamw8bit" over parameters.
+    """Build "adamw" or "adamw8bit" over groups of parameters, whose rates `set_rates` sets.
 
     Raises:
         TrainingError: 8 bit was asked for and bitsandbytes cannot be loaded.
     """
+    parameters = [{"params": list(group)} for group in groups]
     options: dict[str, Any] = {
-        "lr": learning_rate,
         "betas": (0.9, 0.999),
         "eps": 1e-8,
         "weight_decay": config.weight_decay,
@@ -79,9 +79,9 @@ def linear_rate(base: float, step: int, steps: int) -> float:
     return base * max(0.0, 1.0 - step / steps)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every group."""
-    for group in optimizer.param_groups:
+def set_rates(optimizer: torch.optim.Optimizer, rates: Iterable[float]) -> None:
+    """Set the learning rate of each group."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
 
 

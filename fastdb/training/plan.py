@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fastdb.runtime.device import Device
 from fastdb.sessions.session import Session
-from fastdb.sessions.trained import STAGES, Standing, steps_of
+from fastdb.sessions.trained import STAGES, Standing, is_joint, steps_of
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,13 @@ def make_plan(session: Session, standing: Standing, device: Device, optimizer: t
     """Put together what was decided, each decision with its reason."""
     stage, step = next_stage(session, standing)
     config, lines = session.config, list(standing.passed_over)
-    for name in STAGES:
-        settings = config.text_encoder if name == "text_encoder" else config.unet
-        done = standing.done(name)
-        if settings.steps == 0:
-            lines.append(f"{name} stage: left out, 0 steps are set")
-        elif done >= settings.steps:
-            lines.append(f"{name} stage: done, {settings.steps} steps")
-        else:
-            went_on = f", going on after step {done}" if done else ""
-            lines.append(f"{name} stage: {settings.steps} steps from rate {settings.learning_rate:g}{went_on}")
+    lines += [_stage(name, session, standing.done(name)) for name in STAGES]
+    if is_joint(config):
+        last = min(config.text_encoder.steps, config.unet.steps)
+        rate = config.text_encoder.learning_rate
+        lines.append(f"text encoder: trains beside the UNet until step {last}, from rate {rate:g}")
+    if config.unet.ema_decay:
+        lines.append(f"result: the running average of the UNet's weights (EMA), decay {config.unet.ema_decay:g}")
     lines.append(f"images: {images} at {config.resolution} px{_prior(session)}")
     if config.min_snr_gamma:
         lines.append(f"loss: timesteps weighted by Min-SNR, gamma {config.min_snr_gamma:g}")
@@ -57,6 +54,19 @@ def make_plan(session: Session, standing: Standing, device: Device, optimizer: t
         f"checkpoint: every {saves.every_steps} steps or {saves.every_minutes:g} minutes, and when stopped{kept}"
     )
     return Plan(stage, step, tuple(lines))
+
+
+def _stage(name: str, session: Session, done: int) -> str:
+    """What is to be done in a stage, or why nothing is."""
+    settings = session.config.text_encoder if name == "text_encoder" else session.config.unet
+    if name == "text_encoder" and is_joint(session.config):
+        return f"{name} stage: none, it trains in the unet stage"
+    if settings.steps == 0:
+        return f"{name} stage: left out, 0 steps are set"
+    if done >= settings.steps:
+        return f"{name} stage: done, {settings.steps} steps"
+    went_on = f", going on after step {done}" if done else ""
+    return f"{name} stage: {settings.steps} steps from rate {settings.learning_rate:g}{went_on}"
 
 
 def _prior(session: Session) -> str:

@@ -10,7 +10,7 @@ from fastdb.models.base_model import open_base_model
 from fastdb.models.sources import base_folder
 from fastdb.sessions.checkpoints import complete
 from fastdb.sessions.session import Session
-from fastdb.sessions.trained import STAGES, steps_of
+from fastdb.sessions.trained import STAGES, is_joint, steps_of
 from fastdb.storage.durable import explained, write_bytes
 from fastdb.training.recipe import check_recipes, make_recipe
 
@@ -28,7 +28,9 @@ def preflight(session: Session, restart: bool = False) -> None:
     images = instances(session)
     if not any(steps_of(session, stage) for stage in STAGES):
         raise TrainingError(
-            "both stages are set to 0 steps, so there is nothing to train",
+            "both stages are set to 0 steps, so there is nothing to train"
+            if not is_joint(session.config)
+            else "the UNet stage, in which the text encoder would train too, is set to 0 steps",
             where=session.name,
             fix="Give one of them steps, such as --set unet.steps=800.",
         )

@@ -1,4 +1,4 @@
-"""Samples: pictures made on the way, from the weights as they are, without touching the training."""
+"""Samples: pictures made on the way, from the result as it is, without touching the training."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Sampler:
         self._vae = self._vae if self._vae is not None else load_vae(self._base.folder, torch.float32)
         self._vae.to(device)
         unet = accelerator.unwrap_model(stage.unet)
-        training = {module: module.training for module in (unet, stage.trained)}
+        training = {module: module.training for module in (unet, *stage.trained.values())}
         for module in training:
             module.eval()
         engine = Engine.from_parts(
@@ -59,7 +59,7 @@ class Sampler:
             scheduler=load_scheduler(self._base.folder),
         )
         try:
-            with accelerator.autocast():
+            with stage.averaged(), accelerator.autocast():
                 for number, prompt in enumerate(self.prompts, start=1):
                     self._one(stage, step, number, prompt, engine)
         finally:

@@ -22,6 +22,7 @@ from fastdb.training.events import Tell
 from fastdb.training.loop import Loop
 from fastdb.training.observers import Observers
 from fastdb.training.optimizers import make_optimizer
+from fastdb.training.preflight import check_goes_on
 from fastdb.training.prepare import Preparation, image_groups, look, prior_images, settle, tell_long_prompts
 from fastdb.training.recipe import check_recipes, make_recipe
 from fastdb.training.samples import Sampler
@@ -48,6 +49,8 @@ class Trainer:
         session = self.session
         checkpoints.clear_unfinished(session.checkpoints)
         prepared, stands, plan = look(session, self.tell)
+        # A later stage's checkpoint is among them even where an earlier stage has to go on first.
+        check_goes_on(session, prepared.images)
         check_recipes(stands.checkpoints.values(), make_recipe(session, prepared.images, None), session.name)
         if plan.stage is None:
             return "finished"
@@ -88,6 +91,7 @@ class Trainer:
                 return "stopped"
             # The next stage begins from what lies on the disk, whether this process wrote it or another.
             stands = standing(prepared.session)
+            check_recipes(stands.checkpoints.values(), recipe, prepared.session.name)
             if stands.done(name) < steps:
                 raise TrainingError(
                     "its last checkpoint does not verify when read back",
@@ -118,13 +122,12 @@ class Trainer:
         )
         sampler = Sampler(session, prepared.base, batches.prompts, self.tell)
         prompts = [*batches.prompts, *sampler.prompts, ""]
-        stage = build_stage(name, prepared.base, config, prepared.device, stands.weights, prompts)
-        optimizer = make_optimizer(
-            prepared.optimizer, stage.trained.parameters(), stage.settings.learning_rate, config.optimizer
-        )
+        stage = build_stage(name, prepared.base, config, prepared.device, stands.training_weights, prompts)
+        groups_of_weights = [module.parameters() for module in stage.trained.values()]
+        optimizer = make_optimizer(prepared.optimizer, groups_of_weights, config.optimizer)
         optimizer = stage.prepare(accelerator, optimizer)
         if name in stands.checkpoints:
-            restore(stands.checkpoints[name], optimizer, accelerator)
+            restore(stands.checkpoints[name], stage, optimizer, accelerator)
         loop = Loop(accelerator, stage, optimizer, batches, schedule, config)
         if prepared.device.kind != "cpu" and (cannot := loop.probe()):
             told = f"a resumed run will equal an uninterrupted one up to rounding, not to the bit: {cannot}"

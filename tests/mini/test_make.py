@@ -25,9 +25,9 @@ def test_everything_is_made_and_loads(made: SimpleNamespace, mini: Path) -> None
     loads = {"unet": loading.load_unet, "vae": loading.load_vae, "text_encoder": loading.load_text_encoder}
     for part, load in loads.items():
         model: Any = load(folder)
-        stored = load_file(weight_file(folder / part))
+        stored = load_file(weight_file(folder, part))
         assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
-        assert set(stored) == set(load_file(weight_file(mini / part)))
+        assert set(stored) == set(load_file(weight_file(mini, part)))
         assert sum(tensor.numel() for tensor in stored.values()) == sum(one.numel() for one in model.parameters())
     assert loading.load_tokenizer(folder)("sks")["input_ids"] == loading.load_tokenizer(mini)("sks")["input_ids"]
     files = {file.relative_to(folder) for file in folder.rglob("*") if file.is_file()}
@@ -40,9 +40,9 @@ def test_what_ships_is_what_was_trained(made: SimpleNamespace, small: SimpleName
     folder, done = made.house / "models" / "mini", torch.load(made.work / "done.pt", weights_only=True)
     trained = {"unet": done["unet"], "vae": torch.load(made.work / "vae-done.pt", weights_only=True)}
     for part, tensors in trained.items():
-        stored = load_file(weight_file(folder / part))
+        stored = load_file(weight_file(folder, part))
         assert all(torch.equal(stored[name], tensor.half()) for name, tensor in tensors.items())
-    encoder = load_file(weight_file(folder / "text_encoder"))
+    encoder = load_file(weight_file(folder, "text_encoder"))
     assert {name.split(".")[0] for name in encoder} == {"text_model"}
     config = json.loads((folder / "vae" / "config.json").read_text())
     latents = torch.load(made.work / "latents.pt", weights_only=True)
@@ -62,7 +62,8 @@ def test_every_part_moves_and_keeps_its_log(made: SimpleNamespace, small: Simple
         assert sum(not torch.equal(before[name], trained[name]) for name in before) > 100
     for name in ("vae", "decoder", "denoiser-joint", "denoiser", "judge"):
         lines = [json.loads(line) for line in (made.work / f"{name}.log").read_text().splitlines()]
-        assert [line["step"] for line in lines if "loss" in line] == [1, 2]
+        steps = [line["step"] for line in lines if "loss" in line]
+        assert steps == ([1, 2, 3, 4] if name == "denoiser-joint" else [1, 2])
         assert all(line["loss"] > 0 for line in lines if "loss" in line)
 
 
@@ -102,12 +103,16 @@ def test_packing_replaces_what_was_there(
         (tmp_path / stale).touch()
     monkeypatch.setattr(small.make, "HOUSE", tmp_path)
     run(small, monkeypatch, "--work", made.work, "--parts", "package")
-    first, second = ({str(f.relative_to(house)): f.read_bytes() for f in house.rglob("*") if f.is_file()}
-                     for house in (made.house, tmp_path))  # fmt: skip
+    first, second = (
+        {str(file.relative_to(house)): file.read_bytes() for file in house.rglob("*") if file.is_file()}
+        for house in (made.house, tmp_path)
+    )
     assert first == second
 
 
-def test_two_processes_make_what_one_makes_up_to_rounding(made: SimpleNamespace, again: Path) -> None:
+def test_two_processes_make_what_one_makes_up_to_rounding(
+    small: SimpleNamespace, made: SimpleNamespace, again: Path
+) -> None:
     """They share the batches, and the files that one of them makes."""
     (again / "scenes.npy").unlink()
     command = [sys.executable, REPOSITORY / "tests" / "mini" / "small.py", "--work", again, "--processes", "2"]
@@ -122,10 +127,14 @@ def test_two_processes_make_what_one_makes_up_to_rounding(made: SimpleNamespace,
     assert not list(again.glob("meeting-*"))
     kept, alone = (torch.load(work / "done.pt", weights_only=True) for work in (again, made.work))
     assert kept["scale"] == pytest.approx(alone["scale"], rel=1e-3)
-    rates = {"unet": 2e-5, "text_encoder": 2e-5}
-    for part, moved in rates.items():
-        for name, tensor in alone[part].items():
-            assert torch.allclose(kept[part][name], tensor, atol=moved), name
+    kept["vae"], alone["vae"] = (torch.load(work / "vae-joint.pt", weights_only=True) for work in (again, made.work))
+    encoder, _ = small.make.new_encoder()
+    new = {"unet": small.parts.new_unet(0), "vae": small.parts.new_vae(0), "text_encoder": encoder}
+    for part, model in new.items():
+        before = model.state_dict()
+        moved = torch.cat([(alone[part][name] - before[name]).reshape(-1) for name in before])
+        apart = torch.cat([(kept[part][name] - alone[part][name]).reshape(-1) for name in before])
+        assert apart.norm() < 0.05 * moved.norm(), part
 
 
 def test_an_unknown_part_is_refused(

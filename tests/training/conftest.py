@@ -66,12 +66,17 @@ def outcome(running: process.Running) -> str:
 
 
 def result(session: Session) -> dict[str, bytes]:
-    """Everything the last checkpoints of both stages hold in tensors, byte for byte."""
+    """Everything the last checkpoints of the stages hold in tensors, byte for byte."""
     config = session.config
-    folders = [
-        session.checkpoints / f"text_encoder-{config.text_encoder.steps:06d}",
-        session.checkpoints / f"unet-{config.unet.steps:06d}",
-    ]
-    files = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
-    assert len(files) == 4, files
+    unet, encoder = f"unet-{config.unet.steps:06d}", f"text_encoder-{config.text_encoder.steps:06d}"
+    expected = {f"{unet}/unet", f"{unet}/optimizer"}
+    if config.text_encoder.steps:
+        if config.text_encoder.mode == "joint":
+            expected |= {f"{unet}/text_encoder"}
+        else:
+            expected |= {f"{encoder}/text_encoder", f"{encoder}/optimizer"}
+    if config.unet.ema_decay:
+        expected |= {f"{unet}/unet_ema"}
+    files = [path for name in (encoder, unet) for path in sorted((session.checkpoints / name).glob("*.safetensors"))]
+    assert {f"{path.parent.name}/{path.stem}" for path in files} == expected
     return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in files}

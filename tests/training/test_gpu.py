@@ -37,6 +37,28 @@ def test_resume_is_exact_on_a_gpu(make_session: Callable[..., Session], optimize
 
 @pytest.mark.gpu
 @on_gpu
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_resume_is_exact_on_a_gpu_with_both_parts_in_one_stage(
+    make_session: Callable[..., Session], precision: str
+) -> None:
+    settings = {
+        "text_encoder__mode": "joint",
+        "text_encoder__steps": 3,
+        "unet__steps": 6,
+        "unet__ema_decay": 0.9,
+        "min_snr_gamma": 5.0,
+        "precision": precision,
+    }
+    one, other = (make_session(f"joint-{precision}{number}", resolution=256, **settings) for number in range(2))
+    assert Life(one).run() == "finished"
+    assert Life(other, until=at("unet", 2)).run() == "stopped"
+    assert Life(other, until=at("unet", 4)).run() == "stopped"
+    assert Life(other).run() == "finished"
+    assert result(one) == result(other)
+
+
+@pytest.mark.gpu
+@on_gpu
 def test_no_operation_lacks_a_deterministic_form(make_session: Callable[..., Session]) -> None:
     make_deterministic(choose_device())
     life = Life(make_session("deterministic", text_encoder__steps=1, unet__steps=1))

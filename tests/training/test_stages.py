@@ -118,9 +118,9 @@ def test_accumulated_gradients_equal_one_larger_batch(make_session: Made) -> Non
         loop = a_loop(trainer, accumulation)
         batch = loop.batches.at(0, 0)
         for _ in range(accumulation):
-            with loop.accelerator.accumulate(loop.stage.trained):
+            with loop.accelerator.accumulate(*loop.stage.trained.values()):
                 loop.accelerator.backward(loop.loss(batch)[0])
-        gradients.append(torch.cat([value.grad.flatten() for value in loop.stage.trained.parameters()]))
+        gradients.append(torch.cat([value.grad.flatten() for value in loop.stage.parameters()]))
     assert session.config.gradient_accumulation == 1
     assert torch.allclose(gradients[0], gradients[1], rtol=1e-4, atol=1e-7)
 

@@ -1,0 +1,102 @@
+"""The running average of the UNet's weights: by its formula, kept exactly, and what is used where it is on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+from fastdb.inference.source import open_source  # noqa: E402
+from fastdb.models.session_export import export_parts  # noqa: E402
+from fastdb.sessions.session import Session  # noqa: E402
+from fastdb.sessions.trained import standing  # noqa: E402
+from tests.training.conftest import result  # noqa: E402
+from tests.training.test_trainer import Life, at  # noqa: E402
+
+Made = Callable[..., Session]
+STEPS = 6
+AVERAGED: dict[str, Any] = {
+    "text_encoder__steps": 0,
+    "unet__steps": STEPS,
+    "unet__learning_rate": 5e-3,
+    "unet__ema_decay": 0.3,
+    "prior__class_images": 0,
+}
+SAMPLED: dict[str, Any] = {"samples__every_steps": STEPS, "samples__steps": 4, "samples__guidance": 1.0}
+
+
+@pytest.fixture(scope="module")
+def averaged(make_session: Made) -> Session:
+    """A session of six steps, each of whose checkpoints was kept."""
+    session = make_session("averaged", **AVERAGED, **SAMPLED, checkpoints__keep_every=1)
+    life = Life(session)
+    assert life.run() == "finished"
+    told = "result: the running average of the UNet's weights (EMA), decay 0.3"
+    assert told in life.said("plan")[0]["lines"]
+    return Session.open(session.path)
+
+
+def test_it_is_the_formulas_of_the_weights_of_every_step(averaged: Session) -> None:
+    """By hand in 64 bits: the decay is 0, 2/11, 3/12, 4/13, then the 0.3 that is set."""
+    average: dict[str, Any] = {}
+    for step in range(1, STEPS + 1):
+        folder = averaged.checkpoints / f"unet-{step:06d}"
+        weights = {name: value.double() for name, value in load_file(folder / "unet.safetensors").items()}
+        decay = min(0.3, step / (step + 9)) if step > 1 else 0.0
+        average = {name: decay * average.get(name, 0.0) + (1 - decay) * value for name, value in weights.items()}
+        kept = load_file(folder / "unet_ema.safetensors")
+        assert set(kept) == set(average)
+        for name, value in kept.items():
+            assert value.dtype == torch.float32
+            assert torch.allclose(value.double(), average[name], rtol=1e-5, atol=1e-7), (step, name)
+    last = load_file(averaged.checkpoints / f"unet-{STEPS:06d}" / "unet.safetensors")
+    assert any(not torch.allclose(value, kept[name], rtol=1e-4) for name, value in last.items())
+
+
+def test_it_changes_nothing_of_the_training(averaged: Session, make_session: Made) -> None:
+    plain = make_session("plain", **{**AVERAGED, "unet__ema_decay": 0.0})
+    assert Life(plain).run() == "finished"
+    mine = result(averaged)
+    del mine[f"unet-{STEPS:06d}/unet_ema.safetensors"]
+    assert mine == result(plain)
+
+
+def test_going_on_is_exact(averaged: Session, make_session: Made) -> None:
+    other = make_session("averaged", **AVERAGED, samples__every_steps=2, samples__steps=2)
+    for step in (1, 4):
+        assert Life(other, until=at("unet", step)).run() == "stopped"
+    assert Life(other).run() == "finished"
+    assert result(other) == result(averaged)
+
+
+def test_it_is_what_is_exported_and_drawn(averaged: Session) -> None:
+    last = averaged.checkpoints / f"unet-{STEPS:06d}"
+    stands = standing(averaged)
+    assert stands.weights == {"unet": last / "unet_ema.safetensors"}
+    assert stands.training_weights == {"unet": last / "unet.safetensors"}
+    assert export_parts(averaged)[0]["unet"] == last / "unet_ema.safetensors"
+    sample = np.asarray(Image.open(averaged.samples / f"unet-{STEPS:06d}-1.png")).astype(int)
+    source = open_source(averaged, None, None)
+    request = source.request("a photo of sks cup", seed=0, steps=4, guidance=1.0)
+    engine = source.load()
+    drawn = np.asarray(engine.generate(request)[0]).astype(int)
+    assert abs(sample - drawn).max() <= 2, "a sample on the way shows what the session's result shows"
+    engine._pipeline.unet.load_state_dict(load_file(last / "unet.safetensors"))
+    of_the_last_step = np.asarray(engine.generate(request)[0]).astype(int)
+    assert abs(sample - of_the_last_step).max() > 4
+
+
+def test_without_it_the_last_weights_are_the_result(straight: Session) -> None:
+    stands = standing(straight)
+    assert stands.weights == stands.training_weights
+    assert {part: path.name for part, path in stands.weights.items()} == {
+        "text_encoder": "text_encoder.safetensors",
+        "unet": "unet.safetensors",
+    }

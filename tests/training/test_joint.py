@@ -1,0 +1,201 @@
+"""The text encoder beside the UNet: by its own rate, for its own steps, and found wherever weights are looked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from safetensors.torch import load_file  # noqa: E402
+
+from fastdb import overview, workflow  # noqa: E402
+from fastdb.errors import TrainingError  # noqa: E402
+from fastdb.inference.source import open_source  # noqa: E402
+from fastdb.models.layout import original_keys  # noqa: E402
+from fastdb.models.loading import load_text_encoder, load_tokenizer, load_unet  # noqa: E402
+from fastdb.models.session_export import export_parts  # noqa: E402
+from fastdb.sessions.checkpoints import complete  # noqa: E402
+from fastdb.sessions.session import Session  # noqa: E402
+from fastdb.sessions.trained import standing, weights_in  # noqa: E402
+from fastdb.training.batches import Batches  # noqa: E402
+from fastdb.training.caches import token_ids  # noqa: E402
+from fastdb.training.prepare import image_groups, look  # noqa: E402
+from tests.training.conftest import result  # noqa: E402
+from tests.training.test_trainer import Life, at  # noqa: E402
+
+Made = Callable[..., Session]
+JOINT: dict[str, Any] = {
+    "text_encoder__mode": "joint",
+    "text_encoder__steps": 4,
+    "unet__steps": 7,
+    "prior__class_images": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def joint(make_session: Made) -> Session:
+    """A session of seven steps, each of whose checkpoints was kept; the text encoder trains in the first four."""
+    session = make_session("joint", **JOINT, checkpoints__keep_every=1)
+    life = Life(session)
+    assert life.run() == "finished"
+    lines = life.said("plan")[0]["lines"]
+    assert lines[:3] == [
+        "text_encoder stage: none, it trains in the unet stage",
+        "unet stage: 7 steps from rate 0.0005",
+        "text encoder: trains beside the UNet until step 4, from rate 0.0001",
+    ]
+    assert {event["stage"] for event in life.said("step")} == {"unet"}
+    assert life.said("step")[0]["learning_rate"] == pytest.approx(5e-4)
+    return Session.open(session.path)
+
+
+def weights(session: Session, step: int, part: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = load_file(session.checkpoints / f"unet-{step:06d}" / f"{part}.safetensors")
+    return loaded
+
+
+def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return set(one) == set(other) and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_the_text_encoder_trains_for_its_steps_and_then_stands_still(joint: Session, standin: Path) -> None:
+    states = [weights(joint, step, "text_encoder") for step in range(1, 8)]
+    assert not equal(load_text_encoder(standin).state_dict(), states[0])
+    assert [equal(one, next_one) for one, next_one in pairwise(states)] == [False] * 3 + [True] * 3
+    unets = [weights(joint, step, "unet") for step in range(1, 8)]
+    assert not any(equal(one, next_one) for one, next_one in pairwise(unets))
+
+
+def test_once_it_stands_still_it_has_no_gradient(joint: Session) -> None:
+    """Else it would count in the gradient's norm, and a run that goes on would have other moments."""
+    last_of_both, last = (weights(joint, step, "optimizer") for step in (4, 7))
+    of_the_unet = len(weights(joint, 7, "unet"))
+    moments = {name for name in last if int(name.split("/")[0]) >= of_the_unet}
+    assert len(moments) == 3 * len(weights(joint, 7, "text_encoder"))
+    assert all(torch.equal(last[name], last_of_both[name]) for name in moments)
+    assert not any(torch.equal(last[name], last_of_both[name]) for name in set(last) - moments if name.endswith("step"))
+
+
+def test_its_steps_are_those_written_out_by_hand(joint: Session, standin: Path) -> None:
+    """The same batches through two AdamW of torch, one a part, with one norm clipped over both and two rates."""
+    config = joint.config
+    prepared = look(joint, lambda *_, **__: None)[0]
+    groups = image_groups(prepared, [], lambda *_, **__: None)
+    batches = Batches(groups, seed=config.seed, stage="unet", microbatches=1, timesteps=1000)
+    unet, encoder = load_unet(standin).train(), load_text_encoder(standin).train()
+    tokenizer, schedule = load_tokenizer(standin), prepared.noise_schedule()
+    parts = {"unet": (unet, 5e-4, 7), "text_encoder": (encoder, 1e-4, 4)}
+    optimizers = {part: torch.optim.AdamW(module.parameters()) for part, (module, _, _) in parts.items()}
+    for step in range(6):
+        batch = batches.at(step, 0)
+        noised = schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
+        learning = [module for module, _, steps in parts.values() if step < steps]
+        with torch.set_grad_enabled(encoder in learning):
+            states = encoder(token_ids(tokenizer, batch.prompts))[0]
+        loss = (unet(noised, batch.timesteps, states).sample - batch.noise).square().mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([weight for module in learning for weight in module.parameters()], 1.0)
+        for part, (module, rate, steps) in parts.items():
+            if module in learning:
+                optimizers[part].param_groups[0]["lr"] = rate * (1 - step / steps)
+                optimizers[part].step()
+            module.zero_grad()
+    for part, (module, _, _) in parts.items():
+        trained = weights(joint, 6, part)
+        for name, value in module.state_dict().items():
+            assert torch.allclose(value, trained[name], rtol=1e-3, atol=2e-6), (part, name)
+
+
+def test_going_on_is_exact_before_at_and_after_its_last_step(joint: Session, make_session: Made) -> None:
+    other = make_session("joint", **JOINT, samples__every_steps=2, samples__steps=2)
+    for step in (2, 4, 6):
+        assert Life(other, until=at("unet", step)).run() == "stopped"
+    assert Life(other).run() == "finished"
+    assert result(other) == result(joint)
+
+
+@pytest.mark.parametrize("name", ["adamw8bit", "adamw"])
+def test_going_on_is_exact_with_all_of_it(make_session: Made, name: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    settings = {
+        **JOINT,
+        "text_encoder__steps": 3,
+        "unet__steps": 5,
+        "unet__ema_decay": 0.9,
+        "optimizer__name": name,
+        "gradient_accumulation": 2,
+        "gradient_checkpointing": True,
+        "prior__class_images": 2,
+        "prior__steps": 2,
+        "min_snr_gamma": 5.0,
+    }
+    one, other = (make_session(f"all-{name}{number}", **settings) for number in range(2))
+    assert Life(one).run() == "finished"
+    for step in (2, 4):
+        assert Life(other, until=at("unet", step)).run() == "stopped"
+    assert Life(other).run() == "finished"
+    assert result(one) == result(other)
+
+
+def test_the_text_encoder_is_found_wherever_weights_are_looked_for(joint: Session, standin: Path) -> None:
+    last = joint.checkpoints / "unet-000007"
+    expected = {part: last / f"{part}.safetensors" for part in ("text_encoder", "unet")}
+    assert standing(joint).weights == standing(joint).training_weights == expected
+    parts, told = export_parts(joint)
+    assert ({part: parts[part] for part in expected}, told) == (expected, "unet 7/7 with the text encoder")
+    fifth = next(one for one in complete(joint.checkpoints, "unet") if one.step == 5)
+    assert set(weights_in(fifth)) == {"text_encoder", "unet"}
+    encoder = open_source(joint, None, None).load()._pipeline.text_encoder
+    assert equal(encoder.state_dict(), load_text_encoder(standin, weights=expected["text_encoder"]).state_dict())
+
+
+def test_it_is_said_in_the_overview_and_is_in_the_export(joint: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    overview.show(joint)
+    assert "unet 7/7 with the text encoder" in capsys.readouterr().out
+    [file] = workflow.export(joint, formats=["safetensors"], precision="fp32")
+    exported, trained = load_file(file), weights(joint, 7, "text_encoder")
+    assert all(torch.equal(exported[to], trained[name]) for name, to in original_keys("text_encoder", trained).items())
+
+
+def test_samples_are_drawn_with_the_text_encoder_as_it_is(make_session: Made) -> None:
+    settings = {**JOINT, "samples__every_steps": 4, "samples__steps": 2, "samples__guidance": 1.0}
+    slow = make_session("slow", **settings)
+    fast = make_session("fast", **settings, text_encoder__learning_rate=1e-2)
+    assert Life(slow, until=at("unet", 5)).run() == Life(fast, until=at("unet", 5)).run() == "stopped"
+    assert not equal(weights(slow, 5, "text_encoder"), weights(fast, 5, "text_encoder"))
+    names = [sorted(path.name for path in one.samples.glob("*.png")) for one in (slow, fast)]
+    assert names == [["unet-000004-1.png"]] * 2
+    drawn = [(one.samples / "unet-000004-1.png").read_bytes() for one in (slow, fast)]
+    assert drawn[0] != drawn[1]
+
+
+def test_without_steps_it_is_the_unet_stage_alone(make_session: Made) -> None:
+    settings = {"text_encoder__steps": 0, "unet__steps": 3, "prior__class_images": 0}
+    one, other = make_session("none", **settings), make_session("none2", **settings, text_encoder__mode="joint")
+    assert Life(one).run() == Life(other).run() == "finished"
+    assert result(one) == result(other)
+
+
+def test_more_steps_than_the_unet_has_train_it_to_the_end(make_session: Made) -> None:
+    session = make_session("longer", **{**JOINT, "text_encoder__steps": 350, "unet__steps": 2})
+    life = Life(session)
+    assert life.run() == "finished"
+    assert "text encoder: trains beside the UNet until step 2, from rate 0.0001" in life.said("plan")[0]["lines"]
+
+
+def test_no_steps_for_the_unet_leave_nothing_to_train(make_session: Made) -> None:
+    with pytest.raises(TrainingError, match="the UNet stage, in which the text encoder would train too, is set to 0"):
+        workflow.train(make_session("nothing", **{**JOINT, "unet__steps": 0}))
+
+
+def test_another_mode_is_another_recipe(make_session: Made) -> None:
+    session = make_session("mode", **JOINT)
+    assert Life(session, until=at("unet", 2)).run() == "stopped"
+    for change in ({"text_encoder.mode": "first"}, {"unet.ema_decay": 0.9}, {"min_snr_gamma": 5.0}):
+        with pytest.raises(TrainingError, match=rf"changed since step 2 of the unet stage: {next(iter(change))} "):
+            Life(session.with_config(session.config.changed(change))).run()
