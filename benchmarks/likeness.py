@@ -34,7 +34,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "no prior": {"prior.class_images": 0},
     "prior: one prompt": {"prior.prompts": "the class"},
     "no captions": {"captions": "none"},
-    "every photo captioned": {"captions": "all"},
+    "some captions": {"captions": "some"},
     "no text encoder": {"text_encoder.steps": 0},
     "joint": {"text_encoder.mode": "joint"},
     "min-SNR 5": {"min_snr_gamma": 5.0},
@@ -84,7 +84,7 @@ def run(root: Path, key: dict[str, Any], changes: dict[str, Any], keep: bool) ->
     folder = root / "-".join(str(part).replace(" ", "_").replace("/", "_").replace(":", "") for part in key.values())
     if folder.exists():
         shutil.rmtree(folder)
-    captioned = settings.pop("captions", "some")
+    captioned = settings.pop("captions", "all")
     if settings.get("prior.prompts") == "the class":
         settings["prior.prompts"] = [prompt(subject.shape)]
     photos = root / f"{folder.name}-photos"

@@ -113,14 +113,13 @@ def demo_photos() -> list[Path]:
 
 
 def caption(session: Session) -> None:
-    """Say of some photos what lies behind the mug, in `captions/`, so that it is not taken for a part of it."""
+    """Say of each photo what lies behind the mug, in `captions/`, so that it is not taken for a part of it."""
     from fastdb.world.subjects import SUBJECTS
 
-    said = SUBJECTS[CLASS_WORD].captions()
+    said = SUBJECTS[CLASS_WORD].captions(every=True)
     for text, path in zip(said, photos_in(session.instance_images), strict=True):
-        if text:
-            write_text(session.captions / f"{path.stem}.txt", text)
-    console.say(f"{sum(map(bool, said))} of {len(said)} photos have a caption that tells their background")
+        write_text(session.captions / f"{path.stem}.txt", text)
+    console.say("each photo has a caption that tells its background")
 
 
 def shots() -> list[Shot]:
@@ -188,9 +187,7 @@ def draw(session: Session, killed: int, before: Sequence[Taken], after: Sequence
                 [Cell(one.picture, _said(one.shot)) for one in asked_then],
                 about=f"the same prompts and seeds; {TOKEN} is the word for this mug",
             ),
-            Row(
-                "Other mugs", _pairs(before, after, CLASS, COLOURED), about="before and after: should stay as they were"
-            ),
+            Row("Other mugs", _pairs(before, after, CLASS, COLOURED), about="before and after: should stay other mugs"),
             Row("Other things", _pairs(before, after, OTHERS), about="before and after: should stay as they were"),
         ],
         thumb=184,

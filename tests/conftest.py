@@ -48,19 +48,6 @@ def mini() -> Path:
 
 
 @pytest.fixture(scope="session")
-def standin(_cache: Path) -> Path:
-    """The folder of the stand-in base model."""
-    pytest.importorskip("torch")
-    from filelock import FileLock
-
-    from fastdb.models.sources import STANDIN, base_folder
-
-    _cache.mkdir(exist_ok=True)
-    with FileLock(_cache / "standin.lock"):
-        return base_folder(STANDIN)
-
-
-@pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three real photos that scikit-image ships: cat.png, astronaut.png and cup.png."""
     data = pytest.importorskip("skimage.data")

@@ -144,6 +144,13 @@ def test_it_leaves_a_whole_session(shown: Shown) -> None:
     assert [path.stem for path in photos_in(session.instance_images)] == five
     for path, photo in zip(photos_in(session.instance_images), SUBJECTS["mug"].photos(), strict=True):
         assert np.array_equal(read_photo(path), photo)
+    assert {path.stem: path.read_text(encoding="utf-8").strip() for path in session.captions.glob("mug-*.txt")} == {
+        "mug-1": "on a plain grey background",
+        "mug-2": "on a striped blue background",
+        "mug-3": "on a dotted green background",
+        "mug-4": "on a checkered white background",
+        "mug-5": "on a plain purple background",
+    }
     record = session.record
     assert (record.base_model.folder, record.subject.token, record.subject.class_word) == ("mini", "sks", "mug")
     assert session.config.captions.instance_prompt == "a photo of a sks mug"

@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdb.errors import ModelError
-from fastdb.runtime.places import cache_folder
 from fastdb.sessions.record import FILE
 
 if TYPE_CHECKING:
     from fastdb.sessions.session import Session
 
-STANDIN = "standin"
 MINI = "mini"
 """The small model of a drawn world that ships in the package; `mini/` in the repository makes it."""
 
@@ -23,13 +21,6 @@ def base_folder(base: str | Path) -> Path:
     Raises:
         ModelError: there is no such folder.
     """
-    if str(base) == STANDIN:
-        folder = cache_folder() / "base_models" / STANDIN
-        if not (folder / "model_index.json").is_file():
-            from fastdb.models.standin import build_standin
-
-            build_standin(folder)
-        return folder
     return _existing(base, f"Give a Stable Diffusion 1.x in the diffusers layout, or {MINI!r} to try things out.")
 
 
@@ -39,8 +30,6 @@ def base_of(session: Session) -> Path:
     Raises:
         ModelError: it is not there any more.
     """
-    if session.record.base_model.folder == STANDIN:
-        return base_folder(STANDIN)
     return _existing(
         session.record.base_model.folder,
         f"Put the base model of {session.name} back there, or write its new place into {session.path / FILE}.",

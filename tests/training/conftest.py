@@ -28,13 +28,13 @@ SETTINGS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="session")
-def make_session(standin: Path, photos: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Session]:
+def make_session(mini: Path, photos: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Session]:
     """Makes a small session, each in a root of its own."""
 
     def make(name: str = "cup", **settings: Any) -> Session:
         root = tmp_path_factory.mktemp("root")
         chosen = {**SETTINGS, **{key.replace("__", "."): value for key, value in settings.items()}}
-        return workflow.new(name, standin, photos, token="sks", class_word="cup", root=root, settings=chosen)
+        return workflow.new(name, mini, photos, token="sks", class_word="cup", root=root, settings=chosen)
 
     return make
 

@@ -30,8 +30,8 @@ FEW: dict[str, Any] = {"text_encoder__steps": 0, "unet__steps": 1, "prior__steps
 
 
 @pytest.fixture(scope="module")
-def engine(standin: Path) -> Engine:
-    return Engine.from_folder(standin, device=choose_device())
+def engine(mini: Path) -> Engine:
+    return Engine.from_folder(mini, device=choose_device())
 
 
 class Drawing:

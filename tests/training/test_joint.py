@@ -63,9 +63,9 @@ def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return set(one) == set(other) and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_the_text_encoder_trains_for_its_steps_and_then_stands_still(joint: Session, standin: Path) -> None:
+def test_the_text_encoder_trains_for_its_steps_and_then_stands_still(joint: Session, mini: Path) -> None:
     states = [weights(joint, step, "text_encoder") for step in range(1, 8)]
-    assert not equal(load_text_encoder(standin).state_dict(), states[0])
+    assert not equal(load_text_encoder(mini).state_dict(), states[0])
     assert [equal(one, next_one) for one, next_one in pairwise(states)] == [False] * 3 + [True] * 3
     unets = [weights(joint, step, "unet") for step in range(1, 8)]
     assert not any(equal(one, next_one) for one, next_one in pairwise(unets))
@@ -81,14 +81,14 @@ def test_once_it_stands_still_it_has_no_gradient(joint: Session) -> None:
     assert not any(torch.equal(last[name], last_of_both[name]) for name in set(last) - moments if name.endswith("step"))
 
 
-def test_its_steps_are_those_written_out_by_hand(joint: Session, standin: Path) -> None:
+def test_its_steps_are_those_written_out_by_hand(joint: Session, mini: Path) -> None:
     """The same batches through two AdamW of torch, one a part, with one norm clipped over both and two rates."""
     config = joint.config
     prepared = look(joint, lambda *_, **__: None)[0]
     groups = image_groups(prepared, [], lambda *_, **__: None)
     batches = Batches(groups, seed=config.seed, stage="unet", microbatches=1, timesteps=1000)
-    unet, encoder = load_unet(standin).train(), load_text_encoder(standin).train()
-    tokenizer, schedule = load_tokenizer(standin), prepared.noise_schedule()
+    unet, encoder = load_unet(mini).train(), load_text_encoder(mini).train()
+    tokenizer, schedule = load_tokenizer(mini), prepared.noise_schedule()
     parts = {"unet": (unet, 5e-4, 7), "text_encoder": (encoder, 1e-4, 4)}
     optimizers = {part: torch.optim.AdamW(module.parameters()) for part, (module, _, _) in parts.items()}
     for step in range(6):
@@ -142,7 +142,7 @@ def test_going_on_is_exact_with_all_of_it(make_session: Made, name: str) -> None
     assert result(one) == result(other)
 
 
-def test_the_text_encoder_is_found_wherever_weights_are_looked_for(joint: Session, standin: Path) -> None:
+def test_the_text_encoder_is_found_wherever_weights_are_looked_for(joint: Session, mini: Path) -> None:
     last = joint.checkpoints / "unet-000007"
     expected = {part: last / f"{part}.safetensors" for part in ("text_encoder", "unet")}
     assert standing(joint).weights == standing(joint).training_weights == expected
@@ -151,7 +151,7 @@ def test_the_text_encoder_is_found_wherever_weights_are_looked_for(joint: Sessio
     fifth = next(one for one in complete(joint.checkpoints, "unet") if one.step == 5)
     assert set(weights_in(fifth)) == {"text_encoder", "unet"}
     encoder = open_source(joint, None, None).load()._pipeline.text_encoder
-    assert equal(encoder.state_dict(), load_text_encoder(standin, weights=expected["text_encoder"]).state_dict())
+    assert equal(encoder.state_dict(), load_text_encoder(mini, weights=expected["text_encoder"]).state_dict())
 
 
 def test_it_is_said_in_the_overview_and_is_in_the_export(joint: Session, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,21 +34,21 @@ from fastdb.training.trainer import Trainer  # noqa: E402
 Made = Callable[..., Session]
 
 
-def moved(part: str, session: Session, standin: Path) -> dict[str, float]:
+def moved(part: str, session: Session, mini: Path) -> dict[str, float]:
     """The largest change of each tensor of a part since the base model."""
-    before = {modern_name(part, name): value for name, value in load_file(weight_file(standin, part)).items()}
+    before = {modern_name(part, name): value for name, value in load_file(weight_file(mini, part)).items()}
     after = {modern_name(part, name): value for name, value in load_file(standing(session).weights[part]).items()}
     assert set(after) == set(before) - {name for name in before if name.endswith("position_ids")}
     return {name: float((after[name] - before[name].float()).abs().max()) for name in after}
 
 
-def test_each_stage_moves_its_own_part(straight: Session, standin: Path) -> None:
+def test_each_stage_moves_its_own_part(straight: Session, mini: Path) -> None:
     still = {
         "mid_block.attentions.0.transformer_blocks.0.attn1.to_q",
         "mid_block.attentions.0.transformer_blocks.0.attn1.to_k",
     }
     for part, count in (("text_encoder", 196), ("unet", 686)):
-        change = moved(part, straight, standin)
+        change = moved(part, straight, mini)
         assert len(change) == count
         # At 64 px the deepest level has one place: attention to itself is 1 whatever query and key are,
         # and all that can move them is the weight decay.
@@ -56,22 +56,20 @@ def test_each_stage_moves_its_own_part(straight: Session, standin: Path) -> None
         assert not stuck
 
 
-def test_the_unet_stage_leaves_the_text_encoder_and_the_files_of_the_base_model(
-    make_session: Made, standin: Path
-) -> None:
-    base = {part: weight_file(standin, part).read_bytes() for part in ("unet", "vae", "text_encoder")}
+def test_the_unet_stage_leaves_the_text_encoder_and_the_files_of_the_base_model(make_session: Made, mini: Path) -> None:
+    base = {part: weight_file(mini, part).read_bytes() for part in ("unet", "vae", "text_encoder")}
     session = make_session("only_unet", text_encoder__steps=0, unet__steps=3)
     train(session)
     assert set(standing(session).weights) == {"unet"}
-    assert max(moved("unet", session, standin).values()) > 0
-    assert {part: weight_file(standin, part).read_bytes() for part in base} == base
+    assert max(moved("unet", session, mini).values()) > 0
+    assert {part: weight_file(mini, part).read_bytes() for part in base} == base
 
 
-def test_the_text_encoder_stage_leaves_the_unet(make_session: Made, standin: Path) -> None:
+def test_the_text_encoder_stage_leaves_the_unet(make_session: Made, mini: Path) -> None:
     session = make_session("only_text", text_encoder__steps=3, unet__steps=0)
     train(session)
     assert set(standing(session).weights) == {"text_encoder"}
-    assert max(moved("text_encoder", session, standin).values()) > 0
+    assert max(moved("text_encoder", session, mini).values()) > 0
 
 
 def test_the_loss_on_the_instance_images_falls(make_session: Made) -> None:
@@ -157,16 +155,14 @@ def loss_of(trainer: Trainer, weights: Path | None, group: str = "instance") -> 
     return sum(float(loop.loss(loop.batches.at(step, 0))[1]) for step in range(16)) / 16
 
 
-def test_the_unet_stage_is_conditioned_by_the_text_encoder_the_first_stage_made(
-    straight: Session, standin: Path
-) -> None:
-    base, weights = open_base_model(standin), standing(straight).weights
+def test_the_unet_stage_is_conditioned_by_the_text_encoder_the_first_stage_made(straight: Session, mini: Path) -> None:
+    base, weights = open_base_model(mini), standing(straight).weights
     prompts = ["a photo of sks cup", ""]
     stage = build_stage("unet", base, straight.config, choose_device(), weights, prompts)
-    tokenizer = load_tokenizer(standin)
+    tokenizer = load_tokenizer(mini)
     with torch.no_grad():
         trained, untrained = (
-            load_text_encoder(standin, weights=path)(token_ids(tokenizer, prompts))[0]
+            load_text_encoder(mini, weights=path)(token_ids(tokenizer, prompts))[0]
             for path in (weights["text_encoder"], None)
         )
     assert torch.allclose(stage.condition(prompts), trained, atol=1e-5)

@@ -25,6 +25,7 @@ from fastdb.sessions.trained import standing  # noqa: E402
 from fastdb.training import process  # noqa: E402
 from fastdb.training.events import read_events  # noqa: E402
 from fastdb.training.trainer import Trainer  # noqa: E402
+from tests.other_models import another  # noqa: E402
 from tests.training.conftest import outcome, result  # noqa: E402
 
 Made = Callable[..., Session]
@@ -210,10 +211,8 @@ def test_a_new_or_lost_photo_is_noticed(half: Session) -> None:
         Life(half).run()
 
 
-def test_another_base_model_is_noticed(half: Session, standin: Path, tmp_path: Path) -> None:
-    from fastdb.models.standin import build_standin
-
-    other = build_standin(tmp_path / "other", seed=1)
+def test_another_base_model_is_noticed(half: Session, mini: Path, tmp_path: Path) -> None:
+    other = another(mini, tmp_path / "other")
     record = half.record.base_model.model_copy(update={"folder": str(other)})
     moved = Session(half.path, half.record.model_copy(update={"base_model": record}))
     with pytest.raises(TrainingError, match="its weights are not those this session began with"):
