@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fastdb.errors import CheckpointError, TrainingError
 from fastdb.images.intake import InstanceImage, instance_images_of
 from fastdb.models.base_model import open_base_model
-from fastdb.models.sources import base_folder
+from fastdb.models.sources import base_of
 from fastdb.sessions.checkpoints import complete
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES, is_joint, steps_of
@@ -24,7 +24,7 @@ def preflight(session: Session, restart: bool = False) -> None:
         TrainingError: class images are wanted and nothing says of what, or the newest checkpoint cannot go on.
         StorageError: the session's folder cannot be written.
     """
-    open_base_model(base_folder(session.record.base_model.folder))
+    open_base_model(base_of(session))
     images = instances(session)
     if not any(steps_of(session, stage) for stage in STAGES):
         raise TrainingError(

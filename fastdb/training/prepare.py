@@ -15,7 +15,7 @@ from fastdb.images.intake import InstanceImage
 from fastdb.inference.engine import Engine
 from fastdb.models.base_model import BaseModel, fingerprint, open_base_model
 from fastdb.models.loading import load_scheduler, load_tokenizer, load_vae
-from fastdb.models.sources import base_folder
+from fastdb.models.sources import base_of
 from fastdb.runtime.device import Device, choose_device, make_deterministic
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES, Standing, standing, steps_of
@@ -157,7 +157,7 @@ def check_base(session: Session) -> BaseModel:
         ModelError: it cannot be used.
         TrainingError: it is another one.
     """
-    base = open_base_model(base_folder(session.record.base_model.folder))
+    base = open_base_model(base_of(session))
     if fingerprint(base.folder) != session.record.base_model.fingerprint:
         raise TrainingError(
             "its weights are not those this session began with",
