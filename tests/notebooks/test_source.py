@@ -163,8 +163,9 @@ def test_the_forms_begin_as_the_settings_do():
     values = {found["name"]: ast.literal_eval(found["value"]) for c in CODE for found in FIELD.finditer(c.source)}
     config = Config()
     assert values["resolution"] == config.resolution
-    assert (values["text_encoder_steps"], values["text_encoder_rate"]) == tuple(dict(config.text_encoder).values())
-    assert (values["unet_steps"], values["unet_rate"]) == tuple(dict(config.unet).values())
+    assert values["text_encoder_steps"] == config.text_encoder.steps
+    assert values["text_encoder_rate"] == config.text_encoder.learning_rate
+    assert (values["unet_steps"], values["unet_rate"]) == (config.unet.steps, config.unet.learning_rate)
     assert values["class_images"] == config.prior.class_images
 
 
