@@ -60,15 +60,15 @@ def told(scene: Scene, numbers: random.Random) -> str:
 class Captions:
     """What the UNet is told: tokens of captions, and their embeddings once the text encoder stands still."""
 
-    def __init__(self, encoder: Any, tokenizer: Any) -> None:
-        self.encoder, self.tokenizer = encoder, tokenizer
+    def __init__(self, encoder: Any, tokenizer: Any, crew: Crew) -> None:
+        self.encoder, self.tokenizer, self.crew = encoder, tokenizer, crew
         self.tokens: dict[str, torch.Tensor] = {}
         self.states: dict[str, torch.Tensor] = {}
 
     def learning(self, captions: list[str]) -> torch.Tensor:
         """Embeddings (captions, SHORT, width) that the gradient flows through."""
         different = sorted(set(captions))
-        states = self.encoder(torch.stack([self._tokens(text)[:SHORT] for text in different]))[0]
+        states = self.encoder(self.crew.here(torch.stack([self._tokens(text)[:SHORT] for text in different])))[0]
         return states[torch.tensor([different.index(text) for text in captions])]
 
     @torch.no_grad()
@@ -77,7 +77,7 @@ class Captions:
         new = sorted(set(captions) - set(self.states))
         if new:
             states = self.encoder(torch.stack([self._tokens(text) for text in new]))[0]
-            self.states.update(zip(new, states, strict=True))
+            self.states.update(zip(new, self.crew.here(states), strict=True))
         return torch.stack([self.states[text] for text in captions])
 
     def _tokens(self, text: str) -> torch.Tensor:
@@ -94,8 +94,8 @@ def train_denoiser(
     scenes = data.scenes(seed, "scenes", len(latents))
     noises = DDPMScheduler.from_config(parts.SCHEDULER)
     signal = noises.alphas_cumprod / (1 - noises.alphas_cumprod)
-    weights = (SNR / signal).clamp(max=1.0)
-    captions = Captions(encoder, tokenizer)
+    weights = crew.here((SNR / signal).clamp(max=1.0))
+    captions = Captions(encoder, tokenizer, crew)
 
     def loss_of(part: str, draws: int, embed: Callable[[list[str]], torch.Tensor]) -> Callable[[int], torch.Tensor]:
         def loss_at(step: int) -> torch.Tensor:
@@ -109,7 +109,7 @@ def train_denoiser(
             times = (spans / BATCH * 1000).long().clamp(max=999)[torch.randperm(BATCH, generator=numbers)]
             # Samples that share a caption stay in one process.
             mine = crew.share(torch.arange(BATCH).view(-1, draws)).reshape(-1)
-            clean, noise, times = latents[chosen[mine]], noise[mine], times[mine]
+            clean, noise, times = (crew.here(one[mine]) for one in (latents[chosen], noise, times))
             states = embed([said[number] for number in mine.tolist()])
             predicted = unet(noises.add_noise(clean, noise, times), times, states, return_dict=False)[0]
             loss: torch.Tensor = ((predicted - noise).square().mean(dim=(1, 2, 3)) * weights[times]).mean()

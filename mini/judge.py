@@ -59,9 +59,9 @@ def train_judge(judge: Judge, vae: Any, work: Path, seed: int, crew: Crew) -> No
         noise = torch.randn(batch.shape, generator=numbers) * torch.rand(64, 1, 1, 1, generator=numbers) * 0.08
         soft = F.avg_pool2d(F.pad(batch, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
         softness = torch.rand(64, 1, 1, 1, generator=numbers) * (torch.rand(64, 1, 1, 1, generator=numbers) < 0.5)
-        batch = torch.lerp(batch, soft, softness) + noise
-        said = judge(batch)
+        said = judge(crew.here(torch.lerp(batch, soft, softness) + noise))
+        right = crew.here(right)
         wrong = (F.cross_entropy(said[head], right[:, at]) for at, head in enumerate(HEADS))
-        return sum(wrong, start=torch.zeros(())) / len(HEADS)
+        return torch.stack(list(wrong)).mean()
 
     train(PLAN, work, {"judge": judge}, loss, crew)

@@ -37,24 +37,16 @@ HOUSE = Path(__file__).parent.parent / "fastdb"
 
 
 def make_vae(work: Path, crew: Crew) -> None:
-    """The autoencoder, both halves: `vae-joint.pt`."""
+    """The autoencoder: `vae-done.pt`."""
     vae = parts.new_vae(SEED)
     autoencoder.train_vae(vae, work, SEED, crew)
-    if crew.rank == 0:
-        torch.save(vae.state_dict(), work / "vae-joint.pt")
-
-
-def make_decoder(work: Path, crew: Crew) -> None:
-    """The decoder, further: `vae-done.pt`, whose encoder is that of `vae-joint.pt`."""
-    vae = joint_vae(work)
-    autoencoder.train_decoder(vae, work, SEED, crew)
     if crew.rank == 0:
         torch.save(vae.state_dict(), work / "vae-done.pt")
 
 
 def make_denoiser(work: Path, crew: Crew) -> None:
-    """Text encoder and UNet, on latents of the encoder as it stands after the first part: `done.pt`."""
-    latents = denoiser.latents_of(joint_vae(work), work, SEED, crew)
+    """Text encoder and UNet, on latents of the autoencoder: `done.pt`."""
+    latents = denoiser.latents_of(done_vae(work), work, SEED, crew)
     vocabulary, merges = words.learn()
     if crew.rank == 0:
         (work / "tokenizer").mkdir(exist_ok=True)
@@ -73,24 +65,22 @@ def make_judge(work: Path, crew: Crew) -> None:
     """The judge: `judge-done.pt`."""
     model = Judge()
     parts.redraw(model, f"{SEED}/judge")
-    judging.train_judge(model, joint_vae(work), work, SEED, crew)
+    judging.train_judge(model, done_vae(work), work, SEED, crew)
     if crew.rank == 0:
         torch.save(model.state_dict(), work / "judge-done.pt")
 
 
 def make_package(work: Path, crew: Crew) -> None:
-    """What ships: the model and the judge, in half precision; without `vae-done.pt`, the decoder as it stands."""
+    """What ships: the model and the judge, in half precision."""
     if crew.rank:
         return
     done = torch.load(work / "done.pt", weights_only=True)
-    vae, unet, (encoder, config) = parts.new_vae(SEED), parts.new_unet(SEED), new_encoder()
-    best = work / "vae-done.pt"
-    vae.load_state_dict(torch.load(best if best.exists() else work / "vae-joint.pt", weights_only=True))
+    unet, (encoder, config) = parts.new_unet(SEED), new_encoder()
     unet.load_state_dict(done["unet"])
     encoder.load_state_dict(done["text_encoder"])
     pack.pack(
         HOUSE / "models" / "mini",
-        vae=vae,
+        vae=done_vae(work),
         unet=unet,
         encoder=encoder,
         text_config=config,
@@ -102,10 +92,10 @@ def make_package(work: Path, crew: Crew) -> None:
     pack.pack_judge(HOUSE / "world" / "judge.safetensors", model)
 
 
-def joint_vae(work: Path) -> AutoencoderKL:
-    """The autoencoder after its first part."""
+def done_vae(work: Path) -> AutoencoderKL:
+    """The autoencoder, trained."""
     vae = parts.new_vae(SEED)
-    vae.load_state_dict(torch.load(work / "vae-joint.pt", weights_only=True))
+    vae.load_state_dict(torch.load(work / "vae-done.pt", weights_only=True))
     return vae
 
 
@@ -120,10 +110,9 @@ PARTS = {
     "vae": make_vae,
     "denoiser": make_denoiser,
     "judge": make_judge,
-    "decoder": make_decoder,
     "package": make_package,
 }
-"""In order; judge and decoder need only the autoencoder's first part."""
+"""In order; the judge needs only the autoencoder."""
 
 
 def main() -> None:
@@ -132,13 +121,16 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("mini/work"), help="what is made on the way is kept here")
     parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS), help="only these")
     parser.add_argument("--processes", type=int, default=1, choices=(1, 2), help="how many share each batch")
+    parser.add_argument("--device", default="cpu", help="what torch calls it, such as cuda; then --processes is 1")
     parser.add_argument("--member", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.device != "cpu" and args.processes > 1:
+        parser.error("several processes share CPUs alone: leave --processes out")
     args.work.mkdir(parents=True, exist_ok=True)
     if args.processes > 1 and not args.member:
         sys.exit(start_crew(args.work.absolute() / f"meeting-{os.getpid()}", args.processes))
     torch.set_num_threads(1)
-    crew = Crew()
+    crew = Crew(device=args.device)
     if args.member:
         crew = Crew(int(args.member[0]), args.processes)
         meeting = f"file://{args.member[1]}"

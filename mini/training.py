@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,16 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Crew:
-    """The processes that train together; each takes every `size`-th sample of a batch from `rank` on."""
+    """The processes that train together, and where.
+
+    Attributes:
+        rank, size: each process takes every `size`-th sample of a batch from `rank` on.
+        device: what torch calls it. All lots are drawn on the CPU, so that they are the same everywhere.
+    """
 
     rank: int = 0
     size: int = 1
+    device: str = "cpu"
 
     def share(self, batch: torch.Tensor) -> torch.Tensor:
         """This process's part of a batch.
@@ -34,6 +40,10 @@ class Crew:
         if len(batch) % self.size:
             raise ValueError(f"{self.size} processes cannot share {len(batch)} samples evenly")
         return batch[self.rank :: self.size]
+
+    def here(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor on the device."""
+        return tensor.to(self.device)
 
     def wait(self) -> None:
         """Until all are here."""
@@ -118,6 +128,8 @@ def train(
 ) -> None:
     """Train `modules` in place for `plan.steps` steps and leave the running means of their weights in them.
 
+    They are on the crew's device meanwhile, and on the CPU again afterwards.
+
     Args:
         work: keeps `<name>.pt` (state to go on from) and `<name>.log` (one JSON object a line: loss of the first
             process since the line before, CPU seconds of that process, rate).
@@ -125,6 +137,8 @@ def train(
         check: told now and then, with the running means in `modules`; its line goes to the log.
     """
     state, log = work / f"{plan.name}.pt", work / f"{plan.name}.log"
+    for module in modules.values():
+        module.to(crew.device)
     run = _Run(plan, modules)
     if state.exists():
         run.load(state)
@@ -150,6 +164,8 @@ def train(
             with run.means_in_place():
                 _note(log, {"step": run.step, "check": check(modules)})
     run.finish()
+    for module in modules.values():
+        module.to("cpu")
 
 
 class _Run:
@@ -184,9 +200,9 @@ class _Run:
 
     def load(self, file: Path) -> None:
         """Go on from a state that was saved."""
-        state = torch.load(file, weights_only=True)
+        state = torch.load(file, weights_only=True, map_location="cpu")
         _fill(self.parameters, state["weights"])
-        self.means = state["means"]
+        _fill(self.means, state["means"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
 
@@ -212,7 +228,7 @@ class _Run:
 
 
 @torch.no_grad()
-def _fill(parameters: list[nn.Parameter], values: list[torch.Tensor]) -> None:
+def _fill(parameters: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
     for one, value in zip(parameters, values, strict=True):
         one.copy_(value)
 

@@ -1,4 +1,4 @@
-"""The autoencoder: first both halves together, then the decoder alone, so that latents stand still meanwhile."""
+"""The autoencoder: both halves together."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from training import Crew, Plan, generator, train
 
-JOINT = Plan("vae", steps=2400, rate=2e-3, ema=0.997, fall=0.5)
-DECODER = Plan("decoder", steps=4000, rate=1e-3, ema=0.998, fall=0.6)
+PLAN = Plan("vae", steps=2400, rate=2e-3, ema=0.997, fall=0.5)
 PICTURES = 12_000
 HELD = 256
 """Pictures nothing is trained on."""
@@ -23,16 +22,16 @@ SMALL_UNTIL = 0.5
 def train_vae(vae: Any, work: Path, seed: int, crew: Crew) -> None:
     """Train both halves: absolute and squared error, error of the slopes, a little Kullback-Leibler divergence."""
     pictures = data.pictures(work, seed, "vae", PICTURES, crew, any_colour=True)
-    held = data.to_tensor(data.pictures(work, seed, "held", HELD, crew))
+    held = crew.here(data.to_tensor(data.pictures(work, seed, "held", HELD, crew)))
 
     def loss(step: int) -> torch.Tensor:
         numbers = generator(seed, "vae", step)
-        small = step < SMALL_UNTIL * JOINT.steps
+        small = step < SMALL_UNTIL * PLAN.steps
         chosen = torch.randint(PICTURES, (24 if small else 6,), generator=numbers)
         corners = torch.randint(3, (len(chosen), 2), generator=numbers) * 16
         noise = torch.randn(len(chosen), 4, 4 if small else 8, 4 if small else 8, generator=numbers)
         mine = crew.share(torch.arange(len(chosen)))
-        images = data.to_tensor(pictures[chosen[mine].numpy()])
+        images = crew.here(data.to_tensor(pictures[chosen[mine].numpy()]))
         if small:
             cut = zip(images, corners[mine].tolist(), strict=True)
             images = torch.stack([image[:, top : top + 32, left : left + 32] for image, (top, left) in cut])
@@ -40,30 +39,10 @@ def train_vae(vae: Any, work: Path, seed: int, crew: Crew) -> None:
         mean, log_variance = moments.chunk(2, dim=1)
         log_variance = log_variance.clamp(-30, 20)
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        decoded = vae.decode(mean + noise[mine] * (0.5 * log_variance).exp()).sample
+        decoded = vae.decode(mean + crew.here(noise[mine]) * (0.5 * log_variance).exp()).sample
         return error(decoded, images) + 1e-4 * divergence
 
-    train(JOINT, work, {"vae": vae}, loss, crew, lambda _: f"psnr {psnr(vae, held):.2f}")
-
-
-def train_decoder(vae: Any, work: Path, seed: int, crew: Crew) -> None:
-    """Train the decoder alone, on latents a little off, as the UNet's are."""
-    pictures = data.pictures(work, seed, "vae", PICTURES, crew, any_colour=True)
-    held = data.to_tensor(data.pictures(work, seed, "held", HELD, crew))
-    vae.encoder.requires_grad_(False)
-    vae.quant_conv.requires_grad_(False)
-
-    def loss(step: int) -> torch.Tensor:
-        numbers = generator(seed, "decoder", step)
-        chosen = torch.randint(PICTURES, (8,), generator=numbers)
-        noise = torch.randn(8, 4, 8, 8, generator=numbers)
-        mine = crew.share(torch.arange(8))
-        images = data.to_tensor(pictures[chosen[mine].numpy()])
-        with torch.no_grad():
-            latents = vae.encode(images).latent_dist.mean
-        return error(vae.decode(latents + 0.02 * latents.std() * noise[mine]).sample, images)
-
-    train(DECODER, work, {"vae": vae}, loss, crew, lambda _: f"psnr {psnr(vae, held):.2f}")
+    train(PLAN, work, {"vae": vae}, loss, crew, lambda _: f"psnr {psnr(vae, held):.2f}")
 
 
 def error(decoded: torch.Tensor, images: torch.Tensor) -> torch.Tensor:

@@ -20,8 +20,7 @@ def load() -> SimpleNamespace:
 def shrink(recipe: SimpleNamespace) -> None:
     """Few pictures, small batches, steps to be counted on one hand, each saved."""
     few = {"save_every": 1, "log_every": 1}
-    recipe.vae.JOINT = replace(recipe.vae.JOINT, steps=2, **few)
-    recipe.vae.DECODER = replace(recipe.vae.DECODER, steps=2, **few)
+    recipe.vae.PLAN = replace(recipe.vae.PLAN, steps=2, **few)
     recipe.vae.PICTURES, recipe.vae.HELD = 8, 2
     # Layers that begin at zero let the gradient through to the text encoder from the third step on.
     recipe.denoiser.FIRST = replace(recipe.denoiser.FIRST, steps=4, **few)

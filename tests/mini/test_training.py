@@ -183,6 +183,30 @@ def test_a_crew_shares_evenly_or_not_at_all(recipe: SimpleNamespace) -> None:
         crew(0, 4).share(batch)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and there is none here")
+def test_a_gpu_makes_what_a_cpu_makes_up_to_rounding(recipe: SimpleNamespace, plan: Any, tmp_path: Path) -> None:
+    """Stopped there and gone on with, too."""
+    alone, toy = train(recipe, plan, tmp_path / "cpu"), Toy()
+    there = recipe.training.Crew(device="cuda")
+
+    def loss(stop: int | None) -> Callable[[int], torch.Tensor]:
+        def at(step: int) -> torch.Tensor:
+            if step == stop:
+                raise KeyboardInterrupt
+            words = torch.randint(4, (6,), generator=recipe.training.generator("toy", step)).to("cuda")
+            return (toy(words) - words).square().mean()
+
+        return at
+
+    with pytest.raises(KeyboardInterrupt):
+        recipe.training.train(plan, tmp_path / "gpu", {"toy": toy}, loss(7), there)
+    recipe.training.train(plan, tmp_path / "gpu", {"toy": toy}, loss(None), there)
+    assert {weight.device.type for weight in toy.parameters()} == {"cpu"}
+    for one, other in zip(toy.parameters(), alone, strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
+
+
 def test_a_file_is_made_once_and_never_half(recipe: SimpleNamespace, tmp_path: Path) -> None:
     crew, file, calls = recipe.training.Crew(), tmp_path / "some.npy", []
 
