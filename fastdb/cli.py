@@ -162,6 +162,9 @@ def export(
         list[Format] | None, typer.Option("--format", help="Kind of file; both when none is named.")
     ] = None,
     precision: Annotated[Precision, typer.Option(help="fp16 is half the size and what people use.")] = Precision.fp16,
+    step: Annotated[
+        int | None, typer.Option(help="Step of the UNet stage; the newest when not given.", show_default=False)
+    ] = None,
     root: Root = None,
 ) -> None:
     """Write the trained model as one file in the original layout, verified by reading it back."""
@@ -169,7 +172,7 @@ def export(
         from fastdb import workflow
 
         kinds = [kind.value for kind in formats or Format]
-        workflow.export(name, formats=kinds, precision=precision.value, root=root)
+        workflow.export(name, formats=kinds, precision=precision.value, step=step, root=root)
 
 
 @app.command()

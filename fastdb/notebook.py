@@ -101,6 +101,24 @@ def samples(session: Session) -> Image | None:
     return _sheet({stage.replace("_", " "): cells for stage, cells in found.items()})
 
 
+def compare(session: Session, seeds: int) -> Image | None:
+    """Evaluate the checkpoints with `seeds` pictures of each prompt; gives the grid, and the curves below it.
+
+    With 0 seeds it is left out.
+
+    Raises:
+        FastDBError: there is nothing to evaluate, or a model that measures cannot be had.
+    """
+    from fastdb.images.sheet import stacked
+
+    if not seeds:
+        console.say("left out: choose how many pictures of each prompt to compare the checkpoints by")
+        return None
+    workflow.evaluate(session, seeds=seeds)
+    sheets = [session.path / "evaluation" / name for name in ("grid.png", "curves.png")]
+    return stacked([picture for picture in map(_picture, sheets) if picture is not None])
+
+
 def pictures(paths: Sequence[Path]) -> Image:
     """One picture of several, each with its file's name.
 

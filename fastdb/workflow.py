@@ -239,11 +239,15 @@ def export(
     *,
     formats: Sequence[str] = ("safetensors", "ckpt"),
     precision: Literal["fp16", "fp32"] = "fp16",
+    step: int | None = None,
     root: str | Path | None = None,
 ) -> list[Path]:
     """Write the trained model as one file a format, in the original layout, verified by reading it back.
 
+    `step` names a checkpoint of the UNet stage, whose files are called `<name>_step_<step>`; else it is the newest.
+
     Raises:
+        ConfigError: there is no checkpoint of that step.
         ModelError: it cannot be exported, or did not verify.
         TrainingError: nothing was trained yet.
         StorageError: the disk is full or read-only.
@@ -252,11 +256,11 @@ def export(
     from fastdb.models.session_export import export_metadata, export_parts
 
     session = open_session(session, root)
-    parts, stands = export_parts(session)
+    parts, stands = export_parts(session, step)
     console.say(f"exporting {session.name} as trained so far: {stands}")
     made = []
     for kind in formats:
-        target = session.path / f"{session.name}.{kind}"
+        target = session.path / f"{session.name}{'' if step is None else f'_step_{step}'}.{kind}"
         with console.bar(target.name, "tensor") as update:
             done = export_model(
                 parts, target, dtype=precision, metadata=export_metadata(session, stands), progress=update

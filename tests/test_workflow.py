@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 from filelock import FileLock  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors import safe_open  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 
 from fastdb import overview, workflow  # noqa: E402
 from fastdb.errors import (  # noqa: E402
@@ -259,6 +260,30 @@ def test_an_export_says_how_far_the_session_is(trained: Session, capsys: pytest.
     with pytest.raises(TrainingError, match=r"^cup: has no checkpoint that verifies, so there is nothing to export"):
         workflow.export("cup")
     assert file.read_bytes() == before
+
+
+def test_an_earlier_checkpoint_is_exported_by_its_step(trained: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `fastdb evaluate` names can be had."""
+    (newest,), (file,) = (workflow.export("cup", formats=["safetensors"], step=step) for step in (None, 3))
+    assert file.name == "cup_step_3.safetensors"
+    assert "exporting cup as trained so far: text_encoder 4/4, unet 3/6\n" in capsys.readouterr().out
+    kept = load_file(trained.checkpoints / "unet-000003" / "unet.safetensors")["conv_in.weight"].half()
+    exported = {path: load_file(path)["model.diffusion_model.input_blocks.0.0.weight"] for path in (file, newest)}
+    assert torch.equal(exported[file], kept)
+    assert not torch.equal(exported[newest], kept)
+    assert [path.name for path in overview.exports_of(trained)] == ["cup.safetensors", "cup_step_3.safetensors"]
+    before = tree(trained.path)
+    with pytest.raises(ConfigError, match=r"no checkpoint of the UNet stage at step 5\. There are: 3, 6\."):
+        workflow.export("cup", step=5)
+    (trained.checkpoints / "unet-000003" / "state.json").write_text("{")
+    with pytest.raises(
+        TrainingError, match=r"no checkpoint of the UNet stage that verifies \(checkpoint unet-000003 is"
+    ):
+        workflow.export("cup", step=3)
+    (trained.checkpoints / "unet-000003" / "state.json").write_bytes(before["checkpoints/unet-000003/state.json"])
+    shutil.rmtree(trained.checkpoints / "text_encoder-000004")
+    with pytest.raises(TrainingError, match="the text encoder of step 4, which its UNet was trained with"):
+        workflow.export("cup", step=3)
 
 
 def test_both_kinds_are_exported_unless_one_is_named(trained: Session) -> None:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from fastdb.errors import ConfigError, TrainingError
 from fastdb.inference.engine import Engine
 from fastdb.inference.source import open_source
 from fastdb.models.base_model import BaseModel
-from fastdb.sessions.checkpoints import Checkpoint, complete
 from fastdb.sessions.session import Session
-from fastdb.sessions.trained import Standing, standing, steps_of
+from fastdb.sessions.trained import Standing, standings
 from fastdb.storage.durable import explained
-from fastdb.storage.manifest import MANIFEST, faults, sha256
+from fastdb.storage.manifest import MANIFEST, sha256
 from fastdb.training.process import find
 
 STAGE = "unet"
@@ -60,30 +58,8 @@ def checkpoints_of(
         TrainingError: there is none, or the text encoder they were trained with is gone or damaged.
         ConfigError: one that was asked for is not there or does not verify.
     """
-    there = complete(session.checkpoints, STAGE)
-    chosen = [one for one in there if wanted is None or one.step in wanted]
-    if wanted is not None:
-        _check_wanted(session, wanted, there)
-    stands, good, said = standing(session), [], []
-    for one in chosen:
-        if wrong := faults(one.path):
-            said.append(f"checkpoint {one.path.name} is passed over: {wrong[0]}")
-        else:
-            good.append(one)
-    if not good:
-        raise TrainingError(
-            "has no checkpoint of the UNet stage that verifies, so there is nothing to evaluate",
-            where=session.name,
-            fix=f"Train it first: fastdb train {session.name}",
-        )
-    steps = steps_of(session, "text_encoder")
-    if stands.done("text_encoder") < steps:
-        raise TrainingError(
-            f"the text encoder of step {steps}, which its UNet was trained with, is not there or does not verify",
-            where=session.name,
-            fix="Put its checkpoint back, or train it anew with --restart.",
-        )
-    return [_checkpoint(session, base, stands, one) for one in good], said
+    stands, said = standings(session, wanted)
+    return [_checkpoint(session, base, one) for one in stands], said
 
 
 def file_of(session: Session, base: BaseModel, file: Path) -> Candidate:
@@ -105,27 +81,14 @@ def busy(session: Session) -> bool:
     return find(session) is not None
 
 
-def _check_wanted(session: Session, wanted: Sequence[int], there: Sequence[Checkpoint]) -> None:
-    steps = {one.step for one in there}
-    missing = [step for step in wanted if step not in steps]
-    if missing:
-        found = ", ".join(str(step) for step in sorted(steps)) or "none"
-        raise ConfigError(
-            f"{session.name} has no checkpoint of the UNet stage at step {', '.join(map(str, missing))}",
-            where="checkpoints",
-            fix=f"There are: {found}.",
-        )
-
-
-def _checkpoint(session: Session, base: BaseModel, stands: Standing, checkpoint: Checkpoint) -> Candidate:
-    stands = replace(stands, checkpoints={**stands.checkpoints, STAGE: checkpoint})
+def _checkpoint(session: Session, base: BaseModel, stands: Standing) -> Candidate:
     keys = [session.record.base_model.fingerprint]
     for path in stands.weights.values():
         keys.append(_hash_of(path))
     weights = stands.weights
     return Candidate(
-        f"step {checkpoint.step}",
-        checkpoint.step,
+        f"step {stands.done(STAGE)}",
+        stands.done(STAGE),
         " ".join(keys),
         lambda: Engine.from_folder(base.folder, trained=weights),
     )

@@ -204,6 +204,9 @@ def _leave(session: Session, report: Report, gallery: Gallery, file: Path | None
     stem = "" if file is None else f"{file.name}-"
     told = folder / ("evaluation.json" if file is None else f"{file.name}.json")
     report.say()
+    if file is None:
+        step = report.candidates[report.picked.row].step
+        console.say(f"make its file with: fastdb export {session.name} --step {step}")
     title = f"{session.name}: {report.measure}"
     photos = photos_in(session.instance_images)
     save_sheet(

@@ -83,6 +83,16 @@ def arrowed(first: Image.Image, then: Image.Image, side: int = 320) -> Image.Ima
     return both
 
 
+def stacked(sheets: Sequence[Image.Image]) -> Image.Image:
+    """Sheets below one another on white, as one RGB picture."""
+    whole = Image.new("RGB", (max(sheet.width for sheet in sheets), sum(sheet.height for sheet in sheets)), _PAPER)
+    top = 0
+    for sheet in sheets:
+        whole.paste(sheet, (0, top))
+        top += sheet.height
+    return whole
+
+
 def save_sheet(image: Image.Image, path: Path) -> None:
     """Replace `path` by the sheet as PNG, whole or not at all.
 

@@ -9,17 +9,21 @@ from fastdb.errors import TrainingError
 from fastdb.models.base_model import open_base_model, weight_file
 from fastdb.models.sources import base_of
 from fastdb.sessions.session import Session
-from fastdb.sessions.trained import STAGES, how_far, standing
+from fastdb.sessions.trained import STAGES, how_far, standing, standings
 
 
-def export_parts(session: Session) -> tuple[dict[str, Path], str]:
+def export_parts(session: Session, step: int | None = None) -> tuple[dict[str, Path], str]:
     """The weights file of each part, and how far the trained ones are, as a phrase.
 
+    Args:
+        step: of the UNet stage, for the checkpoint of that step instead of the newest.
+
     Raises:
+        ConfigError: there is no checkpoint of that step.
         TrainingError: nothing was trained yet.
         ModelError: the base model cannot be used.
     """
-    stands = standing(session)
+    stands = standing(session) if step is None else standings(session, [step])[0][0]
     if stands.last is None:
         raise TrainingError(
             "has no checkpoint that verifies, so there is nothing to export",

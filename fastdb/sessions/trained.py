@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastdb.config import Config
+from fastdb.errors import ConfigError, TrainingError
 from fastdb.sessions.checkpoints import Checkpoint, complete, newest
 from fastdb.sessions.session import Session
+from fastdb.storage.manifest import faults
 
 STAGES = ("text_encoder", "unet")
 """The stages in their order; each is named after the part it trains.
@@ -101,6 +103,50 @@ def standing(session: Session) -> Standing:
         if steps_of(session, stage) > (checkpoint.step if checkpoint else 0):
             break
     return Standing(good, tuple(said))
+
+
+def standings(session: Session, wanted: Sequence[int] | None = None) -> tuple[list[Standing], list[str]]:
+    """Where the session stood at each checkpoint of the UNet stage whose every byte verifies, by step.
+
+    Args:
+        wanted: only those of these steps.
+
+    Returns them, and a line for each checkpoint that was passed over.
+
+    Raises:
+        ConfigError: one that is wanted is not there.
+        TrainingError: none verifies, or the text encoder they were trained with is gone or damaged.
+    """
+    there = complete(session.checkpoints, "unet")
+    if missing := sorted(set(wanted or ()) - {one.step for one in there}):
+        found = ", ".join(str(one.step) for one in there) or "none"
+        raise ConfigError(
+            f"{session.name} has no checkpoint of the UNet stage at step {', '.join(map(str, missing))}",
+            where="checkpoints",
+            fix=f"There are: {found}.",
+        )
+    good, said = [], []
+    for one in there:
+        if wanted is not None and one.step not in wanted:
+            continue
+        if wrong := faults(one.path):
+            said.append(f"checkpoint {one.path.name} is passed over: {wrong[0]}")
+        else:
+            good.append(one)
+    if not good:
+        raise TrainingError(
+            "has no checkpoint of the UNet stage that verifies" + (f" ({'; '.join(said)})" if said else ""),
+            where=session.name,
+            fix=f"Train it first: fastdb train {session.name}",
+        )
+    now, steps = standing(session), steps_of(session, "text_encoder")
+    if now.done("text_encoder") < steps:
+        raise TrainingError(
+            f"the text encoder of step {steps}, which its UNet was trained with, is not there or does not verify",
+            where=session.name,
+            fix="Put its checkpoint back, or train it anew with --restart.",
+        )
+    return [replace(now, checkpoints={**now.checkpoints, "unet": one}) for one in good], said
 
 
 def progress_of(session: Session) -> dict[str, int]:

@@ -89,6 +89,8 @@ fastdb.notebook.add_images(session, folder, upload_more=upload_more)
 #
 # Run this cell again after anything: it **goes on from the last checkpoint**, follows a training that still runs, or
 # says that all is done. The stop button saves first. `start_over` puts the checkpoints aside and begins anew.
+# Of the checkpoints on the way only the newest stay, unless `keep_every` says which: 500 keeps those of steps 500, 1000
+# and so on, to compare them afterwards. Each takes several GB of your Drive.
 
 # %% train
 # @title Train, or go on { display-mode: "form" }
@@ -98,14 +100,14 @@ unet_steps = 1500  # @param {type:"integer"}
 unet_rate = 2e-6  # @param {type:"number"}
 class_images = 0  # @param {type:"integer"}
 sample_every = 250  # @param {type:"integer"}
+keep_every = 0  # @param {type:"integer"}
 start_over = False  # @param {type:"boolean"}
-settings = {
+stages = {
     "text_encoder": {"steps": text_encoder_steps, "learning_rate": text_encoder_rate},
     "unet": {"steps": unet_steps, "learning_rate": unet_rate},
-    "prior.class_images": class_images,
-    "samples.every_steps": sample_every,
 }
-fastdb.train(session, settings=settings, restart=start_over)
+rest = {"prior.class_images": class_images, "samples.every_steps": sample_every, "checkpoints.keep_every": keep_every}
+fastdb.train(session, settings=stages | rest, restart=start_over)
 
 # %% [markdown] about-samples
 # ## 6 · Samples
@@ -115,19 +117,33 @@ fastdb.train(session, settings=settings, restart=start_over)
 # @title Look at the samples { display-mode: "form" }
 fastdb.notebook.samples(session)
 
+# %% [markdown] about-compare
+# ## 7 · Compare
+# Which checkpoint is the best? Each draws the same prompts, `pictures_of_each` times, and they are measured: is it your
+# subject, does it follow the prompt, has the rest stayed as it was? The one to use is named, with the reason. With 0
+# this is left out. It takes some minutes, and fetches CLIP, which measures, the first time.
+
+# %% compare
+# @title Compare the checkpoints { display-mode: "form" }
+pictures_of_each = 0  # @param {type:"slider", min:0, max:8, step:1}
+
+fastdb.notebook.compare(session, pictures_of_each)
+
 # %% [markdown] about-export
-# ## 7 · Export
-# One file in the original layout, for every Stable Diffusion program, verified by reading it back.
+# ## 8 · Export
+# One file in the original layout, for every Stable Diffusion program, verified by reading it back. `use_step` names a
+# checkpoint that was compared; 0 takes the newest.
 
 # %% export
 # @title Make the file to use { display-mode: "form" }
 formats = "safetensors and ckpt"  # @param ["safetensors and ckpt", "safetensors", "ckpt"]
 precision = "fp16"  # @param ["fp16", "fp32"]
+use_step = 0  # @param {type:"integer"}
 
-_ = fastdb.export(session, formats=formats.split(" and "), precision=precision)
+_ = fastdb.export(session, formats=formats.split(" and "), precision=precision, step=use_step or None)
 
 # %% [markdown] about-generate
-# ## 8 · Generate
+# ## 9 · Generate
 # Pictures from your session as trained so far. Name your subject by its token and class.
 
 # %% generate
@@ -143,7 +159,7 @@ request = {"negative_prompt": negative_prompt, "seed": seed, "count": count, "st
 fastdb.notebook.pictures(fastdb.generate(session, prompt, **request))
 
 # %% [markdown] about-finish
-# ## 9 · Take it home
+# ## 10 · Take it home
 # `download` sends an export to your browser, which holds it in memory meanwhile. `disconnect` waits until Drive has
 # uploaded everything and then gives the machine back. Both are for Colab; elsewhere the files are yours already.
 

@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch")
 from filelock import FileLock  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from fastdb import workflow  # noqa: E402
+from fastdb import notebook, workflow  # noqa: E402
 from fastdb.errors import (  # noqa: E402
     ConfigError,
     FastDBError,
@@ -30,6 +30,7 @@ from fastdb.errors import (  # noqa: E402
     TrainingError,
 )
 from fastdb.evaluation.report import Report  # noqa: E402
+from fastdb.images.photos import read_photo  # noqa: E402
 from fastdb.inference.engine import Engine  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.training import process  # noqa: E402
@@ -285,6 +286,26 @@ def test_an_export_is_not_compared_with_what_was_asked_otherwise(
     assert "not compared with the checkpoints: no evaluation of them can be read" in capsys.readouterr().out
 
 
+def test_the_notebook_shows_the_grid_over_the_curves(
+    evaluated: Session,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    again: Callable[..., Report],
+) -> None:
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr(workflow, "evaluate", lambda session, **wanted: asked.append(wanted))
+    assert notebook.compare(evaluated, 0) is None
+    assert "left out" in capsys.readouterr().out
+    assert asked == []
+    picture = notebook.compare(evaluated, 2)
+    assert asked == [{"seeds": 2}]
+    grid, curves = (read_photo(evaluated.path / "evaluation" / name) for name in ("grid.png", "curves.png"))
+    assert picture is not None
+    assert picture.height == grid.height + curves.height
+    assert picture.crop((0, 0, *grid.size)).tobytes() == grid.tobytes()
+    assert picture.crop((0, grid.height, curves.width, picture.height)).tobytes() == curves.tobytes()
+
+
 def test_a_damaged_checkpoint_is_passed_over_and_said(
     evaluated: Session, again: Callable[..., Report], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -311,10 +332,7 @@ def test_a_session_without_checkpoints_is_refused(
     assert line.startswith("cup: the text encoder of step 4, which its UNet was trained with, is not there")
     shutil.rmtree(session.checkpoints)
     line = refusal(lambda: again(session), TrainingError)
-    assert line == (
-        "cup: has no checkpoint of the UNet stage that verifies, so there is nothing to evaluate. "
-        "Train it first: fastdb train cup"
-    )
+    assert line == ("cup: has no checkpoint of the UNet stage that verifies. Train it first: fastdb train cup")
     assert not (session.path / "evaluation").exists()
 
 

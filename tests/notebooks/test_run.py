@@ -49,7 +49,7 @@ def test_the_first_hour_and_the_next_evening(home, photos):
     assert (session.path / "pet.ckpt").stat().st_size > 1e6
     assert stems(session.path / "generated") == ["0001-seed0", "0002-seed1"]
     assert {name: len(pictures(cell)) for name, cell in cells.items() if cell.cell_type == "code"} == {
-        **dict.fromkeys(("set-up", "drive", "session", "train", "export", "finish"), 0),
+        **dict.fromkeys(("set-up", "drive", "session", "train", "compare", "export", "finish"), 0),
         **dict.fromkeys(("images", "samples", "generate"), 1),
     }
     assert "no Google Drive here: sessions stay on this machine" in text(cells["drive"])

@@ -100,6 +100,7 @@ def test_there_are_few_cells():
         "images",
         "train",
         "samples",
+        "compare",
         "export",
         "generate",
         "finish",
@@ -147,7 +148,7 @@ def test_a_cell_is_one_call_into_the_package(cell):
 def test_forms_are_what_colab_can_fill_in():
     fields = {found["name"]: found for cell in CODE for found in FIELD.finditer(cell.source)}
     lines = [line for cell in CODE for line in cell.source.splitlines() if "@param" in line]
-    assert len(lines) == len(fields) == 24, "each name once, each on a line of its own"
+    assert len(lines) == len(fields) == 27, "each name once, each on a line of its own"
     for line in lines:
         value, _, options = re.fullmatch(r"\w+ = (.+?)  # (@param) (.+)", line).groups()
         value = ast.literal_eval(value)
