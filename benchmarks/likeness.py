@@ -2,20 +2,25 @@
 
 Each run makes a session of five pictures of a subject, trains it as `fastdb train` does, evaluates its last checkpoint
 against the untrained base (`fastdb evaluate`), and adds a line to OUT/results.jsonl; runs that have one are not made
-again. `--table` prints the table of what is there. Costs are CPU seconds of all processes of a run, training and
-evaluation apart.
+again. With `--file` the exported `.safetensors` is evaluated too, in a line of its own. What a run says goes into a log
+beside its session. Costs are CPU seconds of all processes of a run, training and evaluation apart; `--jobs 2` makes two
+runs at a time, on one thread each.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import multiprocessing
 import os
 import resource
 import shutil
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +28,32 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from fastdb import workflow
 from fastdb.images.intake import save_png
+from fastdb.sessions.session import Session
 from fastdb.world.scene import prompt
 from fastdb.world.subjects import SUBJECTS
 
 TUNED_ON = "car"
 FIGURES = ("subject", "subject_class", "both", "background", "leak", "coloured_leak", "others", "others_kept")
+COSTS = ("train_cpu_s",)
+FROM_FILE = ", from its exported file"
 
 RECIPES: dict[str, dict[str, Any]] = {
     "recommended": {},
     "no prior": {"prior.class_images": 0},
     "prior: one prompt": {"prior.prompts": "the class"},
-    "no captions": {"captions": "none"},
-    "some captions": {"captions": "some"},
+    "no captions": {"captions": False},
+    "captions always": {"captions.dropout": 0},
     "no text encoder": {"text_encoder.steps": 0},
     "joint": {"text_encoder.mode": "joint"},
     "min-SNR 5": {"min_snr_gamma": 5.0},
-    "EMA 0.99": {"unet.ema_decay": 0.99},
+    "EMA 0.98": {"unet.ema_decay": 0.98},
     "UNet rate x 2": {"unet.learning_rate": 1.2e-3},
     "UNet rate / 2": {"unet.learning_rate": 3e-4},
-    "UNet steps x 2": {"unet.steps": 500},
-    "text encoder rate / 3": {"text_encoder.learning_rate": 3e-4},
+    "UNet steps / 2": {"unet.steps": 125},
 }
 """What each differs by from the settings recommended for mini; each changes one thing."""
+
+Row = dict[str, Any]
 
 
 def main() -> None:
@@ -58,68 +67,109 @@ def main() -> None:
         "--pictures", type=int, default=8, help="pictures of a prompt; the subject's has 4 times as many"
     )
     parser.add_argument("--set", nargs="*", default=[], help="settings over all recipes, to try things out")
-    parser.add_argument("--name", default="", help="what a recipe with --set is called")
+    parser.add_argument("--name", default="", help="put before the recipes' names when --set is used")
+    parser.add_argument("--file", action="store_true", help="evaluate the exported .safetensors as well")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--keep", action="store_true", help="leave the sessions")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    results = args.out / "results.jsonl"
+    root, results = args.out.absolute() / "sessions", args.out / "results.jsonl"
+    root.mkdir(parents=True, exist_ok=True)
     over = dict(one.split("=", 1) for one in args.set)
-    for recipe in [] if args.table else args.recipes:
-        for seed in args.seeds:
-            for subject in args.subjects:
-                name = args.name or recipe
-                key = {"recipe": name, "subject": subject, "seed": seed, "pictures": args.pictures}
-                if any(key.items() <= row.items() for row in rows_in(results)):
-                    continue
-                row = key | run(args.out / "sessions", key, RECIPES[recipe] | over, args.keep)
+    keys = [
+        {"recipe": f"{args.name} {recipe}".strip(), "taught": subject, "seed": seed, "pictures": args.pictures}
+        for recipe in args.recipes
+        for seed in args.seeds
+        for subject in args.subjects
+    ]
+    made = rows_in(results)
+    wanted = [] if args.table else [key for key in keys if not any(key.items() <= row.items() for row in made)]
+    with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        changes = [RECIPES[key["recipe"].removeprefix(args.name).strip()] | over for key in wanted]
+        jobs = [
+            pool.submit(run, root, key, one, args.file, args.keep) for key, one in zip(wanted, changes, strict=True)
+        ]
+        for job in jobs:
+            for row in job.result():
                 with results.open("a") as file:
                     file.write(json.dumps(row) + "\n")
-    print(table(rows_in(results)))
+                print(json.dumps(row), flush=True)
+    print(table(rows_in(results), ("recipe",)), table(rows_in(results), ("recipe", "taught")), sep="\n\n")
 
 
-def run(root: Path, key: dict[str, Any], changes: dict[str, Any], keep: bool) -> dict[str, Any]:
-    """One session from its pictures to its figures."""
-    subject, settings = SUBJECTS[key["subject"]], {**changes, "seed": key["seed"]}
-    folder = root / "-".join(str(part).replace(" ", "_").replace("/", "_").replace(":", "") for part in key.values())
-    if folder.exists():
-        shutil.rmtree(folder)
-    captioned = settings.pop("captions", "all")
+def run(root: Path, key: Row, changes: Row, from_file: bool, keep: bool) -> list[Row]:
+    """One session from its pictures to its figures, and those of its exported file; its words go to a log."""
+    name = "-".join("".join(letter if letter.isalnum() else "_" for letter in str(part)) for part in key.values())
+    with (root / f"{name}.log").open("w") as log, redirect_stdout(log), redirect_stderr(log):
+        session = make(root, name, key, changes)
+        shared = root / "shared"
+        began, before = time.monotonic(), cpu()
+        with kept(session.class_images, shared / f"class-{_digest(session)}"):
+            workflow.train(session)
+        trained, wall = cpu(), time.monotonic() - began
+        pictures = session.path / "evaluation" / "pictures"
+        rows = []
+        # The untrained base draws the same for every session of a subject: once is enough.
+        with kept(pictures, shared / f"step-0-{key['taught']}-{key['pictures']}", only="step_0-*"):
+            report = workflow.evaluate(session, seeds=key["pictures"], checkpoints=[session.config.unet.steps])
+        costs = {"train_cpu_s": round(trained - before), "train_wall_s": round(wall)}
+        rows.append(key | figures(report) | costs | {"evaluate_cpu_s": round(cpu() - trained)})
+        if from_file:
+            (file,) = workflow.export(session, formats=["safetensors"])
+            told = figures(workflow.evaluate(session, seeds=key["pictures"], file=file))
+            rows.append(key | told | {"recipe": key["recipe"] + FROM_FILE})
+    if not keep:
+        shutil.rmtree(session.path)
+    return rows
+
+
+def make(root: Path, name: str, key: Row, changes: Row) -> Session:
+    """A new session of five pictures, each with a caption that says what lies behind unless told otherwise."""
+    if (root / name).exists():
+        shutil.rmtree(root / name)
+    subject, settings = SUBJECTS[key["taught"]], {**changes, "seed": key["seed"]}
+    captioned = settings.pop("captions", True)
     if settings.get("prior.prompts") == "the class":
         settings["prior.prompts"] = [prompt(subject.shape)]
-    photos = root / f"{folder.name}-photos"
-    photos.mkdir(parents=True, exist_ok=True)
+    photos = root / f"{name}-photos"
+    photos.mkdir(exist_ok=True)
     for number, photo in enumerate(subject.photos(), start=1):
         save_png(photo, photos / f"{subject.name} ({number}).png")
+        if captioned:
+            (photos / f"{subject.name} ({number}).txt").write_text(subject.captions()[number - 1])
     settings["captions.instance_prompt"] = prompt(f"sks {subject.shape}")
-    session = workflow.new(
-        folder.name, "mini", [photos], token="sks", class_word=subject.shape, root=root, settings=settings
-    )
-    if captioned != "none":
-        said = subject.captions() if captioned == "some" else subject.captions(every=True)
-        for caption, path in zip(said, sorted(session.instance_images.glob("*.png")), strict=True):
-            if caption:
-                (session.captions / f"{path.stem}.txt").write_text(caption)
-    began, before = time.monotonic(), cpu()
-    workflow.train(session)
-    trained, wall = cpu(), time.monotonic() - began
-    # The untrained base draws the same for every session of a subject: once is enough.
-    pictures, kept = session.path / "evaluation" / "pictures", root / "step-0" / f"{subject.name}-{key['pictures']}"
-    if kept.exists():
-        shutil.copytree(kept, pictures)
-    report = workflow.evaluate(session.path, seeds=key["pictures"], checkpoints=[session.config.unet.steps])
-    for folder_of_base in pictures.glob("step_0-*"):
-        shutil.copytree(folder_of_base, kept / folder_of_base.name, dirs_exist_ok=True)
+    session = workflow.new(name, "mini", [photos], token="sks", class_word=subject.shape, root=root, settings=settings)
+    shutil.rmtree(photos)
+    return session
+
+
+@contextmanager
+def kept(folder: Path, place: Path, only: str = "*") -> Iterator[None]:
+    """What other runs have left in `place` lies in `folder` meanwhile; then it is left there for the next ones."""
+    if place.exists():
+        shutil.copytree(place, folder, dirs_exist_ok=True)
+    yield
+    if not place.exists() and folder.exists():
+        new = place.with_name(f"{place.name}-{os.getpid()}")
+        new.mkdir(parents=True)
+        for found in folder.glob(only):
+            (shutil.copytree if found.is_dir() else shutil.copy2)(found, new / found.name)
+        if place.exists():
+            shutil.rmtree(new)
+        else:
+            new.rename(place)
+
+
+def _digest(session: Session) -> str:
+    """Names what class images are a function of."""
+    said = json.dumps([session.config.prior.model_dump(mode="json"), session.config.seed, session.class_prompts])
+    return hashlib.sha256(said.encode()).hexdigest()[:12]
+
+
+def figures(report: Any) -> Row:
+    """The last candidate's figures."""
     last = report.measured[-1].values
-    if not keep:
-        shutil.rmtree(folder)
-        shutil.rmtree(photos)
-    return {
-        **{name: round(last[name].mean, 4) for name in FIGURES if name in last},
-        "train_cpu_s": round(trained - before),
-        "train_wall_s": round(wall),
-        "evaluate_cpu_s": round(cpu() - trained),
-    }
+    return {name: round(last[name].mean, 4) for name in FIGURES if name in last}
 
 
 def cpu() -> float:
@@ -128,24 +178,24 @@ def cpu() -> float:
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-def rows_in(results: Path) -> list[dict[str, Any]]:
+def rows_in(results: Path) -> list[Row]:
     """The runs made so far."""
     return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
 
 
-def table(rows: Iterable[dict[str, Any]]) -> str:
-    """Each recipe's mean over subjects and seeds, with the spread (standard deviation) between runs."""
-    rows, names = list(rows), (*FIGURES, "train_cpu_s")
-    lines = ["| recipe | runs | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
-    for recipe in dict.fromkeys(row["recipe"] for row in rows):
-        of_it = [row for row in rows if row["recipe"] == recipe]
+def table(rows: Iterable[Row], by: tuple[str, ...]) -> str:
+    """The mean of each group of runs, with the spread (standard deviation) between them."""
+    rows, names = list(rows), (*FIGURES, *COSTS)
+    lines = ["| " + " | ".join((*by, "runs", *names)) + " |", "|---" * (len(by) + 1 + len(names)) + "|"]
+    for group in dict.fromkeys(tuple(row[name] for name in by) for row in rows):
+        of_it = [row for row in rows if tuple(row[name] for name in by) == group]
         cells = []
         for name in names:
             values = [row[name] for row in of_it if name in row]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            digits = 0 if name == "train_cpu_s" else 2
+            digits = 0 if name in COSTS else 2
             cells.append(f"{statistics.mean(values):.{digits}f} ± {spread:.{digits}f}" if values else "")
-        lines.append(f"| {recipe} | {len(of_it)} | " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join((*group, str(len(of_it)), *cells)) + " |")
     return "\n".join(lines)
 
 

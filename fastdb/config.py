@@ -78,6 +78,9 @@ class CaptionConfig(Settings):
 
     instance_prompt: str = Field("", description="Prompt of every instance image; empty takes its file name.")
     caption_files: bool = Field(True, description="Add the text of `captions/<stem>.txt` where there is one.")
+    dropout: float = Field(
+        0, ge=0, le=1, description="Share of an image's turns without its caption: the instance prompt alone."
+    )
 
 
 class OptimizerConfig(Settings):

@@ -80,7 +80,6 @@ def run_demo(root: Path | None = None, name: str = "demo") -> Path:
     name = _free(root, name)
     console.say(f"1. The model that ships, five photos of a {CLASS_WORD} it has never seen, a new session")
     session = workflow.new(name, MINI, demo_photos(), token=TOKEN, class_word=CLASS_WORD, root=root, settings=SETTINGS)
-    caption(session)
     console.say("\n2. What the model makes of the prompts before it has learned anything")
     before = pictures(session)
     console.say("\n3. Two-stage training, and in the midst of it the trainer is killed on purpose")
@@ -99,27 +98,21 @@ def run_demo(root: Path | None = None, name: str = "demo") -> Path:
 
 
 def demo_photos() -> list[Path]:
-    """The five photos of a mug that mini was not trained on, as PNG files."""
+    """The five photos of a mug that mini was not trained on, as PNG files, each with a caption beside it.
+
+    A caption says what lies behind the mug, so that it is not taken for a part of it.
+    """
     from fastdb.world.subjects import SUBJECTS
 
-    folder = cache_folder() / "demo_photos"
+    folder, subject = cache_folder() / "demo_photos", SUBJECTS[CLASS_WORD]
     make_folder(folder)
     paths = []
-    for number, photo in enumerate(SUBJECTS[CLASS_WORD].photos(), start=1):
+    for number, (photo, said) in enumerate(zip(subject.photos(), subject.captions(), strict=True), start=1):
         path = folder / f"{CLASS_WORD}-{number}.png"
         save_png(photo, path)
+        write_text(path.with_suffix(".txt"), said + "\n")
         paths.append(path)
     return paths
-
-
-def caption(session: Session) -> None:
-    """Say of each photo what lies behind the mug, in `captions/`, so that it is not taken for a part of it."""
-    from fastdb.world.subjects import SUBJECTS
-
-    said = SUBJECTS[CLASS_WORD].captions(every=True)
-    for text, path in zip(said, photos_in(session.instance_images), strict=True):
-        write_text(session.captions / f"{path.stem}.txt", text)
-    console.say("each photo has a caption that tells its background")
 
 
 def shots() -> list[Shot]:

@@ -30,8 +30,7 @@ def instance_prompt(stem: str, caption: str, template: str | None) -> str:
     Raises:
         ImageError: nothing is left of the name and there is neither template nor caption.
     """
-    subject = " ".join((template or "").split()) or prompt_from_name(stem)
-    prompt = f"{subject} {' '.join(caption.split())}".strip()
+    prompt = f"{subject_of(stem, template)} {' '.join(caption.split())}".strip()
     if not prompt:
         raise ImageError(
             "the name gives no prompt",
@@ -39,6 +38,11 @@ def instance_prompt(stem: str, caption: str, template: str | None) -> str:
             fix='Rename the photo, such as "sks cup (1)", or set the subject token and class.',
         )
     return prompt
+
+
+def subject_of(stem: str, template: str | None) -> str:
+    """What an instance prompt says before the caption: `template`, or else what the name stands for; may be empty."""
+    return " ".join((template or "").split()) or prompt_from_name(stem)
 
 
 def read_caption(path: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from fastdb.errors import ImageError
-from fastdb.images.captions import instance_prompt, read_caption
+from fastdb.images.captions import instance_prompt, read_caption, subject_of
 from fastdb.images.crop import Crop, choose_crop, crop_square
 from fastdb.images.faces import face_detector
 from fastdb.images.photos import decode_photo, photo_bytes, photos_in
@@ -48,10 +48,11 @@ class Intake:
 
 @dataclass(frozen=True)
 class InstanceImage:
-    """A picture to train on and the whole prompt that goes with it."""
+    """A picture to train on, the whole prompt that goes with it, and what is left of that without its caption."""
 
     path: Path
     prompt: str
+    bare: str
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,12 @@ def instance_images_of(instance_images: Path, captions: Path | None, template: s
             "holds no instance images", where=instance_images, fix="Run add-images with some photos first."
         )
     said = {path: read_caption(captions / f"{path.stem}.txt") if captions else "" for path in found}
-    return [InstanceImage(path, instance_prompt(path.stem, caption, template)) for path, caption in said.items()]
+    images = []
+    for path, caption in said.items():
+        prompt = instance_prompt(path.stem, caption, template)
+        # A caption that follows nothing is the prompt, and stays.
+        images.append(InstanceImage(path, prompt, subject_of(path.stem, template) or prompt))
+    return images
 
 
 def _add(folders: _Folders, photo: Path, size: int) -> Added:

@@ -30,6 +30,7 @@ def recommended(base: object, class_word: str) -> dict[str, Any]:
         "prior.prompts": drawn_prompts(class_word),
         "checkpoints.every_steps": 50,
         "samples.guidance": 3.0,
+        "captions.dropout": 0.3,
     }
 
 

@@ -7,17 +7,36 @@ from dataclasses import dataclass
 import torch
 
 from fastdb.training.caches import LatentCache
-from fastdb.training.randomness import Address, draw
+from fastdb.training.randomness import Address, Draw, draw
 
 
 @dataclass(frozen=True)
 class Group:
-    """Images of one kind: "instance" or "class", their latents, a prompt for each, and how many a microbatch takes."""
+    """Images of one kind.
+
+    Attributes:
+        name: "instance" or "class".
+        prompts: of each image.
+        size: how many a microbatch takes.
+        bare: of each image the prompt without its caption, which takes the other's place in a share of `dropout` of
+            its turns.
+    """
 
     name: str
     latents: LatentCache
     prompts: tuple[str, ...]
     size: int
+    bare: tuple[str, ...] = ()
+    dropout: float = 0.0
+
+    @property
+    def every_prompt(self) -> tuple[str, ...]:
+        """Every prompt that can occur."""
+        return (*self.prompts, *self.bare)
+
+    def prompt(self, drawn: Draw) -> str:
+        """The prompt of a drawn sample."""
+        return (self.bare if drawn.lot < self.dropout else self.prompts)[drawn.image]
 
 
 @dataclass(frozen=True)
@@ -54,7 +73,7 @@ class Batches:
     @property
     def prompts(self) -> tuple[str, ...]:
         """Every prompt that can occur."""
-        return tuple(prompt for group in self.groups for prompt in group.prompts)
+        return tuple(prompt for group in self.groups for prompt in group.every_prompt)
 
     def at(self, step: int, microbatch: int) -> Batch:
         """The microbatch of a step, counted from 0."""
@@ -66,7 +85,7 @@ class Batches:
                 sample = self.process * group.size + row
                 position = (step * self.microbatches + microbatch) * self.processes * group.size + sample
                 drawn = draw(address, group.name, sample, position, count, shape, self.timesteps)
-                rows.append((group.latents.sample(drawn.image, drawn.posterior), drawn, group.prompts[drawn.image]))
+                rows.append((group.latents.sample(drawn.image, drawn.posterior), drawn, group.prompt(drawn)))
         return Batch(
             latents=torch.stack([latents for latents, _, _ in rows]),
             noise=torch.stack([drawn.noise for _, drawn, _ in rows]),

@@ -44,6 +44,8 @@ def make_plan(session: Session, standing: Standing, device: Device, optimizer: t
     if config.unet.ema_decay:
         lines.append(f"result: the running average of the UNet's weights (EMA), decay {config.unet.ema_decay:g}")
     lines.append(f"images: {images} at {config.resolution} px{_prior(session)}")
+    if config.captions.dropout and config.captions.caption_files:
+        lines.append(f"captions: left out in {config.captions.dropout:.0%} of an image's turns")
     if config.min_snr_gamma:
         lines.append(f"loss: timesteps weighted by Min-SNR, gamma {config.min_snr_gamma:g}")
     lines.append(f"device: {device.name} in {device.precision} ({device.reason})")

@@ -131,6 +131,8 @@ def image_groups(prepared: Preparation, prior: Sequence[ClassImage], tell: Tell)
         latents([image.path for image in prepared.images], "latents"),
         tuple(image.prompt for image in prepared.images),
         config.batch_size,
+        tuple(image.bare for image in prepared.images) if config.captions.dropout else (),
+        config.captions.dropout,
     )
     if not prior:
         return (instance,)
@@ -145,7 +147,7 @@ def image_groups(prepared: Preparation, prior: Sequence[ClassImage], tell: Tell)
 def tell_long_prompts(prepared: Preparation, groups: Sequence[Group], tell: Tell) -> None:
     """Warn of prompts whose end the text encoder will never see."""
     tokenizer = load_tokenizer(prepared.base.folder)
-    for prompt in too_long(tokenizer, [prompt for group in groups for prompt in group.prompts]):
+    for prompt in too_long(tokenizer, [prompt for group in groups for prompt in group.every_prompt]):
         room = tokenizer.model_max_length
         tell("warning", message=f"a prompt has more than {room} tokens and is cut: {prompt[:80]!r}")
 

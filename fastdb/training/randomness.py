@@ -34,13 +34,15 @@ def image_at(seed: int, stage: str, group: str, position: int, count: int) -> in
 class Draw:
     """The random part of one sample of one step.
 
-    `noise` and `posterior` have the latents' shape (channels, height, width) in float32.
+    `noise` and `posterior` have the latents' shape (channels, height, width) in float32; `lot` lies in 0..1 and
+    decides whether the caption is left out.
     """
 
     image: int
     timestep: int
     noise: torch.Tensor
     posterior: torch.Tensor
+    lot: float
 
 
 @dataclass(frozen=True)
@@ -66,4 +68,5 @@ def draw(
         timestep=int(torch.randint(0, timesteps, (), generator=numbers)),
         noise=torch.randn(shape, generator=numbers),
         posterior=torch.randn(shape, generator=numbers),
+        lot=float(torch.rand((), generator=numbers)),
     )

@@ -63,13 +63,9 @@ class Subject:
         """What lies behind it in each of them, such as `striped blue`."""
         return [f"{texture} {background}" for background, texture, _ in PLACES]
 
-    def captions(self, *, every: bool = False) -> list[str]:
-        """What a person says of each photo beside the prompt: what is behind the subject, or nothing.
-
-        Two say nothing, so that the prompt by itself is learned as well; with `every` all are told.
-        """
-        said = [f"on a {place} background" for place in self.backgrounds()]
-        return said if every else ["", *said[1:-1], ""]
+    def captions(self) -> list[str]:
+        """What a person says of each photo beside the prompt: what is behind the subject."""
+        return [f"on a {place} background" for place in self.backgrounds()]
 
 
 PLACES: tuple[tuple[str, str, Pose], ...] = (

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastdb.errors import ImageError
-from fastdb.images.captions import instance_prompt, prompt_from_name, read_caption
+from fastdb.images.captions import instance_prompt, prompt_from_name, read_caption, subject_of
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,12 @@ def test_template_before_name_and_caption_after_both() -> None:
     assert instance_prompt("20240101", "on a table", "a photo of sks cup") == "a photo of sks cup on a table"
     assert instance_prompt("sks_cup", "", "  ") == "sks cup"
     assert instance_prompt("20240101", "sks cup", None) == "sks cup"
+
+
+def test_without_its_caption_a_prompt_is_the_template_or_the_name() -> None:
+    assert subject_of("sks_cup (1)", None) == "sks cup"
+    assert subject_of("sks_cup (1)", " a photo of\n sks cup ") == "a photo of sks cup"
+    assert subject_of("20240101", None) == ""
 
 
 def test_an_empty_prompt_says_how_to_give_one() -> None:

@@ -120,6 +120,24 @@ def test_a_picture_dropped_into_the_folder_by_hand_is_kept_and_used(
     ]
 
 
+def test_each_prompt_is_known_without_its_caption_too(folders: Folders, gallery: Gallery) -> None:
+    _originals, instance_images, captions = folders
+    for folder in (instance_images, captions):
+        folder.mkdir(parents=True)
+    for stem, said in (("sks_cup (1)", "on a table"), ("sks_cup (2)", ""), ("20240101", "a cup in snow")):
+        gallery("cat").save(instance_images / f"{stem}.png")
+        (captions / f"{stem}.txt").write_text(said)
+    named = {one.path.stem: (one.prompt, one.bare) for one in instance_images_of(instance_images, captions, None)}
+    assert named == {
+        "sks_cup (1)": ("sks cup on a table", "sks cup"),
+        "sks_cup (2)": ("sks cup", "sks cup"),
+        "20240101": ("a cup in snow", "a cup in snow"),  # nothing is left of the name
+    }
+    told = instance_images_of(instance_images, captions, "a photo of sks cup")
+    assert {one.bare for one in told} == {"a photo of sks cup"}
+    assert {one.prompt for one in told} >= {"a photo of sks cup on a table", "a photo of sks cup"}
+
+
 def test_an_empty_session_says_what_to_run(folders: Folders) -> None:
     for _ in range(2):
         with pytest.raises(ImageError, match=r"holds no instance images. Run add-images"):

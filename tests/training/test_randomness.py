@@ -13,10 +13,17 @@ from fastdb.training.caches import LatentCache  # noqa: E402
 from fastdb.training.randomness import generator, image_at  # noqa: E402
 
 
-def batches(size: int = 2, class_size: int = 0, **changes: object) -> Batches:
+def batches(size: int = 2, class_size: int = 0, dropout: float = 0.0, **changes: object) -> Batches:
     latents = LatentCache(torch.arange(5.0).reshape(5, 1, 1, 1).expand(5, 4, 8, 8), torch.ones(5, 4, 8, 8), 0.5)
     groups = (
-        Group("instance", latents, tuple(f"prompt {number}" for number in range(5)), size),
+        Group(
+            "instance",
+            latents,
+            tuple(f"prompt {number}" for number in range(5)),
+            size,
+            tuple(f"bare {number}" for number in range(5)) if dropout else (),
+            dropout,
+        ),
         Group("class", latents, ("a class",) * 5, class_size or size),
     )
     values = {"seed": 3, "stage": "unet", "microbatches": 2, "timesteps": 1000, **changes}
@@ -72,6 +79,25 @@ def test_as_many_class_images_as_asked_for_and_the_instance_images_as_before() -
     latents = torch.cat([batch.latents[1:] for batch in rows])
     drawn = torch.stack([draw_of(row // 6, row // 3 % 2, row % 3, seen[row]) for row in range(30)])
     assert torch.equal(latents, drawn)
+
+
+def test_captions_are_left_out_in_their_share_of_the_turns_and_nothing_else_changes() -> None:
+    kept, dropped, turns = 0, 0, []
+    for step in range(100):
+        always, sometimes = batches(size=4).at(step, 1), batches(size=4, dropout=0.3).at(step, 1)
+        assert torch.equal(always.latents, sometimes.latents)
+        assert torch.equal(always.noise, sometimes.noise)
+        assert torch.equal(always.timesteps, sometimes.timesteps)
+        assert sometimes.prompts[4:] == ("a class",) * 4
+        for before, now in zip(always.prompts[:4], sometimes.prompts[:4], strict=True):
+            assert now in (before, before.replace("prompt", "bare"))
+            kept, dropped = kept + (now == before), dropped + (now != before)
+            turns.append(now)
+    assert abs(dropped / (kept + dropped) - 0.3) < 4 * (0.3 * 0.7 / 400) ** 0.5
+    assert {turn for turn in turns if turn.startswith("bare")} == {f"bare {number}" for number in range(5)}
+    assert turns == [turn for step in range(100) for turn in batches(size=4, dropout=0.3).at(step, 1).prompts[:4]]
+    assert set(batches(dropout=0.3).prompts) >= set(turns), "all are embedded beforehand"
+    assert batches(size=4, dropout=1.0).at(0, 0).prompts[0].startswith("bare")
 
 
 def draw_of(step: int, microbatch: int, sample: int, image: int) -> torch.Tensor:

@@ -98,6 +98,23 @@ def test_resume_is_exact_with_each_optimizer(make_session: Made, name: str) -> N
     assert result(one) == result(other)
 
 
+def test_captions_left_out_now_and_then_resume_exactly(make_session: Made) -> None:
+    settings = {"text_encoder__steps": 2, "unet__steps": 4, "prior__class_images": 0}
+    sessions = [make_session(f"told{n}", captions__dropout=share, **settings) for n, share in enumerate((0.5, 0.5, 0))]
+    for session in sessions:
+        for image in session.instance_images.glob("*.png"):
+            (session.captions / f"{image.stem}.txt").write_text("on a table")
+    one, other, always = sessions
+    life = Life(one)
+    assert (life.run(), Life(always).run()) == ("finished", "finished")
+    assert "captions: left out in 50% of an image's turns" in life.said("plan")[0]["lines"]
+    assert Life(other, until=at("text_encoder", 1)).run() == "stopped"
+    assert Life(other, until=at("unet", 2)).run() == "stopped"
+    assert Life(other).run() == "finished"
+    assert result(one) == result(other)
+    assert result(one) != result(always)
+
+
 def test_accumulation_checkpointing_and_samples_resume_exactly(make_session: Made) -> None:
     settings = {
         "text_encoder__steps": 3,
