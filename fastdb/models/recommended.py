@@ -34,7 +34,7 @@ def recommended(base: object, class_word: str) -> dict[str, Any]:
     }
 
 
-def drawn_prompts(class_word: str, count: int = 48) -> list[str]:
+def drawn_prompts(class_word: str, count: int = 64) -> list[str]:
     """Prompts of the drawn world to preserve: the class by itself, in every colour, and all other classes.
 
     Every fourth is the class alone, every fourth the class in a colour, the rest is of other classes.
