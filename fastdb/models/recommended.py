@@ -21,7 +21,7 @@ def recommended(base: object, class_word: str) -> dict[str, Any]:
         "batch_size": 2,
         "text_encoder.steps": 120,
         "text_encoder.learning_rate": 1e-3,
-        "unet.steps": 350,
+        "unet.steps": 450,
         "unet.learning_rate": 6e-4,
         "prior.class_images": 64,
         "prior.batch_size": 6,
