@@ -385,7 +385,11 @@ def headers() -> list[Case]:
     one, data = {"a": entry()}, bytes(16)
     deep = b'{"a":' * 60_000 + b"1" + b"}" * 60_000
     wide = b'{"a":[' + b"[]," * 2_500_000 + b"[]]}"
+    lists = b'{"a":[' + b"[]," * 1_900_000 + b"[]]}"
+    names = b"{" + b",".join(b'"%x":0' % name for name in range(990_000)) + b"}"
     told: dict[str, tuple[bytes, str]] = {
+        "as many lists as pass": (safetensors(lists), "no tensor"),
+        "as many names as pass": (safetensors(names), "more tensors"),
         "seven bytes": (b"\x08\0\0\0\0\0\0", "known here"),
         "a header of 2^63": (safetensors(one, data, 1 << 63), "cut short"),
         "a header of 100 MB that is not there": (safetensors(one, data, 100_000_000), "cut short"),
