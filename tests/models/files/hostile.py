@@ -227,12 +227,12 @@ def bombs() -> list[Case]:
         "tuples 2^60 long as a key": (b"}" + tuples + b"Ns", ""),
         "a list in itself": (b"]q\x00h\x00a", "without end"),
         "lists 100,000 deep": (b"]" * 100_000 + b"a" * 99_999, "without end"),
-        "tuples 300,000 deep as a key": (b"})" + b"\x85" * 300_000 + b"Ns", ""),
-        "tuples in a frozen set": (b"()" + b"\x85" * 300_000 + b"\x91", ""),
+        "tuples 200,000 deep as a key": (b"})" + b"\x85" * 200_000 + b"Ns", ""),
+        "tuples in a frozen set": (b"()" + b"\x85" * 200_000 + b"\x91", ""),
         "marks 450,000 deep": (b"(" * 450_000 + b"N", ""),
         "a number of 8 million bits": (b"\x8b" + struct.pack("<i", 1_000_000) + b"\x7f" * 1_000_000, "absurd length"),
         "a number of a million digits": (b"L" + b"9" * 1_000_000 + b"L\n", "damaged"),
-        "two million operations": (b"N0" * 1_000_000 + b"N", "more work"),
+        "600,000 operations": (b"N0" * 300_000 + b"N", "more work"),
         "490,000 sets": (b"\x8f" * 490_000, ""),
         "one call with 30,000 pairs, 30,000 times": (
             pairs + b"ccollections\nOrderedDict\nq\x020" + b"h\x02h\x01R" * 30_000,
@@ -333,12 +333,20 @@ def zips() -> list[Case]:
         place = struct.unpack_from("<L", whole, listed + 42)[0]
         return patched(whole, second + 42, struct.pack("<L", place))
 
+    def nested() -> bytes:
+        """The directory points to a copy of the first record's header and data, which lies in the data of another."""
+        place = whole.index(b"archive/data/0") - 30
+        data = zipped(good, ("archive/data/1", whole[place : place + 30 + 14 + 16]))
+        inside = data.index(b"archive/data/1") + 14
+        entry = data.index(b"archive/data/0", data.index(b"PK\x01\x02")) - 46
+        return patched(data, entry + 42, struct.pack("<L", inside))
+
     def link() -> bytes:
         return patched(whole, listed + 38, struct.pack("<L", 0o120777 << 16))
 
     return [
         Case("zip: compressed", packed(zipfile.ZIP_DEFLATED, bytes(1000)), error="is compressed"),
-        Case("zip: 300 MB in 300 kB", packed(zipfile.ZIP_DEFLATED, bytes(300_000_000)), error="is compressed"),
+        Case("zip: 100 MB in 100 kB", packed(zipfile.ZIP_DEFLATED, bytes(100_000_000)), error="is compressed"),
         Case("zip: compressed by LZMA", packed(zipfile.ZIP_LZMA, bytes(1000)), error="is compressed"),
         Case("zip: one name twice", twice(), error="two of its records"),
         Case("zip: a name that leads out", zipped(good, ("archive/../../x", b"")), error="unfit name"),
@@ -363,6 +371,7 @@ def zips() -> list[Case]:
             error="beyond|damaged",
         ),
         Case("zip: two names for one record", overlapping(), error="says otherwise|overlaps"),
+        Case("zip: a record in another", nested(), error="overlaps another"),
         Case("zip: cut short", whole[:-30], error="cut short"),
         Case("zip: the end only", whole[end:], error="empty zip"),
         Case("zip: more behind", whole + b"more", error="behind its end"),
@@ -467,7 +476,7 @@ def strangers() -> list[Case]:
         "a tar cut short": (old[:520], "cut short"),
         "a tar that lies of a storage": (
             tarred(**OLD | {"storages": OLD["storages"].replace(struct.pack("<q", 4), struct.pack("<q", 1 << 40))}),
-            "cut short",
+            "a storage ends beyond",
         ),
         "a tar that lies of a tensor": (
             tarred(**OLD | {"tensors": OLD["tensors"][:-24] + struct.pack("<3q", 3, 1, 2)}),
