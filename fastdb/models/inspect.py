@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastdb.console import size
 from fastdb.errors import ModelError
 from fastdb.models.base_model import read_config
 from fastdb.models.files.tensor_file import open_tensors
@@ -65,9 +66,9 @@ class Inspection:
             "file": ", ".join(text for text in (self.kind, f"{what.naming} naming" if what.naming else "") if text),
             "parts": ", ".join(what.parts),
             "prediction": self.prediction,
-            "precision": ", ".join(f"{one.dtype} ({one.tensors} tensors)" for one in self.precisions),
-            "EMA weights": f"{self.ema} tensors" if self.ema else "",
-            "size": f"{count} tensors, {total / 1e6:,.1f} MB" if count else "",
+            "precision": ", ".join(f"{one.dtype} ({_tensors(one.tensors)})" for one in self.precisions),
+            "EMA weights": _tensors(self.ema) if self.ema else "",
+            "size": f"{_tensors(count)}, {size(total)}" if count else "",
             **{name: shown(self.metadata[name]) for name in WORTH_SHOWING if name in self.metadata},
             **{name: shown(str(self.values[name])) for name in ("global_step", "step") if name in self.values},
             "left out": _some(self.neutralised),
@@ -124,10 +125,14 @@ def _prediction(what: Recognised, names: Iterable[str], metadata: Mapping[str, s
 def _precisions(tensors: Iterable[TensorInfo]) -> tuple[Precision, ...]:
     found: dict[str, tuple[int, int]] = {}
     for info in tensors:
-        count, size = found.get(info.dtype, (0, 0))
-        found[info.dtype] = count + 1, size + info.nbytes
+        count, total = found.get(info.dtype, (0, 0))
+        found[info.dtype] = count + 1, total + info.nbytes
     ordered = sorted(found.items(), key=lambda item: -item[1][1])
-    return tuple(Precision(dtype=dtype, tensors=count, bytes=size) for dtype, (count, size) in ordered)
+    return tuple(Precision(dtype=dtype, tensors=count, bytes=total) for dtype, (count, total) in ordered)
+
+
+def _tensors(count: int) -> str:
+    return "1 tensor" if count == 1 else f"{count} tensors"
 
 
 def _some(names: tuple[str, ...]) -> str:

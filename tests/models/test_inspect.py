@@ -331,7 +331,7 @@ def test_the_verb_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[s
         "file             safetensors, kohya naming",
         "parts            UNet or transformer, text encoder",
         "precision        float16 (4 tensors)",
-        "size             4 tensors, 0.0 MB",
+        "size             4 tensors, 47.1 kB",
         "modelspec.title  'A\\nstyle'",
     ]
 

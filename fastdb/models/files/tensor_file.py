@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 AGAIN = "Download it again."
+OR_ANOTHER = "Download it again, or take the model from another source."
 OTHERS = (
     (b"PK\x05\x06", "is an empty zip", AGAIN),
     (b"version https://git-lfs", "is a Git LFS pointer, not the file it points to", "Download the file it stands for."),
@@ -103,7 +104,7 @@ def open_tensors(path: Path) -> TensorFile:
         try:
             return _described(path, head, file, length)
         except Fault as fault:
-            raise ModelError(f"cannot be used: {fault}", where=path, fix=AGAIN) from fault
+            raise ModelError(f"cannot be used: {fault}", where=path, fix=OR_ANOTHER) from fault
 
 
 def _stream(path: Path) -> BinaryIO:
