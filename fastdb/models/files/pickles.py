@@ -32,7 +32,7 @@ LARGEST = 32 << 20
 """Bytes of a pickle; that of a Stable Diffusion with its optimizer has less than one million."""
 
 MOST_WORK = 500_000
-"""Operations of a pickle, with those that a call repeats; a thousand tensors take about thirty thousand."""
+"""Operations of a pickle, with those that a call repeats; a thousand tensors take about forty thousand."""
 
 MOST_BITS = 128
 MOST_NAMES = 1000
