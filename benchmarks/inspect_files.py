@@ -1,0 +1,102 @@
+"""What it takes to inspect full-size model files: seconds after imports, and peak resident memory of the process.
+
+    python benchmarks/inspect_files.py FOLDER
+
+Writes zeros in the true names and shapes of Stable Diffusion 1.5, fp16, into FOLDER (6.4 GB, deleted afterwards): a
+.safetensors, a .ckpt, and a .ckpt as torch.save wrote it before 1.6. Each is inspected by a new process, first with
+nothing of it in the page cache, then again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from fastdb import console
+from fastdb.models import layout
+from fastdb.models.ckpt_file import write_ckpt
+from fastdb.models.safetensors_file import Entry, write_safetensors
+
+BLOCKS = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+}
+
+MEASURE = """
+import json, re, sys, time
+from pathlib import Path
+from fastdb.models.inspect import inspect
+started = time.perf_counter(), time.process_time()
+found = inspect(Path(sys.argv[1]))
+seconds, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
+peak = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+what = f"{found.what.family} {found.what.role}"
+print(json.dumps([what, seconds, cpu, peak, "torch" in sys.modules]))
+"""
+
+
+def entries() -> list[Entry]:
+    """Every tensor of an original Stable Diffusion 1.5 file, in half precision."""
+    with torch.device("meta"):
+        parts = {
+            "unet": UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8),
+            "vae": AutoencoderKL(latent_channels=4, layers_per_block=2, **BLOCKS),
+            "text_encoder": CLIPTextModel(
+                CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+            ),
+        }
+    found = []
+    for part, model in parts.items():
+        state = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        for name, original in layout.original_keys(part, state).items():
+            found.append(Entry(original, torch.float16, layout.original_shape(part, name, state[name])))
+    return found
+
+
+def zeros(wanted: list[Entry]) -> Iterator[torch.Tensor]:
+    """The tensors, one at a time."""
+    return (torch.zeros(entry.shape, dtype=entry.dtype) for entry in wanted)
+
+
+def measured(path: Path) -> list[str]:
+    """A row of the table."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    runs = []
+    for _ in range(2):
+        command = [sys.executable, "-c", MEASURE, str(path)]
+        runs.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    (what, cold, _, peak, loaded), (_, warm, cpu, *_) = runs
+    size = console.size(path.stat().st_size)
+    return [path.name, size, what, f"{cold:.3f}", f"{warm:.3f}", f"{cpu:.3f}", f"{peak:.0f}", "yes" if loaded else "no"]
+
+
+def main(folder: Path) -> None:
+    """Write, measure, delete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = entries()
+    files = [folder / "zeros.safetensors", folder / "zeros.ckpt", folder / "zeros-before-1.6.ckpt"]
+    try:
+        write_safetensors(files[0], wanted, zeros(wanted), {"format": "pt"})
+        write_ckpt(files[1], wanted, zeros(wanted))
+        state = dict(zip((entry.name for entry in wanted), zeros(wanted), strict=True))
+        torch.save({"state_dict": state}, files[2], _use_new_zipfile_serialization=False)
+        head = ("file", "size", "is", "cold, s", "warm, s", "warm, CPU s", "peak, MiB", "torch loaded")
+        console.table(head, [measured(path) for path in files])
+    finally:
+        for path in files:
+            path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
