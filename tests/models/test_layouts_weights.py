@@ -16,6 +16,9 @@ diffusers = pytest.importorskip("diffusers")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from fastdb.errors import ModelError  # noqa: E402
+from fastdb.models.base_model import PARTS, WEIGHTS, open_base_model  # noqa: E402
+from fastdb.models.family import FAMILIES  # noqa: E402
 from fastdb.models.layouts.families import layout_of  # noqa: E402
 from fastdb.models.layouts.mapping import modern_name  # noqa: E402
 from fastdb.models.loading import load_tokenizer  # noqa: E402
@@ -31,7 +34,6 @@ PIPELINES = {
     "sd2": "StableDiffusionPipeline",
     "sdxl": "StableDiffusionXLPipeline",
 }
-FAMILIES = list(COUNTS)
 SECOND = "conditioner.embedders.1.model"
 
 State = dict[str, Any]
@@ -52,7 +54,7 @@ class Narrow:
     """What diffusers makes of the file."""
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=list(COUNTS))
 def narrow(request: pytest.FixtureRequest, mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Narrow]:
     family, folder = request.param, tmp_path_factory.mktemp(request.param)
     torch.manual_seed(0)
@@ -214,3 +216,18 @@ def test_a_folder_without_the_prefix_gives_the_same_file(narrow: Narrow) -> None
         found = joined(narrow.family, states)
         assert found.keys() == expected.keys()
         assert all(torch.equal(tensor, expected[key]) for key, tensor in found.items())
+
+
+def test_a_folder_opens_as_a_base_model_where_the_registry_calls_its_family_trainable(
+    narrow: Narrow, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(narrow.configs, folder)
+    for part in PARTS:
+        (folder / part / f"{WEIGHTS[part]}.safetensors").touch()  # only looked for
+    if FAMILIES[narrow.family].trainable:
+        assert open_base_model(folder).cross_attention_dim == 24
+    else:
+        with pytest.raises(ModelError, match=r"not a StableDiffusionPipeline|its UNet"):
+            open_base_model(folder)
+    assert FAMILIES["sd1"].trainable
