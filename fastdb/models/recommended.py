@@ -21,10 +21,11 @@ def recommended(base: object, class_word: str) -> dict[str, Any]:
         "batch_size": 2,
         "text_encoder.steps": 120,
         "text_encoder.learning_rate": 1e-3,
-        "unet.steps": 250,
+        "unet.steps": 450,
         "unet.learning_rate": 6e-4,
         "prior.class_images": 64,
         "prior.batch_size": 6,
+        "prior.weight": 1.5,
         "prior.steps": 15,
         "prior.guidance": 3.0,
         "prior.prompts": drawn_prompts(class_word),
@@ -34,7 +35,7 @@ def recommended(base: object, class_word: str) -> dict[str, Any]:
     }
 
 
-def drawn_prompts(class_word: str, count: int = 48) -> list[str]:
+def drawn_prompts(class_word: str, count: int = 64) -> list[str]:
     """Prompts of the drawn world to preserve: the class by itself, in every colour, and all other classes.
 
     Every fourth is the class alone, every fourth the class in a colour, the rest is of other classes.

@@ -85,7 +85,7 @@ fastdb.notebook.add_images(session, folder, upload_more=upload_more)
 # ## 5 · Train
 # First the text encoder learns the word, then the UNet learns the look. The values are the classic recipe for ten
 # photos. If the likeness is weak, more `unet_steps`; if every picture looks like your photos, fewer. For `mini`, set
-# `text_encoder_steps` 120, `text_encoder_rate` 1e-3, `unet_steps` 250, `unet_rate` 6e-4 and `class_images` 64.
+# `text_encoder_steps` 120, `text_encoder_rate` 1e-3, `unet_steps` 450, `unet_rate` 6e-4 and `class_images` 64.
 #
 # Run this cell again after anything: it **goes on from the last checkpoint**, follows a training that still runs, or
 # says that all is done. The stop button saves first. `start_over` puts the checkpoints aside and begins anew.

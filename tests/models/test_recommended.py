@@ -17,21 +17,20 @@ def test_they_are_settings() -> None:
     config = Config().changed(recommended("mini", "mug"))
     assert config.resolution == 64
     assert list(config.prior.prompts) == drawn_prompts("mug")
-    assert config.prior.class_images >= len(config.prior.prompts), "each prompt has a class image"
-    assert config.prior.class_images % 4 == 0, "a quarter of them is of the class alone"
+    assert config.prior.class_images == len(config.prior.prompts), "each prompt has its class image"
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_prompts_hold_the_class_and_all_others(shape: str) -> None:
     prompts = drawn_prompts(shape)
     asked = [described(text) for text in prompts]
-    assert len(prompts) == 48
+    assert len(prompts) == 64
     for text, one in zip(prompts, asked, strict=True):
         assert one.shape is not None
         assert prompt(one.shape, one.colour, one.background, one.texture) == text
-    assert sum(text == prompt(shape) for text in prompts) == 12
+    assert sum(text == prompt(shape) for text in prompts) == 16
     coloured = [one for one in asked if one.shape == shape and one.colour]
-    assert len(coloured) == 12
+    assert len(coloured) == 16
     assert {one.colour for one in coloured} == set(COLOURS)
     others = [one for one in asked if one.shape != shape]
     assert {one.shape for one in others} == set(SHAPES) - {shape}
@@ -42,7 +41,7 @@ def test_prompts_hold_the_class_and_all_others(shape: str) -> None:
 
 def test_a_class_of_another_world_is_held_beside_this_one() -> None:
     asked = [described(text).shape for text in drawn_prompts("teapot")]
-    assert drawn_prompts("teapot").count("a photo of a teapot") == 12
+    assert drawn_prompts("teapot").count("a photo of a teapot") == 16
     assert set(asked) == {None, *SHAPES}
 
 
