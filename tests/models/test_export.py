@@ -26,10 +26,11 @@ pytest.importorskip("diffusers")
 from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from fastdb.models import ckpt_file, export, layout  # noqa: E402
+from fastdb.models import export, layout  # noqa: E402
 from fastdb.models.base_model import open_base_model, weight_file  # noqa: E402
 from fastdb.models.export import export_model, verify_export  # noqa: E402
-from fastdb.models.safetensors_file import Entry  # noqa: E402
+from fastdb.models.files import ckpt_writer  # noqa: E402
+from fastdb.models.files.safetensors_writer import Entry  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
 import sd1_names  # noqa: E402
@@ -402,11 +403,11 @@ def test_a_stop_by_the_caller_is_no_damage(sources: dict[str, Path], tmp_path: P
 def test_zip64_records_are_written_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The limits of the zip format lowered to 5 kB: every later record and the directory become zip64."""
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 5000)
-    monkeypatch.setattr(ckpt_file, "BIG", 2500)
+    monkeypatch.setattr(ckpt_writer, "BIG", 2500)
     tensors = [torch.randn(size) for size in (10, 2000, 3, 700, 5)]
     entries = [Entry(f"t{number}", tensor.dtype, tuple(tensor.shape)) for number, tensor in enumerate(tensors)]
     path = tmp_path / "a.ckpt"
-    ckpt_file.write_ckpt(path, entries, iter(tensors))
+    ckpt_writer.write_ckpt(path, entries, iter(tensors))
     raw = path.read_bytes()
     assert b"PK\x06\x06" in raw
     assert b"PK\x06\x07" in raw
@@ -421,12 +422,12 @@ def test_zip64_records_are_written_and_read(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_announcements_bind(tmp_path: Path) -> None:
-    from fastdb.models.safetensors_file import write_safetensors
+    from fastdb.models.files.safetensors_writer import write_safetensors
 
     entries = [Entry("a", torch.float32, (2, 2))]
     for tensors in ([torch.zeros(4)], [torch.zeros(2, 2).half()], [], [torch.zeros(2, 2)] * 2):
         with pytest.raises(ValueError, match=r"announced|argument"):
-            ckpt_file.write_ckpt(tmp_path / "a", entries, iter(tensors))
+            ckpt_writer.write_ckpt(tmp_path / "a", entries, iter(tensors))
         with pytest.raises(ValueError, match=r"announced|argument"):
             write_safetensors(tmp_path / "a", entries, iter(tensors), {})
 
