@@ -17,7 +17,7 @@ from fastdb.errors import ModelError, StorageError
 from fastdb.models.files.ckpt_writer import write_ckpt
 from fastdb.models.files.safetensors_writer import write_safetensors
 from fastdb.models.files.sink import AGAIN, Written, read_back
-from fastdb.models.files.tensor_file import open_tensors
+from fastdb.models.files.tensor_file import TensorFile, open_tensors
 from fastdb.models.layouts.families import layout_of
 from fastdb.models.plans import DTYPES, Planned, from_parts, opened
 from fastdb.storage.durable import explained, flush, writing
@@ -108,8 +108,7 @@ def verify_export(
     plan = from_parts(layout_of(family), opened(parts), DTYPES[dtype])
     steps = _Steps(progress, len(plan))
     with explained(path):
-        file = open_tensors(path)
-        _check_described(path, plan)
+        file = _check_described(path, plan)
         for planned in plan:
             found, wanted = file.read(planned.entry.name), planned.tensor()
             if not torch.equal(_bits(found), _bits(wanted)):
@@ -146,8 +145,11 @@ def _verify(path: Path, plan: Sequence[Planned], written: Written, steps: _Steps
     _check_described(path, plan)
 
 
-def _check_described(path: Path, plan: Sequence[Planned]) -> None:
-    found = open_tensors(path)
+def _check_described(path: Path, plan: Sequence[Planned]) -> TensorFile:
+    try:
+        found = open_tensors(path)
+    except ModelError as error:
+        raise ModelError(f"the export is damaged: it {error.what}", where=path, fix=AGAIN) from error
     expected = {planned.entry.name for planned in plan}
     if found.tensors.keys() != expected:
         stray = min(found.tensors.keys() ^ expected)
@@ -161,6 +163,7 @@ def _check_described(path: Path, plan: Sequence[Planned]) -> None:
             raise ModelError(what, where=path, fix=AGAIN)
     if found.neutralised:
         raise ModelError(f"the export names {found.neutralised[0]}, which is no tensor", where=path, fix=AGAIN)
+    return found
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
