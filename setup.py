@@ -47,6 +47,7 @@ setup(
         "notebook": ["ipykernel>=6.17", "ipywidgets>=7.7"],
         "test": [
             "bitsandbytes>=0.48",
+            "hypothesis>=6.140",
             "ipykernel>=6.17",
             "ipywidgets>=7.7",
             "mypy>=1.18",

@@ -263,6 +263,19 @@ def evaluate(
         )
 
 
+@app.command()
+def inspect(
+    file: Annotated[
+        Path, typer.Argument(help="A model file, or a folder in the diffusers layout.", show_default=False)
+    ],
+) -> None:
+    """Say what a model file is: family, precision, LoRA, VAE and so on. Nothing is loaded, and nothing in it runs."""
+    with boundary():
+        from fastdb import workflow
+
+        workflow.inspect(file)
+
+
 def _steps(text: str) -> list[int] | None:
     """`500,1000` as numbers; `all` as None."""
     if text.strip().lower() == "all":

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from fastdb.evaluation.report import Report
+    from fastdb.models.inspect import Inspection
 
 
 def new(
@@ -359,6 +360,21 @@ def evaluate(
             **wanted,
         ),
     )
+
+
+def inspect(file: str | Path) -> Inspection:
+    """Say what a model file, or a folder in diffusers layout, is; nothing of it is loaded and nothing in it runs.
+
+    Raises:
+        ModelError: it cannot be read.
+        StorageError: the disk fails, or reading is forbidden.
+    """
+    from fastdb.models.inspect import inspect as inspect_model
+    from fastdb.runtime.places import expanded
+
+    found = inspect_model(expanded(file))
+    console.table(("", found.path.name), found.rows())
+    return found
 
 
 def pictures_of(paths: Sequence[Path]) -> list[Image]:

@@ -108,7 +108,7 @@ def verify_export(
     plan = from_parts(layout_of(family), opened(parts), DTYPES[dtype])
     steps = _Steps(progress, len(plan))
     with explained(path):
-        file = _check_described(path, plan)
+        file = check_described(path, plan)
         for planned in plan:
             found, wanted = file.read(planned.entry.name), planned.tensor()
             if not torch.equal(_bits(found), _bits(wanted)):
@@ -142,10 +142,15 @@ def _made(plan: Sequence[Planned], steps: _Steps) -> Iterator[torch.Tensor]:
 def _verify(path: Path, plan: Sequence[Planned], written: Written, steps: _Steps) -> None:
     """Every byte is what was meant, and a reader that trusts nothing finds the tensors that were planned."""
     read_back(path, written, lambda name: steps.step() if name else None)
-    _check_described(path, plan)
+    check_described(path, plan)
 
 
-def _check_described(path: Path, plan: Sequence[Planned]) -> TensorFile:
+def check_described(path: Path, plan: Sequence[Planned]) -> TensorFile:
+    """Describe a file by the reader that trusts nothing: it must hold the planned tensors, and nothing else.
+
+    Raises:
+        ModelError: it does not; the message names the first tensor that differs.
+    """
     try:
         found = open_tensors(path)
     except ModelError as error:

@@ -15,7 +15,7 @@ from fastdb.errors import ModelError
 from fastdb.models.files.safetensors_writer import Entry
 from fastdb.models.files.tensor_file import TensorFile, open_tensors
 from fastdb.models.layouts import vae as vae_layout
-from fastdb.models.layouts.mapping import Layout, Move, ema_key, modern_key
+from fastdb.models.layouts.mapping import Layout, Move, ema_key
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 LARGEST = {torch.float16: 65504.0}
@@ -66,8 +66,10 @@ class Planned:
             )
 
 
-def from_parts(layout: Layout, parts: Mapping[str, TensorFile], dtype: torch.dtype) -> list[Planned]:
-    """The original file of a model that lies in parts, in diffusers' names.
+def from_parts(
+    layout: Layout, parts: Mapping[str, TensorFile], dtype: torch.dtype, *, vae: TensorFile | None = None
+) -> list[Planned]:
+    """The original file of a model that lies in parts, in diffusers' names; `vae` takes its autoencoder's place.
 
     Raises:
         ModelError: a part lacks a tensor, or has one that the family does not know.
@@ -78,7 +80,7 @@ def from_parts(layout: Layout, parts: Mapping[str, TensorFile], dtype: torch.dty
         file = parts[move.line.part]
         entry = Entry(move.line.original, dtype, move.shapes[0])
         planned.append(Planned(entry, move.line.part, _joined(move, file), file.forget))
-    return _ordered(layout, planned)
+    return _ordered(layout, _with_vae(layout, planned, vae, dtype))
 
 
 def from_file(
@@ -101,11 +103,7 @@ def from_file(
         # A matrix may be stored as a convolution of one pixel and the other way round: the layout's shape counts.
         shape = move.line.original_shape(*move.shapes)
         planned.append(Planned(Entry(key, dtype, shape), move.line.part, _read(file, stored), file.forget))
-    if vae is not None:
-        mine = {one.entry.name: one for one in planned if one.of != "vae"}
-        theirs = vae_keys(layout, vae, dtype)
-        planned = [*mine.values(), *theirs]
-    return _ordered(layout, planned)
+    return _ordered(layout, _with_vae(layout, planned, vae, dtype))
 
 
 def to_parts(
@@ -149,6 +147,10 @@ def vae_keys(layout: Layout, file: TensorFile, dtype: torch.dtype) -> list[Plann
         shape = line.original_shape(file.tensors[name].shape)
         planned.append(Planned(Entry(line.original, dtype, shape), "vae", _read(file, name), file.forget))
     return planned
+
+
+def _with_vae(layout: Layout, planned: list[Planned], vae: TensorFile | None, dtype: torch.dtype) -> list[Planned]:
+    return planned if vae is None else [one for one in planned if one.of != "vae"] + vae_keys(layout, vae, dtype)
 
 
 def opened(parts: Mapping[str, Path]) -> dict[str, TensorFile]:

@@ -203,6 +203,11 @@ def _encoded(spend: Spend, arguments: tuple[Any, ...]) -> Any:
     return text.encode("latin1")
 
 
+def _no_bytes(spend: Spend, arguments: tuple[Any, ...]) -> Any:
+    """`bytes()`: how protocol 2 writes none."""
+    return None if arguments else b""
+
+
 def _number_type(spend: Spend, arguments: tuple[Any, ...]) -> Any:
     code = arguments[0] if arguments else None
     return NumberType(code) if isinstance(code, str) and code in NUMBERS else None
@@ -235,6 +240,7 @@ CALLS: dict[str, Call] = {
     "torch._tensor._rebuild_from_type_v2": _typed,
     "torch.nn.modules.container.ParameterDict": _parameters,
     "_codecs.encode": _encoded,
+    "__builtin__.bytes": _no_bytes,
     "numpy.dtype": _number_type,
     "numpy.core.multiarray.scalar": _number,
     "numpy._core.multiarray.scalar": _number,

@@ -31,7 +31,7 @@ from fastdb.models.files.tensors import Fault, shown
 LARGEST = 32 << 20
 """Bytes of a pickle; that of a Stable Diffusion with its optimizer has less than one million."""
 
-MOST_WORK = 1_000_000
+MOST_WORK = 500_000
 """Operations of a pickle, with those that a call repeats; a thousand tensors take about thirty thousand."""
 
 MOST_BITS = 128

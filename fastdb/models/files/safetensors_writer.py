@@ -77,7 +77,7 @@ def write_safetensors(
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
-    """Write tensors from any device, one after the other through the CPU; returns the SHA-256, in hex, of what was meant."""
+    """Write tensors from any device, one after the other through the CPU; returns the SHA-256 of what was meant."""
     named = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     entries = [Entry(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in named]
     return write_safetensors(path, entries, (tensor.detach().cpu() for _, tensor in named), {"format": "pt"}).sha256

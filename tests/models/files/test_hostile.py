@@ -1,0 +1,130 @@
+"""Files from hell: nothing in them runs, each gets its line, none takes long or much."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastdb.errors import ModelError
+from fastdb.models.files.tensor_file import open_tensors
+
+sys.path.insert(0, str(Path(__file__).parent))
+import hostile
+
+EVERY = """
+import json, os, re, sys, time
+from pathlib import Path
+from fastdb.errors import ModelError
+from fastdb.models.inspect import inspect
+
+def peak():
+    # MB; not ru_maxrss, which a process has from the one that started it.
+    return int(re.search("VmHWM:[^0-9]+([0-9]+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+print(json.dumps({"name": "nothing", "peak": peak()}))
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    started, said = time.process_time(), {"name": path.stem}
+    try:
+        found = inspect(path)
+        said |= {"inert": list(found.neutralised), "rows": found.rows()}
+    except ModelError as error:
+        said["error"] = str(error)
+    except BaseException as error:
+        said["bug"] = repr(error)
+    seconds = time.process_time() - started
+    said |= {"seconds": seconds, "peak": peak(), "environment": "FASTDB_CANARY" in os.environ}
+    print(json.dumps(said), flush=True)
+print(json.dumps({"name": "torch", "loaded": "torch" in sys.modules or "numpy" in sys.modules}))
+"""
+
+
+@pytest.fixture(scope="module")
+def canary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cage") / "canary"
+
+
+@pytest.fixture(scope="module")
+def cases(canary: Path) -> list[hostile.Case]:
+    return hostile.corpus(str(canary))
+
+
+@pytest.fixture(scope="module")
+def said(
+    canary: Path, cases: list[hostile.Case], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
+    """What one process says that inspects every file, one after the other."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for number, case in enumerate(cases):
+        (folder / f"{number:03d}.ckpt").write_bytes(case.data)
+    done = subprocess.run([sys.executable, "-c", EVERY, str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return {line["name"]: line for line in map(json.loads, done.stdout.splitlines())}
+
+
+def test_the_corpus_is_as_large_as_it_says(cases: list[hostile.Case], said: dict[str, Any]) -> None:
+    kinds = [case.name.split(":")[0] for case in cases]
+    counts = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
+    assert counts == {"program": 50, "pickle": 27, "tensor": 23, "zip": 30, "safetensors": 34, "stranger": 25}
+    assert len({case.name for case in cases}) == len(cases) == len(said) - 2 >= 40
+
+
+def test_the_programs_would_run_in_pythons_own_reader(cases: list[hostile.Case], canary: Path) -> None:
+    """Else the next test could not fail."""
+    live = [case for case in cases if case.live]
+    touched = []
+    for case in live:
+        code = "import pickle, sys; pickle.loads(bytes.fromhex(sys.stdin.read()))"
+        subprocess.run([sys.executable, "-c", code], input=case.live.hex(), capture_output=True, text=True, check=False)
+        if canary.exists():
+            touched.append(case.name)
+            canary.unlink()
+    assert touched == [case.name for case in live]
+    assert len(live) == 22
+
+
+def test_nothing_runs(cases: list[hostile.Case], said: dict[str, Any], canary: Path) -> None:
+    assert not canary.exists()
+    assert not any(line.get("environment") for line in said.values())
+    programs = [line for case, line in zip(cases, _lines(cases, said), strict=True) if case.live]
+    assert all("error" in line or line["inert"] for line in programs), "what a program named is reported"
+
+
+def test_each_gets_its_line(cases: list[hostile.Case], said: dict[str, Any]) -> None:
+    wrong = []
+    for case, line in zip(cases, _lines(cases, said), strict=True):
+        error, inert = line.get("error", ""), line.get("inert", [])
+        fits = bool(error) if case.error else "rows" in line or bool(error)
+        fits = fits and (not case.error or re.search(case.error, error) is not None)
+        fits = fits and (not case.inert or any(case.inert in name for name in inert))
+        if "bug" in line or not fits or "\n" in error or len(error) > 600:
+            wrong.append((case.name, case.error or case.inert, line))
+    assert wrong == []
+
+
+def test_none_takes_long_or_much(cases: list[hostile.Case], said: dict[str, Any]) -> None:
+    lines = _lines(cases, said)
+    slowest = max(zip(lines, cases, strict=True), key=lambda pair: pair[0]["seconds"])
+    assert slowest[0]["seconds"] < 5, slowest[1].name
+    assert max(line["peak"] for line in lines) < 500
+    assert said["torch"]["loaded"] is False
+
+
+def _lines(cases: list[hostile.Case], said: dict[str, Any]) -> list[dict[str, Any]]:
+    return [said[f"{number:03d}"] for number in range(len(cases))]
+
+
+def test_a_file_that_is_none_gets_its_line(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="there is no such file"):
+        open_tensors(tmp_path / "gone.ckpt")
+    with pytest.raises(ModelError, match="is a folder"):
+        open_tensors(tmp_path)
+    os.mkfifo(tmp_path / "pipe.ckpt")
+    with pytest.raises(ModelError, match="no ordinary file"):
+        open_tensors(tmp_path / "pipe.ckpt")
