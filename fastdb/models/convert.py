@@ -173,7 +173,7 @@ def _write_part(
     folder: Path, part: str, planned: list[Planned], done: int, size: int, total: int, progress: Progress | None
 ) -> tuple[int, int]:
     """Write and verify the weights of a part; returns the counts of tensors and bytes so far."""
-    file = folder / f"{WEIGHTS.get(part, 'model')}.safetensors"
+    file = folder / f"{WEIGHTS[part]}.safetensors"
     steps = iter(range(done + 1, total + 1))
 
     def step() -> None:

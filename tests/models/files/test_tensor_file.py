@@ -149,7 +149,7 @@ def test_our_own_files_are_read(tmp_path: Path) -> None:
 
 
 def test_a_record_with_a_zip64_header_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ckpt_file, "BIG", 8)
+    monkeypatch.setattr(ckpt_writer, "BIG", 8)
     weights = {name: tensors()[name] for name in ("fp32", "int64")}
     entries = [Entry(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in weights.items()]
     ckpt_writer.write_ckpt(tmp_path / "a.ckpt", entries, iter(weights.values()))
