@@ -20,7 +20,7 @@ from fastdb.models.files.sink import AGAIN, Written, read_back
 from fastdb.models.files.tensor_file import TensorFile, open_tensors
 from fastdb.models.layouts.families import layout_of
 from fastdb.models.plans import DTYPES, Planned, from_parts, opened
-from fastdb.storage.durable import explained, flush, writing
+from fastdb.storage.durable import flush, writing
 
 Precision = Literal["fp16", "bf16", "fp32"]
 Progress = Callable[[int, int], None]
@@ -91,34 +91,6 @@ def write_model(
     return Exported(path=target, bytes=written.bytes, sha256=written.sha256, tensors=len(plan))
 
 
-def verify_export(
-    path: Path,
-    parts: Mapping[str, Path],
-    dtype: Precision,
-    *,
-    family: str = "sd1",
-    progress: Progress | None = None,
-) -> int:
-    """Compare an export with its sources, name by name and bit by bit; return the number of tensors.
-
-    Raises:
-        ModelError: naming the first tensor that is missing, surplus or different, or that the file is damaged.
-        StorageError: the file cannot be read.
-    """
-    plan = from_parts(layout_of(family), opened(parts), DTYPES[dtype])
-    steps = _Steps(progress, len(plan))
-    with explained(path):
-        file = check_described(path, plan)
-        for planned in plan:
-            found, wanted = file.read(planned.entry.name), planned.tensor()
-            if not torch.equal(_bits(found), _bits(wanted)):
-                raise ModelError(f"{planned.entry.name} in the export differs from its source", where=path, fix=AGAIN)
-            file.forget()
-            planned.forget()
-            steps.step()
-    return len(plan)
-
-
 class _Steps:
     """Counts tensors for a progress callback."""
 
@@ -169,9 +141,3 @@ def check_described(path: Path, plan: Sequence[Planned]) -> TensorFile:
     if found.neutralised:
         raise ModelError(f"the export names {found.neutralised[0]}, which is no tensor", where=path, fix=AGAIN)
     return found
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor's bits as whole numbers, so that NaN equals NaN."""
-    kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return tensor.contiguous().view(kinds[tensor.dtype.itemsize])
