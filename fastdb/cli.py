@@ -30,6 +30,14 @@ class Format(StrEnum):
     ckpt = "ckpt"
 
 
+class Layout(StrEnum):
+    """What a model can be converted to."""
+
+    safetensors = "safetensors"
+    ckpt = "ckpt"
+    diffusers = "diffusers"
+
+
 class Measure(StrEnum):
     """What measures an evaluation."""
 
@@ -42,6 +50,7 @@ class Precision(StrEnum):
     """Number formats of exported files."""
 
     fp16 = "fp16"
+    bf16 = "bf16"
     fp32 = "fp32"
 
 
@@ -173,6 +182,53 @@ def export(
 
         kinds = [kind.value for kind in formats or Format]
         workflow.export(name, formats=kinds, precision=precision.value, step=step, root=root)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A .safetensors, a .ckpt, or a diffusers folder.", show_default=False)],
+    target: Annotated[Path, typer.Argument(help="The new file, or the new folder.", show_default=False)],
+    to: Annotated[
+        Layout | None, typer.Option(help="Layout; what the target's ending says when not given.", show_default=False)
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="The same as --precision fp16.")] = False,
+    precision: Annotated[
+        Precision | None, typer.Option(help="As the source has it when not given.", show_default=False)
+    ] = None,
+    ema: Annotated[bool, typer.Option("--ema", help="Take the running averages of the UNet's weights.")] = False,
+    vae: Annotated[Path | None, typer.Option(help="File of another autoencoder.", show_default=False)] = None,
+    like: Annotated[
+        Path | None, typer.Option(help="A diffusers folder of the same kind of model.", show_default=False)
+    ] = None,
+) -> None:
+    """Write a model in another layout or precision: original file to file or diffusers folder, folder to file."""
+    with boundary():
+        from fastdb import workflow
+
+        wanted = Precision.fp16 if half and precision is None else precision
+        workflow.convert(
+            source,
+            _target(target, to),
+            precision=wanted.value if wanted else None,
+            ema=ema,
+            vae=vae,
+            like=like,
+        )
+
+
+def _target(target: Path, to: Layout | None) -> Path:
+    """The target with the ending of its layout.
+
+    Raises:
+        ConfigError: it has the ending of another one.
+    """
+    endings = {Layout.safetensors: ".safetensors", Layout.ckpt: ".ckpt"}
+    said = next((layout for layout, ending in endings.items() if target.suffix == ending), None)
+    if to is None or to == said or (to == Layout.diffusers and said is None):
+        return target
+    if said is not None:
+        raise ConfigError(f"is not {to.value}", where=target, fix="Give it another ending, or leave out --to.")
+    return target.with_name(f"{target.name}{endings[to]}")
 
 
 @app.command()

@@ -239,7 +239,7 @@ def export(
     session: SessionLike,
     *,
     formats: Sequence[str] = ("safetensors", "ckpt"),
-    precision: Literal["fp16", "fp32"] = "fp16",
+    precision: Literal["fp16", "bf16", "fp32"] = "fp16",
     step: int | None = None,
     root: str | Path | None = None,
 ) -> list[Path]:
@@ -269,6 +269,47 @@ def export(
         console.say(f"verified {target}: {done.tensors} tensors, {precision}, {console.size(done.bytes)}")
         made.append(target)
     return made
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    precision: Literal["fp16", "bf16", "fp32"] | None = None,
+    ema: bool = False,
+    vae: str | Path | None = None,
+    like: str | Path | None = None,
+) -> Path:
+    """Write a model in another layout, verified by reading it back.
+
+    `source` is a `.safetensors`, a `.ckpt` or a diffusers folder; the ending of `target` says which of them it becomes.
+    `precision` None keeps what the source has; `ema` takes its running averages; `vae` names another autoencoder;
+    `like` a diffusers folder whose configurations a new one takes.
+
+    Raises:
+        ModelError: the source is no whole model, or its layout is not known; a folder needs `like`.
+        StorageError: the target cannot be written.
+    """
+    from fastdb.runtime.places import expanded
+
+    def place(path: str | Path | None) -> Path | None:
+        return None if path is None else expanded(path).absolute()
+
+    from fastdb.models.convert import convert as converted
+
+    wanted = expanded(target).absolute()
+    with console.bar(wanted.name, "tensor") as update:
+        done = converted(
+            expanded(source).absolute(),
+            wanted,
+            dtype=precision,
+            averaged=ema,
+            vae=place(vae),
+            like=place(like),
+            progress=update,
+        )
+    console.say(f"verified {done.path}: {done.family}, {done.tensors} tensors, {console.size(done.bytes)}")
+    return done.path
 
 
 def generate(

@@ -10,7 +10,7 @@ import parts
 import torch
 from safetensors.torch import save
 
-from fastdb.models.safetensors_file import save_tensors
+from fastdb.models.files.safetensors_writer import save_tensors
 from fastdb.storage.durable import write_bytes, write_json
 
 

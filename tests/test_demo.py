@@ -30,7 +30,10 @@ from fastdb.evaluation import drawn  # noqa: E402
 from fastdb.evaluation.measures import Taken  # noqa: E402
 from fastdb.evaluation.protocol import CLASS, CONTEXT, OTHERS, SUBJECT  # noqa: E402
 from fastdb.images.photos import photos_in, read_photo  # noqa: E402
-from fastdb.models.export import verify_export  # noqa: E402
+from fastdb.models.export import check_described  # noqa: E402
+from fastdb.models.files.tensor_file import open_tensors  # noqa: E402
+from fastdb.models.layouts.families import layout_of  # noqa: E402
+from fastdb.models.plans import from_parts, opened  # noqa: E402
 from fastdb.models.recommended import recommended  # noqa: E402
 from fastdb.models.session_export import export_parts  # noqa: E402
 from fastdb.runtime.places import work_folder  # noqa: E402
@@ -200,8 +203,11 @@ def test_both_exports_are_there_and_verify(shown: Shown) -> None:
     assert stands == "text_encoder 4/4, unet 20/20"
     files = overview.exports_of(shown.session)
     assert [path.name for path in files] == ["demo.ckpt", "demo.safetensors"]
+    plan = from_parts(layout_of("sd1"), opened(parts), torch.float16)
     for path in files:
-        assert verify_export(path, parts, "fp16") == 1131
+        assert len(check_described(path, plan).tensors) == 1131
+        exported = open_tensors(path)
+        assert all(torch.equal(exported.read(one.entry.name), one.tensor()) for one in plan)
 
 
 def test_samples_were_made_on_the_way(shown: Shown) -> None:

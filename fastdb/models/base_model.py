@@ -19,8 +19,9 @@ WEIGHTS = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
+    "text_encoder_2": "model",
 }
-"""Stem of the weight file of each part."""
+"""Stem of the weight file of each part, SDXL's second text encoder among them."""
 
 CONFIGS = {
     "unet": ("config.json", "_class_name", "UNet2DConditionModel"),

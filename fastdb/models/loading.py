@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from fastdb.errors import ModelError
-from fastdb.models import layout
 from fastdb.models.base_model import read_config, weight_file
+from fastdb.models.layouts.mapping import modern_name
 from fastdb.storage.durable import explained
 
 if TYPE_CHECKING:
@@ -100,12 +100,12 @@ def fill(model: Any, file: Path, part: str, dtype: torch.dtype) -> None:
     Raises:
         ModelError: damaged file, missing, surplus or misshapen tensors, NaN or infinity in a weight.
     """
-    wanted = {layout.modern_name(part, name): (name, tensor.shape) for name, tensor in model.state_dict().items()}
+    wanted = {modern_name(part, name): (name, tensor.shape) for name, tensor in model.state_dict().items()}
     state: dict[str, torch.Tensor] = {}
     try:
         with explained(file), safe_open(file, framework="pt") as weights:
             for stored in weights.keys():  # noqa: SIM118 - no mapping, it has no iterator
-                modern = layout.modern_name(part, stored)
+                modern = modern_name(part, stored)
                 if modern.endswith("position_ids"):
                     continue
                 if modern not in wanted:

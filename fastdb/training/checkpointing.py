@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from fastdb.models.safetensors_file import save_tensors
+from fastdb.models.files.safetensors_writer import save_tensors
 from fastdb.sessions import checkpoints
 from fastdb.sessions.checkpoints import Checkpoint
 from fastdb.sessions.session import Session

@@ -77,6 +77,11 @@ class TensorFile:
             flat = torch.frombuffer(view, dtype=dtype, count=info.span, offset=info.start)
         return flat.as_strided(info.shape, info.stride)
 
+    def forget(self) -> None:
+        """Give back the memory of what was read; tensors that are still about read it from the file again."""
+        if self._map and hasattr(mmap, "MADV_DONTNEED"):
+            self._map[0].madvise(mmap.MADV_DONTNEED)
+
     def _mapped(self) -> mmap.mmap:
         if not self._map:
             with explained(self.path), _stream(self.path) as file:

@@ -20,8 +20,8 @@ from fastdb.models.files.tensor_file import open_tensors
 torch = pytest.importorskip("torch")
 np = pytest.importorskip("numpy")
 
-from fastdb.models import ckpt_file  # noqa: E402
-from fastdb.models.safetensors_file import Entry, save_tensors  # noqa: E402
+from fastdb.models.files import ckpt_writer  # noqa: E402
+from fastdb.models.files.safetensors_writer import Entry, save_tensors  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
 import hostile  # noqa: E402
@@ -138,7 +138,7 @@ def test_the_first_form_is_read(tmp_path: Path) -> None:
 def test_our_own_files_are_read(tmp_path: Path) -> None:
     weights = {name: tensors()[name].contiguous() for name in ("fp32", "fp16", "int64", "transposed", "empty")}
     entries = [Entry(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in weights.items()]
-    ckpt_file.write_ckpt(tmp_path / "a.ckpt", entries, iter(weights.values()))
+    ckpt_writer.write_ckpt(tmp_path / "a.ckpt", entries, iter(weights.values()))
     save_tensors(tmp_path / "a.safetensors", weights)
     for path in (tmp_path / "a.ckpt", tmp_path / "a.safetensors"):
         found = open_tensors(path)
@@ -149,10 +149,10 @@ def test_our_own_files_are_read(tmp_path: Path) -> None:
 
 
 def test_a_record_with_a_zip64_header_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ckpt_file, "BIG", 8)
+    monkeypatch.setattr(ckpt_writer, "BIG", 8)
     weights = {name: tensors()[name] for name in ("fp32", "int64")}
     entries = [Entry(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in weights.items()]
-    ckpt_file.write_ckpt(tmp_path / "a.ckpt", entries, iter(weights.values()))
+    ckpt_writer.write_ckpt(tmp_path / "a.ckpt", entries, iter(weights.values()))
     assert all(equal(open_tensors(tmp_path / "a.ckpt").read(name), tensor) for name, tensor in weights.items())
 
 

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from fastdb.models.safetensors_file import Entry, tensor_bytes
+from fastdb.models.files.safetensors_writer import Entry, tensor_bytes
+from fastdb.models.files.sink import Sink, Written
 
 ROOT = "archive"
 VERSION = b"3\n"
@@ -33,23 +34,30 @@ BIG = 1 << 30
 STORAGES = {
     torch.float32: torch.FloatStorage,
     torch.float16: torch.HalfStorage,
+    torch.bfloat16: torch.BFloat16Storage,
     torch.int64: torch.LongStorage,
 }
 
 
-def write_ckpt(path: Path, entries: Sequence[Entry], tensors: Iterable[torch.Tensor]) -> None:
+def write_ckpt(path: Path, entries: Sequence[Entry], tensors: Iterable[torch.Tensor]) -> Written:
     """Write `tensors`, which must come in the order of `entries`; one of them is in memory at a time.
 
     Args:
         path: made or replaced.
         entries: names, types and shapes.
         tensors: exactly as announced by `entries`.
+
+    Returns:
+        What was meant to be written: what is read back can be held against it.
     """
-    with path.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        _add(archive, file, f"{ROOT}/data.pkl", memoryview(pickled(entries)))
-        for number, (entry, tensor) in enumerate(zip(entries, tensors, strict=True)):
-            _add(archive, file, f"{ROOT}/data/{number}", tensor_bytes(entry, tensor))
-        _add(archive, file, f"{ROOT}/version", memoryview(VERSION))
+    with path.open("wb") as file:
+        sink = Sink(file)
+        with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
+            _add(archive, sink, f"{ROOT}/data.pkl", memoryview(pickled(entries)))
+            for number, (entry, tensor) in enumerate(zip(entries, tensors, strict=True)):
+                _add(archive, sink, f"{ROOT}/data/{number}", tensor_bytes(entry, tensor), entry.name)
+            _add(archive, sink, f"{ROOT}/version", memoryview(VERSION))
+    return sink.written
 
 
 def pickled(entries: Sequence[Entry]) -> bytes:
@@ -89,15 +97,17 @@ class _Pickler(pickle.Pickler):
         return "storage", STORAGES[entry.dtype], str(value.number), "cpu", entry.nbytes // entry.dtype.itemsize
 
 
-def _add(archive: zipfile.ZipFile, file: Any, name: str, data: memoryview) -> None:
+def _add(archive: zipfile.ZipFile, sink: Sink, name: str, data: memoryview, tensor: str = "") -> None:
     """Add a record whose data begins at a multiple of `ALIGNMENT`; padding goes into the extra field, as torch does."""
     record = zipfile.ZipInfo(name)  # dated 1980: the same tensors give the same file
     record.create_system = 3
     record.file_size = data.nbytes
     big = data.nbytes >= BIG
     # A local header is 30 bytes, the name and the extra fields; a zip64 field takes 20.
-    start = file.tell() + 30 + len(name) + (20 if big else 0) + 4
+    start = sink.tell() + 30 + len(name) + (20 if big else 0) + 4
     padding = -start % ALIGNMENT
     record.extra = b"FB" + struct.pack("<H", padding) + b"Z" * padding
     with archive.open(record, "w", force_zip64=big) as entry:
+        sink.named(tensor)
         entry.write(data)
+        sink.named("")

@@ -5,7 +5,6 @@ Format: 8 bytes length, a JSON header, the data (github.com/huggingface/safetens
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from math import prod
 from pathlib import Path
 
 import torch
+
+from fastdb.models.files.sink import Sink, Written
 
 NAMES = {
     torch.float64: "F64",
@@ -44,7 +45,7 @@ class Entry:
 
 def write_safetensors(
     path: Path, entries: Sequence[Entry], tensors: Iterable[torch.Tensor], metadata: Mapping[str, str]
-) -> str:
+) -> Written:
     """Write `tensors`, which must come in the order of `entries`; one of them is in memory at a time.
 
     Args:
@@ -54,7 +55,7 @@ def write_safetensors(
         metadata: text kept in the header.
 
     Returns:
-        The SHA-256, in hex, of what was meant to be written: what is read back can be held against it.
+        What was meant to be written: what is read back can be held against it.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
@@ -67,24 +68,19 @@ def write_safetensors(
         }
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
     with path.open("wb") as file:
-
-        def put(data: bytes | memoryview) -> None:
-            digest.update(data)
-            file.write(data)
-
-        put(len(text).to_bytes(8, "little") + text)
+        sink = Sink(file)
+        sink.write(len(text).to_bytes(8, "little") + text)
         for entry, tensor in zip(entries, tensors, strict=True):
-            put(tensor_bytes(entry, tensor))
-    return digest.hexdigest()
+            sink.named(entry.name).write(tensor_bytes(entry, tensor))
+    return sink.written
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
-    """Write tensors from any device, one after the other through the CPU; returns what `write_safetensors` does."""
+    """Write tensors from any device, one after the other through the CPU; returns the SHA-256 of what was meant."""
     named = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     entries = [Entry(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in named]
-    return write_safetensors(path, entries, (tensor.detach().cpu() for _, tensor in named), {"format": "pt"})
+    return write_safetensors(path, entries, (tensor.detach().cpu() for _, tensor in named), {"format": "pt"}).sha256
 
 
 def tensor_bytes(entry: Entry, tensor: torch.Tensor) -> memoryview:
