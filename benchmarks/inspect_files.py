@@ -18,12 +18,12 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from fastdb.models.ckpt_file import write_ckpt
+from fastdb.models.safetensors_file import Entry, write_safetensors
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from fastdb import console
-from fastdb.models import layout
-from fastdb.models.ckpt_file import write_ckpt
-from fastdb.models.safetensors_file import Entry, write_safetensors
+from fastdb.models.layouts.families import layout_of
 
 BLOCKS = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -54,12 +54,12 @@ def entries() -> list[Entry]:
                 CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
             ),
         }
-    found = []
-    for part, model in parts.items():
-        state = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        for name, original in layout.original_keys(part, state).items():
-            found.append(Entry(original, torch.float16, layout.original_shape(part, name, state[name])))
-    return found
+    shapes = {
+        part: {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        for part, model in parts.items()
+    }
+    moves = layout_of("sd1").to_original(shapes)
+    return [Entry(move.line.original, torch.float16, move.shapes[0]) for move in moves]
 
 
 def zeros(wanted: list[Entry]) -> Iterator[torch.Tensor]:

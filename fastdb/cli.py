@@ -203,10 +203,10 @@ def convert(
 ) -> None:
     """Write a model in another layout or precision: original file to file or diffusers folder, folder to file."""
     with boundary():
-        from fastdb import workflow
+        from fastdb import model_files
 
         wanted = Precision.fp16 if half and precision is None else precision
-        workflow.convert(
+        model_files.convert(
             source,
             _target(target, to),
             precision=wanted.value if wanted else None,
@@ -327,9 +327,9 @@ def inspect(
 ) -> None:
     """Say what a model file is: family, precision, LoRA, VAE and so on. Nothing is loaded, and nothing in it runs."""
     with boundary():
-        from fastdb import workflow
+        from fastdb import model_files
 
-        workflow.inspect(file)
+        model_files.inspect(file)
 
 
 def _steps(text: str) -> list[int] | None:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+
+
+def originals(part: str, names: Iterable[str]) -> dict[str, str]:
+    """The name in an original Stable Diffusion 1.x file of each tensor of a part, by the name as given."""
+    from fastdb.models.layouts.families import layout_of
+
+    layout = layout_of("sd1")
+    return {given: layout.by_name[part, modern].original for modern, given in layout.known(part, names).items()}
 
 
 def another(mini: Path, folder: Path, seed: int = 1) -> Path:

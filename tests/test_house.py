@@ -27,6 +27,7 @@ ORDER = [
     "cli",
     "notebook",
     "demo",
+    "model_files",
     "workflow",
     "overview",
     "evaluation",

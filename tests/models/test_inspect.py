@@ -18,6 +18,7 @@ from fastdb import workflow
 from fastdb.errors import ModelError
 from fastdb.models.inspect import UNKNOWN_V, Inspection, inspect
 from fastdb.models.recognise import FLUX, REFINER, SD1, SD2, SD3, XL
+from tests.other_models import originals
 
 sys.path.insert(0, str(Path(__file__).parent))
 import sd1_names
@@ -208,12 +209,10 @@ def full_size() -> tuple[Shapes, Shapes]:
     """Names and shapes of Stable Diffusion 1.5's UNet: as in diffusers, and as in an original file."""
     torch = pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
-    from fastdb.models import layout
-
     with torch.device("meta"):
         model = diffusers.UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
     theirs = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    names = layout.original_keys("unet", theirs)
+    names = originals("unet", theirs)
     return theirs, {names[name]: shape for name, shape in theirs.items()}
 
 

@@ -21,11 +21,12 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-from fastdb.models import layout, loading  # noqa: E402
+from fastdb.models import loading  # noqa: E402
 from fastdb.models.base_model import PARTS, weight_file  # noqa: E402
 from fastdb.models.sources import MINI, base_folder  # noqa: E402
 from fastdb.world.draw import draw  # noqa: E402
 from fastdb.world.scene import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, prompt, random_scene  # noqa: E402
+from tests.other_models import originals  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(Path(__file__).parent))
@@ -98,9 +99,9 @@ def test_its_tensors_are_those_of_sd15_finite_and_in_half_precision(
     part: str, weights: dict[str, dict[str, Any]]
 ) -> None:
     found = weights[part]
-    originals = list(layout.original_keys(part, found).values())
-    expected = [name for name in getattr(sd1_names, part)() if name != layout.POSITION_IDS]
-    assert sorted(originals) == sorted(expected)
+    found_names = list(originals(part, found).values())
+    expected = [name for name in getattr(sd1_names, part)() if not name.endswith(".position_ids")]
+    assert sorted(found_names) == sorted(expected)
     assert {tensor.dtype for tensor in found.values()} == {torch.float16}
     assert [name for name, tensor in found.items() if not torch.isfinite(tensor).all()] == []
     learned = [name for name, tensor in found.items() if float(tensor.float().std(correction=0)) > 0]

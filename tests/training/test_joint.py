@@ -16,7 +16,6 @@ from safetensors.torch import load_file  # noqa: E402
 from fastdb import overview, workflow  # noqa: E402
 from fastdb.errors import TrainingError  # noqa: E402
 from fastdb.inference.source import open_source  # noqa: E402
-from fastdb.models.layout import original_keys  # noqa: E402
 from fastdb.models.loading import load_text_encoder, load_tokenizer, load_unet  # noqa: E402
 from fastdb.models.session_export import export_parts  # noqa: E402
 from fastdb.sessions.checkpoints import complete  # noqa: E402
@@ -25,6 +24,7 @@ from fastdb.sessions.trained import standing, weights_in  # noqa: E402
 from fastdb.training.batches import Batches  # noqa: E402
 from fastdb.training.caches import token_ids  # noqa: E402
 from fastdb.training.prepare import image_groups, look  # noqa: E402
+from tests.other_models import originals  # noqa: E402
 from tests.training.conftest import result  # noqa: E402
 from tests.training.test_trainer import Life, at  # noqa: E402
 
@@ -159,7 +159,7 @@ def test_it_is_said_in_the_overview_and_is_in_the_export(joint: Session, capsys:
     assert "unet 7/7 with the text encoder" in capsys.readouterr().out
     [file] = workflow.export(joint, formats=["safetensors"], precision="fp32")
     exported, trained = load_file(file), weights(joint, 7, "text_encoder")
-    assert all(torch.equal(exported[to], trained[name]) for name, to in original_keys("text_encoder", trained).items())
+    assert all(torch.equal(exported[to], trained[name]) for name, to in originals("text_encoder", trained).items())
 
 
 def test_samples_are_drawn_with_the_text_encoder_as_it_is(make_session: Made) -> None:

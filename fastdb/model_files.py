@@ -1,0 +1,70 @@
+"""Verbs for any model file, whether a session made it or not: what it is, and the same in another layout.
+
+Nothing here needs torch until a verb that does is called.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from fastdb import console
+
+if TYPE_CHECKING:
+    from fastdb.models.inspect import Inspection
+
+
+def inspect(file: str | Path) -> Inspection:
+    """Say what a model file, or a folder in diffusers layout, is; nothing of it is loaded and nothing in it runs.
+
+    Raises:
+        ModelError: it cannot be read.
+        StorageError: the disk fails, or reading is forbidden.
+    """
+    from fastdb.models.inspect import inspect as inspect_model
+    from fastdb.runtime.places import expanded
+
+    found = inspect_model(expanded(file))
+    console.table(("", found.path.name), found.rows())
+    return found
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    precision: Literal["fp16", "bf16", "fp32"] | None = None,
+    ema: bool = False,
+    vae: str | Path | None = None,
+    like: str | Path | None = None,
+) -> Path:
+    """Write a model in another layout, verified by reading it back.
+
+    `source` is a `.safetensors`, a `.ckpt` or a diffusers folder; the ending of `target` says which of them it becomes.
+    `precision` None keeps what the source has; `ema` takes its running averages; `vae` names another autoencoder;
+    `like` a diffusers folder whose configurations a new one takes.
+
+    Raises:
+        ModelError: the source is no whole model, or its layout is not known; a folder needs `like`.
+        StorageError: the target cannot be written.
+    """
+    from fastdb.runtime.places import expanded
+
+    def place(path: str | Path | None) -> Path | None:
+        return None if path is None else expanded(path).absolute()
+
+    from fastdb.models.convert import convert as converted
+
+    wanted = expanded(target).absolute()
+    with console.bar(wanted.name, "tensor") as update:
+        done = converted(
+            expanded(source).absolute(),
+            wanted,
+            dtype=precision,
+            averaged=ema,
+            vae=place(vae),
+            like=place(like),
+            progress=update,
+        )
+    console.say(f"verified {done.path}: {done.family}, {done.tensors} tensors, {console.size(done.bytes)}")
+    return done.path
