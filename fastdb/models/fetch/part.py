@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdb.models.fetch.answers import is_encoded
-from fastdb.storage.durable import TEMPORARY, explained, flush, write_json
+from fastdb.storage.durable import TEMPORARY, explained, flush, unfinished, write_json
 
 if TYPE_CHECKING:
     import httpx
@@ -69,8 +69,9 @@ class Part:
         return same and response.status_code in (206, 416) and None not in (total, self.total) and total != self.total
 
     def discard(self) -> None:
-        """Remove it."""
-        for path in (self.path, self.folder / f"{self.name}{MEMORY}"):
+        """Remove it, and what a process left that was killed while it began one."""
+        memory = self.folder / f"{self.name}{MEMORY}"
+        for path in (self.path, memory, *unfinished(memory)):
             path.unlink(missing_ok=True)
 
     def publish(self) -> Path:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastdb.runtime.places import cache_folder
-from fastdb.storage.durable import explained, make_folder, write_json
+from fastdb.storage.durable import explained, make_folder, unfinished, write_json
 
 FILE = ".fetched.json"
 
@@ -51,6 +51,8 @@ def remember(folder: Path, source: str, paths: Mapping[str, Path]) -> None:
         StorageError: it cannot be written.
     """
     with explained(folder):
+        for rest in unfinished(folder / FILE):
+            rest.unlink()
         sizes = {name: path.stat().st_size for name, path in paths.items()}
     write_json(folder / FILE, {"source": source, "files": sizes})
 

@@ -23,6 +23,7 @@ from fastdb.models.fetch.answers import safe_name, wait_asked
 from fastdb.models.fetch.download import download, download_first
 from fastdb.models.fetch.remote import Remote
 from fastdb.models.fetch.secrets import Token, origin
+from fastdb.models.fetch.store import recall, remember
 from tests.models.fetch.server import File, Server
 
 
@@ -455,3 +456,29 @@ def test_a_token_goes_to_its_own_origin_only(
     assert len(server.asked("/c")) == 3
     assert "s3cr3t" not in other.seen() + caplog.text + repr(token)
     assert token.headers(server.url.replace("http:", "https:")) == {}
+
+
+def test_cut_at_each_point_it_is_the_whole_file_or_none_and_nothing_is_left_over(
+    cut_everywhere: Callable[[str], list[Path]], server: Server, data: bytes
+) -> None:
+    server.files["/model.ckpt"] = File(data[:200_000])
+    folders = cut_everywhere(f"""
+from fastdb.models.fetch.download import download
+from fastdb.models.fetch.remote import Remote
+from fastdb.models.fetch.store import recall, remember
+import huggingface_hub, httpx
+remote = Remote(url="{server.url}/model.ckpt", shown="{server.url}/model.ckpt")
+def prepare(folder):
+    pass
+def work(folder):
+    path = download(remote, folder / "to")
+    remember(folder / "to", "it", {{path.name: path}})
+""")
+    assert len(folders) >= 15
+    for folder in folders:
+        whole = folder / "to" / "model.ckpt"
+        assert not whole.exists() or whole.read_bytes() == data[:200_000]
+        assert recall(folder / "to") is None or whole.exists()
+        path = download(at(server), folder / "to")
+        remember(folder / "to", "it", {path.name: path})
+        assert left(folder / "to") == [".fetched.json", "model.ckpt"]
