@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("httpx")
-pytest.importorskip("huggingface_hub")
-
 from fastdb.models.fetch import download, secrets
 from tests.models.fetch.server import Hub, Server
 

@@ -466,15 +466,15 @@ def test_cut_at_each_point_it_is_the_whole_file_or_none_and_nothing_is_left_over
 from fastdb.models.fetch.download import download
 from fastdb.models.fetch.remote import Remote
 from fastdb.models.fetch.store import recall, remember
-import huggingface_hub, httpx
 remote = Remote(url="{server.url}/model.ckpt", shown="{server.url}/model.ckpt")
+download(remote, Path(sys.argv[1]).parent / "warm")  # so that nothing has to be imported under the knife
 def prepare(folder):
     pass
 def work(folder):
     path = download(remote, folder / "to")
     remember(folder / "to", "it", {{path.name: path}})
 """)
-    assert len(folders) >= 15
+    assert 10 <= len(folders) <= 60, "each touch of the file system, and no import"
     for folder in folders:
         whole = folder / "to" / "model.ckpt"
         assert not whole.exists() or whole.read_bytes() == data[:200_000]
