@@ -117,7 +117,10 @@ def download(remote: Remote, folder: Path, progress: Progress | None = None) -> 
     while True:
         part = work.whole()
         with explained(part.path):
-            found = fault_of(part.path, sha256=remote.sha256, size=remote.size or part.total, name=part.name)
+            size_known = part.total if remote.size is None else remote.size
+            found = fault_of(part.path, sha256=remote.sha256, size=size_known, name=part.name)
+            if not part.done and remote.size is None:
+                found = "is empty"
             if not found:
                 return part.publish()
             part.discard()

@@ -189,6 +189,13 @@ def test_a_safetensors_file_that_was_cut_short_there_is_found_out(server: Server
     assert download(at(server, "/a.safetensors"), tmp_path).read_bytes() == whole
 
 
+def test_an_empty_answer_is_no_file(server: Server, tmp_path: Path) -> None:
+    server.files["/model.ckpt"] = File(b"")
+    with pytest.raises(ModelError, match="what came is not the right file: it is empty"):
+        download(at(server), tmp_path)
+    assert download(at(server, size=0), tmp_path).read_bytes() == b"", "unless it is known to be so"
+
+
 def test_another_hash_is_another_file(server: Server, data: bytes, tmp_path: Path) -> None:
     server.files["/model.ckpt"] = File(data)
     said = f"what came is not the right file: it has the SHA-256 {hash_of(data)}, and {'0' * 64} was expected"

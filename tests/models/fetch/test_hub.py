@@ -240,6 +240,19 @@ def test_each_refusal_in_one_line(hub: Hub, files: dict[str, bytes], monkeypatch
     assert there(fetch(NAME))
 
 
+def test_a_gate_before_the_files_alone(hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.gated[NAME], hub.listing_closed = "hf_right", False
+    said = refused(NAME)
+    assert said.startswith(
+        f"{NAME}@{COMMIT}/model_index.json: the server refuses this download (401): it wants to know"
+    )
+    assert f"accept the licence on https://huggingface.co/{NAME}, and give a token" in said
+    monkeypatch.setenv("HF_TOKEN", "hf_s3cr3t-and-wrong")
+    assert "(403): the token given is not valid, or opens other models. Sign in on huggingface.co" in refused(NAME)
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+    assert there(fetch(NAME))
+
+
 def test_a_token_the_hub_does_not_know(hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_s3cr3t")
     hub.failing = [(401, {"X-Error-Message": "Invalid credentials in Authorization header"})]
