@@ -59,6 +59,8 @@ class Server:
         self.sent = 0
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._http.daemon_threads = True
+        # A client that was killed is no news here.
+        self._http.handle_error = lambda request, address: None  # type: ignore[method-assign, assignment]
         self.url = f"http://{host}:{self._http.server_address[1]}"
 
     def answer(self, path: str, headers: dict[str, str]) -> File | None:
