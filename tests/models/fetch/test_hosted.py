@@ -149,12 +149,16 @@ def test_any_link(server: Server, data: bytes) -> None:
     assert fetch(f"{server.url}/get?id=5").read_bytes() == data, "one that was damaged here comes again"
 
 
-def test_what_is_secret_in_a_link_is_sent_and_not_said(server: Server, tmp_path: Path) -> None:
+def test_what_is_secret_in_a_link_is_sent_and_not_said(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
     named = f"{server.url.replace('//', '//me:s3cr3t@')}/model.ckpt?v=1&token=s3cr3t"
     assert refused(named).startswith(f"{server.url}/model.ckpt?v=1: there is no such file on the server (404)")
     server.files["/model.ckpt"] = File(b"x" * 600)
     path = fetch(named)
     assert server.log[-1].path == "/model.ckpt?v=1&token=s3cr3t"
+    assert "s3cr3t" not in caplog.text
     assert came_from(path) == f"{server.url}/model.ckpt?v=1"
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert [file for file in files if b"s3cr3t" in file.read_bytes() or "s3cr3t" in str(file)] == []
