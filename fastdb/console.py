@@ -53,13 +53,16 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 @contextmanager
 def bar(task: str, unit: str = "it") -> Iterator[Callable[[int, int], None]]:
-    """A progress bar with rate and ETA; call what it gives with (done, total)."""
+    """A progress bar with rate and ETA; call what it gives with (done, total), total 0 where nobody knows.
+
+    Of the unit `B`, bytes, it shows thousands as k, M and G.
+    """
     shown: list[Any] = []
 
     def update(done: int, total: int) -> None:
         # Opened only now that the total is known: a widget keeps the total it began with.
         if not shown:
-            shown.append(_tqdm(desc=task, unit=unit, total=total))
+            shown.append(_tqdm(desc=task, unit=unit, total=total or None, unit_scale=unit == "B"))
         shown[0].update(done - shown[0].n)
 
     try:

@@ -15,7 +15,7 @@ from fastdb.config import Config
 from fastdb.errors import ImageError, SessionBusy, SessionNotFound, TrainingError
 from fastdb.overview import SessionLike, open_session, show
 from fastdb.sessions.record import BaseModelRecord, Subject
-from fastdb.sessions.session import Session, check_name
+from fastdb.sessions.session import Session, check_free, check_name
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,7 +33,8 @@ def new(
     root: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Session:
-    """Make a session: `base` is a folder in the diffusers layout, `settings` dotted names and values.
+    """Make a session: `base` is a folder in the diffusers layout, a repository on the Hub in it, which is fetched, or
+    `mini`; `settings` are dotted names and values.
 
     With a token or class word and no prompt set, every instance image is called `a photo of <token> <class>`.
 
@@ -43,6 +44,7 @@ def new(
         StorageError: the folder cannot be written.
     """
     from fastdb.models.base_model import fingerprint, open_base_model
+    from fastdb.models.fetch.store import came_from
     from fastdb.models.recommended import recommended
     from fastdb.models.sources import MINI, base_folder
 
@@ -53,11 +55,13 @@ def new(
         config = config.changed({"captions.instance_prompt": f"a photo of {subject}"})
         console.say(f"instance prompt: {config.captions.instance_prompt!r}, from the token and the class word")
     found = _found(photos)
+    # Before gigabytes are fetched for it.
+    check_free(name, root)
     folder = base_folder(base)
     model = open_base_model(folder)
     # By its name, since the package lies elsewhere on the next machine.
     where = MINI if str(base) == MINI else str(model.folder)
-    record = BaseModelRecord(folder=where, fingerprint=fingerprint(model.folder))
+    record = BaseModelRecord(folder=where, fingerprint=fingerprint(model.folder), source=came_from(model.folder))
     session = Session.create(
         name, base_model=record, subject=Subject(token=token, class_word=class_word), config=config, root=root
     )

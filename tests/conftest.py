@@ -132,12 +132,16 @@ for point in range(1, 500):
             global left
             left -= event in EVENTS
             if left == 0:
+                left = -1  # os.kill is such an event too
                 os.kill(os.getpid(), signal.SIGKILL)
         sys.addaudithook(hook)
         work(folder)
         os._exit(0)
-    if os.waitpid(child, 0)[1] == 0:
+    status = os.waitpid(child, 0)[1]
+    if status == 0:
         sys.exit(0)
+    if status != signal.SIGKILL:
+        sys.exit("it ended otherwise than by the kill")
 sys.exit("it never ended")
 """
 

@@ -21,6 +21,7 @@ class BaseModelRecord(Settings):
 
     folder: str = Field(description="A Stable Diffusion in the diffusers layout, or `mini`.")
     fingerprint: str = Field(description="SHA-256 over its weights: another model is not taken for this one.")
+    source: str = Field("", description="Where it was fetched from, such as owner/name@commit, and can be again.")
 
 
 class Subject(Settings):

@@ -49,11 +49,8 @@ class Session:
             SessionExists: a session of that name is there already.
             StorageError: the folder cannot be written.
         """
-        check_name(name)
-        folder = sessions_root(root)
-        path = folder / name
-        if os.path.lexists(path):
-            raise _exists(path)
+        path = check_free(name, root)
+        folder = path.parent
         record = Record(
             name=name, created=now(), base_model=base_model, subject=subject or Subject(), config=config or Config()
         )
@@ -218,6 +215,20 @@ def check_name(name: str) -> None:
             where=repr(name) if len(name) < 100 else f"{name[:60]!r}...",
             fix=f"{plain} would do." if _usable(plain) else "Choose a name such as my_dog.",
         )
+
+
+def check_free(name: str, root: Path | str | None = None) -> Path:
+    """The folder that a new session of this name will have.
+
+    Raises:
+        SessionError: the name cannot be a folder's name everywhere.
+        SessionExists: a session of that name is there already.
+    """
+    check_name(name)
+    path = sessions_root(root) / name
+    if os.path.lexists(path):
+        raise _exists(path)
+    return path
 
 
 def _usable(name: str) -> bool:

@@ -100,6 +100,12 @@ def writing(path: Path) -> Iterator[Path]:
         ) from error
 
 
+def unfinished(path: Path) -> list[Path]:
+    """What processes left beside `path` that were killed in `writing` it; for whoever knows that none is at it now."""
+    beside = (one for one in path.parent.iterdir() if one.name.startswith(f".{path.name}."))
+    return [one for one in beside if one.name.endswith(TEMPORARY)]
+
+
 def flush(path: Path) -> None:
     """Ask the operating system to put a file or folder on the disk now."""
     descriptor = os.open(path, os.O_RDONLY)

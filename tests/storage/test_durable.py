@@ -16,7 +16,16 @@ from pathlib import Path
 import pytest
 
 from fastdb.errors import StorageError
-from fastdb.storage.durable import TEMPORARY, explained, make_folder, write_bytes, write_json, write_text, writing
+from fastdb.storage.durable import (
+    TEMPORARY,
+    explained,
+    make_folder,
+    unfinished,
+    write_bytes,
+    write_json,
+    write_text,
+    writing,
+)
 
 OLD, NEW = b"old " * 30_000, b"new " * 50_000
 
@@ -63,6 +72,7 @@ def work(folder):
     assert found[-1] == NEW
     for folder in folders[:-1]:
         rest = {path.name for path in folder.iterdir()} - {"file"}
+        assert {path.name for path in unfinished(folder / "file")} == rest
         assert all(name.startswith(".file.") and name.endswith(TEMPORARY) for name in rest)
     assert os.listdir(folders[-1]) == ["file"]
 

@@ -1,0 +1,174 @@
+"""A repository on the Hub as a base model: fetched for a new session, noted in it, and fetched again elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fastdb import workflow
+from fastdb.errors import ModelError, SessionExists, TrainingError
+from fastdb.models.base_model import fingerprint, open_base_model
+from fastdb.models.sources import base_folder, base_of
+from fastdb.sessions.session import Session
+from tests.models.fetch.server import COMMIT, LATER, File, Hub, Server
+from tests.models.fetch.test_hub import NAME
+
+SETTINGS = {"resolution": 64}
+
+
+@pytest.fixture
+def offered(hub: Hub, mini: Path) -> dict[str, bytes]:
+    """mini as a repository on the Hub."""
+    files = {path.relative_to(mini).as_posix(): path.read_bytes() for path in sorted(mini.rglob("*")) if path.is_file()}
+    assert len(files) >= 10
+    hub.add(NAME, {**files, "unet/diffusion_pytorch_model.bin": b"b" * 2000, "model.ckpt": b"c" * 2000})
+    return hub.repositories[NAME]
+
+
+@pytest.fixture
+def session(offered: dict[str, bytes]) -> Session:
+    return workflow.new("dog", NAME, settings=SETTINGS)
+
+
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine: what this one kept is not there."""
+    shutil.rmtree(tmp_path / "cache")
+    monkeypatch.setenv("FASTDB_CACHE", str(tmp_path / "other-cache"))
+
+
+def test_a_new_session_notes_the_commit_and_where_it_lies(session: Session, mini: Path, tmp_path: Path) -> None:
+    record = yaml.safe_load((session.path / "session.yaml").read_text("utf-8"))["base_model"]
+    assert record["source"] == f"{NAME}@{COMMIT}"
+    assert record["fingerprint"] == fingerprint(mini)
+    folder = base_of(session)
+    assert (str(folder), folder.is_relative_to(tmp_path / "cache")) == (record["folder"], True)
+    assert open_base_model(folder).cross_attention_dim == open_base_model(mini).cross_attention_dim
+    assert not list(folder.rglob("*.bin"))
+    assert not list(folder.rglob("*.ckpt"))
+
+
+def test_another_machine_fetches_the_same_commit(
+    session: Session, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere(tmp_path, monkeypatch)
+    hub.commit = LATER
+    before = (session.path / "session.yaml").read_bytes()
+    folder = base_of(session)
+    assert folder.is_relative_to(tmp_path / "other-cache")
+    assert fingerprint(folder) == session.record.base_model.fingerprint
+    hub.log.clear()
+    assert base_of(session) == folder
+    assert hub.log == [], "once"
+    assert (session.path / "session.yaml").read_bytes() == before
+
+
+def test_what_was_fetched_again_has_to_be_the_same(
+    session: Session, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    from fastdb.training.prepare import check_base
+
+    assert check_base(session).folder == base_of(session)
+    elsewhere(tmp_path, monkeypatch)
+    weights = next(name for name in hub.repositories[NAME] if name.startswith("vae/") and name.endswith(".safetensors"))
+    data = hub.repositories[NAME][weights]
+    hub.repositories[NAME][weights] = data[:-1] + bytes([data[-1] ^ 1])
+    with pytest.raises(TrainingError, match="its weights are not those this session began with"):
+        check_base(session)
+
+
+def test_a_place_that_a_person_wrote_into_the_session_goes_first(session: Session, hub: Hub, tmp_path: Path) -> None:
+    own = shutil.copytree(base_of(session), tmp_path / "own")
+    path = session.path / "session.yaml"
+    path.write_text(path.read_text("utf-8").replace(session.record.base_model.folder, str(own)), "utf-8")
+    shutil.rmtree(tmp_path / "cache")
+    hub.log.clear()
+    assert base_of(Session.open("dog")) == own
+    assert hub.log == []
+
+
+def test_where_it_cannot_be_fetched_again_the_source_is_named(
+    session: Session, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere(tmp_path, monkeypatch)
+    hub.repositories.clear()
+    with pytest.raises(ModelError, match=f"^{NAME}@{COMMIT}: there is no such repository on the Hub"):
+        base_of(session)
+
+
+def test_a_session_from_before_has_no_source(session: Session, tmp_path: Path) -> None:
+    path = session.path / "session.yaml"
+    data = yaml.safe_load(path.read_text("utf-8"))
+    assert data["format"] == 1
+    del data["base_model"]["source"]
+    path.write_text(yaml.safe_dump(data), "utf-8")
+    old = Session.open("dog")
+    assert old.record.base_model.source == ""
+    assert base_of(old) == base_of(session)
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(ModelError, match=r"there is no such folder\. Put the base model of dog back there"):
+        base_of(old)
+
+
+def test_a_folder_of_ones_own_is_noted_without_a_source(mini: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(mini, tmp_path / "own")
+    assert workflow.new("cat", own, settings=SETTINGS).record.base_model.source == ""
+    assert workflow.new("cow", "mini").record.base_model.source == ""
+
+
+def test_nothing_is_fetched_for_a_name_that_is_taken(session: Session, hub: Hub) -> None:
+    hub.log.clear()
+    with pytest.raises(SessionExists):
+        workflow.new("dog", "owner/other", settings=SETTINGS)
+    assert hub.log == []
+
+
+def test_a_single_file_comes_and_is_refused_honestly(
+    offered: dict[str, bytes], server: Server, tmp_path: Path, sessions_folder: Path
+) -> None:
+    server.files["/model.ckpt"] = File(b"c" * 2000)
+    (tmp_path / "own.ckpt").write_bytes(b"c" * 2000)
+    for base in (f"{NAME}/model.ckpt", f"{server.url}/model.ckpt", "own.ckpt"):
+        with pytest.raises(ModelError) as caught:
+            workflow.new("dog", base, settings=SETTINGS)
+        said = str(caught.value)
+        assert ".ckpt: is a single file, and training goes from a folder in the diffusers layout only, for now." in said
+        assert Path(said.split(": is a")[0]).read_bytes() == b"c" * 2000
+    assert not sessions_folder.exists()
+
+
+def test_another_pipeline_is_refused_before_its_weights(offered: dict[str, bytes], hub: Hub, other: Server) -> None:
+    index = {**json.loads(offered["model_index.json"]), "_class_name": "StableDiffusionXLPipeline"}
+    offered["model_index.json"] = json.dumps(index).encode()
+    with pytest.raises(ModelError, match="is a StableDiffusionXLPipeline, not a StableDiffusionPipeline"):
+        base_folder(NAME)
+    assert other.log == []
+
+
+def test_the_command_line_says_it_in_one_line_and_hides_the_token(
+    offered: dict[str, bytes], hub: Hub, sessions_folder: Path
+) -> None:
+    def fastdb(*words: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "HF_TOKEN": "hf_s3cr3t", "COLUMNS": "200"}
+        command = [sys.executable, "-m", "fastdb", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+    done = fastdb("new", "dog", "--base", "owner/none", "--set", "resolution=64")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: owner/none: there is no such repository on the Hub, or it is private; nor is")
+    hub.gated[NAME] = "hf_s3cr3t"
+    good = fastdb("new", "dog", "--base", NAME, "--set", "resolution=64")
+    assert good.returncode == 0, good.stderr
+    assert f"{NAME}: 100%" in good.stderr
+    assert "B/s" in good.stderr
+    assert "s3cr3t" not in done.stdout + done.stderr + good.stdout + good.stderr
+    files = [path for path in sessions_folder.rglob("*") if path.is_file()]
+    assert len(files) >= 2
+    assert [path for path in files if b"s3cr3t" in path.read_bytes()] == []

@@ -1,0 +1,491 @@
+"""A download arrives whole or says why not: resumed, refused, cut short, lied to."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import hashlib
+import json
+import logging
+import shutil
+import struct
+import time
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from fastdb.errors import ModelError, StorageError
+from fastdb.models.fetch import download as downloads
+from fastdb.models.fetch.answers import safe_name, wait_asked
+from fastdb.models.fetch.download import download, download_first
+from fastdb.models.fetch.remote import Remote
+from fastdb.models.fetch.secrets import Token, origin
+from fastdb.models.fetch.store import recall, remember
+from tests.models.fetch.server import File, Server
+
+
+def at(server: Server, path: str = "/model.ckpt", **known: object) -> Remote:
+    return Remote(url=f"{server.url}{path}", shown=f"{server.url}{path.split('?')[0]}", **known)  # type: ignore[arg-type]
+
+
+def hash_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def begun(server: Server, data: bytes, tmp_path: Path) -> Callable[[int], Path]:
+    """The folder of a download that was broken off after so many bytes, as its process left it."""
+
+    def begin(count: int) -> Path:
+        class Stop(Exception):
+            pass
+
+        def stop(done: int, total: int) -> None:
+            if done >= count:
+                raise Stop
+
+        with pytest.raises(Stop):
+            download(at(server), tmp_path / "to", stop)
+        server.log.clear()
+        return tmp_path / "to"
+
+    server.files["/model.ckpt"] = File(data)
+    return begin
+
+
+def test_it_comes_whole_with_progress_and_leaves_nothing_else(server: Server, data: bytes, tmp_path: Path) -> None:
+    server.files["/model.ckpt"] = File(data)
+    told: list[tuple[int, int]] = []
+    path = download(at(server, sha256=hash_of(data)), tmp_path / "to", lambda *numbers: told.append(numbers))
+    assert path == tmp_path / "to" / "model.ckpt"
+    assert path.read_bytes() == data
+    assert left(tmp_path / "to") == ["model.ckpt"]
+    assert told[-1] == (len(data), len(data))
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    assert len(told) > 5
+
+
+def test_the_final_name_comes_only_after_the_last_byte(begun: Callable[[int], Path], data: bytes) -> None:
+    folder = begun(300_000)
+    assert left(folder) == ["model.ckpt.part", "model.ckpt.part.json"]
+    assert (folder / "model.ckpt.part").read_bytes() == data[: (folder / "model.ckpt.part").stat().st_size]
+
+
+def test_it_goes_on_where_it_stopped(begun: Callable[[int], Path], server: Server, data: bytes) -> None:
+    folder = begun(500_000)
+    done = (folder / "model.ckpt.part").stat().st_size
+    assert done >= 400_000
+    server.sent = 0
+    assert download(at(server), folder).read_bytes() == data
+    assert [one.headers["range"] for one in server.log] == [f"bytes={done}-"]
+    assert server.log[0].headers["if-range"] == '"one"'
+    assert server.sent == len(data) - done
+
+
+@pytest.mark.parametrize("if_range", [True, False], ids=["minds If-Range", "ignores If-Range"])
+def test_a_file_that_changed_meanwhile_is_not_glued_to_the_old_one(
+    begun: Callable[[int], Path], server: Server, data: bytes, if_range: bool
+) -> None:
+    folder = begun(500_000)
+    new = bytes(reversed(data))
+    server.files["/model.ckpt"] = File(new, etag='"two"', if_range=if_range)
+    assert download(at(server), folder).read_bytes() == new
+
+
+def test_a_date_tells_versions_apart_where_there_is_no_etag(server: Server, data: bytes, tmp_path: Path) -> None:
+    date = "Mon, 02 Nov 2026 10:00:00 GMT"
+    server.files["/model.ckpt"] = File(data, etag='W/"weak"', last_modified=date, drop_every=400_000)
+    assert download(at(server), tmp_path).read_bytes() == data
+    assert [one.headers.get("if-range") for one in server.log] == [None, date, date, date]
+
+
+def test_without_anything_to_tell_versions_apart_another_run_begins_anew(
+    begun: Callable[[int], Path], server: Server, data: bytes
+) -> None:
+    server.files["/model.ckpt"].etag = ""
+    folder = begun(500_000)
+    assert download(at(server), folder).read_bytes() == data
+    assert "range" not in server.log[0].headers
+
+
+def test_a_server_that_ignores_range_is_asked_for_the_whole(
+    begun: Callable[[int], Path], server: Server, data: bytes
+) -> None:
+    folder = begun(500_000)
+    server.files["/model.ckpt"].ranges = False
+    assert download(at(server), folder).read_bytes() == data
+    assert len(server.log) == 1
+
+
+def test_a_proxy_that_drops_every_64_kb_is_outlasted(server: Server, data: bytes, tmp_path: Path) -> None:
+    server.files["/model.ckpt"] = File(data, drop_every=65536)
+    assert download(at(server), tmp_path).read_bytes() == data
+    assert len(server.log) == -(-len(data) // 65536)
+    assert server.sent == len(data)
+
+
+def test_one_that_ignores_range_and_drops_is_given_up(server: Server, data: bytes, tmp_path: Path) -> None:
+    server.files["/model.ckpt"] = File(data, drop_every=65536, ranges=False)
+    with pytest.raises(
+        ModelError, match=r"was cut short after 65\.5 kB of 1\.3 MB: the connection breaks off, 5 times"
+    ):
+        download(at(server), tmp_path)
+    assert len(server.log) == 6
+
+
+def test_a_body_in_chunks_that_breaks_off_is_taken_up_again(server: Server, data: bytes, tmp_path: Path) -> None:
+    server.files["/model.ckpt"] = File(data, chunked=True, drop_every=500_000)
+    assert download(at(server), tmp_path).read_bytes() == data
+    assert len(server.log) == 3
+
+
+def test_a_server_that_announces_more_than_it_has(server: Server, data: bytes, tmp_path: Path) -> None:
+    server.files["/model.ckpt"] = File(data, announced=len(data) + 1000)
+    said = f"the server speaks of {len(data) + 1000} bytes first and of {len(data)} then"
+    with pytest.raises(ModelError, match=said):
+        download(at(server), tmp_path)
+    assert left(tmp_path) == []
+    assert len(server.log) == 2
+
+
+def test_a_server_that_always_stops_at_the_same_place(server: Server, data: bytes, tmp_path: Path) -> None:
+    server.files["/model.ckpt"] = File(data, drop_every=500_000, chunked=True, etag="")
+    server.files["/model.ckpt"].ranges = False
+    with pytest.raises(ModelError) as caught:
+        download(at(server), tmp_path)
+    assert "/model.ckpt: was cut short after 500 kB: the connection breaks off, 5 times" in str(caught.value)
+    assert str(caught.value).endswith("Run the same command again: it goes on from there, if the server can.")
+    assert left(tmp_path) == ["model.ckpt.part", "model.ckpt.part.json"]
+
+
+def test_a_server_that_announces_less_than_is_known(server: Server, data: bytes, tmp_path: Path) -> None:
+    server.files["/model.ckpt"] = File(data, announced=len(data) - 1000)
+    with pytest.raises(ModelError, match=f"the server announces {len(data) - 1000} bytes, where {len(data)} are right"):
+        download(at(server, size=len(data)), tmp_path)
+    assert left(tmp_path) == []
+
+
+def test_a_server_that_sends_without_end_is_stopped(server: Server, data: bytes, tmp_path: Path) -> None:
+    server.files["/model.ckpt"] = File(data, chunked=True)
+    with pytest.raises(ModelError, match="the server sends more bytes than it announced, where 70000 are right"):
+        download(at(server, size=70_000), tmp_path)
+    assert left(tmp_path) == []
+
+
+def test_a_safetensors_file_that_was_cut_short_there_is_found_out(server: Server, tmp_path: Path) -> None:
+    header = json.dumps({"a": {"dtype": "U8", "shape": [5000], "data_offsets": [0, 5000]}}).encode()
+    whole = struct.pack("<Q", len(header)) + header + bytes(5000)
+    server.files["/a.safetensors"] = File(whole[:-1])
+    with pytest.raises(ModelError, match=f"has {len(whole) - 1} bytes, and its own header speaks of {len(whole)}"):
+        download(at(server, "/a.safetensors"), tmp_path)
+    server.files["/a.safetensors"] = File(whole)
+    assert download(at(server, "/a.safetensors"), tmp_path).read_bytes() == whole
+
+
+def test_an_empty_answer_is_no_file(server: Server, tmp_path: Path) -> None:
+    server.files["/model.ckpt"] = File(b"")
+    with pytest.raises(ModelError, match="what came is not the right file: it is empty"):
+        download(at(server), tmp_path)
+    assert download(at(server, size=0), tmp_path).read_bytes() == b"", "unless it is known to be so"
+
+
+def test_another_hash_is_another_file(server: Server, data: bytes, tmp_path: Path) -> None:
+    server.files["/model.ckpt"] = File(data)
+    said = f"what came is not the right file: it has the SHA-256 {hash_of(data)}, and {'0' * 64} was expected"
+    with pytest.raises(ModelError, match=said):
+        download(at(server, sha256="0" * 64), tmp_path)
+    assert left(tmp_path) == []
+    assert len(server.log) == 1
+
+
+def test_a_spoilt_beginning_is_thrown_away_once(begun: Callable[[int], Path], server: Server, data: bytes) -> None:
+    folder = begun(500_000)
+    with (folder / "model.ckpt.part").open("r+b") as stream:
+        stream.write(b"spoilt")
+    assert download(at(server, sha256=hash_of(data)), folder).read_bytes() == data
+    assert len(server.log) == 2
+
+
+WEB_PAGES = {
+    "as it says": (b"<!DOCTYPE html><html><title>Sign in</title></html>", "text/html; charset=utf-8"),
+    "in disguise": (b"\n  <html lang=en><body>Sign in</body></html>" + b" " * 5000, "application/octet-stream"),
+    "without a head": (b"<div>Please wait</div>", "text/html"),
+}
+
+
+@pytest.mark.parametrize("kind", WEB_PAGES)
+def test_a_web_page_is_no_model(kind: str, begun: Callable[[int], Path], server: Server) -> None:
+    folder = begun(500_000)
+    done = (folder / "model.ckpt.part").stat().st_size
+    page, content_type = WEB_PAGES[kind]
+    server.files["/model.ckpt"] = File(page, etag="", content_type=content_type)
+    with pytest.raises(ModelError, match=r"/model\.ckpt: is a web page and no model file\. Give the link"):
+        download(at(server), folder)
+    assert (folder / "model.ckpt.part").stat().st_size == done, "a gateway's page costs nothing of what is here"
+
+
+REFUSALS = {
+    401: "the server refuses this download (401): it wants to know who asks. Go there.",
+    403: "the server refuses this download (403): it wants to know who asks. Go there.",
+    404: "there is no such file on the server (404). Check the spelling, or look whether it was moved or removed.",
+    410: "there is no such file on the server (410).",
+    418: "the server answers 418, which is no file.",
+    451: "may not be given out where you are (451).",
+}
+
+
+@pytest.mark.parametrize("status", REFUSALS)
+def test_a_refusal_is_said_at_once_with_what_to_do(status: int, server: Server, tmp_path: Path) -> None:
+    server.files["/model.ckpt"] = File(failing=[(status, {})] * 3)
+    with pytest.raises(ModelError) as caught:
+        download(at(server, gate="Go there."), tmp_path)
+    assert str(caught.value).startswith(f"{server.url}/model.ckpt: {REFUSALS[status]}")
+    assert len(server.log) == 1
+
+
+def test_a_token_that_does_not_open_it_is_said_so(server: Server, tmp_path: Path) -> None:
+    server.files["/model.ckpt"] = File(token="right")
+    with pytest.raises(ModelError, match=r"\(403\): the token given is not valid, or opens other models"):
+        download(at(server, token=Token("wr0ng-one", origin(server.url))), tmp_path)
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_a_passing_fault_is_waited_out(status: int, server: Server, data: bytes, tmp_path: Path) -> None:
+    server.files["/model.ckpt"] = File(data, failing=[(status, {})] * 4)
+    assert download(at(server), tmp_path).read_bytes() == data
+
+
+def test_a_lasting_fault_is_given_up(server: Server, tmp_path: Path) -> None:
+    server.files["/model.ckpt"] = File(failing=[(503, {})] * 50)
+    with pytest.raises(ModelError, match=r"the server answers 503, 5 times in a row\. Check the network"):
+        download(at(server), tmp_path)
+    assert len(server.log) == 5
+
+
+def test_waits_double_and_what_the_server_asks_for_is_honoured(
+    server: Server, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(downloads, "FIRST_WAIT", 1.0)
+    monkeypatch.setattr(time, "sleep", lambda seconds: waits.append(seconds) if seconds else None)
+    server.files["/model.ckpt"] = File(data, failing=[(500, {}), (500, {}), (429, {"Retry-After": "7"}), (500, {})])
+    download(at(server), tmp_path)
+    assert waits == [1.0, 2.0, 7.0, 8.0]
+    server.files["/model.ckpt"] = File(data, failing=[(429, {"Retry-After": "3600"})])
+    with pytest.raises(ModelError, match=r"the server answers 429 and asks to wait 3600 s\. Try again then"):
+        download(at(server), tmp_path)
+
+
+def test_a_wait_may_be_a_date() -> None:
+    def asked(said: str) -> float:
+        return wait_asked(httpx.Response(503, headers={"Retry-After": said}))
+
+    assert asked("Mon, 02 Nov 2099 10:00:00 GMT") > 1e9
+    assert [asked(said) for said in ("Mon, 02 Nov 2020 10:00:00 GMT", "soon", "", "-5")] == [0, 0, 0, 0]
+
+
+def test_nobody_there_is_said(server: Server, tmp_path: Path) -> None:
+    with Server().running() as gone:
+        remote = at(gone)
+    with pytest.raises(ModelError, match=r"/model\.ckpt: the server cannot be reached, 5 times in a row\. Check the"):
+        download(remote, tmp_path)
+
+
+def test_a_server_that_falls_silent_is_given_up(
+    server: Server, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastdb.models.fetch.remote.WAIT", 0.1)
+    monkeypatch.setattr(downloads, "TRIES", 2)
+    server.files["/model.ckpt"] = File(data, delay=0.5)
+    with pytest.raises(ModelError, match="the server says nothing for"):
+        download(at(server), tmp_path)
+
+
+def test_a_slow_server_is_no_fault(server: Server, data: bytes, tmp_path: Path) -> None:
+    server.files["/model.ckpt"] = File(data, delay=0.02)
+    assert download(at(server), tmp_path).read_bytes() == data
+    assert len(server.log) == 1
+
+
+def test_a_disk_without_room_is_said_before_the_first_byte(
+    server: Server, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, downloads.SPARE + 1000))
+    server.files["/model.ckpt"] = File(data)
+    with pytest.raises(StorageError) as caught:
+        download(at(server), tmp_path)
+    assert f": needs 1.3 MB more on the disk of {tmp_path}, and 32.0 MB are free. Free some" in str(caught.value)
+    assert (tmp_path / "model.ckpt.part").exists() is False
+
+
+def test_a_disk_that_fills_up_is_said_and_gone_on_from(
+    server: Server, data: bytes, small_disk: Callable[[str], Path]
+) -> None:
+    folder = small_disk("1m")
+    server.files["/model.ckpt"] = File(data, chunked=True)
+    with pytest.raises(StorageError, match=r"model\.ckpt\.part: the disk is full"):
+        download(at(server), folder)
+    done = (folder / "model.ckpt.part").stat().st_size
+    assert done > 500_000
+    assert (folder / "model.ckpt.part").read_bytes() == data[:done]
+
+
+def test_encoded_bytes_are_decoded_and_never_continued(server: Server, data: bytes, tmp_path: Path) -> None:
+    text = data.hex().encode()
+    server.files["/model.ckpt"] = File(gzip.compress(text))
+    server.files["/model.ckpt"].content_type = "text/plain\r\nContent-Encoding: gzip"
+    assert download(at(server), tmp_path).read_bytes() == text
+
+
+def test_redirects_are_followed_and_circles_are_not(server: Server, other: Server, data: bytes, tmp_path: Path) -> None:
+    other.files["/b.ckpt"] = File(data)
+    server.files["/a"] = File(location="/a2")
+    server.files["/a2"] = File(location=f"{other.url}/b.ckpt")
+    assert download(at(server, "/a"), tmp_path).read_bytes() == data
+    server.files["/a2"] = File(location="/a")
+    with pytest.raises(ModelError, match="redirects more than 10 times"):
+        download(at(server, "/a"), tmp_path)
+    for address in ("file:///etc/hosts", "gopher://x/"):
+        server.files["/a"] = File(location=address)
+        with pytest.raises(ModelError, match="redirects to no address"):
+            download(at(server, "/a"), tmp_path)
+
+
+def test_mirrors_are_tried_in_order(server: Server, other: Server, data: bytes, tmp_path: Path) -> None:
+    other.files["/model.ckpt"] = File(data)
+    known = {"sha256": hash_of(data), "name": "model.ckpt"}
+    remotes = [at(server, **known), at(other, **known), at(server, "/never", **known)]
+    assert download_first(remotes, tmp_path).read_bytes() == data
+    assert [len(server.log), len(other.log)] == [1, 1]
+    other.files["/model.ckpt"] = File(b"something else")
+    with pytest.raises(ModelError) as caught:
+        download_first(remotes[:2], tmp_path / "b")
+    said = str(caught.value)
+    assert said.startswith(
+        f"none of 2 sources has it ({server.url}/model.ckpt: there is no such file on the server (404)"
+    )
+    assert f"; {other.url}/model.ckpt: what came is not the right file: " in said
+    assert "\n" not in said
+
+
+def test_a_mirror_goes_on_from_where_another_stopped(
+    server: Server, other: Server, data: bytes, tmp_path: Path
+) -> None:
+    """Where the hash is known, it decides, and not whose ETag it is."""
+    server.files["/model.ckpt"] = File(data, drop_every=400_000)
+    other.files["/mirror.ckpt"] = File(data, etag='"other"')
+
+    known = {"sha256": hash_of(data), "name": "model.ckpt"}
+
+    def stop(done: int, total: int) -> None:
+        if done > 300_000:
+            server.files["/model.ckpt"].token = "closed from now on"
+
+    remotes = [at(server, **known), at(other, "/mirror.ckpt", **known)]
+    assert download_first(remotes, tmp_path, stop).read_bytes() == data
+    assert other.log[0].headers["range"] == "bytes=400000-"
+
+
+NAMES = [
+    ('attachment; filename="Dream Shaper.safetensors"', "Dream Shaper.safetensors"),
+    ("attachment; filename=plain.ckpt", "plain.ckpt"),
+    ("attachment; filename=\"a.ckpt\"; filename*=UTF-8''%E6%A2%A6.ckpt", "梦.ckpt"),
+    ('attachment; filename="../../etc/passwd.ckpt"', "passwd.ckpt"),
+    ('attachment; filename="..\\\\..\\\\boot.ckpt"', "boot.ckpt"),
+    ("attachment; filename*=UTF-8''..%2F..%2Fx.ckpt", "x.ckpt"),
+    ("attachment; filename*=UTF-8''a%0D%0Ab%00.ckpt", "ab.ckpt"),
+    ('attachment; filename=".."', "model.ckpt"),
+    ('attachment; filename=".hidden.ckpt"', "hidden.ckpt"),
+    ('attachment; filename="CON.ckpt"', "_CON.ckpt"),
+    ("inline", "model.ckpt"),
+    ("", "model.ckpt"),
+]
+
+
+@pytest.mark.parametrize(("said", "name"), NAMES, ids=[said or "nothing" for said, _ in NAMES])
+def test_the_server_names_the_file_and_never_its_place(said: str, name: str, server: Server, tmp_path: Path) -> None:
+    server.files["/model.ckpt"] = File(b"x" * 600, disposition=said)
+    assert download(at(server), tmp_path / "to") == tmp_path / "to" / name
+    assert left(tmp_path / "to") == [name]
+    assert left(tmp_path) == ["to"]
+
+
+@pytest.mark.parametrize(
+    "said", ["a" * 1000 + ".safetensors", "é" * 500 + ".ckpt", "x." + "y" * 1000, "/" * 50, "\u202e"]
+)
+def test_any_name_fits_a_disk(said: str, tmp_path: Path) -> None:
+    name = safe_name(said)
+    assert len(name.encode()) <= 160
+    if name:
+        (tmp_path / f"{name}.part.json").touch()
+    if said.endswith((".safetensors", ".ckpt")):
+        assert name.endswith((".safetensors", ".ckpt"))
+
+
+def test_damaged_memory_is_no_obstacle(begun: Callable[[int], Path], server: Server, data: bytes) -> None:
+    for number, text in enumerate(["", "[]", "{", '{"name": 5}', "\x00"]):
+        folder = begun(500_000)
+        (folder / "model.ckpt.part.json").write_text(text)
+        assert download(at(server), folder).read_bytes() == data, number
+        (folder / "model.ckpt").unlink()
+
+
+def test_a_failing_disk_is_said(server: Server, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    server.files["/model.ckpt"] = File(data)
+    monkeypatch.setattr("fastdb.models.fetch.part.flush", fails)
+    with pytest.raises(StorageError, match="the disk does not answer"):
+        download(at(server), tmp_path)
+    assert not (tmp_path / "model.ckpt").exists()
+
+
+def test_a_token_goes_to_its_own_origin_only(
+    server: Server, other: Server, data: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    token = Token("s3cr3t-token", origin(server.url))
+    server.files["/model.ckpt"] = File(location=f"{other.url}/b", token="s3cr3t-token")
+    other.files["/b"] = File(location=f"{server.url.replace('127.0.0.1', 'localhost')}/c")
+    server.files["/c"] = File(data, drop_every=600_000)
+    assert download(at(server, token=token), tmp_path).read_bytes() == data
+    assert {one.headers.get("authorization") for one in server.asked("/model.ckpt")} == {"Bearer s3cr3t-token"}
+    assert all("authorization" not in one.headers for one in [*server.asked("/c"), *other.log])
+    assert len(server.asked("/c")) == 3
+    assert "s3cr3t" not in other.seen() + caplog.text + repr(token)
+    assert token.headers(server.url.replace("http:", "https:")) == {}
+
+
+def test_cut_at_each_point_it_is_the_whole_file_or_none_and_nothing_is_left_over(
+    cut_everywhere: Callable[[str], list[Path]], server: Server, data: bytes
+) -> None:
+    server.files["/model.ckpt"] = File(data[:200_000])
+    folders = cut_everywhere(f"""
+from fastdb.models.fetch.download import download
+from fastdb.models.fetch.remote import Remote
+from fastdb.models.fetch.store import recall, remember
+remote = Remote(url="{server.url}/model.ckpt", shown="{server.url}/model.ckpt")
+download(remote, Path(sys.argv[1]).parent / "warm")  # so that nothing has to be imported under the knife
+def prepare(folder):
+    pass
+def work(folder):
+    path = download(remote, folder / "to")
+    remember(folder / "to", "it", {{path.name: path}})
+""")
+    assert 10 <= len(folders) <= 60, "each touch of the file system, and no import"
+    for folder in folders:
+        whole = folder / "to" / "model.ckpt"
+        assert not whole.exists() or whole.read_bytes() == data[:200_000]
+        assert recall(folder / "to") is None or whole.exists()
+        path = download(at(server), folder / "to")
+        remember(folder / "to", "it", {path.name: path})
+        assert left(folder / "to") == [".fetched.json", "model.ckpt"]

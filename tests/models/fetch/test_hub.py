@@ -1,0 +1,375 @@
+"""Repositories on the Hub: only what is needed, fetched once, and each refusal in one line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import shutil
+import socket
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastdb.errors import ModelError, StorageError
+from fastdb.models.fetch import download as downloads
+from fastdb.models.fetch import secrets
+from fastdb.models.fetch.fetch import fetch
+from fastdb.models.fetch.needed import needed
+from fastdb.models.fetch.store import came_from
+from tests.models.fetch.server import COMMIT, LATER, File, Hub, Server
+
+NAME = "owner/model"
+
+INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "_diffusers_version": "0.39.0",
+    "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    "image_encoder": [None, None],
+    "requires_safety_checker": True,
+    "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+    "scheduler": ["diffusers", "PNDMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+NEEDED = {
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "tokenizer/merges.txt",
+    "tokenizer/special_tokens_map.json",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer/vocab.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+}
+
+BESIDE = {
+    ".gitattributes",
+    "README.md",
+    "v1-5-pruned.ckpt",
+    "v1-5-pruned.safetensors",
+    "v1-inference.yaml",
+    "feature_extractor/preprocessor_config.json",
+    "safety_checker/config.json",
+    "safety_checker/model.safetensors",
+    "safety_checker/pytorch_model.bin",
+    "text_encoder/flax_model.msgpack",
+    "text_encoder/model.fp16.safetensors",
+    "text_encoder/pytorch_model.bin",
+    "text_encoder/pytorch_model.fp16.bin",
+    "unet/deeper/diffusion_pytorch_model.safetensors",
+    "unet/diffusion_pytorch_model.bin",
+    "unet/diffusion_pytorch_model.fp16.bin",
+    "unet/diffusion_pytorch_model.fp16.safetensors",
+    "unet/diffusion_pytorch_model.non_ema.safetensors",
+    "unet/diffusion_pytorch_model.safetensors.index.json",
+    "unet/model.onnx",
+    "unet/openvino_model.xml",
+    "vae/diffusion_flax_model.msgpack",
+    "vae/diffusion_pytorch_model.fp16.safetensors",
+    "vae_decoder/model.onnx",
+}
+
+
+def contents(names: set[str]) -> dict[str, bytes]:
+    chance = random.Random(3)
+    made = {}
+    for name in sorted(names):
+        large = name.endswith((".safetensors", ".bin", ".ckpt", ".msgpack", ".onnx"))
+        made[name] = b"\x00" * 8 + chance.randbytes(150_000 if large else 200)
+    made["model_index.json"] = json.dumps(INDEX).encode()
+    return made
+
+
+@pytest.fixture
+def files(hub: Hub) -> dict[str, bytes]:
+    made = contents(NEEDED | BESIDE)
+    hub.add(NAME, made)
+    return made
+
+
+def there(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".fetched.json"
+    }
+
+
+def test_only_what_is_needed_comes(hub: Hub, files: dict[str, bytes]) -> None:
+    told: list[tuple[int, int]] = []
+    folder = fetch(NAME, progress=lambda *numbers: told.append(numbers))
+    assert there(folder) == {name: files[name] for name in NEEDED}
+    total = sum(len(files[name]) for name in NEEDED - {"model_index.json"})
+    assert told[-1] == (total, total)
+    assert {whole for _, whole in told} == {total}
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert came_from(folder) == f"{NAME}@{COMMIT}"
+    assert all(COMMIT in one.path for one in hub.log if "/resolve/" in one.path)
+
+
+def test_half_precision_where_it_is_enough_and_there(hub: Hub, files: dict[str, bytes]) -> None:
+    del files["vae/diffusion_pytorch_model.fp16.safetensors"]
+    found = there(fetch(NAME, half=True))
+    assert [name for name in sorted(found) if name.endswith(".safetensors")] == [
+        "text_encoder/model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    ]
+    assert "unet/diffusion_pytorch_model.safetensors" in there(fetch(NAME))
+
+
+def test_weights_in_pieces_come_with_their_index() -> None:
+    pieces = [f"unet/diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    halves = [f"unet/diffusion_pytorch_model.fp16-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    index = ["unet/diffusion_pytorch_model.safetensors.index.json"]
+    half_index = ["unet/diffusion_pytorch_model.safetensors.index.fp16.json"]
+    names = [*pieces, *halves, *index, *half_index, "unet/config.json", "unet/diffusion_pytorch_model.bin"]
+    assert sorted(needed(names, ["unet"], False, "")) == sorted(["unet/config.json", *index, *pieces])
+    assert sorted(needed(names, ["unet"], True, "")) == sorted(["unet/config.json", *half_index, *halves])
+    whole = "unet/diffusion_pytorch_model.safetensors"
+    assert sorted(needed([*names, whole], ["unet"], False, "")) == ["unet/config.json", whole]
+
+
+def test_it_is_fetched_once(hub: Hub, other: Server, files: dict[str, bytes]) -> None:
+    folder = fetch(NAME)
+    before = other.sent
+    hub.log.clear()
+    assert fetch(NAME) == folder
+    assert fetch(f"{NAME}@{COMMIT}") == folder
+    assert [one.path.split("?")[0] for one in hub.log] == [f"/api/models/{NAME}"]
+    assert other.sent == before
+
+
+def test_a_later_commit_is_another_model(hub: Hub, files: dict[str, bytes]) -> None:
+    first = fetch(NAME)
+    hub.commit = LATER
+    later = fetch(NAME)
+    assert later != first
+    assert came_from(later) == f"{NAME}@{LATER}"
+    assert fetch(f"{NAME}@{COMMIT}") == first
+
+
+def test_a_repository_that_is_gone_serves_from_this_machine(hub: Hub, files: dict[str, bytes]) -> None:
+    folder = fetch(NAME)
+    hub.repositories.clear()
+    assert fetch(NAME) == folder
+    (folder / "unet" / "config.json").unlink()
+    with pytest.raises(ModelError, match="there is no such repository"):
+        fetch(NAME)
+
+
+def test_what_an_earlier_run_left_is_gone_on_from(hub: Hub, other: Server, files: dict[str, bytes]) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(done: int, total: int) -> None:
+        if done > 300_000:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fetch(NAME, progress=stop)
+    before = other.sent
+    assert there(fetch(NAME)) == {name: files[name] for name in NEEDED}
+    large = [name for name in NEEDED if name.endswith(".safetensors")]
+    assert len(large) == 3
+    assert other.sent - before < 200_000, "two of three were there, one of them in part"
+
+
+def test_a_damaged_file_of_an_earlier_run_comes_again(hub: Hub, files: dict[str, bytes]) -> None:
+    folder = fetch(NAME)
+    (folder / ".fetched.json").unlink()
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"\x00" * 150_008)
+    (folder / "unet" / "config.json").write_bytes(b"")
+    assert there(fetch(NAME)) == {name: files[name] for name in NEEDED}
+
+
+def test_a_proxy_that_drops_and_a_wrong_hash(hub: Hub, other: Server, files: dict[str, bytes]) -> None:
+    hub.behaviour = File(drop_every=65536)
+    assert there(fetch(NAME)) == {name: files[name] for name in NEEDED}
+    files["unet/diffusion_pytorch_model.safetensors"] = b"\x01" * 150_008
+    hub.commit = LATER
+    for file in other.files.values():
+        file.data = b"\x02" * len(file.data)
+    with pytest.raises(ModelError, match="what came is not the right file: it has the SHA-256"):
+        fetch(NAME)
+
+
+def test_a_hub_that_is_busy_is_waited_for(hub: Hub, files: dict[str, bytes]) -> None:
+    hub.failing = [(503, {}), (429, {})]
+    assert there(fetch(NAME)) == {name: files[name] for name in NEEDED}
+    hub.failing = [(503, {})] * 9
+    with pytest.raises(ModelError, match=r"owner/other: the Hub answers 503, 5 times in a row\. Check the network"):
+        fetch("owner/other")
+
+
+def refused(named: str, **known: Any) -> str:
+    with pytest.raises(ModelError) as caught:
+        fetch(named, **known)
+    assert "\n" not in str(caught.value)
+    assert "127.0.0.1" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_each_refusal_in_one_line(hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    said = refused("owner/none")
+    assert said.startswith(
+        "owner/none: there is no such repository on the Hub, or it is private; nor is there a folder"
+    )
+    assert refused(f"{NAME}@v9").startswith(f"{NAME}@v9: has no revision 'v9'. Leave it out")
+    hub.gated[NAME] = "hf_right"
+    said = refused(NAME)
+    assert said.startswith(
+        f"{NAME}: has a licence to accept first (401). Sign in on huggingface.co, accept the licence on "
+    )
+    assert f"https://huggingface.co/{NAME}, and give a token: in HF_TOKEN" in said
+    monkeypatch.setenv("HF_TOKEN", "hf_s3cr3t-and-wrong")
+    said = refused(NAME)
+    assert said.startswith(f"{NAME}: its licence was not accepted by whoever the token is of (403). Sign in")
+    assert "s3cr3t" not in said
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+    assert there(fetch(NAME))
+
+
+def test_a_gate_before_the_files_alone(hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.gated[NAME], hub.listing_closed = "hf_right", False
+    said = refused(NAME)
+    assert said.startswith(
+        f"{NAME}@{COMMIT}/model_index.json: the server refuses this download (401): it wants to know"
+    )
+    assert f"accept the licence on https://huggingface.co/{NAME}, and give a token" in said
+    monkeypatch.setenv("HF_TOKEN", "hf_s3cr3t-and-wrong")
+    assert "(403): the token given is not valid, or opens other models. Sign in on huggingface.co" in refused(NAME)
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+    assert there(fetch(NAME))
+
+
+def test_a_token_the_hub_does_not_know(hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_s3cr3t")
+    hub.failing = [(401, {"X-Error-Message": "Invalid credentials in Authorization header"})]
+    assert refused(NAME).startswith(f"{NAME}: the Hub does not accept the token that was found (401). Sign in")
+
+
+def test_nobody_answers(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        assert refused(NAME) == (
+            f"{NAME}: the server cannot be reached, 5 times in a row. Check the network, and try again later."
+        )
+
+
+def test_a_machine_that_is_to_stay_offline(hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    folder = fetch(NAME)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    from huggingface_hub.utils import _http
+
+    _http.close_session()
+    try:
+        assert fetch(NAME) == folder
+        assert refused("owner/other").startswith("owner/other: is not on this machine, and HF_HUB_OFFLINE forbids")
+    finally:
+        monkeypatch.undo()
+        _http.close_session()
+
+
+def test_what_is_no_diffusers_model_is_said(hub: Hub, files: dict[str, bytes]) -> None:
+    hub.add("owner/singles", {"a.safetensors": b"a" * 2000, "b.ckpt": b"b" * 2000, "README.md": b""})
+    said = refused("owner/singles")
+    assert said.startswith(
+        "owner/singles: has no model_index.json, but single files: a.safetensors, b.ckpt. Name one, such"
+    )
+    hub.add("owner/words", {"README.md": b""})
+    assert "is no base model in the diffusers layout" in refused("owner/words")
+    hub.add("owner/bent", {"model_index.json": b"[]"})
+    assert "its model_index.json cannot be read" in refused("owner/bent")
+    hub.add("owner/xl", {**files, "model_index.json": json.dumps({**INDEX, "_class_name": "XL"}).encode()})
+    before = hub.elsewhere.sent
+    assert "is a XL, not a StableDiffusionPipeline" in refused("owner/xl", only="StableDiffusionPipeline")
+    assert hub.elsewhere.sent == before, "and nothing large was fetched for it"
+    pickles = {name: data for name, data in files.items() if not name.startswith("unet/diff") or ".bin" in name}
+    hub.add("owner/pickles", pickles)
+    assert "the unet is there only as diffusion_pytorch_model.bin, which is not read" in refused("owner/pickles")
+
+
+def test_a_repository_cannot_write_outside(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
+    for name in ("unet/../../../../evil.json", "/etc/evil.json", "unet/..\\..\\evil.json", "../evil.json"):
+        files[name] = b"{}"
+    index = {**INDEX, "..": ["x", "y"], "/etc": ["x", "y"], "a/../..": ["x", "y"]}
+    files["model_index.json"] = json.dumps(index).encode()
+    assert set(there(fetch(NAME))) == NEEDED
+    assert list(tmp_path.rglob("*evil*")) == []
+
+
+def test_a_disk_without_room_is_said_before_the_weights(
+    hub: Hub, other: Server, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, downloads.SPARE + 200_000))
+    with pytest.raises(StorageError, match=r"needs 452 kB more on the disk of .*, and 32\.2 MB are free"):
+        fetch(NAME)
+    assert other.sent == 0
+
+
+def test_mirrors_in_order(hub: Hub, files: dict[str, bytes]) -> None:
+    folder = fetch("vanished/model", mirrors=["gone/too", NAME, "never/asked"])
+    assert came_from(folder) == f"{NAME}@{COMMIT}"
+    assert "never" not in hub.seen()
+    said = refused("vanished/model", mirrors=["gone/too"])
+    assert said.startswith("none of 2 sources has it (vanished/model: there is no such repository")
+    assert "; gone/too: there is no such" in said
+
+
+def test_a_single_file_in_a_repository(hub: Hub, files: dict[str, bytes]) -> None:
+    path = fetch(f"{NAME}/v1-5-pruned.safetensors")
+    assert path.name == "v1-5-pruned.safetensors"
+    assert path.read_bytes() == files["v1-5-pruned.safetensors"]
+    assert came_from(path) == f"{NAME}@{COMMIT}/v1-5-pruned.safetensors"
+    assert (
+        fetch(f"{hub.url}/{NAME}/resolve/main/unet/diffusion_pytorch_model.bin").name == "diffusion_pytorch_model.bin"
+    )
+    hub.repositories.clear()
+    hub.log.clear()
+    assert fetch(f"{NAME}/v1-5-pruned.safetensors") == path
+    assert fetch(f"{NAME}@{COMMIT}/v1-5-pruned.safetensors") == path
+    assert len(hub.log) == 1
+
+
+def test_a_file_that_a_repository_has_not(hub: Hub, files: dict[str, bytes]) -> None:
+    said = refused(f"{NAME}/v1-5.safetensors")
+    assert said.startswith(
+        f"{NAME}/v1-5.safetensors: the repository has no such file; there is v1-5-pruned.ckpt, v1-5-pruned.safetensors."
+    )
+
+
+def test_the_token_reaches_the_hub_alone_and_no_text(
+    hub: Hub,
+    other: Server,
+    files: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("HF_TOKEN", "hf_s3cr3t")
+    hub.gated[NAME] = "hf_s3cr3t"
+    hub.behaviour = File(drop_every=65536)
+    fetch(NAME)
+    assert {one.headers.get("authorization") for one in hub.log} == {"Bearer hf_s3cr3t"}
+    assert len(other.log) >= 9
+    assert all("authorization" not in one.headers for one in other.log)
+    assert "s3cr3t" not in other.seen() + caplog.text + "".join(capfd.readouterr())
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and b"s3cr3t" in path.read_bytes()] == []
+    assert secrets.hub_token("https://huggingface.co").headers(hub.url) == {}  # type: ignore[union-attr]
