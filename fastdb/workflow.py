@@ -46,7 +46,8 @@ def new(
     from fastdb.models.base_model import fingerprint, open_base_model
     from fastdb.models.fetch.store import came_from
     from fastdb.models.recommended import recommended
-    from fastdb.models.sources import MINI, base_folder
+    from fastdb.models.registry import check_choice
+    from fastdb.models.sources import MINI, base_folder, known_base
 
     check_name(name)
     config = Config().changed({**recommended(base, class_word), **(settings or {})})
@@ -57,6 +58,8 @@ def new(
     found = _found(photos)
     # Before gigabytes are fetched for it.
     check_free(name, root)
+    if known := known_base(base):
+        check_choice(known, resolution=config.resolution)
     folder = base_folder(base)
     model = open_base_model(folder)
     # By its name, since the package lies elsewhere on the next machine.

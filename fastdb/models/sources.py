@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from fastdb import console
 from fastdb.errors import ModelError
 from fastdb.models.fetch.fetch import fetch
 from fastdb.models.fetch.named import LocalPath, Source, parse
+from fastdb.models.registry import KnownModel, check_choice, known_model
 from fastdb.runtime.places import expanded
 from fastdb.sessions.record import FILE
 
@@ -23,7 +25,7 @@ PIPELINE = "StableDiffusionPipeline"
 
 
 def base_folder(base: str | Path) -> Path:
-    """The folder of a base model: a path, a repository on the Hub, which is fetched, or `mini`, wherever that lies.
+    """The folder of a base model: a path, a name of the registry or a repository on the Hub, fetched, or `mini`.
 
     Raises:
         ModelError: there is no such folder, or it cannot be fetched or trained from.
@@ -31,11 +33,20 @@ def base_folder(base: str | Path) -> Path:
     """
     if str(base) == MINI:
         return Path(__file__).parent / MINI
+    if model := known_base(base):
+        check_choice(model)
+        first, *mirrors = (repository.name for repository in model.repositories if repository.folder)
+        return _folder(_fetched(parse(first), mirrors))
     source = parse(base)
     if isinstance(source, LocalPath):
         fix = f"Give a Stable Diffusion 1.x in the diffusers layout, or {MINI!r} to try things out."
         return _folder(_existing(source.path, fix))
     return _folder(_fetched(source))
+
+
+def known_base(base: str | Path) -> KnownModel | None:
+    """The entry of the registry that a person means; None for a path that is there, and for what it does not know."""
+    return None if expanded(base).exists() else known_model(str(base))
 
 
 def base_of(session: Session) -> Path:
@@ -56,9 +67,9 @@ def base_of(session: Session) -> Path:
     )
 
 
-def _fetched(source: Source) -> Path:
+def _fetched(source: Source, mirrors: Sequence[str] = ()) -> Path:
     with console.bar(str(source), "B") as update:
-        return fetch(source, only=PIPELINE, progress=update)
+        return fetch(source, mirrors=mirrors, only=PIPELINE, progress=update)
 
 
 def _folder(path: Path) -> Path:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from fastdb import workflow
-from fastdb.errors import ModelError, SessionExists, TrainingError
+from fastdb.errors import ConfigError, ModelError, SessionExists, TrainingError
 from fastdb.models.base_model import fingerprint, open_base_model
 from fastdb.models.sources import base_folder, base_of
 from fastdb.sessions.session import Session
@@ -172,3 +172,27 @@ def test_the_command_line_says_it_in_one_line_and_hides_the_token(
     files = [path for path in sessions_folder.rglob("*") if path.is_file()]
     assert len(files) >= 2
     assert [path for path in files if b"s3cr3t" in path.read_bytes()] == []
+
+
+def test_a_name_of_the_registry_tries_its_repositories_in_order(
+    hub: Hub, mini: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The repository everybody knew is gone; whoever names it gets the one that took its place."""
+    files = {path.relative_to(mini).as_posix(): path.read_bytes() for path in sorted(mini.rglob("*")) if path.is_file()}
+    hub.add("stable-diffusion-v1-5/stable-diffusion-v1-5", files)
+    for number, name in enumerate(("sd15", "runwayml/stable-diffusion-v1-5", "Stable Diffusion 1.5")):
+        session = workflow.new(f"dog{number}", name, settings={"resolution": 512})
+        assert session.record.base_model.source == f"stable-diffusion-v1-5/stable-diffusion-v1-5@{COMMIT}"
+
+
+def test_a_model_that_cannot_be_trained_or_was_made_for_another_size_is_refused_before_anything_is_fetched(
+    hub: Hub, sessions_folder: Path
+) -> None:
+    with pytest.raises(ModelError, match=r"SDXL is not trainable yet: .* Choose a model that is: sd15"):
+        workflow.new("dog", "sdxl")
+    with pytest.raises(
+        ConfigError, match=r"resolution: Stable Diffusion 1\.5 was made for 512 px and takes .*, not 768"
+    ):
+        workflow.new("dog", "sd15", settings={"resolution": 768})
+    assert not sessions_folder.exists()
+    assert hub.log == []
