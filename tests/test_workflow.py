@@ -255,6 +255,7 @@ def test_an_export_says_how_far_the_session_is(trained: Session, capsys: pytest.
             told = opened.metadata()
         assert told["fastdb.trained"] == stands
         assert told["fastdb.instance_prompt"] == "a photo of sks cup"
+        assert told["modelspec.prediction_type"] == "epsilon"
     before = file.read_bytes()
     shutil.rmtree(trained.checkpoints / "text_encoder-000003")
     with pytest.raises(TrainingError, match=r"^cup: has no checkpoint that verifies, so there is nothing to export"):

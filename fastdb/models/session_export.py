@@ -36,13 +36,18 @@ def export_parts(session: Session, step: int | None = None) -> tuple[dict[str, P
 
 
 def export_metadata(session: Session, stands: str) -> dict[str, str]:
-    """What a safetensors export says of itself in its header, by the names of ModelSpec 1.0 where it has one."""
-    config = session.config
+    """What a safetensors export says of itself in its header, by the names of ModelSpec 1.0 where it has one.
+
+    Raises:
+        ModelError: the base model cannot be used.
+    """
+    config, base = session.config, open_base_model(base_of(session))
     return {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": "stable-diffusion-v1",
         "modelspec.implementation": "diffusers",
         "modelspec.title": session.name,
+        "modelspec.prediction_type": "v" if base.prediction_type == "v_prediction" else "epsilon",
         "modelspec.resolution": f"{config.resolution}x{config.resolution}",
         "modelspec.trigger_phrase": session.record.subject.token,
         "fastdb.trained": stands,
