@@ -170,7 +170,11 @@ def _inspect_folder(folder: Path) -> Inspection:
         role = CLASSES.get(pipeline, "")
     else:
         some = ", ".join(sorted(entry.name for entry in folder.iterdir())[:6]) or "nothing"
-        raise ModelError(f"is no diffusers folder: it has no model_index.json, but {some}", where=folder)
+        raise ModelError(
+            f"is no diffusers folder: it has no model_index.json, but {some}",
+            where=folder,
+            fix="Name the folder that has one, or a file.",
+        )
     known = bool(core) and (role != "checkpoint" or _class_of(core) in CLASSES)
     channels = core.get("in_channels") if _class_of(core) == "UNet2DConditionModel" else 0
     what = Recognised(

@@ -42,7 +42,9 @@ class Planned:
         if made.is_floating_point() and self.entry.dtype.is_floating_point:
             self._check(made)
         elif made.dtype != self.entry.dtype:
-            raise ModelError(f"is no weight but {made.dtype}", where=self.entry.name)
+            raise ModelError(
+                f"is no weight but {made.dtype}", where=self.entry.name, fix="Choose another copy of this model."
+            )
         return made.to(self.entry.dtype).reshape(self.entry.shape)
 
     def _check(self, made: torch.Tensor) -> None:
@@ -162,7 +164,7 @@ def opened(parts: Mapping[str, Path]) -> dict[str, TensorFile]:
     found = {}
     for part, path in parts.items():
         if not path.is_file():
-            raise ModelError(f"there is no such file for the {part}", where=path)
+            raise ModelError(f"there is no such file for the {part}", where=path, fix="Check the path.")
         found[part] = open_tensors(path)
     return found
 

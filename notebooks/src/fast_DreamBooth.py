@@ -139,7 +139,7 @@ fastdb.notebook.compare(session, pictures_of_each)
 # %% export
 # @title Make the file to use { display-mode: "form" }
 formats = "safetensors and ckpt"  # @param ["safetensors and ckpt", "safetensors", "ckpt"]
-precision = "fp16"  # @param ["fp16", "fp32"]
+precision = "fp16"  # @param ["fp16", "bf16", "fp32"]
 use_step = 0  # @param {type:"integer"}
 
 _ = fastdb.export(session, formats=formats.split(" and "), precision=precision, step=use_step or None)

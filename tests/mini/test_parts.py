@@ -89,7 +89,7 @@ def test_captions_mean_the_same_while_they_are_learned_and_after(recipe: SimpleN
     from fastdb.models import loading
 
     encoder: Any = loading.load_text_encoder(mini)
-    captions = recipe.denoiser.Captions(encoder, loading.load_tokenizer(mini))
+    captions = recipe.denoiser.Captions(encoder, loading.load_tokenizer(mini), recipe.training.Crew())
     texts = ["a photo of a red mug on a striped blue background", "", "a photo of a dog", ""]
     learning, learned = captions.learning(texts), captions.learned(texts)
     assert learning.shape == (4, recipe.denoiser.SHORT, recipe.parts.WIDTH)

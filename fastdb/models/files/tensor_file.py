@@ -65,7 +65,7 @@ class TensorFile:
 
         info = self.tensors.get(name)
         if info is None:
-            raise ModelError(f"holds no tensor {name!r}", where=self.path)
+            raise ModelError(f"holds no tensor {name!r}", where=self.path, fix="See what it holds with fastdb inspect.")
         dtype = getattr(torch, info.dtype)
         if not info.elements:
             return torch.empty(info.shape, dtype=dtype)
@@ -119,11 +119,11 @@ def _stream(path: Path) -> BinaryIO:
         ModelError: there is no such file, or it is none.
     """
     if path.is_dir():
-        raise ModelError("is a folder, not a model file", where=path)
+        raise ModelError("is a folder, not a model file", where=path, fix="Name a file in it.")
     if not path.exists():
         raise ModelError("there is no such file", where=path, fix="Check the path.")
     if not path.is_file():
-        raise ModelError("is no ordinary file", where=path)
+        raise ModelError("is no ordinary file", where=path, fix="Name a file on a disk.")
     return path.open("rb")
 
 
