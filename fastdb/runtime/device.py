@@ -61,6 +61,19 @@ def make_deterministic(device: Device) -> None:
         torch.backends.cudnn.deterministic = True
 
 
+SMALL = 100_000_000
+"""Bytes of weights below which a second CPU thread waits more than it works."""
+
+
+def cpu_threads(weights: int) -> int:
+    """How many threads to train with on a CPU, for `weights` bytes of them on the disk.
+
+    The layers of a small model are done sooner than threads agree on who does what: mini's steps take 0.35 s in the
+    trainer with two threads and 0.15 s with one (two cores); Stable Diffusion's real size gains from all there are.
+    """
+    return 1 if weights < SMALL else torch.get_num_threads()
+
+
 def release_memory() -> None:
     """Give back the GPU memory of models that nobody holds any more, for the trainer's process to use."""
     gc.collect()

@@ -13,10 +13,10 @@ from diffusers import DDPMScheduler
 from fastdb.errors import TrainingError
 from fastdb.images.intake import InstanceImage
 from fastdb.inference.engine import Engine
-from fastdb.models.base_model import BaseModel, fingerprint, open_base_model
+from fastdb.models.base_model import PARTS, BaseModel, fingerprint, open_base_model, weight_file
 from fastdb.models.loading import load_scheduler, load_tokenizer, load_vae
 from fastdb.models.sources import base_of
-from fastdb.runtime.device import Device, choose_device, make_deterministic
+from fastdb.runtime.device import Device, choose_device, cpu_threads, make_deterministic
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES, Standing, standing, steps_of
 from fastdb.training.batches import Group
@@ -78,14 +78,15 @@ def look(session: Session, tell: Tell) -> tuple[Preparation, Standing, Plan]:
 
 
 def settle(prepared: Preparation, stands: Standing, tell: Tell) -> None:
-    """Make results repeatable; on a CPU that needs as many threads as the checkpoint was made with.
+    """Make results repeatable; on a CPU that needs as many threads as the checkpoint was made with, where there is one.
 
     What cannot be made the same is told: the result is then equal up to rounding only.
     """
     make_deterministic(prepared.device)
     before = stands.last.state["host"] if stands.last else {}
-    if prepared.device.kind == "cpu" and before.get("threads"):
-        torch.set_num_threads(before["threads"])
+    if prepared.device.kind == "cpu":
+        weights = sum(weight_file(prepared.base.folder, part).stat().st_size for part in PARTS)
+        torch.set_num_threads(before.get("threads") or cpu_threads(weights))
     now = prepared.host
     changed = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
     if changed:

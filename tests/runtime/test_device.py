@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from fastdb.errors import TrainingError  # noqa: E402
-from fastdb.runtime.device import Device, choose_device  # noqa: E402
+from fastdb.runtime.device import Device, choose_device, cpu_threads  # noqa: E402
 
 
 @pytest.fixture
@@ -51,3 +51,8 @@ def test_a_processor_trains_in_fp32() -> None:
 def test_fp16_without_a_gpu_is_refused() -> None:
     with pytest.raises(TrainingError, match=r"^precision fp16: needs a GPU, and none is to be seen here"):
         choose_device("fp16")
+
+
+def test_a_small_model_trains_on_one_thread_and_a_large_one_on_all() -> None:
+    assert cpu_threads(20_000_000) == 1
+    assert cpu_threads(2_000_000_000) == torch.get_num_threads()

@@ -113,6 +113,7 @@ def test_captions_left_out_now_and_then_resume_exactly(make_session: Made) -> No
     assert Life(other).run() == "finished"
     assert result(one) == result(other)
     assert result(one) != result(always)
+    assert standing(one).checkpoints["unet"].state["host"]["threads"] == 1, "a small model is slower on more"
 
 
 def test_accumulation_checkpointing_and_samples_resume_exactly(make_session: Made) -> None:
