@@ -5,7 +5,6 @@ Tensor by tensor, each cast and checked on its way, and what was written read ba
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import torch
 
 from fastdb.errors import ModelError
 from fastdb.models import recognise
-from fastdb.models.base_model import WEIGHTS, weight_file
+from fastdb.models.base_model import WEIGHTS, read_config, weight_file
 from fastdb.models.export import ENDINGS, Precision, Progress, check_described, write_model
 from fastdb.models.files.safetensors_writer import write_safetensors
 from fastdb.models.files.sink import read_back
@@ -201,7 +200,7 @@ def _check_alike(like: Path, parts: Mapping[str, list[Planned]]) -> None:
         config = like / part / "config.json"
         if not config.is_file():
             raise ModelError(f"has no {part}/config.json", where=like, fix="Name a whole diffusers folder.")
-        told = json.loads(config.read_text(encoding="utf-8"))
+        told = read_config(config)
         wanted = {one.entry.name: one.entry.shape for one in planned}
         for name, key in _WIDTHS.get(part, {}).items():
             expected, found = told.get(key), wanted[name][0]
