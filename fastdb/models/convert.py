@@ -15,9 +15,8 @@ import torch
 from fastdb.errors import ModelError
 from fastdb.models import recognise
 from fastdb.models.base_model import WEIGHTS, read_config, weight_file
-from fastdb.models.export import ENDINGS, Precision, Progress, check_described, write_model
+from fastdb.models.export import ENDINGS, Precision, Progress, Steps, made, verify, write_model
 from fastdb.models.files.safetensors_writer import write_safetensors
-from fastdb.models.files.sink import read_back
 from fastdb.models.files.tensor_file import open_tensors
 from fastdb.models.inspect import Inspection, inspect
 from fastdb.models.layouts.families import layout_of
@@ -153,45 +152,27 @@ def _to_folder(
     beside = target.with_name(f".{target.name}.part")
     if beside.exists():
         shutil.rmtree(beside)
-    total = 2 * sum(len(planned) for planned in parts.values())
-    count, size = 0, 0
+    tensors = sum(len(planned) for planned in parts.values())
+    steps = Steps(progress, 2 * tensors)
     try:
         with explained(target):
             _copy_configs(like, beside)
-            for part, planned in parts.items():
-                count, size = _write_part(beside / part, part, planned, count, size, total, progress)
+            size = sum(_write_part(beside / part, part, planned, steps) for part, planned in parts.items())
             beside.rename(target)
             flush(target.parent)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
-    return Converted(path=target, family=layout.title, tensors=total // 2, bytes=size)
+    return Converted(path=target, family=layout.title, tensors=tensors, bytes=size)
 
 
-def _write_part(
-    folder: Path, part: str, planned: list[Planned], done: int, size: int, total: int, progress: Progress | None
-) -> tuple[int, int]:
-    """Write and verify the weights of a part; returns the counts of tensors and bytes so far."""
+def _write_part(folder: Path, part: str, planned: list[Planned], steps: Steps) -> int:
+    """Write and verify the weights of a part; returns their bytes."""
     file = folder / f"{WEIGHTS[part]}.safetensors"
-    steps = iter(range(done + 1, total + 1))
-
-    def step() -> None:
-        nonlocal done
-        done = next(steps)
-        if progress is not None:
-            progress(done, total)
-
-    def tensors() -> object:
-        for one in planned:
-            yield one.tensor()
-            one.forget()
-            step()
-
-    written = write_safetensors(file, [one.entry for one in planned], tensors(), {"format": "pt"})  # type: ignore[arg-type]
+    written = write_safetensors(file, [one.entry for one in planned], made(planned, steps), {"format": "pt"})
     flush(file)
-    read_back(file, written, lambda name: step() if name else None)
-    check_described(file, planned)
-    return done, size + written.bytes
+    verify(file, planned, written, steps)
+    return written.bytes
 
 
 def _check_alike(like: Path, parts: Mapping[str, list[Planned]]) -> None:

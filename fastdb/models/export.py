@@ -79,31 +79,32 @@ def write_model(
         raise ModelError("a model file ends in .safetensors or .ckpt", where=target, fix="Give it one of these.")
     if not target.parent.is_dir():
         raise StorageError("there is no such folder", where=target.parent, fix="Make the folder, or choose another.")
-    steps = _Steps(progress, 2 * len(plan))
+    steps = Steps(progress, 2 * len(plan))
     entries = [planned.entry for planned in plan]
     with writing(target) as beside:
         if target.suffix == ".ckpt":
-            written = write_ckpt(beside, entries, _made(plan, steps))
+            written = write_ckpt(beside, entries, made(plan, steps))
         else:
-            written = write_safetensors(beside, entries, _made(plan, steps), {"format": "pt", **metadata})
+            written = write_safetensors(beside, entries, made(plan, steps), {"format": "pt", **metadata})
         flush(beside)
-        _verify(beside, plan, written, steps)
+        verify(beside, plan, written, steps)
     return Exported(path=target, bytes=written.bytes, sha256=written.sha256, tensors=len(plan))
 
 
-class _Steps:
+class Steps:
     """Counts tensors for a progress callback."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
         self.progress, self.done, self.total = progress, 0, total
 
     def step(self) -> None:
+        """Count one."""
         self.done += 1
         if self.progress is not None:
             self.progress(self.done, self.total)
 
 
-def _made(plan: Sequence[Planned], steps: _Steps) -> Iterator[torch.Tensor]:
+def made(plan: Sequence[Planned], steps: Steps) -> Iterator[torch.Tensor]:
     """The tensors of a file one after the other; each is counted, and forgotten, when the next is asked for."""
     for planned in plan:
         yield planned.tensor()
@@ -111,8 +112,12 @@ def _made(plan: Sequence[Planned], steps: _Steps) -> Iterator[torch.Tensor]:
         steps.step()
 
 
-def _verify(path: Path, plan: Sequence[Planned], written: Written, steps: _Steps) -> None:
-    """Every byte is what was meant, and a reader that trusts nothing finds the tensors that were planned."""
+def verify(path: Path, plan: Sequence[Planned], written: Written, steps: Steps) -> None:
+    """Every byte is what was meant, and a reader that trusts nothing finds the tensors that were planned.
+
+    Raises:
+        ModelError: that is not so; the message names the tensor.
+    """
     read_back(path, written, lambda name: steps.step() if name else None)
     check_described(path, plan)
 
