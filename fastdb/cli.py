@@ -95,7 +95,8 @@ def new(
         list[Path] | None, typer.Argument(help="Photos, or folders of photos.", show_default=False)
     ] = None,
     base: Annotated[
-        str, typer.Option(help="The base model: a folder in the diffusers layout, a Hub repository, or `mini`.")
+        str,
+        typer.Option(help="The base model: `sd15`, a Hub repository, a link, a file or diffusers folder, or `mini`."),
     ] = "mini",
     token: Annotated[str, typer.Option(help="A rare word for the subject, such as sks.")] = "",
     class_word: Annotated[str, typer.Option("--class", help="The subject's class, such as dog.")] = "",

@@ -33,8 +33,8 @@ def new(
     root: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Session:
-    """Make a session: `base` is a folder in the diffusers layout, a repository on the Hub in it, which is fetched, or
-    `mini`; `settings` are dotted names and values.
+    """Make a session: `base` is a file or diffusers folder, a link or a repository or file on the Hub, which is
+    fetched, a name such as `sd15`, or `mini`; `settings` are dotted names and values.
 
     With a token or class word and no prompt set, every instance image is called `a photo of <token> <class>`.
 
@@ -44,10 +44,9 @@ def new(
         StorageError: the folder cannot be written.
     """
     from fastdb.models.base_model import fingerprint, open_base_model
-    from fastdb.models.fetch.store import came_from
     from fastdb.models.recommended import recommended
     from fastdb.models.registry import check_choice
-    from fastdb.models.sources import MINI, base_folder, known_base
+    from fastdb.models.sources import MINI, find_base, known_base
 
     check_name(name)
     config = Config().changed({**recommended(base, class_word), **(settings or {})})
@@ -60,16 +59,17 @@ def new(
     check_free(name, root)
     if known := known_base(base):
         check_choice(known, resolution=config.resolution)
-    folder = base_folder(base)
-    model = open_base_model(folder)
-    # By its name, since the package lies elsewhere on the next machine.
-    where = MINI if str(base) == MINI else str(model.folder)
-    record = BaseModelRecord(folder=where, fingerprint=fingerprint(model.folder), source=came_from(model.folder))
+    model = find_base(base)
+    opened = open_base_model(model.folder)
+    if "resolution" not in (settings or {}) and config.resolution != opened.sample_size:
+        config = config.changed({"resolution": opened.sample_size})
+        console.say(f"resolution: {opened.sample_size} px, which the base model was made for")
+    record = BaseModelRecord(folder=model.named, fingerprint=fingerprint(model.folder), source=model.source)
     session = Session.create(
         name, base_model=record, subject=Subject(token=token, class_word=class_word), config=config, root=root
     )
     console.say(f"new session: {session.path}")
-    if where == MINI:
+    if model.named == MINI:
         console.say(
             "its base model is mini, which knows a small drawn world only, to try things out: "
             "name a real one with --base"

@@ -119,7 +119,7 @@ def bad_name(photos: list[Path], folder: Path) -> dict[str, Any]:
     [
         (no_photo, ImageError, "gone.png: no such file or folder"),
         (no_photos, ImageError, "holds no photos"),
-        (no_base, ModelError, "gone: there is no such folder"),
+        (no_base, ModelError, "gone: there is no such file or folder"),
         (other_base, ModelError, "there is no model_index.json"),
         (half_base, ModelError, "there is no diffusion_pytorch_model.safetensors"),
         (bad_setting, ConfigError, "unet.step is no setting (did you mean unet.steps?)"),

@@ -14,19 +14,19 @@ import torch
 
 from fastdb.errors import ModelError
 from fastdb.models import recognise
-from fastdb.models.base_model import WEIGHTS, read_config, weight_file
+from fastdb.models.base_model import WEIGHTS, weight_file
+from fastdb.models.configs import lay_out
 from fastdb.models.export import ENDINGS, Precision, Progress, Steps, made, verify, write_model
+from fastdb.models.family import FAMILIES
 from fastdb.models.files.safetensors_writer import write_safetensors
 from fastdb.models.files.tensor_file import open_tensors
 from fastdb.models.inspect import Inspection, inspect
 from fastdb.models.layouts.families import layout_of
 from fastdb.models.layouts.mapping import Layout
 from fastdb.models.plans import DTYPES, Planned, from_file, from_parts, opened, to_parts
-from fastdb.storage.durable import explained, flush, make_folder
+from fastdb.storage.durable import explained, flush
 
 LAYOUTS = {recognise.SD1: "sd1", recognise.SD2: "sd2", recognise.XL: "sdxl"}
-CONFIGS = ("*.json", "*.txt")
-"""What a diffusers folder holds beside weights: configurations, vocabularies, merges."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,8 @@ def convert(
         dtype: precision of every weight; None keeps what most of the source has.
         averaged: take the running averages (EMA) of the UNet's weights.
         vae: the file of an autoencoder to take in place of the source's own.
-        like: for a folder: another diffusers folder of the same shape, whose configurations and vocabularies are taken.
+        like: for a folder: another diffusers folder of the same shape, whose configurations and vocabularies are taken;
+            without it they are those of the family, the vocabularies fetched, or mini's for what is as small as mini.
         metadata: kept in a `.safetensors` header, beside what the source's header says.
         progress: called with (done, total).
 
@@ -72,7 +73,12 @@ def convert(
     layout = layout_of(family_of(found))
     precision = DTYPES[dtype] if dtype else _most(found)
     if target.suffix not in ENDINGS:
-        return _to_folder(source, target, layout, precision, averaged, vae, like, progress)
+        if source.is_dir():
+            raise ModelError("is a diffusers folder already", where=source, fix="Give the target a file's ending.")
+        if vae is not None:
+            fix = "Put it into the folder afterwards."
+            raise ModelError("another autoencoder goes into a file", where=vae, fix=fix)
+        return _to_folder(found, target, layout, precision, averaged, like, progress)
     if source.is_dir():
         if averaged:
             raise ModelError("a folder holds no running averages (EMA)", where=source, fix="Leave out --ema.")
@@ -126,29 +132,17 @@ def _spec(found: Inspection) -> dict[str, str]:
 
 
 def _to_folder(
-    source: Path,
+    found: Inspection,
     target: Path,
     layout: Layout,
     precision: torch.dtype,
     averaged: bool,
-    vae: Path | None,
     like: Path | None,
     progress: Progress | None,
 ) -> Converted:
-    if source.is_dir():
-        raise ModelError("is a diffusers folder already", where=source, fix="Give the target a file's ending.")
-    if vae is not None:
-        raise ModelError("another autoencoder goes into a file", where=vae, fix="Put it into the folder afterwards.")
-    if like is None:
-        raise ModelError(
-            "a diffusers folder needs configurations and vocabularies that the file does not hold",
-            where=target,
-            fix="Name a folder of the same kind of model with --like.",
-        )
     if target.exists():
         raise ModelError("is there already", where=target, fix="Choose another name, or remove it first.")
-    parts = to_parts(layout, open_tensors(source), precision, averaged=averaged)
-    _check_alike(like, parts)
+    parts = to_parts(layout, open_tensors(found.path), precision, averaged=averaged)
     beside = target.with_name(f".{target.name}.part")
     if beside.exists():
         shutil.rmtree(beside)
@@ -156,7 +150,7 @@ def _to_folder(
     steps = Steps(progress, 2 * tensors)
     try:
         with explained(target):
-            _copy_configs(like, beside)
+            lay_out(beside, FAMILIES[layout.family], parts, like, v_prediction=found.prediction.startswith("v"))
             size = sum(_write_part(beside / part, part, planned, steps) for part, planned in parts.items())
             beside.rename(target)
             flush(target.parent)
@@ -173,41 +167,3 @@ def _write_part(folder: Path, part: str, planned: list[Planned], steps: Steps) -
     flush(file)
     verify(file, planned, written, steps)
     return written.bytes
-
-
-def _check_alike(like: Path, parts: Mapping[str, list[Planned]]) -> None:
-    """The folder whose configurations are taken describes tensors of the same names and shapes."""
-    for part, planned in parts.items():
-        config = like / part / "config.json"
-        if not config.is_file():
-            raise ModelError(f"has no {part}/config.json", where=like, fix="Name a whole diffusers folder.")
-        told = read_config(config)
-        wanted = {one.entry.name: one.entry.shape for one in planned}
-        for name, key in _WIDTHS.get(part, {}).items():
-            expected, found = told.get(key), wanted[name][0]
-            expected = expected[0] if isinstance(expected, list) else expected
-            if expected is not None and expected != found:
-                raise ModelError(
-                    f"its {part} is made for {key} {expected}, the file has {found}",
-                    where=like,
-                    fix="Name a folder of the same kind of model.",
-                )
-
-
-_WIDTHS = {
-    "unet": {"conv_in.weight": "block_out_channels"},
-    "vae": {"encoder.conv_in.weight": "block_out_channels"},
-    "text_encoder": {"text_model.embeddings.token_embedding.weight": "vocab_size"},
-}
-"""A tensor of each part, and the setting that its first side must equal."""
-
-
-def _copy_configs(like: Path, folder: Path) -> None:
-    make_folder(folder)
-    for pattern in CONFIGS:
-        for file in [*like.glob(pattern), *like.glob(f"*/{pattern}")]:
-            if file.name.endswith(".index.json"):
-                continue
-            place = folder / file.relative_to(like)
-            make_folder(place.parent)
-            shutil.copyfile(file, place)

@@ -16,16 +16,16 @@ from fastdb.models.family import FLUX, SD1, SD1_INPAINTING, SD2, SD35, SDXL, SPO
 STEP = 64
 """Sides of training pictures are multiples of this: the VAE halves them three times, and the UNet what is left."""
 
-Holds = Literal["model", "lora", "controlnet", "textual inversion", "vae", "unet"]
-"""What a file may hold."""
-
 NO_BASE = {
-    "lora": "it is a LoRA: changes to a model, not a model",
-    "controlnet": "it is a ControlNet: it steers a model and is none",
+    "LoRA": "it is a LoRA: changes to a model, not a model",
+    "ControlNet": "it is a ControlNet: it steers a model and is none",
     "textual inversion": "it is a textual inversion: words for a model, not a model",
-    "vae": "it holds an autoencoder alone",
-    "unet": "it holds a UNet alone, without text encoder and autoencoder",
+    "VAE only": "it holds an autoencoder alone",
+    "text encoder only": "it holds a text encoder alone",
+    "UNet only": "it holds a UNet alone, without text encoder and autoencoder",
+    "transformer only": "it holds a transformer alone, without text encoders and autoencoder",
 }
+"""Why what a file is recognised as cannot be a base model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,25 +212,17 @@ def find_model(name: str) -> KnownModel:
     raise ModelError("there is no base model of that name", where=name, fix=fix)
 
 
-def check_choice(
-    model: KnownModel, *, resolution: int | None = None, holds: Holds = "model", where: object = None
-) -> None:
+def check_choice(model: KnownModel, *, resolution: int | None = None) -> None:
     """Refuse to train what cannot be trained.
 
     Args:
         resolution: side in pixels of the training pictures, where it is set.
-        holds: what the file holds that was given as the base model.
-        where: that file, for the message; else the model's title.
 
     Raises:
-        ModelError: the file holds no whole model, or one of a family that fastdb does not train yet.
+        ModelError: it is of a family that fastdb does not train yet.
         ConfigError: the model was not made for that resolution.
     """
-    if holds != "model":
-        fix = f"Give the base model it was made for, for example {model.name}."
-        raise ModelError(f"{NO_BASE[holds]}, so it cannot be trained as a base model", where=where, fix=fix)
-    if not model.family.trainable:
-        raise _not_trainable(model.family, where or model.title)
+    check_trainable(model.family, model.title)
     allowed = model.resolutions
     if resolution is not None and resolution not in allowed:
         bounds = f"multiples of {STEP} from {allowed[0]} to {allowed[-1]}"
@@ -240,6 +232,16 @@ def check_choice(
         raise ConfigError(
             what, where="resolution", fix=f"{fix}, or to {near}." if near != model.resolution else f"{fix}."
         )
+
+
+def check_trainable(family: Family, where: object) -> None:
+    """Refuse a family that fastdb does not train yet.
+
+    Raises:
+        ModelError: the message says why not.
+    """
+    if not family.trainable:
+        raise _not_trainable(family, where)
 
 
 def _not_trainable(family: Family, where: object) -> ModelError:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdb import console
 from fastdb.errors import ModelError
 from fastdb.models.fetch.fetch import fetch
-from fastdb.models.fetch.named import LocalPath, Source, parse
-from fastdb.models.registry import KnownModel, check_choice, known_model
+from fastdb.models.fetch.named import HubFile, LocalPath, Source, parse
+from fastdb.models.fetch.store import came_from
+from fastdb.models.registry import KnownModel, check_choice, find_model, known_model
+from fastdb.models.single_file import folder_of
 from fastdb.runtime.places import expanded
 from fastdb.sessions.record import FILE
 
@@ -23,25 +25,51 @@ MINI = "mini"
 PIPELINE = "StableDiffusionPipeline"
 """What a repository has to hold for its weights to be fetched."""
 
+MODEL_FILES = (".safetensors", ".ckpt")
 
-def base_folder(base: str | Path) -> Path:
-    """The folder of a base model: a path, a name of the registry or a repository on the Hub, fetched, or `mini`.
+
+@dataclass(frozen=True)
+class Base:
+    """A base model on this machine."""
+
+    named: str
+    """`mini`, or the path of the file or folder: how a session finds it again."""
+    folder: Path
+    """In the diffusers layout: the folder itself, or what was made of a single file."""
+    source: str
+    """Where it was fetched from, exactly; empty for a person's own."""
+
+
+def find_base(base: str | Path) -> Base:
+    """A base model: a path, a link, a name of the registry or of a repository or file on the Hub, or `mini`.
+
+    What is not on this machine is fetched; of a single file a folder is made, in the cache.
 
     Raises:
-        ModelError: there is no such folder, or it cannot be fetched or trained from.
+        ModelError: there is no such file, folder or name, or it cannot be fetched or trained from.
         StorageError: the disk has no room for it.
     """
     if str(base) == MINI:
-        return Path(__file__).parent / MINI
-    if model := known_base(base):
-        check_choice(model)
-        first, *mirrors = (repository.name for repository in model.repositories if repository.folder)
-        return _folder(_fetched(parse(first), mirrors))
+        return Base(MINI, Path(__file__).parent / MINI, "")
+    if known := known_base(base):
+        check_choice(known)
+        return _found(_fetched(*_places(known)))
+    if not expanded(base).exists() and "/" not in str(base) and not str(base).endswith(MODEL_FILES):
+        find_model(str(base))  # Raises, and tells the nearest.
     source = parse(base)
     if isinstance(source, LocalPath):
-        fix = f"Give a Stable Diffusion 1.x in the diffusers layout, or {MINI!r} to try things out."
-        return _folder(_existing(source.path, fix))
-    return _folder(_fetched(source))
+        fix = f"Give a Stable Diffusion 1.x as a file or a diffusers folder, or {MINI!r} to try things out."
+        return _found(_existing(source.path, fix))
+    return _found(_fetched(source))
+
+
+def base_folder(base: str | Path) -> Path:
+    """The diffusers folder of a base model as `find_base` finds it.
+
+    Raises:
+        ModelError, StorageError: see `find_base`.
+    """
+    return find_base(base).folder
 
 
 def known_base(base: str | Path) -> KnownModel | None:
@@ -60,29 +88,28 @@ def base_of(session: Session) -> Path:
     if record.folder == MINI:
         return base_folder(MINI)
     path = expanded(record.folder).absolute()
-    if record.source and not path.is_dir():
-        return _folder(_fetched(parse(record.source)))
-    return _existing(
-        path, f"Put the base model of {session.name} back there, or write its new place into {session.path / FILE}."
-    )
+    if record.source and not path.exists():
+        return _found(_fetched(parse(record.source))).folder
+    fix = f"Put the base model of {session.name} back there, or write its new place into {session.path / FILE}."
+    return _found(_existing(path, fix)).folder
 
 
-def _fetched(source: Source, mirrors: Sequence[str] = ()) -> Path:
+def _places(model: KnownModel) -> list[Source]:
+    """Where a model of the registry lies: folders first, which need no conversion, then single files."""
+    folders = [parse(one.name) for one in model.repositories if one.folder]
+    return folders + [HubFile(one.name, one.file) for one in model.repositories if not one.folder]
+
+
+def _fetched(source: Source, *mirrors: Source) -> Path:
     with console.bar(str(source), "B") as update:
         return fetch(source, mirrors=mirrors, only=PIPELINE, progress=update)
 
 
-def _folder(path: Path) -> Path:
-    if path.is_file():
-        raise ModelError(
-            "is a single file, and training goes from a folder in the diffusers layout only, for now",
-            where=path,
-            fix="Name a Hub repository that has a model_index.json, or such a folder.",
-        )
-    return path
+def _found(path: Path) -> Base:
+    return Base(str(path), folder_of(path) if path.is_file() else path, came_from(path))
 
 
 def _existing(path: Path, fix: str) -> Path:
     if not path.exists():
-        raise ModelError("there is no such folder", where=path, fix=fix)
+        raise ModelError("there is no such file or folder", where=path, fix=fix)
     return path

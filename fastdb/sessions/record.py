@@ -19,7 +19,7 @@ FILE = "session.yaml"
 class BaseModelRecord(Settings):
     """The base model a session starts from."""
 
-    folder: str = Field(description="A Stable Diffusion in the diffusers layout, or `mini`.")
+    folder: str = Field(description="A Stable Diffusion: one file or a diffusers folder; or `mini`.")
     fingerprint: str = Field(description="SHA-256 over its weights: another model is not taken for this one.")
     source: str = Field("", description="Where it was fetched from, such as owner/name@commit, and can be again.")
 

@@ -50,9 +50,9 @@ fastdb.notebook.open_drive()
 # ## 3 · Session
 # A session holds everything about one subject. **A name that exists is opened as it was made; a new one is made.**
 #
-# - `base_model`: a Stable Diffusion 1.x in the diffusers layout: a repository on the Hub, such as
-#   `stable-diffusion-v1-5/stable-diffusion-v1-5`, or a folder, for example on your Drive. Where the Hub asks for a
-#   token, make a Colab secret named `HF_TOKEN`.
+# - `base_model`: a Stable Diffusion 1.x: `sd15`, a repository on the Hub, a link to a file (Civitai, Google Drive or
+#   anywhere), or the path of a `.safetensors`, `.ckpt` or diffusers folder, for example on your Drive. Where the Hub
+#   or Civitai asks for a token, make a Colab secret named `HF_TOKEN` or `CIVITAI_TOKEN`.
 #   `mini` is a small model that comes with fastdb, to try every step in minutes. It knows only drawn pictures of ten
 #   classes, such as a mug, a house or a dog, at 64 pixels: set `resolution` to 64 for it.
 # - `token`: a rare word for your subject. `class_word`: what it is. Together they make the prompt

@@ -12,7 +12,7 @@ from fastdb.config import Config
 from fastdb.errors import ConfigError, ModelError
 from fastdb.models.family import FAMILIES
 from fastdb.models.layouts.families import layout_of
-from fastdb.models.registry import MODELS, NO_BASE, KnownModel, check_choice, find_model, known_model
+from fastdb.models.registry import MODELS, KnownModel, check_choice, find_model, known_model
 
 LAID_OUT = ("sd1", "sd1-inpainting", "sd2", "sdxl")
 
@@ -159,8 +159,8 @@ def test_only_sd15_is_trainable_today() -> None:
             check_choice(model, resolution=512)
             continue
         with pytest.raises(ModelError, match=r"not trainable yet: .*[a-z]\. Choose .* is: sd15\.") as caught:
-            check_choice(model, resolution=model.resolution, where="a.safetensors")
-        assert str(caught.value).startswith(f"a.safetensors: {model.family.title}")
+            check_choice(model, resolution=model.resolution)
+        assert str(caught.value).startswith(f"{model.title}: {model.family.title}")
 
 
 @pytest.mark.parametrize(("resolution", "near"), [(768, 640), (1024, 640), (192, 256), (500, 512), (600, 576)])
@@ -184,14 +184,6 @@ def test_a_resolution_that_is_allowed_is_a_setting_that_is_allowed() -> None:
         (512, 1280),
     ]
     check_choice(find_model("sd15"))
-
-
-@pytest.mark.parametrize("holds", NO_BASE)
-def test_what_is_no_whole_model_is_no_base(holds: str) -> None:
-    with pytest.raises(ModelError, match=r"style\.safetensors: it (is|holds) .*, so it cannot be trained") as caught:
-        check_choice(find_model("sd15"), holds=holds, where="style.safetensors")  # type: ignore[arg-type]
-    assert str(caught.value).endswith("Give the base model it was made for, for example sd15.")
-    assert len(NO_BASE) == 5
 
 
 def test_an_entry_is_whole_and_cannot_be_changed() -> None:

@@ -113,7 +113,7 @@ def test_a_session_from_before_has_no_source(session: Session, tmp_path: Path) -
     assert old.record.base_model.source == ""
     assert base_of(old) == base_of(session)
     shutil.rmtree(tmp_path / "cache")
-    with pytest.raises(ModelError, match=r"there is no such folder\. Put the base model of dog back there"):
+    with pytest.raises(ModelError, match=r"there is no such file or folder\. Put the base model of dog back there"):
         base_of(old)
 
 
@@ -130,7 +130,7 @@ def test_nothing_is_fetched_for_a_name_that_is_taken(session: Session, hub: Hub)
     assert hub.log == []
 
 
-def test_a_single_file_comes_and_is_refused_honestly(
+def test_a_single_file_that_is_no_model_comes_and_is_refused_honestly(
     offered: dict[str, bytes], server: Server, tmp_path: Path, sessions_folder: Path
 ) -> None:
     server.files["/model.ckpt"] = File(b"c" * 2000)
@@ -139,8 +139,8 @@ def test_a_single_file_comes_and_is_refused_honestly(
         with pytest.raises(ModelError) as caught:
             workflow.new("dog", base, settings=SETTINGS)
         said = str(caught.value)
-        assert ".ckpt: is a single file, and training goes from a folder in the diffusers layout only, for now." in said
-        assert Path(said.split(": is a")[0]).read_bytes() == b"c" * 2000
+        assert "model file that is known here: it begins with b'cccccccc" in said
+        assert Path(said.split(": cannot be used")[0]).read_bytes() == b"c" * 2000
     assert not sessions_folder.exists()
 
 

@@ -1,0 +1,103 @@
+"""A base model that is one file, as the diffusers folder that training and drawing go from: made once, in the cache."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from fastdb import console
+from fastdb.errors import ModelError
+from fastdb.models import recognise
+from fastdb.models.family import FAMILIES, FLUX, SD35, SDXL, Family
+from fastdb.models.fetch.download import check_room
+from fastdb.models.fetch.store import came_from, locked, place, recall, remember
+from fastdb.models.inspect import Inspection, inspect
+from fastdb.models.registry import NO_BASE, check_trainable
+from fastdb.storage.durable import explained, unfinished
+
+OTHERS = {recognise.XL: SDXL, recognise.REFINER: SDXL, recognise.SD3: SD35, recognise.FLUX: FLUX}
+"""Families by what a file is recognised as, where that is not their title."""
+
+SPARE = 1 << 20
+"""Bytes for configurations and vocabularies."""
+
+
+def folder_of(file: Path) -> Path:
+    """The diffusers folder of a model in one file, with the file's own weights in its own precision.
+
+    Nothing of what is refused is written. The folder is kept in the cache under the file's source or, of a file of
+    one's own, its path, size and time.
+
+    Raises:
+        ModelError: it is no whole model, or of a family that is not trained yet; or it cannot be read.
+        StorageError: the disk has no room for it.
+    """
+    found = inspect(file)
+    check_base_file(found)
+    with explained(file):
+        facts = file.stat()
+    key = came_from(file) or f"{file.name} {file.absolute()} {facts.st_size} {facts.st_mtime_ns}"
+    cached = place(f"{key} as a folder")
+    with locked(cached):
+        folder = cached / "model"
+        if recall(cached) is None:
+            _convert(found, folder, cached)
+    return folder
+
+
+def check_base_file(found: Inspection) -> None:
+    """Refuse a file or folder that cannot be trained from.
+
+    Raises:
+        ModelError: it is no whole model, or of a family that is not trained yet.
+    """
+    what = found.what
+    if what.role != "checkpoint":
+        why = NO_BASE.get(what.role) or f"it is no model, because {what.why or 'it is a ' + what.role}"
+        raise ModelError(
+            f"cannot be trained as a base model: {why}",
+            where=found.path,
+            fix="Give the base model itself, for example sd15.",
+        )
+    family = family_of(found)
+    if family is None:
+        raise ModelError(
+            "is of a family that its tensors do not tell, so it cannot be trained",
+            where=found.path,
+            fix="Give a Stable Diffusion 1.x, for example sd15.",
+        )
+    check_trainable(family, found.path)
+
+
+def family_of(found: Inspection) -> Family | None:
+    """The family of what was inspected; None where it is not known."""
+    what = found.what
+    if what.inpainting and what.family == recognise.SD1:
+        return FAMILIES["sd1-inpainting"]
+    return OTHERS.get(what.family) or next((one for one in FAMILIES.values() if one.title == what.family), None)
+
+
+def _convert(found: Inspection, folder: Path, cached: Path) -> None:
+    """Make the folder; the name of the whole is given last."""
+    # Needs torch, which what is here already does not.
+    from fastdb.models.convert import convert
+
+    weights = sum(one.bytes for one in found.precisions if one.dtype in WIDTHS)
+    check_room(cached, weights + SPARE, str(found.path))
+    for rest in (folder, *unfinished(folder)):
+        shutil.rmtree(rest, ignore_errors=True)
+    console.say(f"{found.path.name} is one file: making a folder of its parts, once")
+    with console.bar("parts", "tensor") as update:
+        convert(found.path, folder, dtype=_widest(found), progress=update)
+    paths = {path.relative_to(cached).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    remember(cached, came_from(found.path) or str(found.path), paths)
+
+
+WIDTHS = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+
+
+def _widest(found: Inspection) -> Any:
+    """A precision that loses nothing of the file."""
+    there = {WIDTHS[one.dtype] for one in found.precisions if one.dtype in WIDTHS}
+    return there.pop() if len(there) == 1 else "fp32"

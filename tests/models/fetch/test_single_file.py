@@ -1,0 +1,193 @@
+"""A base model that is one file: a session on it, found again on another machine; and files that are no base model."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from fastdb import workflow  # noqa: E402
+from fastdb.errors import FastDBError, ModelError, StorageError  # noqa: E402
+from fastdb.models import configs, single_file  # noqa: E402
+from fastdb.models.base_model import PARTS, WEIGHTS, fingerprint, open_base_model, weight_file  # noqa: E402
+from fastdb.models.convert import convert  # noqa: E402
+from fastdb.models.export import export_model  # noqa: E402
+from fastdb.models.layouts.mapping import modern_name  # noqa: E402
+from fastdb.models.sources import base_of, find_base  # noqa: E402
+from fastdb.sessions.session import Session  # noqa: E402
+from tests.models.fetch.server import File, Hub, Server  # noqa: E402
+from tests.models.fetch.test_hub import NAME  # noqa: E402
+
+WORD = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
+REFUSED: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
+    "LoRA": ({"lora_unet_a.lora_down.weight": (4, 768), "lora_unet_a.lora_up.weight": (320, 4)}, "it is a LoRA"),
+    "textual inversion": ({"emb_params": (2, 768)}, "it is a textual inversion"),
+    "VAE": (
+        {"encoder.conv_in.weight": (128, 3, 3, 3), "decoder.conv_in.weight": (512, 4, 3, 3)},
+        "it holds an autoencoder alone|it is no model",
+    ),
+    "text encoder": ({"text_model.embeddings.token_embedding.weight": (49408, 768)}, "it holds a text encoder alone"),
+    "something else": ({"layer.weight": (4, 4)}, "it is no model, because "),
+}
+
+
+@pytest.fixture(scope="module")
+def exported(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """mini as one file, as anybody's model comes."""
+    file = tmp_path_factory.mktemp("single") / "dreamshaper.safetensors"
+    export_model({part: weight_file(mini, part) for part in PARTS}, file, dtype="fp16", metadata={})
+    return file
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    return {
+        f"{part} {modern_name(part, name)}": tensor
+        for part in PARTS
+        for name, tensor in load_file(weight_file(folder, part)).items()
+        if not name.endswith("position_ids")
+    }
+
+
+def alike(one: Path, other: Path) -> bool:
+    first, second = weights(one), weights(other)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_session_goes_from_a_file(exported: Path, mini: Path, tmp_path: Path) -> None:
+    own = shutil.copy(exported, tmp_path / "mine.safetensors")
+    session = workflow.new("dog", own)
+    assert session.record.base_model.folder == str(own)
+    assert session.config.resolution == 64, "what the model was made for"
+    folder = base_of(session)
+    assert folder.is_relative_to(tmp_path / "cache")
+    assert alike(folder, mini), "to the bit"
+    assert fingerprint(folder) == session.record.base_model.fingerprint
+    before = weight_file(folder, "unet").stat().st_mtime_ns
+    assert base_of(session) == folder
+    assert weight_file(folder, "unet").stat().st_mtime_ns == before, "made once"
+
+
+def test_the_same_weights_whatever_the_kind_of_file(exported: Path, tmp_path: Path) -> None:
+    convert(exported, tmp_path / "a.ckpt")
+    assert fingerprint(find_base(tmp_path / "a.ckpt").folder) == fingerprint(find_base(exported).folder)
+
+
+def test_a_file_that_changed_is_another_base(exported: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copy(exported, tmp_path / "mine.safetensors"))
+    session = workflow.new("dog", own)
+    tensors = load_file(own)
+    tensors[WORD] += 1
+    save_file(tensors, own)
+    assert fingerprint(base_of(session)) != session.record.base_model.fingerprint, "and check_base refuses it"
+
+
+def test_a_folder_that_was_cut_short_is_made_again(
+    exported: Path, mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(single_file, "remember", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            find_base(exported)
+    left = next((tmp_path / "cache").rglob(f"{WEIGHTS['unet']}.safetensors"))
+    left.write_bytes(left.read_bytes()[:1000])
+    folder = find_base(exported).folder
+    assert alike(folder, mini)
+    weight_file(folder, "vae").unlink()
+    assert alike(find_base(exported).folder, mini), "and one that lost a file"
+
+
+def test_precision_is_kept_and_a_mixture_loses_nothing(exported: Path, tmp_path: Path) -> None:
+    tensors = load_file(exported)
+    assert open_base_model(find_base(exported).folder)
+    tensors[WORD] = tensors[WORD].float() + 1e-6
+    save_file(tensors, tmp_path / "mixed.safetensors")
+    stored = load_file(weight_file(find_base(tmp_path / "mixed.safetensors").folder, "text_encoder"))
+    table = next(tensor for name, tensor in stored.items() if name.endswith("token_embedding.weight"))
+    assert table.dtype == torch.float32
+    assert torch.equal(table, tensors[WORD])
+
+
+def test_a_file_behind_a_link_is_fetched_again_on_another_machine(
+    exported: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.files["/m/dream.safetensors"] = File(exported.read_bytes(), drop_every=3_000_000)
+    session = workflow.new("dog", f"{server.url}/m/dream.safetensors")
+    assert session.record.base_model.source == f"{server.url}/m/dream.safetensors"
+    shutil.rmtree(tmp_path / "cache")
+    monkeypatch.setenv("FASTDB_CACHE", str(tmp_path / "other-cache"))
+    again = base_of(Session.open("dog"))
+    assert again.is_relative_to(tmp_path / "other-cache")
+    assert fingerprint(again) == session.record.base_model.fingerprint
+
+
+def test_a_file_in_a_repository(exported: Path, hub: Hub, mini: Path) -> None:
+    hub.add(NAME, {"merge.safetensors": exported.read_bytes()})
+    assert alike(find_base(f"{NAME}/merge.safetensors").folder, mini)
+
+
+def test_vocabularies_come_from_whichever_repository_has_them(hub: Hub) -> None:
+    for name in configs.VOCABULARY:
+        with pytest.raises(ModelError, match="openai/clip-vit-large-patch14"):
+            configs._vocabulary(name)
+    hub.add("openai/clip-vit-large-patch14", {"vocab.json": json.dumps({"a": 0}).encode(), "merges.txt": b"#version"})
+    assert [configs._vocabulary(name) for name in configs.VOCABULARY] == [b'{"a": 0}', b"#version"]
+    hub.repositories.clear()
+    assert configs._vocabulary("merges.txt") == b"#version", "from the cache"
+
+
+def test_what_is_no_vocabulary_is_refused(hub: Hub) -> None:
+    hub.add("openai/clip-vit-large-patch14", {"vocab.json": b"[1, 2]"})
+    with pytest.raises(ModelError, match="is no vocabulary"):
+        configs._vocabulary("vocab.json")
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_no_whole_model_is_refused_with_nothing_made(kind: str, tmp_path: Path) -> None:
+    shapes, why = REFUSED[kind]
+    file = tmp_path / "style.safetensors"
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, file)
+    with pytest.raises(
+        ModelError, match=rf"^{re.escape(str(file))}: cannot be trained as a base model: ({why})"
+    ) as one:
+        workflow.new("dog", file)
+    assert one.value.fix
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["style.safetensors"]
+
+
+def test_inpainting_is_refused_with_its_reason(exported: Path, tmp_path: Path) -> None:
+    tensors = load_file(exported)
+    first = "model.diffusion_model.input_blocks.0.0.weight"
+    tensors[first] = torch.cat([tensors[first], tensors[first], tensors[first][:, :1]], dim=1)
+    save_file(tensors, tmp_path / "inpainting.safetensors")
+    with pytest.raises(ModelError, match="inpainting is not trainable yet: its UNet takes a mask"):
+        find_base(tmp_path / "inpainting.safetensors")
+
+
+def test_a_full_disk_is_told_before_anything_is_written(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(single_file, "SPARE", 1 << 60)
+    with pytest.raises(StorageError, match=r"needs .* more on the disk"):
+        find_base(exported)
+    assert not list((tmp_path / "cache").rglob("model"))
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [("sd14", "Did you mean sd15?"), ("flux-pro", "Flux is not trainable yet"), ("xyzzy", "There are: sd15, ")],
+)
+def test_a_name_that_is_not_known_is_answered_with_the_nearest(said: str, answer: str) -> None:
+    with pytest.raises(FastDBError, match=re.escape(answer)):
+        find_base(said)
+
+
+def test_a_mirror_that_is_one_file_serves_where_the_folders_are_gone(exported: Path, hub: Hub, mini: Path) -> None:
+    hub.add("Comfy-Org/stable-diffusion-v1-5-archive", {"v1-5-pruned-emaonly-fp16.safetensors": exported.read_bytes()})
+    assert alike(find_base("sd15").folder, mini)
