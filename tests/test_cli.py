@@ -256,7 +256,7 @@ SAID = [
     (["new", "x", "--set", "unet.stpes=5", "--set", "seed=-1"], "seed is -1, but should be greater than or equal to 0"),
     (["train", "cup", "--set", "foo"], "'foo': is no setting and value. Write it as --set unet.steps=800."),
     (["train", "cup", "--set", "unet.steps=2026-13-45"], "unet.steps is '2026-13-45', but should be a valid integer"),
-    (["new", "x", "--base", "{bad}/gone"], "{bad}/gone: there is no such folder. Give a Stable Diffusion 1.x"),
+    (["new", "x", "--base", "{bad}/gone"], "{bad}/gone: there is no such file or folder. Give a Stable Diffusion 1.x"),
     (["new", "x", "--base", "{bad}"], "{bad}"),
     (["new", "x", "{bad}/empty"], "{bad}/empty: holds no photos."),
     (["new", "x", "--root", "/proc/x"], "/proc/x: no folder can be made there. Choose another folder."),
@@ -289,7 +289,7 @@ def test_a_base_model_that_is_gone_is_said_and_nothing_changes(session: Path, mi
     (session / "checkpoints" / "unet-000001").mkdir()
     before = tree(session)
     line = (
-        f"error: {gone}: there is no such folder. Put the base model of cup back there, or write its new place into "
+        f"error: {gone}: there is no such file or folder. Put the base model of cup back there, or write its new place into "
         f"{path}."
     )
     train = ["train", "cup"]

@@ -128,7 +128,7 @@ def test_another_base_model_is_said(exported: Path, kind: str, mini: Path, tmp_p
 
 def test_a_base_model_that_is_none_is_said(exported: Path, tmp_path: Path) -> None:
     line = refused(exported / "cup.ckpt", tmp_path / "nowhere")
-    assert line.startswith(f"{tmp_path}/nowhere: there is no such folder. Give a Stable Diffusion 1.x")
+    assert line.startswith(f"{tmp_path}/nowhere: there is no such file or folder. Give a Stable Diffusion 1.x")
     assert "there is no model_index.json, but nothing" in refused(exported / "cup.ckpt", tmp_path)
 
 
@@ -219,7 +219,7 @@ def test_a_base_model_that_moved_is_said_with_what_to_do(session: Session, expor
     shutil.copy(exported / "cup.ckpt", session.path / "cup.ckpt")
     written(session, "/gone")
     said = (
-        "/gone: there is no such folder. Put the base model of cup back there, or write its new place into "
+        "/gone: there is no such file or folder. Put the base model of cup back there, or write its new place into "
         f"{session.path}/session.yaml."
     )
     for source in ("cup", str(session.path / "cup.ckpt")):
