@@ -289,8 +289,8 @@ def test_a_base_model_that_is_gone_is_said_and_nothing_changes(session: Path, mi
     (session / "checkpoints" / "unet-000001").mkdir()
     before = tree(session)
     line = (
-        f"error: {gone}: there is no such file or folder. Put the base model of cup back there, or write its new place into "
-        f"{path}."
+        f"error: {gone}: there is no such file or folder. Put the base model of cup back there, or write its new "
+        f"place into {path}."
     )
     train = ["train", "cup"]
     for command in (train, [*train, "--restart"], [*train, "--set", "unet.steps=3"], ["generate", "cup", "a cup"]):

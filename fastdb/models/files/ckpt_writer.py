@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import struct
-import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ import torch
 
 from fastdb.models.files.safetensors_writer import Entry, tensor_bytes
 from fastdb.models.files.sink import Sink, Written
+from fastdb.models.files.zip_writer import ZipWriter
 
 ROOT = "archive"
 VERSION = b"3\n"
@@ -27,9 +26,6 @@ VERSION = b"3\n"
 
 ALIGNMENT = 64
 """Data begins at a multiple of this, so that torch.load(mmap=True) gives aligned tensors."""
-
-BIG = 1 << 30
-"""From this size on a record gets a zip64 header; the limit of the format is 4 GiB, Python's own 2 GiB."""
 
 STORAGES = {
     torch.float32: torch.FloatStorage,
@@ -50,14 +46,14 @@ def write_ckpt(path: Path, entries: Sequence[Entry], tensors: Iterable[torch.Ten
     Returns:
         What was meant to be written: what is read back can be held against it.
     """
-    with path.open("wb") as file:
-        sink = Sink(file)
-        with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
-            _add(archive, sink, f"{ROOT}/data.pkl", memoryview(pickled(entries)))
-            for number, (entry, tensor) in enumerate(zip(entries, tensors, strict=True)):
-                _add(archive, sink, f"{ROOT}/data/{number}", tensor_bytes(entry, tensor), entry.name)
-            _add(archive, sink, f"{ROOT}/version", memoryview(VERSION))
-    return sink.written
+    with Sink(path) as sink:
+        archive = ZipWriter(sink, ALIGNMENT)
+        archive.add(f"{ROOT}/data.pkl", pickled(entries))
+        for number, (entry, tensor) in enumerate(zip(entries, tensors, strict=True)):
+            archive.add(f"{ROOT}/data/{number}", tensor_bytes(entry, tensor), entry.name)
+        archive.add(f"{ROOT}/version", VERSION)
+        archive.finish()
+        return sink.finish()
 
 
 def pickled(entries: Sequence[Entry]) -> bytes:
@@ -95,19 +91,3 @@ class _Pickler(pickle.Pickler):
             return None
         entry = value.entry
         return "storage", STORAGES[entry.dtype], str(value.number), "cpu", entry.nbytes // entry.dtype.itemsize
-
-
-def _add(archive: zipfile.ZipFile, sink: Sink, name: str, data: memoryview, tensor: str = "") -> None:
-    """Add a record whose data begins at a multiple of `ALIGNMENT`; padding goes into the extra field, as torch does."""
-    record = zipfile.ZipInfo(name)  # dated 1980: the same tensors give the same file
-    record.create_system = 3
-    record.file_size = data.nbytes
-    big = data.nbytes >= BIG
-    # A local header is 30 bytes, the name and the extra fields; a zip64 field takes 20.
-    start = sink.tell() + 30 + len(name) + (20 if big else 0) + 4
-    padding = -start % ALIGNMENT
-    record.extra = b"FB" + struct.pack("<H", padding) + b"Z" * padding
-    with archive.open(record, "w", force_zip64=big) as entry:
-        sink.named(tensor)
-        entry.write(data)
-        sink.named("")

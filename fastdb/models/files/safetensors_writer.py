@@ -68,12 +68,11 @@ def write_safetensors(
         }
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        sink = Sink(file)
+    with Sink(path) as sink:
         sink.write(len(text).to_bytes(8, "little") + text)
         for entry, tensor in zip(entries, tensors, strict=True):
-            sink.named(entry.name).write(tensor_bytes(entry, tensor))
-    return sink.written
+            sink.write(tensor_bytes(entry, tensor), entry.name)
+        return sink.finish()
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:

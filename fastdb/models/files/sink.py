@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import zlib
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
-from io import RawIOBase
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
 from fastdb.errors import ModelError
+from fastdb.models.files.direct import BLOCK, BlockWriter, blocks_of
 
-BLOCK = 4 << 20
 AGAIN = "Run the same command again; if it happens again, the disk is failing."
 
 
@@ -39,47 +38,60 @@ class Written:
         return sum(stretch.length for stretch in self.stretches)
 
 
-class Sink(RawIOBase):
-    """A file that can only be written from its beginning to its end, which is how it is hashed."""
+class Sink:
+    """A file that can only be written from its beginning to its end, which is how it is hashed.
 
-    def __init__(self, file: Any) -> None:
-        self._file, self._digest, self._at = file, hashlib.sha256(), 0
+    Raises:
+        OSError: the disk is full, failing or gone.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file, self._digest = BlockWriter(path), hashlib.sha256()
+        self._held = 0
+        self._before = 0
         self._stretches: list[Stretch] = []
-        self._name = ""
 
-    def named(self, name: str) -> Sink:
-        """Call what comes next by the name of its tensor, or by "" again."""
-        self._name = name
-        return self
-
-    def write(self, data: Any) -> int:
-        """Write all of `data`."""
-        self._file.write(data)
-        self._digest.update(data)
-        length, crc = memoryview(data).nbytes, 0
-        if self._stretches and self._stretches[-1].name == self._name:
-            before = self._stretches.pop()
-            length, crc = before.length + length, before.crc
-        self._stretches.append(Stretch(self._name, length, zlib.crc32(data, crc)))
-        self._at += memoryview(data).nbytes
-        return memoryview(data).nbytes
-
-    def writable(self) -> bool:
-        """It is."""
-        return True
+    def write(self, data: bytes | memoryview, name: str = "", crc: int | None = None) -> None:
+        """Write all of `data`: a tensor's, by its `name`, or what lies between tensors; `crc` is its CRC, if known."""
+        with memoryview(data) as whole:
+            self._note(name, whole, zlib.crc32(whole) if crc is None else crc)
+            done = 0
+            while done < whole.nbytes:
+                count = min(BLOCK - self._held, whole.nbytes - done)
+                self._file.block[self._held : self._held + count] = whole[done : done + count]
+                self._held, done = self._held + count, done + count
+                if self._held == BLOCK:
+                    self._put()
 
     def tell(self) -> int:
         """How many bytes were written."""
-        return self._at
+        return self._before + self._held
 
-    def flush(self) -> None:
-        """Pass on what the file still holds."""
-        self._file.flush()
-
-    @property
-    def written(self) -> Written:
-        """What was written so far."""
+    def finish(self) -> Written:
+        """Write what is still held; what was written in all."""
+        self._put()
         return Written(tuple(self._stretches), self._digest.hexdigest())
+
+    def _note(self, name: str, data: memoryview, crc: int) -> None:
+        last = self._stretches[-1] if self._stretches else None
+        if last is not None and not name and not last.name:
+            self._stretches[-1] = Stretch("", last.length + data.nbytes, zlib.crc32(data, last.crc))
+        else:
+            self._stretches.append(Stretch(name, data.nbytes, crc))
+
+    def _put(self) -> None:
+        # Hashed while the processor still has it near.
+        self._digest.update(self._file.block[: self._held])
+        self._file.put(self._held)
+        self._before, self._held = self._before + self._held, 0
+
+    def __enter__(self) -> Sink:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.__exit__(kind, error, trace)
 
 
 def read_back(path: Path, written: Written, progress: Callable[[str], None]) -> None:
@@ -90,22 +102,22 @@ def read_back(path: Path, written: Written, progress: Callable[[str], None]) -> 
     Raises:
         ModelError: it is shorter, longer or another; the message names the tensor.
     """
-    with path.open("rb", buffering=0) as file:
-        if hasattr(os, "posix_fadvise"):
-            # What the system still has in memory says nothing of what is on the disk; the file was flushed to it.
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        block = bytearray(BLOCK)
+    with closing(blocks_of(path)) as blocks:
+        piece = next(blocks, None)
+        at = 0
         for stretch in written.stretches:
             crc, left = 0, stretch.length
             while left:
-                count = file.readinto(memoryview(block)[: min(left, BLOCK)])
-                if not count:
+                if piece is not None and at == piece.nbytes:
+                    piece, at = next(blocks, None), 0
+                if piece is None:
                     raise ModelError(f"is cut short within {_called(stretch)}", where=path, fix=AGAIN)
-                crc, left = zlib.crc32(memoryview(block)[:count], crc), left - count
+                count = min(left, piece.nbytes - at)
+                crc, left, at = zlib.crc32(piece[at : at + count], crc), left - count, at + count
             if crc != stretch.crc:
                 raise ModelError(f"{_called(stretch)} read back is not what was written", where=path, fix=AGAIN)
             progress(stretch.name)
-        if file.read(1):
+        if piece is not None and (at < piece.nbytes or next(blocks, None) is not None):
             raise ModelError("is longer than what was written", where=path, fix=AGAIN)
 
 
