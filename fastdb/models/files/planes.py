@@ -19,6 +19,9 @@ CHUNK = 1 << 20
 LEVEL = 1
 """Of Zstandard: higher levels find no more in such planes, or less, in several times the time."""
 
+SPARE = zstandard.ZstdCompressionParameters.from_level(LEVEL, hash_log=6, min_match=7)
+"""For differences, in which nothing is repeated but by chance: a search for it only gets in the way of the rest."""
+
 EXPONENTS = {"float16": (10, 0x1F), "bfloat16": (7, 0xFF), "float32": (23, 0xFF), "float64": (52, 0x7FF)}
 """Of the types a difference can be made of (IEEE 754): where the exponent lies in the bits, and its mask."""
 
@@ -42,7 +45,9 @@ def encode(bits: Bits, key: np.ndarray | None = None) -> list[bytes]:
     if key is not None:
         bits = bits[np.argsort(key, kind="stable")]
     table = bits.view(np.uint8).reshape(len(bits), -1)
-    packer = zstandard.ZstdCompressor(level=LEVEL)
+    packer = (
+        zstandard.ZstdCompressor(level=LEVEL) if key is None else zstandard.ZstdCompressor(compression_params=SPARE)
+    )
     planes = []
     for number in range(table.shape[1]):
         plane = np.ascontiguousarray(table[:, number]).tobytes()
