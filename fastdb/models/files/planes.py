@@ -17,7 +17,7 @@ CHUNK = 1 << 20
 """Numbers that are coded together; what coding takes in memory is some twenty times as many bytes for each thread."""
 
 LEVEL = 1
-"""Of Zstandard: higher levels find no more in such planes, or less, in several times the time."""
+"""Of Zstandard: higher levels find little more in such planes, or less, in many times the time."""
 
 SPARE = zstandard.ZstdCompressionParameters.from_level(LEVEL, hash_log=6, min_match=7)
 """For differences, in which nothing is repeated but by chance: a search for it only gets in the way of the rest."""
