@@ -42,6 +42,7 @@ setup(
         "tqdm>=4.66",
         "transformers>=5.3",
         "typer>=0.15",
+        "zstandard>=0.23",
     ],
     extras_require={
         # Not for Colab, where three builds of OpenCV lie over each other already and a fourth breaks them.

@@ -61,7 +61,7 @@ def read_header(file: BinaryIO, length: int) -> tuple[dict[str, TensorInfo], dic
         raise Fault(f"it is cut short or no safetensors: its header would have {size} bytes, the file has {length}")
     if size > LARGEST:
         raise Fault(f"its header would have {size} bytes, more than any model's")
-    header = _parsed(file.read(size))
+    header = parsed(file.read(size))
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise Fault("its metadata is not a list of names and texts")
@@ -73,7 +73,12 @@ def read_header(file: BinaryIO, length: int) -> tuple[dict[str, TensorInfo], dic
     return tensors, metadata
 
 
-def _parsed(data: bytes) -> dict[str, Any]:
+def parsed(data: bytes) -> dict[str, Any]:
+    """A header as a JSON object in which no name is given twice.
+
+    Raises:
+        Fault: it is none, or has more parts than any model's.
+    """
     if sum(data.count(sign) for sign in (b"{", b"[", b'"')) > MOST_SIGNS:
         raise Fault("its header has more parts than any model's")
     try:

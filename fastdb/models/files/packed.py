@@ -1,0 +1,231 @@
+"""Tensors in little room, exactly: a packed file opened, its tensors read one by one.
+
+What the format is stands in `packed_index`; `packed_writer` makes such files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import BinaryIO, TypeVar
+
+import torch
+
+from fastdb.errors import CheckpointError
+from fastdb.models.files.packed_index import DIFFERENCE, PackedTensor, read_index
+from fastdb.models.files.planes import EXPONENTS, Bits, bits_type, decode, exponents, restored
+from fastdb.models.files.tensor_file import open_tensors
+from fastdb.models.files.tensors import Fault, TensorInfo, shown
+from fastdb.storage.durable import explained
+from fastdb.storage.manifest import sha256
+
+ENDING = ".packed"
+OLDER = "Go on from an older checkpoint, or take this file from a copy."
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Base:
+    """What differences are to: tensors that can be had again, by the names of those to be packed."""
+
+    sha256: str
+    """Of the file they come from, in hex: with another one nothing is read."""
+    tensors: Mapping[str, Callable[[], torch.Tensor]]
+    forget: Callable[[], None] = lambda: None
+    """Give back the memory that reading one took."""
+
+    @classmethod
+    def of(cls, path: Path, rename: Callable[[str], str] = str, *, digest: str = "") -> Base:
+        """A model file as a base; `rename` makes its names those of what is packed.
+
+        Args:
+            path: any file that `open_tensors` reads.
+            rename: from a name in the file.
+            digest: its SHA-256 in hex, where that was just found; else the file is read for it.
+
+        Raises:
+            ModelError: it is no model file, or damaged.
+            StorageError: the disk fails.
+        """
+        file = open_tensors(path)
+        tensors = {rename(name): partial(file.read, name) for name in file.tensors}
+        with explained(path):
+            return cls(digest or sha256(path), tensors, file.forget)
+
+    def like(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Bits | None:
+        """The bits of a tensor of the base in a type, (numbers,), if it has one of this name and shape.
+
+        None too where its numbers cannot be brought to that type alike by every machine: NaN is not.
+        """
+        if name not in self.tensors:
+            return None
+        tensor = self.tensors[name]()
+        if tuple(tensor.shape) != shape or str(tensor.dtype).removeprefix("torch.") not in EXPONENTS:
+            return None
+        if tensor.dtype != dtype and tensor.isnan().any():
+            return None
+        return bits_of(tensor.to(dtype))
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed file whose index was found right; a block is checked when it is read."""
+
+    path: Path
+    tensors: Mapping[str, TensorInfo]
+    """By name, in the file's order. Where one's numbers lie is of use only here."""
+    base_sha256: str | None
+    """Of the file that differences are to, in hex."""
+    base: Base | None
+    threads: int
+    _entries: Mapping[str, PackedTensor] = field(repr=False)
+    _length: int = field(repr=False)
+
+    @classmethod
+    def open(cls, path: Path, base: Base | None = None, *, threads: int = 1) -> Packed:
+        """Read the index of a packed file.
+
+        Args:
+            path: a file of `write_packed`.
+            base: the one it was written with; without it only what is no difference can be read.
+            threads: that decode at the same time.
+
+        Raises:
+            CheckpointError: it is damaged or no such file, or differs from another base.
+            StorageError: the disk fails, or reading is forbidden.
+        """
+        with _told(path), path.open("rb") as file:
+            length = file.seek(0, 2)
+            file.seek(0)
+            entries, base_sha256 = read_index(file, length)
+        if base is not None and base_sha256 is not None and base.sha256 != base_sha256:
+            raise CheckpointError(
+                f"its weights are differences to the base model's file {base_sha256[:12]}, and this one is "
+                f"{base.sha256[:12]}",
+                where=path,
+                fix="Put back the base model this session began with.",
+            )
+        tensors = MappingProxyType({name: one.info for name, one in entries.items()})
+        return cls(path, tensors, base_sha256, base, threads, entries, length)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its tensors' names in the file's order."""
+        return tuple(self.tensors)
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor, bit for bit as it was written; a copy.
+
+        Memory: the tensor, that of the base, and about 100 MB for each thread.
+
+        Raises:
+            CheckpointError: there is no such tensor, it is damaged, or it is a difference and there is no base.
+            StorageError: the disk fails.
+        """
+        one = self._entries.get(name)
+        if one is None:
+            raise CheckpointError(f"holds no tensor {name!r}", where=self.path, fix=OLDER)
+        dtype = getattr(torch, one.info.dtype)
+        known = self._known(one, dtype) if one.coding == DIFFERENCE else None
+        tensor = torch.empty(one.info.shape, dtype=dtype)
+        bits, digest = bits_of(tensor), hashlib.sha256()
+
+        def decoded(chunk: tuple[int, int, list[bytes]]) -> tuple[int, int, Bits]:
+            start, end, planes = chunk
+            if known is None:
+                return start, end, decode(planes, end - start)
+            beside = known[start:end]
+            steps = decode(planes, end - start, exponents(beside, one.info.dtype))
+            return start, end, restored(steps, beside)
+
+        with _told(self.path), self.path.open("rb") as file, ThreadPoolExecutor(self.threads) as pool:
+            if file.seek(0, 2) != self._length:
+                raise Fault("it was changed while it was read")
+            for start, end, part in in_turn(pool, decoded, _blocks(file, one), self.threads + 1):
+                bits[start:end] = part
+                digest.update(bits[start:end].data)
+            if digest.hexdigest() != one.sha256:
+                raise Fault(f"{shown(name)} is not what was written")
+        if self.base is not None:
+            self.base.forget()
+        return tensor
+
+    def items(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Each name and its tensor, in the file's order, one in memory at a time.
+
+        Raises:
+            CheckpointError, StorageError: see `read`.
+        """
+        for name in self.tensors:
+            yield name, self.read(name)
+
+    def forget(self) -> None:
+        """Nothing to give back: what is read is a copy. There because a `TensorFile` has it."""
+
+    def _known(self, one: PackedTensor, dtype: torch.dtype) -> Bits:
+        known = self.base.like(one.name, dtype, one.info.shape) if self.base is not None else None
+        if known is None:
+            raise CheckpointError(
+                f"{shown(one.name)} is a difference to a tensor of the base model, which is not there",
+                where=self.path,
+                fix="Put back the base model this session began with.",
+            )
+        return known
+
+
+def bits_of(tensor: torch.Tensor) -> Bits:
+    """The bits of a tensor in C order, (numbers,); the tensor's own memory where it is in that order."""
+    bits: Bits = tensor.contiguous().flatten().view(torch.uint8).numpy().view(bits_type(tensor.dtype.itemsize))
+    return bits
+
+
+def in_turn(
+    pool: ThreadPoolExecutor, work: Callable[[Given], Made], given: Iterable[Given], ahead: int
+) -> Iterator[Made]:
+    """What `work` makes of each thing given, in their order; `ahead` of them are in memory at a time."""
+    waiting: deque[Future[Made]] = deque()
+    for one in given:
+        waiting.append(pool.submit(work, one))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _blocks(file: BinaryIO, one: PackedTensor) -> Iterator[tuple[int, int, list[bytes]]]:
+    """Of each chunk where its numbers begin and end, and its planes as they are stored.
+
+    Raises:
+        Fault: one is cut short or damaged.
+    """
+    file.seek(one.info.start)
+    for start, end, blocks in one.chunks():
+        planes = []
+        for length, crc in blocks:
+            plane = file.read(length)
+            if len(plane) != length or zlib.crc32(plane) != crc:
+                raise Fault(f"{shown(one.name)} has changed since it was written")
+            planes.append(plane)
+        yield start, end, planes
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turn what is wrong with a packed file into one clear line."""
+    try:
+        with explained(path):
+            yield
+    except Fault as fault:
+        raise CheckpointError(f"cannot be used: {fault}", where=path, fix=OLDER) from fault
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointError("there is no such file", where=path, fix=OLDER) from error
