@@ -49,8 +49,7 @@ def write_packed(
     """
     named = tensors.items() if isinstance(tensors, Mapping) else tensors
     found: dict[str, PackedTensor] = {}
-    with explained(path), path.open("wb") as file, ThreadPoolExecutor(threads) as pool:
-        sink = Sink(file)
+    with explained(path), Sink(path) as sink, ThreadPoolExecutor(threads) as pool:
         sink.write(MAGIC)
         for name, content in named:
             tensor = (content if isinstance(content, torch.Tensor) else content()).detach().cpu()
@@ -60,9 +59,9 @@ def write_packed(
                     where=path,
                     fix="This is a mistake in what was to be saved; please report it.",
                 )
-            found[name] = _write(sink.named(name), name, tensor, base, pool, threads + 1)
-        sink.named("").write(index_text(list(found.values()), base.sha256 if base else None))
-    return sink.written
+            found[name] = _write(sink, name, tensor, base, pool, threads + 1)
+        sink.write(index_text(list(found.values()), base.sha256 if base else None))
+        return sink.finish()
 
 
 def _write(
@@ -83,7 +82,7 @@ def _write(
     for at, planes in zip(places, in_turn(pool, coded, places, ahead), strict=True):
         digest.update(bits[at : at + CHUNK].data)
         for plane in planes:
-            sink.write(plane)
+            sink.write(plane, name)
             blocks.append((len(plane), zlib.crc32(plane)))
     if base is not None:
         base.forget()

@@ -54,7 +54,7 @@ class Sink:
     def write(self, data: bytes | memoryview, name: str = "", crc: int | None = None) -> None:
         """Write all of `data`: a tensor's, by its `name`, or what lies between tensors; `crc` is its CRC, if known."""
         with memoryview(data) as whole:
-            self._note(name, whole, zlib.crc32(whole) if crc is None else crc)
+            self._note(name, whole, crc)
             done = 0
             while done < whole.nbytes:
                 count = min(BLOCK - self._held, whole.nbytes - done)
@@ -72,12 +72,12 @@ class Sink:
         self._put()
         return Written(tuple(self._stretches), self._digest.hexdigest())
 
-    def _note(self, name: str, data: memoryview, crc: int) -> None:
+    def _note(self, name: str, data: memoryview, crc: int | None) -> None:
         last = self._stretches[-1] if self._stretches else None
-        if last is not None and not name and not last.name:
-            self._stretches[-1] = Stretch("", last.length + data.nbytes, zlib.crc32(data, last.crc))
+        if last is not None and last.name == name:
+            self._stretches[-1] = Stretch(name, last.length + data.nbytes, zlib.crc32(data, last.crc))
         else:
-            self._stretches.append(Stretch(name, data.nbytes, crc))
+            self._stretches.append(Stretch(name, data.nbytes, zlib.crc32(data) if crc is None else crc))
 
     def _put(self) -> None:
         # Hashed while the processor still has it near.

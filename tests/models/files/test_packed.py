@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -285,6 +286,7 @@ def test_a_failing_disk_is_told(small: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Path, "open", fails)
     with pytest.raises(StorageError, match="the disk does not answer"):
         packed.read("step")
+    monkeypatch.setattr(os, "write", fails)
     with pytest.raises(StorageError, match="the disk does not answer"):
         write_packed(small, {"a": torch.ones(1)})
 
