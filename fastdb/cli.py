@@ -326,12 +326,16 @@ def inspect(
     file: Annotated[
         Path, typer.Argument(help="A model file, or a folder in the diffusers layout.", show_default=False)
     ],
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="Load the UNet of an SD 2.x and ask what it predicts, if nothing else tells."),
+    ] = False,
 ) -> None:
     """Say what a model file is: family, precision, LoRA, VAE and so on. Nothing is loaded, and nothing in it runs."""
     with boundary():
         from fastdb import model_files
 
-        model_files.inspect(file)
+        model_files.inspect(file, probe=probe)
 
 
 def _steps(text: str) -> list[int] | None:

@@ -15,7 +15,7 @@ from fastdb.models.files.tensors import Scalar, TensorInfo, shown
 from fastdb.models.recognise import FLUX, REFINER, SD1, SD2, SD3, XL, Recognised, recognise
 from fastdb.storage.durable import explained
 
-UNKNOWN_V = "unknown: those for 512 px (epsilon) and 768 px (v) have the same tensors"
+UNKNOWN_V = "unknown: those for 512 px (epsilon) and 768 px (v) have the same tensors; --probe asks the UNet"
 WORTH_SHOWING = ("modelspec.title", "modelspec.architecture", "modelspec.trigger_phrase", "ss_base_model_version")
 
 
