@@ -46,6 +46,13 @@ class Measure(StrEnum):
     clip = "clip"
 
 
+class Prediction(StrEnum):
+    """What a UNet may predict."""
+
+    epsilon = "epsilon"
+    v_prediction = "v_prediction"
+
+
 class Precision(StrEnum):
     """Number formats of exported files."""
 
@@ -202,6 +209,9 @@ def convert(
     like: Annotated[
         Path | None, typer.Option(help="A diffusers folder of the same kind of model.", show_default=False)
     ] = None,
+    prediction: Annotated[
+        Prediction | None, typer.Option(help="Of an SD 2.x; found out when not given.", show_default=False)
+    ] = None,
 ) -> None:
     """Write a model in another layout or precision: original file to file or diffusers folder, folder to file."""
     with boundary():
@@ -215,6 +225,7 @@ def convert(
             ema=ema,
             vae=vae,
             like=like,
+            prediction=prediction.value if prediction else None,
         )
 
 

@@ -47,12 +47,15 @@ def convert(
     ema: bool = False,
     vae: str | Path | None = None,
     like: str | Path | None = None,
+    prediction: Literal["epsilon", "v_prediction"] | None = None,
 ) -> Path:
     """Write a model in another layout, verified by reading it back.
 
     `source` is a `.safetensors`, a `.ckpt` or a diffusers folder; the ending of `target` says which of them it becomes.
     `precision` None keeps what the source has; `ema` takes its running averages; `vae` names another autoencoder;
-    `like` a diffusers folder whose configurations a new one takes.
+    `like` a diffusers folder whose configurations a new one takes. `prediction` tells what the UNet of an SD 2.x
+    predicts; None takes what the source says, and where it says nothing its UNet is asked. Beside a file of that family
+    a `.yaml` of the same name says so too, in place of any that is there.
 
     Raises:
         ModelError: the source is no whole model, or its layout is not known; a folder needs `like`.
@@ -74,7 +77,10 @@ def convert(
             averaged=ema,
             vae=place(vae),
             like=place(like),
+            prediction=prediction,
             progress=update,
         )
     console.say(f"verified {done.path}: {done.family}, {done.tensors} tensors, {console.size(done.bytes)}")
+    if done.config:
+        console.say(f"keep {done.config} beside it: it says what the UNet predicts")
     return done.path
