@@ -46,6 +46,13 @@ class Measure(StrEnum):
     clip = "clip"
 
 
+class Prediction(StrEnum):
+    """What a UNet may predict."""
+
+    epsilon = "epsilon"
+    v_prediction = "v_prediction"
+
+
 class Precision(StrEnum):
     """Number formats of exported files."""
 
@@ -203,6 +210,9 @@ def convert(
     like: Annotated[
         Path | None, typer.Option(help="A diffusers folder of the same kind of model.", show_default=False)
     ] = None,
+    prediction: Annotated[
+        Prediction | None, typer.Option(help="Of an SD 2.x; found out when not given.", show_default=False)
+    ] = None,
 ) -> None:
     """Write a model in another layout or precision: original file to file or diffusers folder, folder to file."""
     with boundary():
@@ -216,6 +226,7 @@ def convert(
             ema=ema,
             vae=vae,
             like=like,
+            prediction=prediction.value if prediction else None,
         )
 
 
@@ -327,12 +338,16 @@ def inspect(
     file: Annotated[
         Path, typer.Argument(help="A model file, or a folder in the diffusers layout.", show_default=False)
     ],
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="Load the UNet of an SD 2.x and ask what it predicts, if nothing else tells."),
+    ] = False,
 ) -> None:
     """Say what a model file is: family, precision, LoRA, VAE and so on. Nothing is loaded, and nothing in it runs."""
     with boundary():
         from fastdb import model_files
 
-        model_files.inspect(file)
+        model_files.inspect(file, probe=probe)
 
 
 def _steps(text: str) -> list[int] | None:

@@ -5,6 +5,7 @@ Nothing here needs torch until a verb that does is called.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,17 +15,26 @@ if TYPE_CHECKING:
     from fastdb.models.inspect import Inspection
 
 
-def inspect(file: str | Path) -> Inspection:
+def inspect(file: str | Path, *, probe: bool = False) -> Inspection:
     """Say what a model file, or a folder in diffusers layout, is; nothing of it is loaded and nothing in it runs.
+
+    `probe` asks the UNet of a Stable Diffusion 2.x what it predicts where nothing else tells: it is loaded, 1.7 GB.
 
     Raises:
         ModelError: it cannot be read.
         StorageError: the disk fails, or reading is forbidden.
     """
+    from fastdb.models.inspect import UNKNOWN_V
     from fastdb.models.inspect import inspect as inspect_model
     from fastdb.runtime.places import expanded
 
     found = inspect_model(expanded(file))
+    if probe and found.prediction == UNKNOWN_V:
+        from fastdb.models.prediction import ask_unet
+
+        with console.bar("probe", "tensor") as update:
+            kind, reason = ask_unet(found.path, update)
+        found = replace(found, prediction=f"{'v' if kind == 'v_prediction' else kind}, {reason}")
     console.table(("", found.path.name), found.rows())
     return found
 
@@ -37,12 +47,15 @@ def convert(
     ema: bool = False,
     vae: str | Path | None = None,
     like: str | Path | None = None,
+    prediction: Literal["epsilon", "v_prediction"] | None = None,
 ) -> Path:
     """Write a model in another layout, verified by reading it back.
 
     `source` is a `.safetensors`, a `.ckpt` or a diffusers folder; the ending of `target` says which of them it becomes.
     `precision` None keeps what the source has; `ema` takes its running averages; `vae` names another autoencoder;
-    `like` a diffusers folder whose configurations a new one takes.
+    `like` a diffusers folder whose configurations a new one takes. `prediction` tells what the UNet of an SD 2.x
+    predicts; None takes what the source says, and where it says nothing its UNet is asked. Beside a file of that family
+    a `.yaml` of the same name says so too, in place of any that is there.
 
     Raises:
         ModelError: the source is no whole model, or its layout is not known; a folder needs `like`.
@@ -64,7 +77,10 @@ def convert(
             averaged=ema,
             vae=place(vae),
             like=place(like),
+            prediction=prediction,
             progress=update,
         )
     console.say(f"verified {done.path}: {done.family}, {done.tensors} tensors, {console.size(done.bytes)}")
+    if done.config:
+        console.say(f"keep {done.config} beside it: it says what the UNet predicts")
     return done.path

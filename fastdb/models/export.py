@@ -19,7 +19,9 @@ from fastdb.models.files.safetensors_writer import write_safetensors
 from fastdb.models.files.sink import AGAIN, Written, read_back
 from fastdb.models.files.tensor_file import TensorFile, open_tensors
 from fastdb.models.layouts.families import layout_of
+from fastdb.models.ldm_config import write_config
 from fastdb.models.plans import DTYPES, Planned, from_parts, opened
+from fastdb.models.prediction import ask_unet, told
 from fastdb.storage.durable import flush, writing
 
 Precision = Literal["fp16", "bf16", "fp32"]
@@ -49,12 +51,15 @@ def export_model(
 ) -> Exported:
     """Write the model made of `parts` to `target` in the original layout of its family, and verify it.
 
+    Beside an SD 2.x a `.yaml` says what its UNet predicts: see `ldm_config`.
+
     Args:
         parts: the safetensors file of each part of the family, in diffusers naming, of any precision: of a base model
             folder or of a training checkpoint.
         target: ends in `.safetensors` or `.ckpt`; replaced only by a verified file.
         dtype: precision of every weight.
-        metadata: kept in a `.safetensors` header; a `.ckpt` has no place for it.
+        metadata: kept in a `.safetensors` header; a `.ckpt` has no place for it. Of an SD 2.x it should say
+            `modelspec.prediction_type`, epsilon or v; else the UNet is asked, see `prediction`.
         family: one that `layout_of` knows.
         progress: called with (done, total); a tensor counts once when written and once when read back.
 
@@ -64,7 +69,12 @@ def export_model(
         StorageError: the target cannot be written.
     """
     plan = from_parts(layout_of(family), opened(parts), DTYPES[dtype])
-    return write_model(plan, target, metadata, progress)
+    done = write_model(plan, target, metadata, progress)
+    if family == "sd2":
+        said = metadata.get("modelspec.prediction_type")
+        kind, _ = told(target, said) if said else ask_unet(parts["unet"])
+        write_config(target, {planned.entry.name: planned.entry.shape for planned in plan}, kind)
+    return done
 
 
 def write_model(

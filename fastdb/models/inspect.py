@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,9 @@ from fastdb.models.files.tensors import Scalar, TensorInfo, shown
 from fastdb.models.recognise import FLUX, REFINER, SD1, SD2, SD3, XL, Recognised, recognise
 from fastdb.storage.durable import explained
 
-UNKNOWN_V = "unknown: those for 512 px (epsilon) and 768 px (v) have the same tensors"
+UNKNOWN_V = "unknown: those for 512 px (epsilon) and 768 px (v) have the same tensors; --probe asks the UNet"
+MOST_YAML = 1 << 16
+"""Bytes of a `.yaml` that are looked at; the usual ones have 2,000."""
 WORTH_SHOWING = ("modelspec.title", "modelspec.architecture", "modelspec.trigger_phrase", "ss_base_model_version")
 
 
@@ -93,7 +96,7 @@ def inspect(path: Path) -> Inspection:
         path=path,
         kind=file.kind,
         what=what,
-        prediction=_prediction(what, file.tensors, file.metadata),
+        prediction=_prediction(what, file.tensors, file.metadata, path),
         precisions=_precisions(file.tensors.values()),
         ema=sum(name.startswith("model_ema.") for name in file.tensors),
         metadata=file.metadata,
@@ -102,7 +105,7 @@ def inspect(path: Path) -> Inspection:
     )
 
 
-def _prediction(what: Recognised, names: Iterable[str], metadata: Mapping[str, str]) -> str:
+def _prediction(what: Recognised, names: Iterable[str], metadata: Mapping[str, str], path: Path) -> str:
     """What the UNet predicts, and what tells it."""
     if not what.parts or what.parts[0] not in ("UNet", "transformer"):
         return ""
@@ -118,8 +121,21 @@ def _prediction(what: Recognised, names: Iterable[str], metadata: Mapping[str, s
         if architecture.endswith(ending):
             return f"{found}, by modelspec.architecture"
     if what.family == SD2:
-        return "epsilon, as all for inpainting" if what.inpainting else UNKNOWN_V
+        return "epsilon, as all for inpainting" if what.inpainting else _beside(path) or UNKNOWN_V
     return "epsilon, as usual for its family; nothing in the file says so" if what.family else ""
+
+
+def _beside(path: Path) -> str:
+    """What the `.yaml` of the same name says, as programs that read it take it; empty where there is none."""
+    config = path.with_suffix(".yaml")
+    if not config.is_file():
+        return ""
+    with explained(config), config.open("rb") as file:
+        text = file.read(MOST_YAML)
+    if b"LatentDiffusion" not in text:
+        return ""
+    velocity = re.search(rb"""^[ ]*parameterization:[ ]*["']?v["']?[ ]*(#.*)?\r?$""", text, re.MULTILINE)
+    return f"{'v' if velocity else 'epsilon'}, by {shown(config.name)} beside it"
 
 
 def _precisions(tensors: Iterable[TensorInfo]) -> tuple[Precision, ...]:

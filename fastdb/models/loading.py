@@ -6,6 +6,7 @@ draw need them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +29,7 @@ def load_unet(folder: Path, dtype: torch.dtype = torch.float32, *, weights: Path
     Raises:
         ModelError: see `fill`.
     """
-    from diffusers import UNet2DConditionModel
-
-    with torch.device("meta"):
-        model = UNet2DConditionModel.from_config(read_config(folder / "unet" / "config.json"))
+    model: UNet2DConditionModel = empty("unet", read_config(folder / "unet" / "config.json"))
     fill(model, weights or weight_file(folder, "unet"), "unet", dtype)
     return model
 
@@ -42,10 +40,7 @@ def load_vae(folder: Path, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
     Raises:
         ModelError: see `fill`.
     """
-    from diffusers import AutoencoderKL
-
-    with torch.device("meta"):
-        model = AutoencoderKL.from_config(read_config(folder / "vae" / "config.json"))
+    model: AutoencoderKL = empty("vae", read_config(folder / "vae" / "config.json"))
     fill(model, weight_file(folder, "vae"), "vae", dtype)
     return model
 
@@ -58,11 +53,7 @@ def load_text_encoder(
     Raises:
         ModelError: see `fill`.
     """
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    config = CLIPTextConfig(**read_config(folder / "text_encoder" / "config.json"))
-    with torch.device("meta"):
-        model = CLIPTextModel(config)
+    model: CLIPTextModel = empty("text_encoder", read_config(folder / "text_encoder" / "config.json"))
     fill(model, weights or weight_file(folder, "text_encoder"), "text_encoder", dtype)
     return model
 
@@ -89,6 +80,30 @@ def load_scheduler(folder: Path) -> SchedulerMixin:
     return getattr(schedulers, name).from_config(config)
 
 
+def empty(part: str, config: Mapping[str, Any]) -> Any:
+    """The module of a part without weights, on the meta device; `config` as in its `config.json`.
+
+    Raises:
+        ModelError: there is no such part.
+    """
+    with torch.device("meta"):
+        if part in ("unet", "vae"):
+            import diffusers
+
+            kind = diffusers.UNet2DConditionModel if part == "unet" else diffusers.AutoencoderKL
+            return kind.from_config(dict(config))
+        if part in ("text_encoder", "text_encoder_2"):
+            import transformers
+
+            wanted = transformers.CLIPTextConfig(**config)
+            return (
+                transformers.CLIPTextModel(wanted)
+                if part == "text_encoder"
+                else transformers.CLIPTextModelWithProjection(wanted)
+            )
+    raise ModelError("no module is known for this part", where=part, fix="There are: unet, vae, text_encoder(_2).")
+
+
 def fill(model: Any, file: Path, part: str, dtype: torch.dtype) -> None:
     """Give a module built on the meta device its weights and set it to evaluation mode.
 
@@ -100,20 +115,39 @@ def fill(model: Any, file: Path, part: str, dtype: torch.dtype) -> None:
     Raises:
         ModelError: damaged file, missing, surplus or misshapen tensors, NaN or infinity in a weight.
     """
-    wanted = {modern_name(part, name): (name, tensor.shape) for name, tensor in model.state_dict().items()}
-    state: dict[str, torch.Tensor] = {}
+
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        for stored in weights.keys():  # noqa: SIM118 - no mapping, it has no iterator
+            yield stored, weights.get_tensor(stored)
+
     try:
         with explained(file), safe_open(file, framework="pt") as weights:
-            for stored in weights.keys():  # noqa: SIM118 - no mapping, it has no iterator
-                modern = modern_name(part, stored)
-                if modern.endswith("position_ids"):
-                    continue
-                if modern not in wanted:
-                    raise ModelError(f"has a tensor too many, {stored}", where=file, fix="Download the model again.")
-                name, shape = wanted[modern]
-                state[name] = _checked(weights.get_tensor(stored), stored, shape, file).to(dtype, copy=True)
+            give(model, tensors(), part, dtype, file)
     except SafetensorError as error:
         raise ModelError(f"is damaged ({error})", where=file, fix="Download the model again.") from error
+
+
+def give(model: Any, tensors: Iterable[tuple[str, torch.Tensor]], part: str, dtype: torch.dtype, file: Path) -> None:
+    """Give a module built on the meta device these tensors, copied one by one, and set it to evaluation mode.
+
+    Args:
+        model, part, dtype: see `fill`.
+        tensors: by their names in diffusers, old or new, text encoder with or without `text_model.`.
+        file: where they come from, for messages.
+
+    Raises:
+        ModelError: missing, surplus or misshapen tensors, NaN or infinity in a weight.
+    """
+    wanted = {modern_name(part, name): (name, tensor.shape) for name, tensor in model.state_dict().items()}
+    state: dict[str, torch.Tensor] = {}
+    for stored, tensor in tensors:
+        modern = modern_name(part, stored)
+        if modern.endswith("position_ids"):
+            continue
+        if modern not in wanted:
+            raise ModelError(f"has a tensor too many, {stored}", where=file, fix="Download the model again.")
+        name, shape = wanted[modern]
+        state[name] = _checked(tensor, stored, shape, file).to(dtype, copy=True)
     for name, _ in wanted.values():
         if name not in state:
             raise ModelError(f"lacks the tensor {name}", where=file, fix="Download the model again.")
@@ -126,7 +160,9 @@ def _checked(tensor: torch.Tensor, name: str, shape: torch.Size, file: Path) -> 
     if tensor.shape != shape:
         found = f"{name} has the shape {list(tensor.shape)}, not {list(shape)}"
         raise ModelError(found, where=file, fix="Put back the configuration that belongs to these weights.")
-    if not torch.isfinite(tensor).all():
+    # One pass without a copy; NaN comes through as either end.
+    least, most = (float(end) for end in torch.aminmax(tensor)) if tensor.numel() else (0.0, 0.0)
+    if not -float("inf") < least <= most < float("inf"):
         found = f"{name} holds NaN or infinite numbers"
         raise ModelError(found, where=file, fix="The file is broken; choose another copy or another base model.")
     return tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import original_names
@@ -76,3 +77,35 @@ def text_config(sizes: dict[str, Any], kind: str, layers: int) -> Any:
         eos_token_id=sizes["vocabulary"] - 1,
         pad_token_id=sizes["vocabulary"] - 1,
     )
+
+
+PIPELINES = {"sd1-inpainting": "StableDiffusionInpaintPipeline", "sdxl": "StableDiffusionXLPipeline"}
+
+
+def pipeline(family: str) -> Any:
+    """The class of diffusers for a family."""
+    import diffusers
+
+    return getattr(diffusers, PIPELINES.get(family, "StableDiffusionPipeline"))
+
+
+def save(family: str, mini: Path, folder: Path) -> Path:
+    """A narrow model of a family in the diffusers layout, all of its weights random."""
+    import diffusers
+    import torch
+
+    from fastdb.models.loading import load_tokenizer
+
+    torch.manual_seed(0)
+    parts = build(family, "narrow")
+    for part in parts.values():
+        for weight in part.parameters():
+            torch.nn.init.normal_(weight, 0.0, 0.1)
+    more: dict[str, Any] = {"tokenizer": load_tokenizer(mini)}
+    if family == "sdxl":
+        more["tokenizer_2"] = more["tokenizer"]
+    else:
+        more |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    pipeline(family)(**parts, **more, scheduler=scheduler).save_pretrained(folder)
+    return folder

@@ -22,7 +22,6 @@ from fastdb.models.convert import convert  # noqa: E402
 from fastdb.models.files.tensor_file import open_tensors  # noqa: E402
 from fastdb.models.layouts.families import layout_of  # noqa: E402
 from fastdb.models.layouts.mapping import ema_key  # noqa: E402
-from fastdb.models.loading import load_tokenizer  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
 import real_models  # noqa: E402
@@ -34,30 +33,11 @@ TITLES = {
     "sd2": "Stable Diffusion 2.x",
     "sdxl": "SDXL",
 }
-PIPELINES = {"sd1-inpainting": "StableDiffusionInpaintPipeline", "sdxl": "StableDiffusionXLPipeline"}
-
-
-def folder_of(family: str, mini: Path, folder: Path) -> Path:
-    """A narrow model of a family in the diffusers layout, all of its weights random."""
-    torch.manual_seed(0)
-    parts = real_models.build(family, "narrow")
-    for part in parts.values():
-        for weight in part.parameters():
-            torch.nn.init.normal_(weight, 0.0, 0.1)
-    more: dict[str, Any] = {"tokenizer": load_tokenizer(mini)}
-    if family == "sdxl":
-        more["tokenizer_2"] = more["tokenizer"]
-    else:
-        more |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    kind = getattr(diffusers, PIPELINES.get(family, "StableDiffusionPipeline"))
-    scheduler = diffusers.DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-    kind(**parts, **more, scheduler=scheduler).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def model(request: pytest.FixtureRequest, mini: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    return request.param, folder_of(request.param, mini, tmp_path_factory.mktemp("folders") / request.param)
+    return request.param, real_models.save(request.param, mini, tmp_path_factory.mktemp("folders") / request.param)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +80,7 @@ def test_folder_to_file_to_file_to_folder_is_the_same_model(model: tuple[str, Pa
     assert before.keys() == after.keys() == set(layout_of(family).parts)
     for part in before:
         assert same({k: v for k, v in before[part].items() if "position_ids" not in k}, after[part]), part
-    kind = getattr(diffusers, PIPELINES.get(family, "StableDiffusionPipeline"))
+    kind = real_models.pipeline(family)
     assert kind.from_pretrained(tmp_path / "folder", local_files_only=True) is not None
     again = convert(tmp_path / "folder", tmp_path / "again.safetensors")
     assert same(load_file(again.path), load_file(first.path))

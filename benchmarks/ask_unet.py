@@ -1,0 +1,54 @@
+"""Asking the UNet of a Stable Diffusion 2.x at full size what it predicts: seconds and peak memory.
+
+    python benchmarks/ask_unet.py FOLDER
+
+FOLDER needs 2 GB: a file of random weights in fp16 is made there once. A process of its own, one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from export_full_size import measured
+from safetensors.torch import save_file
+
+from fastdb import console
+from fastdb.models.layouts.families import layout_of
+from fastdb.models.layouts.sizes import UNetSizes
+
+ASK = """
+import sys
+from pathlib import Path
+from fastdb.models.prediction import ask_unet
+ask_unet(Path(sys.argv[1]))
+"""
+NOTHING = "import diffusers; from diffusers import UNet2DConditionModel; import fastdb.models.prediction"
+
+
+def build(file: Path) -> Path:
+    """The UNet of SD 2.x with random weights, in its original names."""
+    if not file.exists():
+        torch.manual_seed(0)
+        sizes = UNetSizes(takes=4, gives=4, widths=(320, 640, 1280, 1280), context=1024)
+        state = UNet2DConditionModel.from_config(sizes.config()).half().state_dict()
+        lines = [line for line in layout_of("sd2").lines.values() if line.part == "unet"]
+        save_file({line.original: line.join(state[line.names[0]]) for line in lines}, file)
+    return file
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    file = build(parser.parse_args().folder / "unet.safetensors")
+    rows = [("imports alone", *measured("-c", NOTHING)), ("asked", *measured("-c", ASK, file))]
+    console.say(f"{sys.version.split()[0]}, torch {torch.__version__}, {console.size(file.stat().st_size)}")
+    console.table(("what", "CPU s", "peak RSS, GB"), [(name, f"{cpu:.1f}", f"{peak:.2f}") for name, cpu, peak in rows])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""The .yaml beside files of SD 2.x: diffusers builds from it the model that the file was made of; SD 1 gets none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+from diffusers.loaders.single_file_utils import create_unet_diffusers_config_from_ldm  # noqa: E402
+from safetensors import safe_open  # noqa: E402
+from transformers import CLIPTextModel  # noqa: E402
+
+from fastdb.cli import app  # noqa: E402
+from fastdb.errors import ModelError, StorageError  # noqa: E402
+from fastdb.models import convert as converting  # noqa: E402
+from fastdb.models.base_model import weight_file  # noqa: E402
+from fastdb.models.convert import convert  # noqa: E402
+from fastdb.models.export import export_model  # noqa: E402
+from fastdb.models.inspect import UNKNOWN_V, inspect  # noqa: E402
+from fastdb.models.ldm_config import ldm_config  # noqa: E402
+from fastdb.models.loading import load_tokenizer  # noqa: E402
+from fastdb.storage import durable  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parent))
+import original_names  # noqa: E402
+import real_models  # noqa: E402
+
+WIDTHS, CODE = (32, 64, 128, 128), (32, 64, 96, 96)
+
+KINDS = {"epsilon": "epsilon", "v_prediction": "v"}
+
+
+def two(mini: Path, folder: Path, prediction: str) -> Path:
+    """A narrow SD 2.x in the diffusers layout, whose UNet gives noise or v."""
+    torch.manual_seed(0)
+    levels = real_models.LEVELS["sd2"] | {"attention_head_dim": [width // 32 for width in WIDTHS]}
+    unet = diffusers.UNet2DConditionModel(block_out_channels=WIDTHS, cross_attention_dim=1024, **levels)
+    torch.nn.init.constant_(unet.conv_out.bias, 0.5 if prediction == "epsilon" else -3.0)
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=CODE,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+    )
+    text = CLIPTextModel(real_models.text_config(original_names.SIZES["narrow"], "sd2", layers=23))
+    diffusers.StableDiffusionPipeline(
+        unet=unet,
+        vae=vae,
+        text_encoder=text,
+        tokenizer=load_tokenizer(mini),
+        scheduler=diffusers.DDIMScheduler(prediction_type=prediction, clip_sample=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def model(request: pytest.FixtureRequest, mini: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    return request.param, two(mini, tmp_path_factory.mktemp("two") / "folder", request.param)
+
+
+def params(config: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["params"]
+    return found
+
+
+def header(file: Path) -> dict[str, str]:
+    with safe_open(file, framework="pt") as opened:
+        return dict(opened.metadata())
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
+def test_diffusers_builds_the_same_networks_from_it(model: tuple[str, Path], tmp_path: Path, ending: str) -> None:
+    prediction, folder = model
+    done = convert(folder, tmp_path / f"my.dog.{ending}")
+    assert done.config == tmp_path / "my.dog.yaml"
+    assert params(done.config).get("parameterization", "eps") == ("v" if prediction == "v_prediction" else "eps")
+    kinds = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}
+    for part, kind in kinds.items():
+        mine = kind.from_single_file(str(done.path), original_config=str(done.config), local_files_only=True)
+        theirs = kind.from_pretrained(folder / part)
+        states = mine.state_dict(), theirs.state_dict()
+        assert states[0].keys() == states[1].keys()
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
+        for name in ("block_out_channels", "attention_head_dim", "cross_attention_dim", "use_linear_projection"):
+            if name in theirs.config:
+                assert list(listed(mine.config[name])) == list(listed(theirs.config[name])), name
+
+
+def listed(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def test_the_real_model_has_the_well_known_configuration() -> None:
+    """What Stability's own files say of the UNet, as diffusers reads it, and of the rest."""
+    found = ldm_config(original_names.whole("sd2"), "v_prediction")
+    told = create_unet_diffusers_config_from_ldm(found, {})
+    assert told["block_out_channels"] == [320, 640, 1280, 1280]
+    assert told["attention_head_dim"] == [5, 10, 20, 20]
+    assert told["down_block_types"] == ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
+    assert (told["cross_attention_dim"], told["use_linear_projection"]) == (1024, True)
+    inner = found["model"]["params"]
+    assert found["model"]["target"] == "ldm.models.diffusion.ddpm.LatentDiffusion"
+    assert (inner["parameterization"], inner["linear_start"], inner["linear_end"]) == ("v", 0.00085, 0.012)
+    assert (inner["scale_factor"], inner["timesteps"], inner["use_ema"]) == (0.18215, 1000, False)
+    assert inner["first_stage_config"]["params"]["ddconfig"] == {
+        "double_z": True,
+        "z_channels": 4,
+        "resolution": 256,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": 128,
+        "ch_mult": [1, 2, 4, 4],
+        "num_res_blocks": 2,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
+    assert inner["cond_stage_config"]["target"].endswith(".FrozenOpenCLIPEmbedder")
+    assert inner["cond_stage_config"]["params"] == {"freeze": True, "layer": "penultimate"}
+    assert "parameterization" not in ldm_config(original_names.whole("sd2"), "epsilon")["model"]["params"]
+
+
+def test_what_it_predicts_goes_from_file_to_file_to_folder(
+    model: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prediction, folder = model
+    monkeypatch.setattr(converting, "ask_unet", lambda *_: pytest.fail("the UNet was asked"))
+    said = KINDS[prediction]
+    convert(folder, tmp_path / "a.safetensors")
+    architecture = "stable-diffusion-v2-768-v" if said == "v" else "stable-diffusion-v2-512"
+    assert header(tmp_path / "a.safetensors")["modelspec.architecture"] == architecture
+    assert header(tmp_path / "a.safetensors")["modelspec.prediction_type"] == said
+    convert(tmp_path / "a.safetensors", tmp_path / "b.ckpt")
+    assert inspect(tmp_path / "b.ckpt").prediction == f"{said}, by b.yaml beside it"
+    convert(tmp_path / "b.ckpt", tmp_path / "c.safetensors", dtype="fp16")
+    assert header(tmp_path / "c.safetensors")["modelspec.prediction_type"] == said
+    convert(tmp_path / "b.ckpt", tmp_path / "d", like=folder)
+    other = shutil.copytree(folder, tmp_path / "other")
+    scheduler = other / "scheduler" / "scheduler_config.json"
+    wrong = "epsilon" if said == "v" else "v_prediction"
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"prediction_type": wrong}))
+    with pytest.raises(ModelError, match=f"its scheduler is for a UNet that predicts {wrong}, and that of the model"):
+        convert(tmp_path / "b.ckpt", tmp_path / "e", like=other)
+    assert not (tmp_path / "e").exists()
+
+
+def test_where_nothing_tells_the_unet_is_asked_or_a_person_says(model: tuple[str, Path], tmp_path: Path) -> None:
+    prediction, folder = model
+    convert(folder, tmp_path / "a.ckpt")
+    (tmp_path / "a.yaml").unlink()
+    assert inspect(tmp_path / "a.ckpt").prediction == UNKNOWN_V
+    convert(tmp_path / "a.ckpt", tmp_path / "b.safetensors")
+    assert header(tmp_path / "b.safetensors")["modelspec.prediction_type"] == KINDS[prediction]
+    assert ("parameterization" in params(tmp_path / "b.yaml")) == (prediction == "v_prediction")
+    wrong = "epsilon" if prediction == "v_prediction" else "v_prediction"
+    with pytest.raises(SystemExit) as ended:
+        app(["convert", str(tmp_path / "b.safetensors"), str(tmp_path / "c.safetensors"), "--prediction", wrong])
+    assert not ended.value.code
+    assert header(tmp_path / "c.safetensors")["modelspec.prediction_type"] == KINDS[wrong]
+    assert ("parameterization" in params(tmp_path / "c.yaml")) == (wrong == "v_prediction")
+
+
+def test_an_export_has_one_that_replaces_another(model: tuple[str, Path], tmp_path: Path) -> None:
+    prediction, folder = model
+    parts = {part: weight_file(folder, part) for part in ("unet", "vae", "text_encoder")}
+    (tmp_path / "dog.yaml").write_text("of the file that was here before")
+    for metadata in ({"modelspec.prediction_type": KINDS[prediction]}, {}):
+        export_model(parts, tmp_path / "dog.ckpt", dtype="fp16", metadata=metadata, family="sd2")
+        assert ("parameterization" in params(tmp_path / "dog.yaml")) == (prediction == "v_prediction")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["dog.ckpt", "dog.yaml"]
+
+
+def test_other_families_get_none_and_keep_what_is_there(mini: Path, tmp_path: Path) -> None:
+    (tmp_path / "b.yaml").write_text("mine")
+    assert convert(mini, tmp_path / "a.safetensors").config is None
+    assert convert(mini, tmp_path / "b.ckpt").config is None
+    assert (tmp_path / "b.yaml").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.ckpt", "b.yaml"]
+
+
+def test_it_is_whole_or_not_there(model: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, folder = model
+    (tmp_path / "a.yaml").write_text("old")
+    real = durable.os.replace
+
+    def full(source: Any, target: Any) -> None:
+        if str(target).endswith(".yaml"):
+            raise OSError(28, "No space left on device", str(source))
+        real(source, target)
+
+    monkeypatch.setattr(durable.os, "replace", full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        convert(folder, tmp_path / "a.safetensors")
+    assert (tmp_path / "a.yaml").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("LatentDiffusion\n    parameterization: v\n", "v, by a.yaml beside it"),
+        ("LatentDiffusion\n    parameterization: 'v' # velocity\r\n", "v, by a.yaml beside it"),
+        ("LatentDiffusion\n    # parameterization: v\n", "epsilon, by a.yaml beside it"),
+        ("LatentDiffusion\n    parameterization: eps\n", "epsilon, by a.yaml beside it"),
+        ("a song list\nparameterization: v\n", UNKNOWN_V),
+        ("\x00" * 10, UNKNOWN_V),
+    ],
+)
+def test_one_of_another_program_is_believed_too(
+    model: tuple[str, Path], tmp_path: Path, text: str, wanted: str
+) -> None:
+    convert(model[1], tmp_path / "a.ckpt", prediction="epsilon")
+    (tmp_path / "a.yaml").write_text(text)
+    assert inspect(tmp_path / "a.ckpt").prediction == wanted
