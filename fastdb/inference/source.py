@@ -9,6 +9,8 @@ from typing import Any
 
 from fastdb.errors import ModelError
 from fastdb.inference.engine import Engine, Request
+from fastdb.models.base_model import open_base_model
+from fastdb.models.single_file import folder_of
 from fastdb.models.sources import base_folder, base_of
 from fastdb.sessions.record import FILE
 from fastdb.sessions.session import Session
@@ -55,7 +57,7 @@ def open_source(source: Session | str, base: str | Path | None, root: str | Path
 
 
 def _from_file(file: Path, base: str | Path | None) -> Source:
-    """An exported file; one that lies in its session knows its base model."""
+    """A model file: an exported one knows its base model by the session it lies in; of another a folder is made."""
     if not file.is_file():
         raise ModelError("there is no such file", where=file, fix="Export one with: fastdb export SESSION")
     size = 512
@@ -63,10 +65,8 @@ def _from_file(file: Path, base: str | Path | None) -> Source:
         session = Session.open(file.parent)
         base, size = base or base_of(session), session.config.resolution
     if base is None:
-        raise ModelError(
-            "lies in no session, so its base model is not known",
-            where=file,
-            fix="Name the base model's folder with --base.",
-        )
+        folder = folder_of(file)
+        made_for = open_base_model(folder).sample_size
+        return Source(file.name, lambda: Engine.from_folder(folder), file.parent / "generated", made_for)
     folder = base_folder(base)
     return Source(file.name, lambda: Engine.from_export(file, base=folder), file.parent / "generated", size)
