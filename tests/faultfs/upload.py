@@ -62,6 +62,8 @@ class Uploader:
         self.waiting: dict[str, float] = {}
         """By path: the moment it is due or, on a line, the bytes that are still to go."""
         self.before = 0.0
+        self.room = 0.0
+        """Bytes that the line has carried and that are not yet counted to a path."""
         self.stopped = False
 
     def written(self, path: str) -> None:
@@ -112,17 +114,19 @@ class Uploader:
             ):
                 self.upload(path)
             return
-        room = passed * self.uploads.rate
-        while self.waiting and room > 0:
+        self.room += passed * self.uploads.rate
+        while self.waiting and self.room >= 1:
             going = list(self.waiting)[: 3 * PARALLEL]
             going = self.chance.sample(going, min(PARALLEL, len(going)))
-            each = room / len(going)
+            each = self.room / len(going)
             for path in going:
                 part = min(each, self.waiting[path])
                 self.waiting[path] -= part
-                room -= part
+                self.room -= part
                 if self.waiting[path] <= 0:
                     self.upload(path)
+        if not self.waiting:
+            self.room = 0  # what an idle line could have carried is gone
 
     def settle(self) -> None:
         """Upload everything that waits."""
