@@ -54,6 +54,7 @@ setup(
             "hypothesis>=6.140",
             "ipykernel>=6.17",
             "ipywidgets>=7.7",
+            "mfusepy>=3.1,<4",
             "mypy>=1.18",
             "nbclient>=0.10",
             "nbformat>=5.10",

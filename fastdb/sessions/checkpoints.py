@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastdb.errors import CheckpointError
+from fastdb.errors import CheckpointError, StorageError
 from fastdb.storage.durable import explained, flush, write_json
 from fastdb.storage.manifest import MANIFEST, faults, write_manifest
 
@@ -80,17 +81,31 @@ def save(
 
 
 def complete(folder: Path, stage: str | None = None) -> list[Checkpoint]:
-    """The checkpoints below `folder` by name, oldest first within a stage; not verified."""
+    """The checkpoints below `folder` by name, oldest first within a stage; not verified.
+
+    Raises:
+        StorageError: the disk does not answer. That is not to be taken for an empty folder.
+    """
     found = []
-    for path in folder.iterdir() if folder.is_dir() else ():
-        name = _NAME.fullmatch(path.name)
-        if name and path.is_dir() and (stage is None or name["stage"] == stage):
-            found.append(Checkpoint(path, name["stage"], int(name["step"])))
+    with explained(folder):
+        # Path.is_dir says no, in newer Pythons, where the disk does not answer; these raise.
+        try:
+            entries = list(os.scandir(folder))
+        except (FileNotFoundError, NotADirectoryError):
+            entries = []
+        for entry in entries:
+            name = _NAME.fullmatch(entry.name)
+            if name and entry.is_dir() and (stage is None or name["stage"] == stage):
+                found.append(Checkpoint(folder / entry.name, name["stage"], int(name["step"])))
     return sorted(found, key=lambda checkpoint: (checkpoint.stage, checkpoint.step))
 
 
 def newest(folder: Path, stage: str) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint of a stage whose every byte verifies, and a line for each newer one passed over."""
+    """The newest checkpoint of a stage whose every byte verifies, and a line for each newer one passed over.
+
+    Raises:
+        StorageError: the folder cannot be listed.
+    """
     said: list[str] = []
     for checkpoint in reversed(complete(folder, stage)):
         wrong = faults(checkpoint.path)
@@ -105,10 +120,15 @@ def prune(folder: Path, stage: str, keep_every: int = 0) -> list[str]:
 
     Those at multiples of `keep_every` steps stay too, where that is not 0.
 
-    Returns a line for each that could not be removed.
+    Returns a line for each that could not be removed. Nothing is raised: what was just saved stands, and the next time
+    will do.
     """
     good, said = 0, []
-    for checkpoint in reversed(complete(folder, stage)):
+    try:
+        every = complete(folder, stage)
+    except StorageError as error:
+        return [f"older checkpoints could not be looked through: {error.what}"]
+    for checkpoint in reversed(every):
         if good == KEEP and keep_every and checkpoint.step % keep_every == 0:
             continue
         if faults(checkpoint.path):
