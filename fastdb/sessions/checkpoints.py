@@ -14,10 +14,14 @@ from typing import Any
 from fastdb.errors import CheckpointError, StorageError
 from fastdb.storage.durable import explained, flush, write_json
 from fastdb.storage.manifest import MANIFEST, faults, write_manifest
+from fastdb.storage.uploads import waits_for_upload
 
 STATE = "state.json"
 KEEP = 2
 """An old checkpoint goes only when this many newer ones of its stage verify on a fresh read."""
+
+MANY = 3
+"""When more wait for their upload, it is said."""
 
 _NAME = re.compile(r"(?P<stage>[a-z_]+)-(?P<step>\d{6,})")
 _UNFINISHED = ".unfinished-"
@@ -118,23 +122,22 @@ def newest(folder: Path, stage: str) -> tuple[Checkpoint | None, list[str]]:
 def prune(folder: Path, stage: str, keep_every: int = 0) -> list[str]:
     """Remove checkpoints of a stage that have `KEEP` newer ones which verify on a fresh read; damaged ones stay.
 
-    Those at multiples of `keep_every` steps stay too, where that is not 0.
+    On Google Drive only those newer ones count that were uploaded: the others go with the machine. Checkpoints at
+    multiples of `keep_every` steps stay too, where that is not 0.
 
-    Returns a line for each that could not be removed. Nothing is raised: what was just saved stands, and the next time
-    will do.
+    Returns a line for each that could not be removed, and one where many wait. Nothing is raised: what was just saved
+    stands, and the next time will do.
     """
-    good, said = 0, []
+    said: list[str] = []
     try:
-        every = complete(folder, stage)
-    except StorageError as error:
-        return [f"older checkpoints could not be looked through: {error.what}"]
-    for checkpoint in reversed(every):
-        if good == KEEP and keep_every and checkpoint.step % keep_every == 0:
-            continue
-        if faults(checkpoint.path):
-            continue
-        if good < KEEP:
-            good += 1
+        older, waiting = _superseded(folder, stage)
+    except (StorageError, OSError) as error:
+        what = error.what if isinstance(error, StorageError) else error.strerror
+        return [f"older checkpoints could not be looked through: {what}"]
+    if waiting > MANY:
+        said.append(f"{waiting} checkpoints wait for their upload to Google Drive, so older ones stay for now")
+    for checkpoint in older:
+        if keep_every and checkpoint.step % keep_every == 0:
             continue
         # Out of sight first: killed halfway, the rest is cleared away like any unfinished one.
         going = folder / f"{_UNFINISHED}going-{checkpoint.path.name}"
@@ -145,6 +148,22 @@ def prune(folder: Path, stage: str, keep_every: int = 0) -> list[str]:
         except OSError as error:
             said.append(f"checkpoint {checkpoint.path.name} could not be removed: {error.strerror}")
     return said
+
+
+def _superseded(folder: Path, stage: str) -> tuple[list[Checkpoint], int]:
+    """The good checkpoints of a stage under `KEEP` newer good ones that no longer wait, newest first; how many wait."""
+    settled, waiting = 0, 0
+    older = []
+    for checkpoint in reversed(complete(folder, stage)):
+        if faults(checkpoint.path):
+            continue
+        if settled == KEEP:
+            older.append(checkpoint)
+        elif waits_for_upload(checkpoint.path):
+            waiting += 1
+        else:
+            settled += 1
+    return older, waiting
 
 
 def clear_unfinished(folder: Path) -> None:

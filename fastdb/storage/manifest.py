@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from fastdb.errors import StorageError
@@ -12,6 +14,8 @@ from fastdb.storage.durable import explained, write_json
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
+GONE = (errno.ENOTCONN, errno.ESTALE, errno.ENODEV)
+"""What a disk answers that was taken away, such as a mount whose server died."""
 
 
 def sha256(path: Path) -> str:
@@ -51,9 +55,13 @@ def faults(folder: Path) -> list[str]:
     """What is wrong with `folder` by its manifest, each as a clause; nothing wrong gives an empty list.
 
     Every byte is read again. Files the manifest does not name are no fault.
+
+    Raises:
+        StorageError: the disk is gone. That says nothing of what lies on it.
     """
     try:
-        record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        with _gone_explained(folder):
+            record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = [(str(name), int(fact["bytes"]), str(fact["sha256"])) for name, fact in record["files"].items()]
     except FileNotFoundError:
         return ["it has no manifest, so it was never finished"]
@@ -64,12 +72,29 @@ def faults(folder: Path) -> list[str]:
     return [clause for name, size, digest in files if (clause := _fault(folder / name, size, digest))]
 
 
+@contextmanager
+def _gone_explained(path: Path) -> Iterator[None]:
+    """Let a disk that was taken away be that, and not a fault of what was on it.
+
+    Raises:
+        StorageError: it was.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in GONE:
+            raise
+        with explained(path):
+            raise
+
+
 def _fault(path: Path, size: int, digest: str) -> str:
     try:
-        if path.stat().st_size != size:
-            return f"{path.name} has {path.stat().st_size} bytes instead of {size}"
-        if sha256(path) != digest:
-            return f"{path.name} has changed since it was written"
+        with _gone_explained(path):
+            if path.stat().st_size != size:
+                return f"{path.name} has {path.stat().st_size} bytes instead of {size}"
+            if sha256(path) != digest:
+                return f"{path.name} has changed since it was written"
     except FileNotFoundError:
         return f"{path.name} is missing"
     except (OSError, ValueError) as error:

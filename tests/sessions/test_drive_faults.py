@@ -6,7 +6,7 @@ import hashlib
 import random
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -94,7 +94,7 @@ def attempt(drive: Mount, nth: int, error: str, persistent: bool) -> str:
 def at_each(folder: Path, good: Path, errors: Sequence[tuple[str, bool]]) -> Counter[str]:
     """An error at each operation, the given ones in turn; how often it ended how."""
     ended: Counter[str] = Counter()
-    with Mount(folder, Slow(0, rate=0)) as drive:
+    with Mount(folder) as drive:
         for nth in count(1):
             lay(drive, good)
             result = attempt(drive, nth, *errors[nth % len(errors)])
@@ -217,3 +217,57 @@ def test_with_uploads_as_late_as_one_save_takes_a_lost_machine_costs_one_save(
         assert found in (said - 1, said, said + 1), turn
         behind += found < said
     assert behind > 0, "nothing came late"
+
+
+@turns
+@pytest.mark.parametrize(
+    "uploads",
+    [lambda turn: Late(turn, delay=1000), lambda turn: Slow(turn, rate=100), lambda turn: Slow(turn, rate=50)],
+    ids=["later than three saves", "slower than the saves", "much slower than the saves"],
+)
+def test_however_late_the_uploads_a_lost_machine_leaves_a_good_checkpoint(
+    uploads: Callable[[int], Uploads], turns: range, operations: int, tmp_path: Path
+) -> None:
+    """What is in the cloud stays until newer ones are there: not the newest is found, but always a right one."""
+    behind = 0
+    for turn in turns:
+        said, found = lose_and_resume(tmp_path / str(turn), uploads(turn), random.Random(turn), operations)
+        assert found > 0, turn
+        behind += said - found
+    assert behind > 0, "nothing came late"
+
+
+def test_checkpoints_that_wait_for_their_upload_are_told_and_do_not_count(tmp_path: Path) -> None:
+    with Mount(tmp_path, Slow(0, rate=0)) as drive:
+        for step in range(1, 5):
+            put(drive.path, step)
+            said = prune(drive.path, "unet")
+        assert [checkpoint.step for checkpoint in complete(drive.path)] == [1, 2, 3, 4]
+        assert said == ["4 checkpoints wait for their upload to Google Drive, so older ones stay for now"]
+    (tmp_path / "quick").mkdir()
+    with Mount(tmp_path / "quick") as drive:
+        for step in range(1, 5):
+            put(drive.path, step)
+            assert prune(drive.path, "unet") == []
+        assert [checkpoint.step for checkpoint in complete(drive.path)] == [3, 4]
+
+
+def test_a_drive_that_goes_while_checkpoints_are_read_damages_none(good: Path, tmp_path: Path) -> None:
+    """At each operation of the search: an older checkpoint, or none, would mean to train steps again."""
+    with Mount(tmp_path) as drive:
+        lay(drive, good)
+        drive.reset()
+        assert newest(drive.path, "unet")[0] == Checkpoint(drive.path / "unet-000002", "unet", 2)
+        operations, refused = sum(drive.counts().values()), 0
+        for nth in range(1, operations + 1):
+            drive.reset()
+            drive.fail("any", nth, "ENOTCONN", persistent=True)
+            try:
+                found, _ = newest(drive.path, "unet")
+            except StorageError:
+                refused += 1
+            else:
+                assert found is not None, nth
+                assert found.step == 2, nth
+            drive.heal()
+        assert refused > operations / 2
