@@ -60,6 +60,9 @@ def show(session: SessionLike, root: str | Path | None = None) -> Session:
         ("runs", ", ".join(run.outcome or "no end noted" for run in record.runs) or "none"),
         ("exports", ", ".join(path.name for path in exports_of(session)) or "none"),
     ]
+    if waiting := _waiting(session):
+        some = f"{', '.join(waiting[:3])}{f' and {len(waiting) - 3} more' if len(waiting) > 3 else ''}"
+        facts.append(("not uploaded", f"{some}: on this machine alone until Google Drive has taken them"))
     changed = config.differences(Config())
     facts.append(("set", "; ".join(f"{line.split(' -> ')[0]}" for line in changed) or "all as the classic recipe"))
     console.table(("session", session.name), facts)
@@ -69,6 +72,18 @@ def show(session: SessionLike, root: str | Path | None = None) -> Session:
 def exports_of(session: Session) -> list[Path]:
     """The exported files of a session."""
     return [path for path in sorted(session.path.glob(f"{session.name}*")) if path.suffix in {".safetensors", ".ckpt"}]
+
+
+def _waiting(session: Session) -> list[str]:
+    """What of a session would go with this machine, as far as Google Drive's mount tells: the newest first."""
+    from fastdb.sessions.checkpoints import complete
+    from fastdb.storage.durable import explained
+    from fastdb.storage.uploads import waits_for_upload
+
+    there = [checkpoint.path for checkpoint in reversed(complete(session.checkpoints))]
+    there += [*exports_of(session), session.instance_images]
+    with explained(session.path):
+        return [path.name for path in there if path.exists() and waits_for_upload(path)]
 
 
 def _files(folder: Path) -> list[Path]:
