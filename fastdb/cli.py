@@ -67,6 +67,8 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", help="A setting, such as unet.steps=800; may be given many times.")
 ]
 
+Render = Annotated[bool, typer.Option("--render", help="Make a picture with source and result, and compare them.")]
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -183,6 +185,7 @@ def export(
     step: Annotated[
         int | None, typer.Option(help="Step of the UNet stage; the newest when not given.", show_default=False)
     ] = None,
+    render: Render = False,
     root: Root = None,
 ) -> None:
     """Write the trained model as one file in the original layout, verified by reading it back."""
@@ -190,7 +193,7 @@ def export(
         from fastdb import workflow
 
         kinds = [kind.value for kind in formats or Format]
-        workflow.export(name, formats=kinds, precision=precision.value, step=step, root=root)
+        workflow.export(name, formats=kinds, precision=precision.value, step=step, render=render, root=root)
 
 
 @app.command()
@@ -212,6 +215,7 @@ def convert(
     prediction: Annotated[
         Prediction | None, typer.Option(help="Of an SD 2.x; found out when not given.", show_default=False)
     ] = None,
+    render: Render = False,
 ) -> None:
     """Write a model in another layout or precision: original file to file or diffusers folder, folder to file."""
     with boundary():
@@ -226,6 +230,7 @@ def convert(
             vae=vae,
             like=like,
             prediction=prediction.value if prediction else None,
+            render=render,
         )
 
 
