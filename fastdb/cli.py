@@ -67,6 +67,8 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", help="A setting, such as unet.steps=800; may be given many times.")
 ]
 
+Render = Annotated[bool, typer.Option("--render", help="Make a picture with source and result, and compare them.")]
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -184,6 +186,7 @@ def export(
     step: Annotated[
         int | None, typer.Option(help="Step of the UNet stage; the newest when not given.", show_default=False)
     ] = None,
+    render: Render = False,
     root: Root = None,
 ) -> None:
     """Write the trained model as one file in the original layout, verified by reading it back."""
@@ -191,7 +194,7 @@ def export(
         from fastdb import workflow
 
         kinds = [kind.value for kind in formats or Format]
-        workflow.export(name, formats=kinds, precision=precision.value, step=step, root=root)
+        workflow.export(name, formats=kinds, precision=precision.value, step=step, render=render, root=root)
 
 
 @app.command()
@@ -213,6 +216,7 @@ def convert(
     prediction: Annotated[
         Prediction | None, typer.Option(help="Of an SD 2.x; found out when not given.", show_default=False)
     ] = None,
+    render: Render = False,
 ) -> None:
     """Write a model in another layout or precision: original file to file or diffusers folder, folder to file."""
     with boundary():
@@ -227,6 +231,7 @@ def convert(
             vae=vae,
             like=like,
             prediction=prediction.value if prediction else None,
+            render=render,
         )
 
 

@@ -48,6 +48,7 @@ def convert(
     vae: str | Path | None = None,
     like: str | Path | None = None,
     prediction: Literal["epsilon", "v_prediction"] | None = None,
+    render: bool = False,
 ) -> Path:
     """Write a model in another layout, verified by reading it back.
 
@@ -55,10 +56,12 @@ def convert(
     `precision` None keeps what the source has; `ema` takes its running averages; `vae` names another autoencoder;
     `like` a diffusers folder whose configurations a new one takes. `prediction` tells what the UNet of an SD 2.x
     predicts; None takes what the source says, and where it says nothing its UNet is asked. Beside a file of that family
-    a `.yaml` of the same name says so too, in place of any that is there.
+    a `.yaml` of the same name says so too, in place of any that is there. `render` makes a picture with source and
+    result and compares them (SD 1.x and 2.x); from file to file it needs `like` too.
 
     Raises:
-        ModelError: the source is no whole model, or its layout is not known; a folder needs `like`.
+        ModelError: the source is no whole model, or its layout is not known; a folder needs `like`; the pictures differ
+            by more than the precision explains, and the result stays for you to look at.
         StorageError: the target cannot be written.
     """
     from fastdb.runtime.places import expanded
@@ -69,6 +72,10 @@ def convert(
     from fastdb.models.convert import convert as converted
 
     wanted = expanded(target).absolute()
+    if render:
+        from fastdb.inference.compare import check_render, configurations
+
+        folder = configurations(expanded(source).absolute(), like=place(like), vae=place(vae))
     with console.bar(wanted.name, "tensor") as update:
         done = converted(
             expanded(source).absolute(),
@@ -83,4 +90,6 @@ def convert(
     console.say(f"verified {done.path}: {done.family}, {done.tensors} tensors, {console.size(done.bytes)}")
     if done.config:
         console.say(f"keep {done.config} beside it: it says what the UNet predicts")
+    if render:
+        check_render(expanded(source).absolute(), done.path, folder, averaged=ema)
     return done.path

@@ -247,20 +247,23 @@ def export(
     formats: Sequence[str] = ("safetensors", "ckpt"),
     precision: Literal["fp16", "bf16", "fp32"] = "fp16",
     step: int | None = None,
+    render: bool = False,
     root: str | Path | None = None,
 ) -> list[Path]:
     """Write the trained model as one file a format, in the original layout, verified by reading it back.
 
     `step` names a checkpoint of the UNet stage, whose files are called `<name>_step_<step>`; else it is the newest.
+    `render` makes a picture with the session and with each file, and compares them.
 
     Raises:
         ConfigError: there is no checkpoint of that step.
-        ModelError: it cannot be exported, or did not verify.
+        ModelError: it cannot be exported, did not verify, or draws something else.
         TrainingError: nothing was trained yet.
         StorageError: the disk is full or read-only.
     """
     from fastdb.models.export import export_model
     from fastdb.models.session_export import export_metadata, export_parts
+    from fastdb.models.sources import base_of
 
     session = open_session(session, root)
     parts, stands = export_parts(session, step)
@@ -273,6 +276,10 @@ def export(
                 parts, target, dtype=precision, metadata=export_metadata(session, stands), progress=update
             )
         console.say(f"verified {target}: {done.tensors} tensors, {precision}, {console.size(done.bytes)}")
+        if render:
+            from fastdb.inference.compare import check_render
+
+            check_render(parts, target, base_of(session), prompt=session.config.captions.instance_prompt)
         made.append(target)
     return made
 

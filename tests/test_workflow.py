@@ -287,6 +287,15 @@ def test_an_earlier_checkpoint_is_exported_by_its_step(trained: Session, capsys:
         workflow.export("cup", step=3)
 
 
+def test_an_export_draws_what_its_session_draws(trained: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    for precision, most in (("fp32", 1), ("fp16", 16)):
+        file, _ = workflow.export("cup", precision=precision, render=True)  # type: ignore[arg-type]
+        said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("draws what its source")]
+        assert len(said) == 2
+        assert all(int(line.split()[7]) <= most and f"({most} allowed)" in line for line in said)
+        assert file.with_name("cup.render.png").stat().st_size > 1000
+
+
 def test_both_kinds_are_exported_unless_one_is_named(trained: Session) -> None:
     assert [path.name for path in workflow.export("cup")] == ["cup.safetensors", "cup.ckpt"]
     half = [path.stat().st_size for path in overview.exports_of(trained)]

@@ -1,0 +1,131 @@
+"""Pictures of a source and of what was made of it: the same where the weights are, near where they were rounded."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+from PIL import Image  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from fastdb import model_files  # noqa: E402
+from fastdb.cli import app  # noqa: E402
+from fastdb.errors import ModelError  # noqa: E402
+from fastdb.inference import compare  # noqa: E402
+from fastdb.inference.compare import allowed, check_render  # noqa: E402
+from fastdb.models import convert as converting  # noqa: E402
+from fastdb.models.convert import convert  # noqa: E402
+from fastdb.models.layouts.mapping import ema_key  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+import real_models  # noqa: E402
+
+UNET = "model.diffusion_model."
+BIAS = f"{UNET}out.2.bias"
+
+
+@pytest.fixture(scope="module")
+def single(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """mini as one file in fp32, its weights moved a little, so that half precision does not hold them."""
+    file = convert(mini, tmp_path_factory.mktemp("single") / "mini.safetensors", dtype="fp32").path
+    torch.manual_seed(0)
+    moved = {
+        name: tensor * (1 + 2e-3 * torch.randn_like(tensor)) if tensor.is_floating_point() else tensor
+        for name, tensor in load_file(file).items()
+    }
+    save_file(moved, file)
+    return file
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        app(["convert", *map(str, arguments), "--render"])
+    return int(ended.value.code or 0)
+
+
+def test_a_folder_and_its_file_draw_the_same(mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(mini, tmp_path / "a.ckpt", "--precision", "fp32") == 0
+    place = tmp_path / "a.render.png"
+    assert f"draws what its source draws: largest difference 0 of 255, 0.00 in the mean (1 allowed); {place}" in (
+        capsys.readouterr().out
+    )
+    with Image.open(place) as picture:
+        assert picture.width > 128
+    assert run(tmp_path / "a.ckpt", tmp_path / "folder", "--like", mini) == 0
+    assert "largest difference 0 of 255" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ckpt", "a.render.png", "folder", "folder.render.png"]
+
+
+@pytest.mark.parametrize(("precision", "most"), [("fp32", 1), ("fp16", 16), ("bf16", 64)])
+def test_rounded_weights_draw_nearly_the_same(
+    single: Path, mini: Path, tmp_path: Path, precision: Any, most: int
+) -> None:
+    file = convert(single, tmp_path / "a.safetensors", dtype=precision).path
+    found = check_render(single, file, mini)
+    assert found.allowed == most
+    assert found.most * 4 <= most
+    assert (found.most == 0) == (precision == "fp32")
+
+
+def test_a_model_of_sd_2_draws_too(mini: Path, tmp_path: Path) -> None:
+    folder = real_models.save("sd2", mini, tmp_path / "folder")
+    model_files.convert(folder, tmp_path / "a.ckpt", render=True)
+    assert (tmp_path / "a.render.png").is_file()
+
+
+def test_running_averages_are_compared_with_running_averages(single: Path, mini: Path, tmp_path: Path) -> None:
+    tensors = load_file(single)
+    averages = {ema_key(name): tensor for name, tensor in tensors.items() if name.startswith(UNET)}
+    noise = {name: torch.randn_like(tensors[name]) for name in tensors if name.startswith(UNET)}
+    save_file(tensors | averages | noise, tmp_path / "ema.safetensors")
+    assert run(tmp_path / "ema.safetensors", tmp_path / "a.safetensors", "--ema", "--like", mini) == 0
+
+
+def test_another_picture_is_refused_and_the_result_stays(
+    single: Path, mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def spoiled(*arguments: Any, **more: Any) -> Any:
+        done = convert(*arguments, **more)
+        tensors = load_file(done.path)
+        save_file(tensors | {BIAS: tensors[BIAS] + 0.05}, done.path)
+        return done
+
+    monkeypatch.setattr(converting, "convert", spoiled)
+    assert run(single, tmp_path / "a.safetensors", "--like", mini) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"{tmp_path / 'a.safetensors'}: draws another picture than its source: largest difference " in said
+    assert f"its precision explains 1; see {tmp_path / 'a.render.png'}. Do not use it before you know why" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.render.png", "a.safetensors"]
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_is_written(
+    single: Path, mini: Path, tmp_path: Path
+) -> None:
+    big = real_models.save("sdxl", mini, tmp_path / "sdxl")
+    for source, more, line in (
+        (single, {}, "configurations and a tokenizer are needed that it does not hold"),
+        (single, {"vae": single, "like": mini}, "another autoencoder changes the picture"),
+        (big, {}, "is of SDXL base, with which no pictures can be made here to compare"),
+    ):
+        with pytest.raises(ModelError, match=line):
+            model_files.convert(source, tmp_path / "a.safetensors", render=True, **more)
+    assert [path.name for path in tmp_path.iterdir()] == ["sdxl"]
+
+
+def test_what_a_precision_explains() -> None:
+    limits = compare.LIMITS
+    for before, after, wanted in (
+        ({"float16"}, {"float32"}, "exact"),
+        ({"float16"}, {"float16"}, "exact"),
+        ({"float32"}, {"float16"}, "float16"),
+        ({"float16", "float32"}, {"float16"}, "float16"),
+        ({"float16"}, {"bfloat16"}, "bfloat16"),
+        ({"bfloat16"}, {"bfloat16"}, "exact"),
+    ):
+        assert allowed(before, after) == limits[wanted]
