@@ -75,7 +75,7 @@ def convert(
     if render:
         from fastdb.inference.compare import check_render, configurations
 
-        folder = configurations(expanded(source).absolute(), like=place(like), vae=place(vae))
+        folder = configurations(expanded(source).absolute(), like=place(like), vae=place(vae), prediction=prediction)
     with console.bar(wanted.name, "tensor") as update:
         done = converted(
             expanded(source).absolute(),

@@ -20,7 +20,9 @@ from fastdb.models.files.tensor_file import open_tensors
 from fastdb.models.importing import import_original
 from fastdb.models.inspect import inspect
 from fastdb.models.loading import empty, fill, load_scheduler, load_tokenizer
+from fastdb.models.prediction import prediction_of
 from fastdb.models.recognise import SD1, SD2
+from fastdb.models.single_file import configurations_of
 from fastdb.runtime.device import choose_device, release_memory
 
 Model = Path | Mapping[str, Path]
@@ -45,12 +47,12 @@ class Compared:
     picture: Path
 
 
-def configurations(source: Path, *, like: Path | None, vae: Path | None) -> Path:
+def configurations(source: Path, *, like: Path | None, vae: Path | None, prediction: str | None = None) -> Path:
     """The diffusers folder to take configurations, tokenizer and scheduler from, to draw with `source` and its result.
 
     Raises:
         ModelError: no pictures can be compared: another autoencoder was taken, the family cannot be drawn with here,
-            or nothing names such a folder.
+            or its sizes are not known and `like` names no folder.
     """
     found = inspect(source)
     if found.what.family not in (SD1, SD2) or found.what.inpainting:
@@ -60,14 +62,12 @@ def configurations(source: Path, *, like: Path | None, vae: Path | None) -> Path
     if vae is not None:
         what = "another autoencoder changes the picture, so that comparing tells nothing"
         raise ModelError(what, where=vae, fix="Leave out --render or --vae.")
-    folder = source if source.is_dir() else like
-    if folder is None:
-        raise ModelError(
-            "to draw with a file, configurations and a tokenizer are needed that it does not hold",
-            where=source,
-            fix="Name a diffusers folder of the same kind of model with --like.",
-        )
-    return folder
+    if source.is_dir():
+        return source
+    if like is not None:
+        return like
+    kind = prediction or prediction_of(source)[0]
+    return configurations_of(source, v_prediction=kind == "v_prediction")
 
 
 def check_render(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from fastdb.models import recognise
 from fastdb.models.family import FAMILIES, FLUX, SD35, SDXL, Family
 from fastdb.models.fetch.download import check_room
 from fastdb.models.fetch.store import came_from, locked, place, recall, remember
+from fastdb.models.files.tensor_file import open_tensors
 from fastdb.models.inspect import Inspection, inspect
 from fastdb.models.registry import NO_BASE, check_trainable
 from fastdb.storage.durable import explained, unfinished
@@ -43,6 +45,35 @@ def folder_of(file: Path) -> Path:
         folder = cached / "model"
         if recall(cached) is None:
             _convert(found, folder, cached)
+    return folder
+
+
+def configurations_of(file: Path, *, v_prediction: bool = False) -> Path:
+    """A diffusers folder without weights for a model in one file, in the cache: configurations and vocabularies.
+
+    Raises:
+        ModelError: the file is no whole model, its sizes are not those of its family, or vocabularies cannot be had.
+        StorageError: the folder cannot be written.
+    """
+    # Need torch, which what is here already does not.
+    import torch
+
+    from fastdb.models.configs import lay_out
+    from fastdb.models.convert import family_of as layout_name
+    from fastdb.models.layouts.families import layout_of
+    from fastdb.models.plans import to_parts
+
+    layout = layout_of(layout_name(inspect(file)))
+    parts = to_parts(layout, open_tensors(file), torch.float16)
+    shapes = sorted((part, one.entry.name, one.entry.shape) for part, planned in parts.items() for one in planned)
+    kind = f"{layout.family}{' v' if v_prediction else ''} {hashlib.sha256(repr(shapes).encode()).hexdigest()[:12]}"
+    cached = place(f"configurations of {kind}")
+    with locked(cached):
+        folder = cached / "model"
+        if recall(cached) is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            lay_out(folder, FAMILIES[layout.family], parts, v_prediction=v_prediction)
+            _remember(cached, folder, kind)
     return folder
 
 
@@ -90,8 +121,12 @@ def _convert(found: Inspection, folder: Path, cached: Path) -> None:
     console.say(f"{found.path.name} is one file: making a folder of its parts, once")
     with console.bar("parts", "tensor") as update:
         convert(found.path, folder, dtype=_widest(found), progress=update)
+    _remember(cached, folder, came_from(found.path) or str(found.path))
+
+
+def _remember(cached: Path, folder: Path, source: str) -> None:
     paths = {path.relative_to(cached).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    remember(cached, came_from(found.path) or str(found.path), paths)
+    remember(cached, source, paths)
 
 
 WIDTHS = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}

@@ -104,12 +104,19 @@ def test_another_picture_is_refused_and_the_result_stays(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.render.png", "a.safetensors"]
 
 
+def test_a_file_needs_no_likeness(single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTDB_CACHE", str(tmp_path / "cache"))
+    for name in ("a.ckpt", "b.safetensors"):
+        model_files.convert(single, tmp_path / name, render=True)
+        assert (tmp_path / name).with_suffix(".render.png").is_file()
+    assert not list((tmp_path / "cache").rglob("*.safetensors")), "configurations alone"
+
+
 def test_what_cannot_be_compared_is_refused_before_anything_is_written(
     single: Path, mini: Path, tmp_path: Path
 ) -> None:
     big = real_models.save("sdxl", mini, tmp_path / "sdxl")
     for source, more, line in (
-        (single, {}, "configurations and a tokenizer are needed that it does not hold"),
         (single, {"vae": single, "like": mini}, "another autoencoder changes the picture"),
         (big, {}, "is of SDXL base, with which no pictures can be made here to compare"),
     ):
