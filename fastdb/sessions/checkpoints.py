@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastdb.errors import CheckpointError
 from fastdb.storage.durable import explained, flush, write_json
-from fastdb.storage.manifest import MANIFEST, faults, write_manifest
+from fastdb.storage.manifest import faults, write_manifest
+from fastdb.storage.removal import remove
 
 STATE = "state.json"
 KEEP = 2
 """An old checkpoint goes only when this many newer ones of its stage verify on a fresh read."""
 
 _NAME = re.compile(r"(?P<stage>[a-z_]+)-(?P<step>\d{6,})")
-_UNFINISHED = ".unfinished-"
-_ASIDE = "set-aside-"
+UNFINISHED = ".unfinished-"
+"""Beginning of the name of what is being written, or removed."""
+ASIDE = "set-aside-"
+"""Beginning of the name of a folder with checkpoints that training does not go on from."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,11 @@ def save(
         StorageError: the disk is full, read-only, failing or gone; what was there before is untouched.
     """
     final = folder / f"{stage}-{step:06d}"
-    hidden = folder / f"{_UNFINISHED}{final.name}"
+    hidden = folder / f"{UNFINISHED}{final.name}"
     said: list[str] = []
     with explained(final):
         folder.mkdir(exist_ok=True)
-        _remove(hidden)
+        remove(hidden)
         hidden.mkdir()
         try:
             meant = write(hidden)
@@ -74,7 +77,8 @@ def save(
             hidden.rename(final)
             flush(folder)
         except BaseException:
-            shutil.rmtree(hidden, ignore_errors=True)
+            with suppress(OSError):
+                remove(hidden)
             raise
     return Checkpoint(final, stage, step), said
 
@@ -100,14 +104,12 @@ def newest(folder: Path, stage: str) -> tuple[Checkpoint | None, list[str]]:
     return None, said
 
 
-def prune(folder: Path, stage: str, keep_every: int = 0) -> list[str]:
-    """Remove checkpoints of a stage that have `KEEP` newer ones which verify on a fresh read; damaged ones stay.
+def spare(folder: Path, stage: str, keep_every: int = 0) -> list[Checkpoint]:
+    """The checkpoints of a stage that have `KEEP` newer ones which verify on a fresh read, newest first.
 
-    Those at multiples of `keep_every` steps stay too, where that is not 0.
-
-    Returns a line for each that could not be removed.
+    Damaged ones are not among them, nor are those at multiples of `keep_every` steps, where that is not 0.
     """
-    good, said = 0, []
+    good, found = 0, []
     for checkpoint in reversed(complete(folder, stage)):
         if good == KEEP and keep_every and checkpoint.step % keep_every == 0:
             continue
@@ -115,23 +117,43 @@ def prune(folder: Path, stage: str, keep_every: int = 0) -> list[str]:
             continue
         if good < KEEP:
             good += 1
-            continue
-        # Out of sight first: killed halfway, the rest is cleared away like any unfinished one.
-        going = folder / f"{_UNFINISHED}going-{checkpoint.path.name}"
+        else:
+            found.append(checkpoint)
+    return found
+
+
+def prune(folder: Path, stage: str, keep_every: int = 0) -> list[str]:
+    """Remove the checkpoints of a stage that are to spare.
+
+    Returns a line for each that could not be removed.
+    """
+    said = []
+    for checkpoint in spare(folder, stage, keep_every):
         try:
-            _remove(going)
-            checkpoint.path.rename(going)
-            _remove(going)
+            take_away(checkpoint)
         except OSError as error:
             said.append(f"checkpoint {checkpoint.path.name} could not be removed: {error.strerror}")
     return said
 
 
+def take_away(checkpoint: Checkpoint) -> int:
+    """Remove a checkpoint; returns its bytes. Only for one that is `spare`, or for which its owner was asked.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    # Out of sight first: killed halfway, the rest is cleared away like any unfinished one.
+    going = checkpoint.path.with_name(f"{UNFINISHED}going-{checkpoint.path.name}")
+    remove(going)
+    checkpoint.path.rename(going)
+    return remove(going)
+
+
 def clear_unfinished(folder: Path) -> None:
     """Remove what a killed trainer was still writing. Only the one process that trains may call this."""
     with explained(folder):
-        for path in folder.glob(f"{_UNFINISHED}*") if folder.is_dir() else ():
-            _remove(path)
+        for path in folder.glob(f"{UNFINISHED}*") if folder.is_dir() else ():
+            remove(path)
 
 
 def set_all_aside(folder: Path) -> Path | None:
@@ -157,14 +179,6 @@ def _set_aside(path: Path, why: str) -> str:
 
 def _free(folder: Path) -> Path:
     number = 1
-    while (folder / f"{_ASIDE}{number}").exists():
+    while (folder / f"{ASIDE}{number}").exists():
         number += 1
-    return folder / f"{_ASIDE}{number}"
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder; its manifest goes first, so that what is left of it is never taken for whole."""
-    if not folder.exists():
-        return
-    (folder / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(folder)
+    return folder / f"{ASIDE}{number}"
