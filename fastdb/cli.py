@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fastdb import __version__
+from fastdb import __version__, cli_space
 from fastdb.console import boundary, say
 from fastdb.errors import ConfigError
 from fastdb.runtime.quiet import hush_libraries
@@ -353,6 +353,10 @@ def inspect(
         from fastdb import model_files
 
         model_files.inspect(file, probe=probe)
+
+
+app.command()(cli_space.space)
+app.command()(cli_space.free)
 
 
 def _steps(text: str) -> list[int] | None:

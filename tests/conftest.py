@@ -119,7 +119,7 @@ from pathlib import Path
 
 {body}
 
-EVENTS = {{"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "cut"}}
+EVENTS = {{"open", "os.mkdir", "os.rename", "os.truncate", "os.remove", "os.rmdir", "cut"}}
 root = Path(sys.argv[1])
 for point in range(1, 500):
     folder = root / f"{{point:03d}}"

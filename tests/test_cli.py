@@ -23,6 +23,7 @@ from fastdb.runtime.places import work_folder
 from fastdb.sessions.checkpoints import complete
 from fastdb.sessions.session import Session
 from fastdb.storage.manifest import faults
+from fastdb.training.process import start
 
 FASTDB = [sys.executable, "-m", "fastdb"]
 SMALL = ["--set", "resolution=64", "--set", "text_encoder.steps=60", "--set", "unet.steps=60"]
@@ -164,7 +165,7 @@ def wait_for(session: Path, wanted: Callable[[dict], bool], seconds: float = 60)
 def test_every_verb_has_its_help() -> None:
     verbs = [command.name or command.callback.__name__ for command in app.registered_commands]  # type: ignore[union-attr]
     expected = ["demo", "new", "sessions", "show", "add-images", "train", "stop", "export", "convert"]
-    assert verbs == [*expected, "generate", "evaluate", "inspect"]
+    assert verbs == [*expected, "generate", "evaluate", "inspect", "space", "free"]
     whole = fastdb("--help")
     assert (whole.code, whole.err) == (0, "")
     for verb in verbs:
@@ -402,12 +403,22 @@ def test_a_photo_cut_off_by_a_full_disk_comes_in_whole_the_next_time(
 def test_a_checkpoint_that_does_not_fit_leaves_the_others(
     made: Path, small_disk: Callable[[str], Path], no_trainer_left: list[Path]
 ) -> None:
-    """The text encoder's checkpoint fits, the UNet's, which is eight times as large, does not."""
+    """The text encoder's checkpoint fits, the UNet's, which is eight times as large, does not: told before it begins.
+
+    Begun all the same, as when something else fills the disk meanwhile, it loses nothing.
+    """
     session = shutil.copytree(made, small_disk("14m") / "cup")
     no_trainer_left.append(session)
     before = tree(session)
-    done = fastdb("train", session, "--set", "text_encoder.steps=2", "--set", "unet.steps=2")
-    assert "the disk is full; what was there before is untouched. Free some space" in done.error
+    steps = {"text_encoder.steps": 2, "unet.steps": 2}
+    done = fastdb("train", session, *(word for name in steps for word in ("--set", f"{name}={steps[name]}")))
+    assert re.match(r"error: cup: the first checkpoints need 51\.\d MB \(text_encoder 5\.6 MB, unet 45", done.error)
+    assert "Free some: fastdb free cup" in done.error
+    assert tree(session) == before
+    opened = Session.open(session)
+    *_, end = start(opened.with_config(opened.config.changed(steps))).follow()
+    assert end["outcome"] == "failed"
+    assert "the disk is full; what was there before is untouched. Free some space" in end["message"]
     assert sorted(os.listdir(session / "checkpoints")) == ["README.txt", "text_encoder-000002"]
     assert faults(session / "checkpoints" / "text_encoder-000002") == []
     changing = ("session.yaml", "logs", "checkpoints/text_encoder-000002")

@@ -27,6 +27,8 @@ ORDER = [
     "cli",
     "notebook",
     "demo",
+    "cli_space",
+    "space",
     "model_files",
     "workflow",
     "overview",

@@ -10,7 +10,7 @@ from fastdb import console
 from fastdb.errors import ModelError
 from fastdb.models.fetch.fetch import fetch
 from fastdb.models.fetch.named import HubFile, LocalPath, Source, parse
-from fastdb.models.fetch.store import came_from
+from fastdb.models.fetch.store import came_from, note_use
 from fastdb.models.registry import KnownModel, check_choice, find_model, known_model
 from fastdb.models.single_file import folder_of
 from fastdb.runtime.places import expanded
@@ -106,6 +106,7 @@ def _fetched(source: Source, *mirrors: Source) -> Path:
 
 
 def _found(path: Path) -> Base:
+    note_use(path)
     return Base(str(path), folder_of(path) if path.is_file() else path, came_from(path))
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastdb.errors import CheckpointError, StorageError
 from fastdb.storage.durable import explained, flush, write_json
-from fastdb.storage.manifest import MANIFEST, faults, write_manifest
+from fastdb.storage.manifest import faults, write_manifest
+from fastdb.storage.removal import remove
 from fastdb.storage.uploads import waits_for_upload
 
 STATE = "state.json"
@@ -24,8 +25,10 @@ MANY = 3
 """When more wait for their upload, it is said."""
 
 _NAME = re.compile(r"(?P<stage>[a-z_]+)-(?P<step>\d{6,})")
-_UNFINISHED = ".unfinished-"
-_ASIDE = "set-aside-"
+UNFINISHED = ".unfinished-"
+"""Beginning of the name of what is being written, or removed."""
+ASIDE = "set-aside-"
+"""Beginning of the name of a folder with checkpoints that training does not go on from."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,11 @@ def save(
         StorageError: the disk is full, read-only, failing or gone; what was there before is untouched.
     """
     final = folder / f"{stage}-{step:06d}"
-    hidden = folder / f"{_UNFINISHED}{final.name}"
+    hidden = folder / f"{UNFINISHED}{final.name}"
     said: list[str] = []
     with explained(final):
         folder.mkdir(exist_ok=True)
-        _remove(hidden)
+        remove(hidden)
         hidden.mkdir()
         try:
             meant = write(hidden)
@@ -79,7 +82,8 @@ def save(
             hidden.rename(final)
             flush(folder)
         except BaseException:
-            shutil.rmtree(hidden, ignore_errors=True)
+            with suppress(OSError):
+                remove(hidden)
             raise
     return Checkpoint(final, stage, step), said
 
@@ -119,43 +123,46 @@ def newest(folder: Path, stage: str) -> tuple[Checkpoint | None, list[str]]:
     return None, said
 
 
-def prune(folder: Path, stage: str, keep_every: int = 0) -> list[str]:
-    """Remove checkpoints of a stage that have `KEEP` newer ones which verify on a fresh read; damaged ones stay.
+def spare(folder: Path, stage: str, keep_every: int = 0) -> list[Checkpoint]:
+    """The checkpoints of a stage that have `KEEP` newer ones which verify on a fresh read, newest first.
 
-    On Google Drive only those newer ones count that were uploaded: the others go with the machine. Checkpoints at
-    multiples of `keep_every` steps stay too, where that is not 0.
+    On Google Drive only those newer ones count that were uploaded: the others go with the machine. Damaged ones are not
+    among them, nor are those at multiples of `keep_every` steps, where that is not 0.
+
+    Raises:
+        StorageError, OSError: the disk does not answer.
+    """
+    return _superseded(folder, stage, keep_every)[0]
+
+
+def prune(folder: Path, stage: str, keep_every: int = 0) -> list[str]:
+    """Remove the checkpoints of a stage that are to spare.
 
     Returns a line for each that could not be removed, and one where many wait. Nothing is raised: what was just saved
     stands, and the next time will do.
     """
     said: list[str] = []
     try:
-        older, waiting = _superseded(folder, stage)
+        older, waiting = _superseded(folder, stage, keep_every)
     except (StorageError, OSError) as error:
         what = error.what if isinstance(error, StorageError) else error.strerror
         return [f"older checkpoints could not be looked through: {what}"]
     if waiting > MANY:
         said.append(f"{waiting} checkpoints wait for their upload to Google Drive, so older ones stay for now")
     for checkpoint in older:
-        if keep_every and checkpoint.step % keep_every == 0:
-            continue
-        # Out of sight first: killed halfway, the rest is cleared away like any unfinished one.
-        going = folder / f"{_UNFINISHED}going-{checkpoint.path.name}"
         try:
-            _remove(going)
-            checkpoint.path.rename(going)
-            _remove(going)
+            take_away(checkpoint)
         except OSError as error:
             said.append(f"checkpoint {checkpoint.path.name} could not be removed: {error.strerror}")
     return said
 
 
-def _superseded(folder: Path, stage: str) -> tuple[list[Checkpoint], int]:
+def _superseded(folder: Path, stage: str, keep_every: int) -> tuple[list[Checkpoint], int]:
     """The good checkpoints of a stage under `KEEP` newer good ones that no longer wait, newest first; how many wait."""
     settled, waiting = 0, 0
     older = []
     for checkpoint in reversed(complete(folder, stage)):
-        if faults(checkpoint.path):
+        if (settled == KEEP and keep_every and checkpoint.step % keep_every == 0) or faults(checkpoint.path):
             continue
         if settled == KEEP:
             older.append(checkpoint)
@@ -166,11 +173,24 @@ def _superseded(folder: Path, stage: str) -> tuple[list[Checkpoint], int]:
     return older, waiting
 
 
+def take_away(checkpoint: Checkpoint) -> int:
+    """Remove a checkpoint; returns its bytes. Only for one that is `spare`, or for which its owner was asked.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    # Out of sight first: killed halfway, the rest is cleared away like any unfinished one.
+    going = checkpoint.path.with_name(f"{UNFINISHED}going-{checkpoint.path.name}")
+    remove(going)
+    checkpoint.path.rename(going)
+    return remove(going)
+
+
 def clear_unfinished(folder: Path) -> None:
     """Remove what a killed trainer was still writing. Only the one process that trains may call this."""
     with explained(folder):
-        for path in folder.glob(f"{_UNFINISHED}*") if folder.is_dir() else ():
-            _remove(path)
+        for path in folder.glob(f"{UNFINISHED}*") if folder.is_dir() else ():
+            remove(path)
 
 
 def set_all_aside(folder: Path) -> Path | None:
@@ -196,14 +216,6 @@ def _set_aside(path: Path, why: str) -> str:
 
 def _free(folder: Path) -> Path:
     number = 1
-    while (folder / f"{_ASIDE}{number}").exists():
+    while (folder / f"{ASIDE}{number}").exists():
         number += 1
-    return folder / f"{_ASIDE}{number}"
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder; its manifest goes first, so that what is left of it is never taken for whole."""
-    if not folder.exists():
-        return
-    (folder / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(folder)
+    return folder / f"{ASIDE}{number}"

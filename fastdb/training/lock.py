@@ -9,8 +9,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fastdb.errors import SessionBusy
-from fastdb.runtime.places import work_folder
+from fastdb.runtime.places import cache_folder, work_folder
 from fastdb.storage.durable import make_folder
+
+_NAME = "training.lock"
 
 
 @contextmanager
@@ -36,16 +38,24 @@ def training_lock(session: Path) -> Iterator[None]:
 
 def is_training(session: Path) -> bool:
     """Whether a process on this machine holds the right to train a session."""
-    lock = _lock(session)
+    return _is_held(_lock(session))
+
+
+def any_training() -> bool:
+    """Whether a process on this machine holds the right to train any session."""
+    return any(_is_held(FileLock(lock)) for lock in (cache_folder() / "work").glob(f"*/{_NAME}"))
+
+
+def _lock(session: Path) -> FileLock:
+    folder = work_folder(session)
+    make_folder(folder)
+    return FileLock(folder / _NAME)
+
+
+def _is_held(lock: FileLock) -> bool:
     try:
         lock.acquire(timeout=0)
     except Timeout:
         return True
     lock.release()
     return False
-
-
-def _lock(session: Path) -> FileLock:
-    folder = work_folder(session)
-    make_folder(folder)
-    return FileLock(folder / "training.lock")

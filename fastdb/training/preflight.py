@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fastdb import console
 from fastdb.errors import CheckpointError, TrainingError
 from fastdb.images.intake import InstanceImage, instance_images_of
 from fastdb.models.base_model import open_base_model
@@ -13,6 +14,7 @@ from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES, is_joint, steps_of
 from fastdb.storage.durable import explained, write_bytes
 from fastdb.training.recipe import check_recipes, make_recipe
+from fastdb.training.space_needed import check_space
 
 
 def preflight(session: Session, restart: bool = False) -> None:
@@ -22,9 +24,9 @@ def preflight(session: Session, restart: bool = False) -> None:
         ModelError: the base model cannot be used.
         ImageError: there are no instance images, or one has no prompt.
         TrainingError: class images are wanted and nothing says of what, or the newest checkpoint cannot go on.
-        StorageError: the session's folder cannot be written.
+        StorageError: the session's folder cannot be written, or its disk has no room for the first checkpoints.
     """
-    open_base_model(base_of(session))
+    base = open_base_model(base_of(session))
     images = instances(session)
     if not any(steps_of(session, stage) for stage in STAGES):
         raise TrainingError(
@@ -47,6 +49,8 @@ def preflight(session: Session, restart: bool = False) -> None:
         session.checkpoints.mkdir(exist_ok=True)
         write_bytes(probe, b"")
         probe.unlink()
+    if advice := check_space(session, base.folder, restart):
+        console.say(advice)
 
 
 def check_goes_on(session: Session, images: Sequence[InstanceImage]) -> None:
