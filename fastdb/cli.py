@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fastdb import __version__
+from fastdb.cli_sharing import Name, Root, add_verbs
 from fastdb.console import boundary, say
 from fastdb.errors import ConfigError
 from fastdb.runtime.quiet import hush_libraries
@@ -54,8 +55,6 @@ class Precision(StrEnum):
     fp32 = "fp32"
 
 
-Name = Annotated[str, typer.Argument(help="The session's name, or its folder.", show_default=False)]
-Root = Annotated[Path | None, typer.Option("--root", help="The folder that holds the sessions.", envvar="FASTDB_ROOT")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="A setting, such as unet.steps=800; may be given many times.")
 ]
@@ -333,6 +332,9 @@ def inspect(
         from fastdb import model_files
 
         model_files.inspect(file)
+
+
+add_verbs(app)
 
 
 def _steps(text: str) -> list[int] | None:

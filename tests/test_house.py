@@ -25,9 +25,11 @@ PACKAGE = REPOSITORY / "fastdb"
 ORDER = [
     "__main__",
     "cli",
+    "cli_sharing",
     "notebook",
     "demo",
     "model_files",
+    "sharing",
     "workflow",
     "overview",
     "evaluation",
