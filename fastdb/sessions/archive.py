@@ -12,7 +12,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -115,21 +115,20 @@ def opened(path: Path) -> Iterator[Archive]:
         SessionError: it is no whole zip, or does what no archive of a session does.
         StorageError: it cannot be read.
     """
-    try:
-        with explained(path), open(path, "rb") as stream:
-            count, start = _directory(path, stream)
-            try:
-                with zipfile.ZipFile(stream) as file:
-                    infos = file.infolist()
-                    if len(infos) != count:
-                        raise _damaged(path, f"its directory lists {len(infos)} members instead of {count}")
-                    yield Archive(path, file, _members(path, infos, start))
-            except (zipfile.BadZipFile, UnicodeDecodeError, struct.error, NotImplementedError) as error:
-                raise _damaged(path, "its directory cannot be read") from error
-    except (FileNotFoundError, IsADirectoryError) as error:
-        if error.filename != str(path):
-            raise
-        raise SessionError("there is no such file", where=path, fix="Check the spelling of the path.") from error
+    with ExitStack() as open_files:
+        try:
+            with explained(path):
+                stream = open_files.enter_context(open(path, "rb"))
+                count, start = _directory(path, stream)
+                file = open_files.enter_context(zipfile.ZipFile(stream))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise SessionError("there is no such file", where=path, fix="Check the spelling of the path.") from error
+        except (zipfile.BadZipFile, UnicodeDecodeError, struct.error, NotImplementedError) as error:
+            raise _damaged(path, "its directory cannot be read") from error
+        infos = file.infolist()
+        if len(infos) != count:
+            raise _damaged(path, f"its directory lists {len(infos)} members instead of {count}")
+        yield Archive(path, file, _members(path, infos, start))
 
 
 def _directory(path: Path, stream: BinaryIO) -> tuple[int, int]:
