@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fastdb import __version__, cli_space
+from fastdb.cli_sharing import Name, Root, add_verbs
 from fastdb.console import boundary, say
 from fastdb.errors import ConfigError
 from fastdb.runtime.quiet import hush_libraries
@@ -61,8 +62,6 @@ class Precision(StrEnum):
     fp32 = "fp32"
 
 
-Name = Annotated[str, typer.Argument(help="The session's name, or its folder.", show_default=False)]
-Root = Annotated[Path | None, typer.Option("--root", help="The folder that holds the sessions.", envvar="FASTDB_ROOT")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="A setting, such as unet.steps=800; may be given many times.")
 ]
@@ -357,6 +356,9 @@ def inspect(
 
 app.command()(cli_space.space)
 app.command()(cli_space.free)
+
+
+add_verbs(app)
 
 
 def _steps(text: str) -> list[int] | None:

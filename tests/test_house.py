@@ -25,11 +25,13 @@ PACKAGE = REPOSITORY / "fastdb"
 ORDER = [
     "__main__",
     "cli",
+    "cli_sharing",
     "notebook",
     "demo",
     "cli_space",
     "space",
     "model_files",
+    "sharing",
     "workflow",
     "overview",
     "evaluation",

@@ -69,6 +69,8 @@ def add_photos(
     photos: Sequence[Path],
     size: int,
     progress: Callable[[int, int, str], None] | None = None,
+    *,
+    keep_squares: bool = False,
 ) -> Intake:
     """Take photos into a session's three folders; a bad one is refused with its reason and the others go on.
 
@@ -78,6 +80,7 @@ def add_photos(
     off midway is not yet trained on and comes in whole the next time.
 
     Args:
+        keep_squares: a photo that is square already is taken whole, as somebody has cropped it.
         progress: called after each photo with how many are done, how many there are, and the photo's name.
 
     Raises:
@@ -93,7 +96,7 @@ def add_photos(
     refused: list[Refused] = []
     for done, photo in enumerate(photos, start=1):
         try:
-            added.append(_add(folders, photo, size))
+            added.append(_add(folders, photo, size, keep_squares))
         except ImageError as error:
             refused.append(Refused(photo, f"{error.what}. {error.fix}".strip()))
         if progress is not None:
@@ -126,12 +129,13 @@ def instance_images_of(instance_images: Path, captions: Path | None, template: s
     return images
 
 
-def _add(folders: _Folders, photo: Path, size: int) -> Added:
+def _add(folders: _Folders, photo: Path, size: int, keep_squares: bool) -> Added:
     data = photo_bytes(photo)
     image = decode_photo(data, photo)
     beside = photo.with_suffix(".txt")
     caption = read_caption(beside) if beside.exists() else None
-    crop = choose_crop(image, size=size)
+    whole = keep_squares and image.width == image.height
+    crop = Crop(0, 0, image.width, "already square") if whole else choose_crop(image, size=size)
     wanted = _safe_stem(photo)
     with explained(folders.originals):
         stem, known = _place(folders, wanted, data)

@@ -14,6 +14,18 @@ from fastdb.storage.durable import explained, write_text
 
 FORMAT = 1
 FILE = "session.yaml"
+LARGEST = 1 << 20
+"""Bytes of `session.yaml`; a long history takes a tenth of it."""
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases: a few lines of them stand for more than any memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(None, None, "aliases have no place here", event.start_mark)
+        return super().compose_node(parent, index)
 
 
 class BaseModelRecord(Settings):
@@ -62,7 +74,9 @@ def read_record(folder: Path) -> Record:
     path = folder / FILE
     try:
         with explained(path):
-            data: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+            if path.stat().st_size > LARGEST:
+                raise SessionError("is larger than any session.yaml", where=path, fix="Put back the file it had.")
+            data: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)  # a SafeLoader
     except FileNotFoundError:
         raise SessionError(
             "there is no session.yaml, so this is no session of fastdb", where=folder, fix="Choose another folder."

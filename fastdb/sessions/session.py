@@ -59,7 +59,7 @@ class Session:
             beside = folder / f".{name}.{uuid.uuid4().hex[:8]}"
             beside.mkdir()
             try:
-                _lay_out(beside)
+                lay_out(beside)
                 write_record(beside, record)
                 beside.rename(path)
             except OSError as error:
@@ -208,13 +208,21 @@ def check_name(name: str) -> None:
         SessionError: with a name near it that would do.
     """
     if not _usable(name):
-        plain = re.sub(r"[^\w-]+", "_", name).strip("_-")[:63]
+        near = near_name(name)
         raise SessionError(
             "cannot be the name of a session: letters, digits, _ - and . only, a letter or digit first, at most 63, "
             "and no name that Windows keeps for itself",
             where=repr(name) if len(name) < 100 else f"{name[:60]!r}...",
-            fix=f"{plain} would do." if _usable(plain) else "Choose a name such as my_dog.",
+            fix=f"{near} would do." if near else "Choose a name such as my_dog.",
         )
+
+
+def near_name(name: str) -> str:
+    """The name itself where a session can have it, else one near it that would do; empty where there is none."""
+    if _usable(name):
+        return name
+    plain = re.sub(r"[^\w-]+", "_", name).strip("_-")[:63]
+    return plain if _usable(plain) else ""
 
 
 def check_free(name: str, root: Path | str | None = None) -> Path:
@@ -243,14 +251,18 @@ def template() -> Path:
     return installed if installed.is_dir() else package.parent / "sessions_template"
 
 
-def _lay_out(folder: Path) -> None:
-    """Copy the template's folders and files, but not its permissions: it may be read-only where it is installed."""
+def lay_out(folder: Path) -> None:
+    """Copy the template's folders and files where they are missing, but not its permissions: it may be read-only.
+
+    Raises:
+        FileExistsError: a file has the name of a folder.
+    """
     source = template()
     for path in sorted(source.rglob("*")):
         target = folder / path.relative_to(source)
         if path.is_dir():
-            target.mkdir()
-        else:
+            target.mkdir(exist_ok=True)
+        elif not target.exists():
             target.write_bytes(path.read_bytes())
 
 

@@ -65,7 +65,7 @@ def faults(folder: Path) -> list[str]:
         files = [(str(name), int(fact["bytes"]), str(fact["sha256"])) for name, fact in record["files"].items()]
     except FileNotFoundError:
         return ["it has no manifest, so it was never finished"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         return [f"its manifest cannot be read ({type(error).__name__})"]
     if record.get("format") != FORMAT:
         return [f"its manifest has format {record.get('format')!r}; this version knows {FORMAT}"]

@@ -1,0 +1,72 @@
+"""The verbs of `fastdb.sharing` for the command line, and the arguments they have in common with the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastdb.console import boundary
+
+Name = Annotated[str, typer.Argument(help="The session's name, or its folder.", show_default=False)]
+Root = Annotated[Path | None, typer.Option("--root", help="The folder that holds the sessions.", envvar="FASTDB_ROOT")]
+Checkpoints = Annotated[
+    bool, typer.Option("--checkpoints", help="Checkpoints, class images and logs too: training goes on from them.")
+]
+
+
+def share(
+    name: Name,
+    target: Annotated[
+        Path | None, typer.Argument(help="The zip to write.", show_default="<name>.zip in this folder")
+    ] = None,
+    checkpoints: Checkpoints = False,
+    root: Root = None,
+) -> None:
+    """Write a session as a zip to give away: photos, captions, settings."""
+    with boundary():
+        from fastdb import sharing
+
+        sharing.share(name, target, checkpoints=checkpoints, root=root)
+
+
+def adopt(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A zip, a folder, a link of a shared Drive folder, or a session of the classic notebook.",
+            show_default=False,
+        ),
+    ],
+    name: Annotated[str | None, typer.Argument(help="The new session's name.", show_default="the one it has")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Its base model, as it lies here.", show_default="what it says; a classic session: mini"),
+    ] = None,
+    root: Root = None,
+) -> None:
+    """Make a session of one that comes from elsewhere; nothing is changed there."""
+    with boundary():
+        from fastdb import sharing
+
+        sharing.adopt(source, name, base=base, root=root)
+
+
+def duplicate(
+    name: Name,
+    new: Annotated[str, typer.Argument(help="The new session's name.", show_default=False)],
+    checkpoints: Checkpoints = False,
+    root: Root = None,
+) -> None:
+    """Make a new session with the photos, captions and settings of another."""
+    with boundary():
+        from fastdb import sharing
+
+        sharing.duplicate(name, new, checkpoints=checkpoints, root=root)
+
+
+def add_verbs(app: typer.Typer) -> None:
+    """Give the command line these verbs."""
+    for verb in (share, adopt, duplicate):
+        app.command()(verb)

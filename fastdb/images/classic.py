@@ -1,0 +1,107 @@
+"""The folder of a session of the classic fast-DreamBooth notebook, read and never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastdb.errors import ImageError
+from fastdb.images.captions import prompt_from_name, read_caption
+from fastdb.images.crop import Crop, choose_crop, crop_square
+from fastdb.images.intake import Intake, add_photos, save_png
+from fastdb.images.photos import photos_in, read_photo
+from fastdb.storage.durable import explained, write_text
+
+IMAGES, CAPTIONS, CONCEPT = "instance_images", "captions", "concept_images"
+
+
+@dataclass(frozen=True)
+class ClassicSession:
+    """What a classic session's folder holds."""
+
+    folder: Path
+    photos: tuple[Path, ...]
+    concept_images: tuple[Path, ...]
+    models: tuple[Path, ...]
+    """What was trained in it: `<name>.ckpt`, `<name>_step_<N>.ckpt`."""
+
+
+def read_classic(folder: Path) -> ClassicSession:
+    """Look into a classic session's folder.
+
+    Raises:
+        ImageError: it has no instance images.
+        StorageError: it cannot be read.
+    """
+    with explained(folder):
+        photos = _photos(folder / IMAGES)
+        if not photos:
+            zipped = (folder / f"{IMAGES}.zip").is_file()
+            raise ImageError(
+                "this session of the classic notebook has no instance images",
+                where=folder,
+                fix=f"Unpack its {IMAGES}.zip first." if zipped else f"Put its photos into {IMAGES}.",
+            )
+        models = sorted(path for path in folder.iterdir() if path.suffix == ".ckpt" and path.is_file())
+        return ClassicSession(folder, tuple(photos), tuple(_photos(folder / CONCEPT)), tuple(models))
+
+
+def _photos(folder: Path) -> list[Path]:
+    return [path for path in photos_in(folder) if not path.is_symlink()] if folder.is_dir() else []
+
+
+def add_classic(
+    classic: ClassicSession,
+    originals: Path,
+    instance_images: Path,
+    captions: Path,
+    size: int,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> tuple[Intake, list[str]]:
+    """Take a classic session's instance images and captions into a session's folders; squares stay as they are.
+
+    A caption lies in `captions/`, or in the oldest sessions beside its image. `size` is in pixels.
+
+    Returns what became of each photo, and a line for each caption that could not be read.
+
+    Raises:
+        StorageError: a folder cannot be written.
+        ImageError: the face detector asked for cannot be used.
+    """
+    intake = add_photos(originals, instance_images, captions, classic.photos, size, progress, keep_squares=True)
+    said = []
+    for added in intake.added:
+        path = classic.folder / CAPTIONS / f"{added.source.stem}.txt"
+        try:
+            caption = read_caption(path)
+        except ImageError as error:
+            said.append(f"caption left out: {path.name}: {error.what}")
+            continue
+        if caption:
+            write_text(captions / f"{added.name}.txt", caption + "\n")
+    return intake, said
+
+
+def add_concept_images(classic: ClassicSession, class_images: Path, size: int) -> int:
+    """Take a classic session's concept images as class images of `size` pixels, each with what its name says as its
+    caption; those that cannot be read are passed over. Returns how many came in.
+
+    Raises:
+        StorageError: the folder cannot be written.
+        ImageError: the face detector asked for cannot be used.
+    """
+    come = 0
+    for path in classic.concept_images:
+        try:
+            image = read_photo(path)
+        except ImageError:
+            continue
+        square = image.width == image.height
+        crop = Crop(0, 0, image.width, "already square") if square else choose_crop(image, size=size)
+        come += 1
+        stem = f"concept-{come:04d}"
+        if said := prompt_from_name(path.stem):
+            write_text(class_images / f"{stem}.txt", said + "\n")
+        save_png(crop_square(image, crop, size), class_images / f"{stem}.png")
+    return come

@@ -1,0 +1,93 @@
+"""A folder on Google Drive that is shared by link: listed by gdown, its files fetched as any other."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from fastdb.errors import SessionError
+from fastdb.models.fetch.download import Progress, download
+from fastdb.models.fetch.hosted import DRIVE_GATE, remote_of
+from fastdb.models.fetch.named import DriveFile
+from fastdb.sessions.portable import MOST_FILES, double, inside_a_file, litter, name_fault, shown
+from fastdb.storage.durable import make_folder
+
+FIX = "Zip the folder on Drive's page, download that, and adopt the zip; or mount Drive and give the folder's path."
+
+
+def folder_number(link: str) -> str:
+    """The number of the Drive folder that a link leads to; empty where it leads to none."""
+    try:
+        parts = urlsplit(link.strip())
+    except ValueError:
+        return ""
+    if parts.scheme not in ("http", "https") or (parts.hostname or "").lower() != "drive.google.com":
+        return ""
+    found = re.search(r"/folders/([\w-]{10,})/?$", parts.path, re.ASCII)
+    number = found[1] if found else parse_qs(parts.query).get("id", [""])[0]
+    inside = found or parts.path.rstrip("/").endswith(("/folderview", "/open"))
+    return number if inside and re.fullmatch(r"[\w-]{10,}", number, re.ASCII) else ""
+
+
+def fetch_folder(number: str, target: Path, progress: Progress) -> str:
+    """Download a shared folder into `target`; gives the name that it has on Drive.
+
+    Args:
+        progress: called with the files that are here and those of the folder.
+
+    Raises:
+        SessionError: it is not shared, has names no disk takes, or cannot be listed.
+        ModelError: one of its files cannot be had.
+        StorageError: the disk is full or cannot be written.
+    """
+    where = f"https://drive.google.com/drive/folders/{number}"
+    name, listed = _listed(number, where)
+    paths = [path for _, path in listed]
+    for path in paths:
+        if clause := name_fault(path):
+            raise SessionError(f"its file {shown(path)} {clause}", where=where, fix=f"Rename it on Drive. {FIX}")
+    if twice := double(paths) or inside_a_file(paths, paths):
+        raise SessionError(f"its file {shown(twice)} is there twice", where=where, fix=f"Rename one of them. {FIX}")
+    if len(listed) > MOST_FILES:
+        raise SessionError(f"holds more than {MOST_FILES} files", where=where, fix=FIX)
+    for done, (file, path) in enumerate(listed, start=1):
+        if not litter(path):
+            make_folder((target / path).parent)
+            # Beside the folder: the name that counts is the one in the list.
+            came = download(remote_of(DriveFile(file)), target.with_name(f"{target.name}.coming"))
+            came.replace(target / path)
+        progress(done, len(listed))
+    return name
+
+
+def _listed(number: str, where: str) -> tuple[str, list[tuple[str, str]]]:
+    """The folder's name, and the number and the path inside the folder of each file.
+
+    Raises:
+        SessionError: gdown is not here, or cannot list it.
+    """
+    try:
+        import gdown
+        import requests
+    except ImportError as error:
+        raise SessionError("gdown, which reads folders of Drive, is not installed", where=where, fix=FIX) from error
+    try:
+        found: Any = gdown.download_folder(id=number, output="/", quiet=True, use_cookies=False, skip_download=True)
+    except _kinds(gdown.exceptions) as error:
+        said = " ".join(str(error).split())
+        raise SessionError(f"Google Drive does not list it ({said[:120]})", where=where, fix=DRIVE_GATE) from error
+    except (requests.RequestException, OSError) as error:
+        raise SessionError(
+            f"Google Drive does not answer ({type(error).__name__})", where=where, fix="Check the network."
+        ) from error
+    if not found:
+        raise SessionError("holds no files, or is not shared", where=where, fix=DRIVE_GATE)
+    return Path(found[0].local_path).parts[1], [(one.id, Path(one.path).as_posix()) for one in found]
+
+
+def _kinds(exceptions: Any) -> tuple[type[Exception], ...]:
+    """What gdown raises: 5.2, as Colab has it, lists fifty files at most, and has a kind of its own for more."""
+    names = ("DownloadError", "FileURLRetrievalError", "FolderContentsMaximumLimitError")
+    return (*(getattr(exceptions, name) for name in names if hasattr(exceptions, name)), RuntimeError, ValueError)

@@ -1,0 +1,233 @@
+"""Zips of sessions, which may come from anybody: everything is checked before and while it is unpacked.
+
+`zipfile` takes apart what we have looked at: it reads a directory of any size, takes two members of one name, believes
+sizes, and calls what it cannot do a bug.
+"""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from fastdb.errors import SessionError, StorageError
+from fastdb.sessions.portable import MOST_FILES, double, inside_a_file, litter, name_fault, shown
+from fastdb.storage.durable import explained
+
+LARGEST_DIRECTORY = 8 << 20
+MOST_BYTES = 64 << 30
+"""Of everything unpacked: more than SDXL's checkpoints."""
+MOST_RATIO, RATIO_FROM = 200, 1 << 20
+"""How much smaller a member of some size may be packed; text is packed to a tenth, zeros to a thousandth."""
+
+BLOCK = 1 << 20
+PACKED = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+ENCRYPTED = 0x1 | 0x40 | 0x2000
+UTF8 = 0x800
+
+ANOTHER = "Nothing was changed. Ask for the archive again, or unpack it yourself and adopt the folder."
+
+_END = struct.Struct("<4s4H2LH")
+_LOCATOR64 = struct.Struct("<4sLQL")
+_END64 = struct.Struct("<4sQ2H2L4Q")
+_LOCAL = struct.Struct("<4s5H3L2H")
+_COMMENT = 1 << 16
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in an archive, its name checked."""
+
+    name: str
+    info: zipfile.ZipInfo
+
+
+class Archive:
+    """An open zip whose directory was checked: names, sizes, kinds, places."""
+
+    def __init__(self, path: Path, file: zipfile.ZipFile, members: Sequence[Member]) -> None:
+        self.path, self.members, self._file = path, members, file
+
+    def unpack(self, members: Sequence[Member], folder: Path, prefix: str, progress: Progress | None = None) -> None:
+        """Write members into `folder`, their names without `prefix`; sizes and checksums are held while reading.
+
+        Raises:
+            SessionError: a member is damaged or not what the directory says.
+            StorageError: the disk is full or cannot be written.
+        """
+        total, done = sum(member.info.file_size for member in members), 0
+        self._check_room(folder, total)
+        for member in members:
+            target = folder / member.name.removeprefix(prefix)
+            with explained(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with open(target, "xb") as out:
+                    for block in self.blocks(member):
+                        out.write(block)
+                        done += len(block)
+                        if progress is not None:
+                            progress(done, total)
+
+    def blocks(self, member: Member) -> Iterator[bytes]:
+        """The bytes of a member, never more than its directory entry speaks of, and in the end exactly as many.
+
+        Raises:
+            SessionError: it is damaged or of another size.
+        """
+        left = member.info.file_size
+        try:
+            with self._file.open(member.info) as stream:
+                while block := stream.read(min(BLOCK, left + 1)):
+                    left -= len(block)
+                    if left < 0:
+                        raise _refused(self.path, member.name, "is larger than the archive says")
+                    yield block
+        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+            raise _refused(self.path, member.name, "is damaged: its checksum or its packing is wrong") from error
+        if left:
+            raise _refused(self.path, member.name, "is smaller than the archive says")
+
+    def _check_room(self, folder: Path, total: int) -> None:
+        with explained(folder):
+            free = shutil.disk_usage(folder).free
+        if total > free:
+            raise StorageError(
+                f"holds {total / 1e9:.1f} GB unpacked, and {free / 1e9:.1f} GB are free on {folder.parent}",
+                where=self.path,
+                fix="Free some space, or choose another disk with --root.",
+            )
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Archive]:
+    """Open a zip and check its directory; nothing is unpacked yet.
+
+    Raises:
+        SessionError: it is no whole zip, or does what no archive of a session does.
+        StorageError: it cannot be read.
+    """
+    with ExitStack() as open_files:
+        try:
+            with explained(path):
+                stream = open_files.enter_context(open(path, "rb"))
+                count, start = _directory(path, stream)
+                file = open_files.enter_context(zipfile.ZipFile(stream))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise SessionError("there is no such file", where=path, fix="Check the spelling of the path.") from error
+        except (zipfile.BadZipFile, UnicodeDecodeError, struct.error, NotImplementedError) as error:
+            raise _damaged(path, "its directory cannot be read") from error
+        infos = file.infolist()
+        if len(infos) != count:
+            raise _damaged(path, f"its directory lists {len(infos)} members instead of {count}")
+        yield Archive(path, file, _members(path, infos, start))
+
+
+def _directory(path: Path, stream: BinaryIO) -> tuple[int, int]:
+    """Number of members and place of the directory, before `zipfile` reads as much as that says.
+
+    Raises:
+        SessionError: there is none where a zip has it, or it is larger than any session's.
+    """
+    length = stream.seek(0, 2)
+    tail_at = max(0, length - _COMMENT - _END.size)
+    stream.seek(tail_at)
+    tail = stream.read()
+    place = tail.rfind(b"PK\x05\x06")
+    if place < 0 or len(tail) < place + _END.size:
+        raise _damaged(path, "a zip's directory stands at its end, and there is none: it is cut short or no zip")
+    _, disk, first, here, count, size, start, comment = _END.unpack_from(tail, place)
+    if len(tail) != place + _END.size + comment:
+        raise _damaged(path, "it goes on behind its end")
+    end = tail_at + place
+    if end >= _LOCATOR64.size:
+        stream.seek(end - _LOCATOR64.size)
+        signature, _, place64, _ = _LOCATOR64.unpack(stream.read(_LOCATOR64.size))
+        if signature == b"PK\x06\x07":
+            if place64 != end - _LOCATOR64.size - _END64.size:
+                raise _damaged(path, "its directory is not where it says")
+            stream.seek(place64)
+            _, _, _, _, disk, first, here, count, size, start = _END64.unpack(stream.read(_END64.size))
+            end = place64
+    if disk or first or here != count:
+        raise _damaged(path, "it is one volume of a zip in several")
+    if count > MOST_FILES or size > LARGEST_DIRECTORY:
+        raise _damaged(path, f"it has {count} members, and a session has at most {MOST_FILES}")
+    if start + size != end:
+        raise _damaged(path, "its directory is not where it says")
+    return count, start
+
+
+def _members(path: Path, infos: Sequence[zipfile.ZipInfo], end: int) -> list[Member]:
+    """The files of an archive.
+
+    Raises:
+        SessionError: a member is of a kind, a size or a name that none in a session has.
+    """
+    members, names = [], []
+    for info in infos:
+        name = _name(info)
+        if clause := name_fault(name.removesuffix("/")) or _fault(info, name):
+            raise _refused(path, name, clause)
+        names.append(name.removesuffix("/"))
+        if not name.endswith("/"):
+            members.append(Member(name, info))
+    if twice := double(names):
+        raise _refused(path, twice, "is there twice, if upper and lower case are the same")
+    if within := inside_a_file((member.name for member in members), names):
+        raise _refused(path, within, "lies in a folder that is a file too")
+    if (total := sum(info.file_size for info in infos)) > MOST_BYTES:
+        raise _damaged(path, f"it would unpack to {total / 1e9:.0f} GB, more than any session has")
+    reached, before = 0, ""
+    for info in sorted(infos, key=lambda info: info.header_offset):
+        if info.header_offset < reached:
+            raise _refused(path, _name(info), f"overlaps {shown(before)}")
+        reached, before = info.header_offset + _LOCAL.size + len(info.orig_filename) + info.compress_size, _name(info)
+    if reached > end:
+        raise _refused(path, before, "goes on behind the archive's end")
+    return [member for member in members if not litter(member.name)]
+
+
+def _fault(info: zipfile.ZipInfo, name: str) -> str:
+    """What is wrong with a member's kind and size."""
+    mode = info.external_attr >> 16
+    if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "is a link" if stat.S_ISLNK(mode) else "is a device or the like, and no file"
+    if info.flag_bits & ENCRYPTED:
+        return "is encrypted"
+    if info.compress_type not in PACKED:
+        return "is packed in a way that few programs read"
+    if name.endswith("/") or stat.S_ISDIR(mode):
+        return "is a folder with something in it" if info.file_size or not name.endswith("/") else ""
+    if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
+        return "has two sizes"
+    if info.file_size >= RATIO_FROM and info.file_size > MOST_RATIO * info.compress_size:
+        return f"would unpack to {info.file_size / 1e6:.0f} MB out of {info.compress_size / 1e6:.1f}: a bomb"
+    return ""
+
+
+def _name(info: zipfile.ZipInfo) -> str:
+    """A member's name as it stands in the archive; macOS writes UTF-8 and does not say so."""
+    name = info.orig_filename
+    if not info.flag_bits & UTF8:
+        try:
+            return name.encode("cp437").decode("utf-8")
+        except UnicodeError:
+            return name
+    return name
+
+
+def _refused(path: Path, name: str, clause: str) -> SessionError:
+    return SessionError(f"its member {shown(name)} {clause}", where=path, fix=ANOTHER)
+
+
+def _damaged(path: Path, what: str) -> SessionError:
+    return SessionError(f"cannot be used as an archive: {what}", where=path, fix=ANOTHER)

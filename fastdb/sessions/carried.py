@@ -1,0 +1,279 @@
+"""Sessions on their way to another place: what of them travels, a zip or a copy made of it, and a folder that appears
+whole under its new name or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import stat
+import uuid
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from fastdb.errors import SessionError, SessionExists
+from fastdb.sessions.archive import BLOCK, opened
+from fastdb.sessions.portable import MOST_FILES, double, litter, name_fault, shown
+from fastdb.sessions.session import check_free
+from fastdb.storage.durable import explained, flush, make_folder, writing
+from fastdb.storage.manifest import FORMAT, MANIFEST, faults
+
+HEAVY = ("checkpoints", "class_images", "logs")
+"""Folders of a session's state: training goes on from them, and can make them again."""
+EXPORTS = (".safetensors", ".ckpt")
+README = "README.txt"
+
+_PACKED_ALREADY = (".png", ".jpg", ".jpeg", ".webp", ".safetensors", ".zip", ".gz")
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+"""The time of every member, so that the same session gives the same archive."""
+
+Progress = Callable[[int, int], None]
+
+
+def files_of(folder: Path, *, state: bool = True, exports: bool = True) -> tuple[list[str], list[str]]:
+    """The files of a session's folder that travel, as relative paths, and a line for each that is no plain file.
+
+    Hidden files stay behind; so do checkpoints, class images and logs where `state` is false, and exported models
+    where `exports` is.
+
+    Raises:
+        SessionError: one has a name that another disk would not take, or there are too many.
+        StorageError: the folder cannot be read.
+    """
+    found: list[str] = []
+    said: list[str] = []
+
+    def unreadable(error: OSError) -> None:
+        raise error
+
+    with explained(folder):
+        for place, folders, names in os.walk(folder, onerror=unreadable):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted([*names, *folders]):
+                path = Path(place, name)
+                relative = path.relative_to(folder).as_posix()
+                if litter(relative) or stat.S_ISDIR(mode := path.lstat().st_mode):
+                    continue
+                if not stat.S_ISREG(mode):
+                    said.append(f"left out: {shown(relative)} is a link or no plain file")
+                elif relative != MANIFEST and _travels(relative, state, exports):
+                    found.append(relative)
+                if len(found) > MOST_FILES:
+                    raise SessionError(
+                        f"holds more than {MOST_FILES} files", where=folder, fix="Name a session's own folder."
+                    )
+    for relative in found:
+        if clause := name_fault(relative):
+            raise SessionError(f"its file {shown(relative)} {clause}", where=folder, fix="Rename it.")
+    if twice := double(found):
+        raise SessionError(
+            f"its file {shown(twice)} is there twice, if upper and lower case are the same",
+            where=folder,
+            fix="Rename one of them.",
+        )
+    return found, said
+
+
+def _travels(relative: str, state: bool, exports: bool) -> bool:
+    parts = PurePosixPath(relative).parts
+    if len(parts) == 1:
+        return exports or not relative.endswith(EXPORTS)
+    return state or parts[0] not in HEAVY or parts[1:] == (README,)
+
+
+def write_archive(folder: Path, files: Sequence[str], target: Path, top: str, progress: Progress) -> int:
+    """Write `files` of a session's folder as a zip, below one folder called `top`, with a manifest of their sizes and
+    hashes; it is read back and compared before it gets its name.
+
+    Args:
+        progress: called with the bytes done and those of the whole, twice those of the files.
+
+    Returns its size in bytes.
+
+    Raises:
+        SessionError: a file changed or went away meanwhile, or what was read back is not what was written.
+        StorageError: the disk is full or cannot be written.
+    """
+    entries: dict[str, dict[str, object]] = {}
+    with _still_there(folder):
+        total, done = 2 * sum((folder / name).stat().st_size for name in files), 0
+        with writing(target) as beside:
+            with zipfile.ZipFile(beside, "w") as archive:
+                for name in files:
+                    digest, size = hashlib.sha256(), 0
+                    with archive.open(_entry(f"{top}/{name}"), "w", force_zip64=True) as out:
+                        for block in _blocks(folder / name):
+                            out.write(block)
+                            digest.update(block)
+                            size, done = size + len(block), done + len(block)
+                            progress(min(done, total), total)
+                    entries[name] = {"bytes": size, "sha256": digest.hexdigest()}
+                manifest = json.dumps({"format": FORMAT, "files": entries}, indent=1, ensure_ascii=False) + "\n"
+                archive.writestr(_entry(f"{top}/{MANIFEST}"), manifest)
+            _read_back(beside, target, top, entries, lambda more: progress(min(done + more, total), total))
+            return beside.stat().st_size
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name, _EPOCH)
+    entry.external_attr = (stat.S_IFREG | 0o644) << 16
+    stored = name.lower().endswith(_PACKED_ALREADY)
+    entry.compress_type = zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED
+    return entry
+
+
+def _read_back(
+    beside: Path, target: Path, top: str, entries: Mapping[str, Mapping[str, object]], progress: Callable[[int], None]
+) -> None:
+    """Read an archive as whoever adopts it will, and compare each file's hash."""
+    done = 0
+    with opened(beside) as archive:
+        for member in archive.members:
+            digest = hashlib.sha256()
+            for block in archive.blocks(member):
+                digest.update(block)
+                done += len(block)
+                progress(done)
+            name = member.name.removeprefix(f"{top}/")
+            if name != MANIFEST and entries[name]["sha256"] != digest.hexdigest():
+                raise SessionError(
+                    f"its member {shown(name)} was not read back as it was written",
+                    where=target,
+                    fix="Check the disk and run the same command again.",
+                )
+
+
+def copy_files(folder: Path, files: Sequence[str], target: Path, progress: Progress) -> None:
+    """Copy files of a session's folder, byte for byte.
+
+    Raises:
+        SessionError: one changed or went away meanwhile.
+        StorageError: a disk is full, failing or cannot be written.
+    """
+    with _still_there(folder):
+        sizes = {name: (folder / name).stat().st_size for name in files}
+        total, done = sum(sizes.values()), 0
+        for name in files:
+            path = target / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "xb") as out:
+                for block in _blocks(folder / name):
+                    out.write(block)
+                    done += len(block)
+                    progress(min(done, total), total)
+            if path.stat().st_size != sizes[name]:
+                raise _changed(folder, name)
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with open(path, "rb") as stream:
+        while block := stream.read(BLOCK):
+            yield block
+
+
+@contextmanager
+def _still_there(folder: Path) -> Iterator[None]:
+    try:
+        with explained(folder):
+            yield
+    except FileNotFoundError as error:
+        raise _changed(folder, str(error.filename)) from error
+
+
+def _changed(folder: Path, name: str) -> SessionError:
+    return SessionError(
+        f"{shown(Path(name).name)} changed or went away while it was read",
+        where=folder,
+        fix="Stop what writes there, and run the same command again.",
+    )
+
+
+@contextmanager
+def staged(name: str, root: Path | str | None) -> Iterator[tuple[Path, Path]]:
+    """A hidden folder beside a new session's place, and that place; on leaving without an error the one has become
+    the other, after an error nothing is left.
+
+    Raises:
+        SessionExists: there is a session of that name already; a free name is told.
+        SessionError: no session can have that name.
+        StorageError: the folder cannot be written.
+    """
+    try:
+        path = check_free(name, root)
+    except SessionExists as error:
+        raise _taken(name, root) from error
+    make_folder(path.parent)
+    beside = path.parent / f".{name}.{uuid.uuid4().hex[:8]}"
+    with explained(path):
+        beside.mkdir()
+        try:
+            yield beside, path
+            _flush_all(beside)
+            beside.rename(path)
+        except OSError as error:
+            shutil.rmtree(beside, ignore_errors=True)
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise _taken(name, root) from error
+            raise
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+        flush(path.parent)
+
+
+def _flush_all(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        flush(path)
+    flush(folder)
+
+
+def _taken(name: str, root: Path | str | None) -> SessionExists:
+    number, free = 2, ""
+    while not free:
+        candidate = f"{name[:40]}_{number}"
+        try:
+            check_free(candidate, root)
+        except SessionExists:
+            number += 1
+        else:
+            free = candidate
+    return SessionExists("there is a session of this name already", where=name, fix=f"{free} is free: give that name.")
+
+
+def check_manifest(folder: Path, where: object) -> bool:
+    """Hold a folder against the manifest inside, and take that away: it speaks of the way and not of the session.
+
+    Returns whether there was one.
+
+    Raises:
+        SessionError: a file is missing, has changed, or is not named in it.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return False
+    try:
+        named = set(json.loads(path.read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _unlike(where, "its manifest cannot be read") from error
+    there = {one.relative_to(folder).as_posix() for one in folder.rglob("*") if one.is_file()} - {MANIFEST}
+    if extra := sorted(there - named):
+        raise _unlike(where, f"{shown(extra[0])} is not named in its manifest")
+    # Only now: names that are not those of its own files would be looked up elsewhere.
+    if gone := sorted(named - there):
+        raise _unlike(where, f"{shown(gone[0])} is named in its manifest and missing")
+    if wrong := faults(folder):
+        raise _unlike(where, wrong[0])
+    path.unlink()
+    return True
+
+
+def _unlike(where: object, what: str) -> SessionError:
+    return SessionError(
+        f"is not what was shared: {what}",
+        where=where,
+        fix=f"Ask for it again; or, if you changed it yourself, unpack it, remove {MANIFEST} and adopt the folder.",
+    )
