@@ -15,10 +15,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
-from fastdb import __version__, console, overview, workflow
+from fastdb import __version__, console, overview, space, workflow
 from fastdb.errors import FastDBError, ImageError, ModelError, SessionBusy, StorageError
 from fastdb.images.faces import fetch_yunet
 from fastdb.runtime.drive import colab, leave_drive, mount_drive
+from fastdb.runtime.places import sessions_root
 from fastdb.sessions.session import Session
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def begin() -> None:
 
 
 def open_drive() -> None:
-    """Mount Google Drive where there is one, and list the sessions that lie there, or on this machine.
+    """Mount Google Drive where there is one, list the sessions that lie there, or on this machine, and the free space.
 
     Raises:
         StorageError: Drive was refused, or did not appear.
@@ -55,6 +56,8 @@ def open_drive() -> None:
     drive = mount_drive()
     console.say(f"Google Drive: {drive}" if drive else "no Google Drive here: sessions stay on this machine")
     overview.list_sessions()
+    for line in space.disks([sessions_root()]):
+        console.say(line)
 
 
 def add_images(session: Session, folder: str = "", *, upload_more: bool = False) -> Image | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from fastdb.overview import SessionLike, open_session
 from fastdb.runtime.places import cache_folder, sessions_root
 from fastdb.sessions.costs import KINDS, REMOVABLE, Cost, costs_of, is_session, removable
 from fastdb.storage.durable import explained
-from fastdb.storage.removal import bytes_of, remove
+from fastdb.storage.removal import bytes_of, mapped_files, remove
 
 if TYPE_CHECKING:
     from fastdb.models.fetch.store import Entry
@@ -58,7 +58,7 @@ def space(sessions: Sequence[SessionLike] = (), root: str | Path | None = None) 
             folders = sorted(path for path in base.iterdir() if is_session(path)) if base.is_dir() else []
         spent = [Spent(folder, tuple(costs_of(folder))) for folder in folders]
         caches = [] if sessions else _caches()
-        disks = _disks([*(folders if sessions else [base]), *([cache_folder()] if caches else [])])
+        lines = disks([*(folders if sessions else [base]), *([cache_folder()] if caches else [])])
     if sessions:
         for one in spent:
             _show(one)
@@ -67,7 +67,7 @@ def space(sessions: Sequence[SessionLike] = (), root: str | Path | None = None) 
     if caches:
         console.say()
         console.table((f"on this machine, in {cache_folder()}", "size"), [(n, console.size(b)) for n, b in caches])
-    for line in disks:
+    for line in lines:
         console.say(line)
     return spent
 
@@ -111,10 +111,11 @@ def free(session: SessionLike, what: Sequence[str], *, confirm: Confirm, root: s
                 where=session.name,
                 fix="Run the same command again.",
             )
+        mapped = mapped_files()
         for cost in going:
-            _take(session, cost)
+            _take(cost, mapped)
     console.say(f"removed {console.size(total)}")
-    for line in _disks([session.path]):
+    for line in disks([session.path]):
         console.say(line)
     return total
 
@@ -156,7 +157,7 @@ def free_models(*, confirm: Confirm, wanted: int = 0) -> int:
         _check_none_trains()
         gone = sum(remove_entry(one.folder) for one in going)
     console.say(f"removed {console.size(gone)}")
-    for line in _disks([cache_folder()]):
+    for line in disks([cache_folder()]):
         console.say(line)
     return gone
 
@@ -200,14 +201,19 @@ def _caches() -> list[tuple[str, int]]:
     return found + [(path.name, count) for path in others if path.name != "models" and (count := bytes_of(path))]
 
 
-def _disks(folders: Sequence[Path]) -> list[str]:
-    """The free space of the file systems that folders lie on, a line for each."""
+def disks(folders: Sequence[Path]) -> list[str]:
+    """The free space of the file systems that folders lie on, a line for each; folders need not be there yet.
+
+    Raises:
+        StorageError: the disk does not answer.
+    """
     lines: dict[int, str] = {}
     for folder in folders:
-        there = next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
-        usage = shutil.disk_usage(there)
-        free, whole = console.size(usage.free), console.size(usage.total)
-        lines.setdefault(there.stat().st_dev, f"free: {free} of {whole}, where {folder} lies")
+        with explained(folder):
+            there = next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
+            usage = shutil.disk_usage(there)
+            free, whole = console.size(usage.free), console.size(usage.total)
+            lines.setdefault(there.stat().st_dev, f"free: {free} of {whole}, where {folder} lies")
     return list(lines.values())
 
 
@@ -263,11 +269,11 @@ def _why(session: Session, kind: str) -> str:
     return ""
 
 
-def _take(session: Session, cost: Cost) -> None:
+def _take(cost: Cost, mapped: Collection[int]) -> None:
     from fastdb.sessions.checkpoints import Checkpoint, take_away
 
     if cost.kind == "checkpoints":
         stage, _, step = cost.path.name.rpartition("-")
         take_away(Checkpoint(cost.path, stage, int(step)))
     else:
-        remove(cost.path)
+        remove(cost.path, mapped=mapped)

@@ -325,7 +325,7 @@ def test_a_model_that_is_being_fetched_stays(models: dict[str, Path], capsys: py
 
 
 def test_a_look_at_a_model_is_no_use_of_it(models: dict[str, Path]) -> None:
-    assert space.free_models(confirm=lambda question: False) == 0
+    assert space.free_models(confirm=lambda question: False, wanted=1) == 0
     assert order() == ["old", "mid", "new"]
 
 

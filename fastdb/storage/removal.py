@@ -26,7 +26,7 @@ def bytes_of(path: Path) -> int:
         return 0
 
 
-def remove(path: Path, first: str = MANIFEST) -> int:
+def remove(path: Path, first: str = MANIFEST, mapped: Collection[int] | None = None) -> int:
     """Remove a file, or a folder with all below it, and give its space back; returns the bytes.
 
     Each file is cut to nothing before it is deleted, so that a trash keeps nothing of it. The file `first` of a folder
@@ -34,12 +34,16 @@ def remove(path: Path, first: str = MANIFEST) -> int:
     it points to stays; a file with a second name, or one that a process has mapped, is deleted without being cut:
     whoever reads it by the other name or through the map would lose it.
 
+    Args:
+        first: name of the file of a folder that goes first.
+        mapped: what `mapped_files` gave a moment ago, for whoever removes many.
+
     Raises:
         OSError: it cannot be removed; what was removed before is gone.
     """
     if not os.path.lexists(path):
         return 0
-    mapped = _mapped()
+    mapped = mapped_files() if mapped is None else mapped
     if not path.is_dir() or path.is_symlink():
         return _remove_file(path, mapped)
     total = 0
@@ -73,7 +77,7 @@ mapped_is_known = os.path.isdir("/proc/self")
 """Whether this system tells which files are mapped. To cut one that is would end the process that reads it."""
 
 
-def _mapped() -> set[int]:
+def mapped_files() -> set[int]:
     """The inodes of the files that processes of this machine have mapped, as far as they may be looked at."""
     found: set[int] = set()
     for process in os.listdir("/proc") if mapped_is_known else ():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 
@@ -24,7 +25,9 @@ def test_drive_is_mounted_and_sessions_live_there(colab, capsys):
     assert sessions_root() == colab.mountpoint / "MyDrive" / "Fast-Dreambooth" / "Sessions"
     open_drive()
     said = capsys.readouterr().out
-    assert said == f"Google Drive: {colab.mountpoint / 'MyDrive'}\nno sessions in {sessions_root()}\n"
+    *lines, free = said.splitlines()
+    assert lines == [f"Google Drive: {colab.mountpoint / 'MyDrive'}", f"no sessions in {sessions_root()}"]
+    assert re.fullmatch(rf"free: .+ of .+, where {re.escape(str(sessions_root()))} lies", free)
 
 
 def test_a_drive_that_is_mounted_asks_for_no_consent_again(colab):
