@@ -17,7 +17,7 @@ from fastdb.errors import ImageError, SessionBusy, SessionError, StorageError
 from fastdb.overview import SessionLike, exports_of, open_session
 from fastdb.runtime.places import cache_folder, expanded
 from fastdb.sessions.archive import Archive, Member, opened
-from fastdb.sessions.arrival import Found, locate, locate_in, settle, without_history
+from fastdb.sessions.arrival import Found, locate, locate_in, read_come, settle, without_history
 from fastdb.sessions.carried import (
     EXPORTS,
     HEAVY,
@@ -168,7 +168,7 @@ def _unpack(archive: Archive, inside: Sequence[Member], folder: Path, found: Fou
 def _adopt_folder(
     top: Path, name: str | None, called: str, base: str | Path | None, root: str | Path | None, where: object
 ) -> Session:
-    found = locate_in(top)
+    found = locate_in(top, where)
     folder = top / found.prefix
     name = name or _name(found.name or called, where)
     known = None if found.classic else _base(base)
@@ -177,7 +177,7 @@ def _adopt_folder(
             _take_classic(folder, beside, name, base, where)
         else:
             _check_still(folder, str(where), True)
-            read_record(folder)
+            read_come(folder, where)
             files, said = files_of(folder)
             for line in said:
                 console.say(line)

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from fastdb.errors import ConfigError, FastDBError, SessionError
 from fastdb.sessions.carried import EXPORTS
 from fastdb.sessions.portable import shown
-from fastdb.sessions.record import FILE, BaseModelRecord, read_record, write_record
+from fastdb.sessions.record import FILE, BaseModelRecord, Record, read_record, write_record
 from fastdb.sessions.session import Session, lay_out
 from fastdb.storage.durable import explained
 
@@ -63,8 +63,8 @@ def locate(paths: Iterable[str], where: object) -> Found:
     return Found(*next(iter(sessions.items())))
 
 
-def locate_in(folder: Path) -> Found:
-    """Find the session in a folder.
+def locate_in(folder: Path, where: object) -> Found:
+    """Find the session in a folder that came from `where`.
 
     Raises:
         SessionError: there is none, or more than one.
@@ -73,7 +73,24 @@ def locate_in(folder: Path) -> Found:
     with explained(folder):
         stars = ["*/" * depth for depth in range(DEEPEST + 1)]
         paths = [path for star in stars for name in (FILE, f"{CLASSIC}/*") for path in folder.glob(f"{star}{name}")]
-        return locate((path.relative_to(folder).as_posix() for path in paths), folder)
+        return locate((path.relative_to(folder).as_posix() for path in paths), where)
+
+
+def read_come(folder: Path, where: object) -> Record:
+    """`session.yaml` of a session that has come; an error tells of `where` it came from, and is of bounded length.
+
+    Raises:
+        SessionError: it is missing, damaged, or of a format this version does not know.
+        ConfigError: it holds settings that do not fit.
+    """
+    try:
+        return read_record(folder)
+    except FastDBError as error:
+        kind = ConfigError if isinstance(error, ConfigError) else SessionError
+        what = error.what if len(error.what) < 300 else f"{error.what[:300]}..."
+        raise kind(
+            f"its {FILE} cannot be used: {what}", where=where, fix="Ask for it again, or correct it where it came from."
+        ) from error
 
 
 def settle(folder: Path, name: str, base: BaseModelRecord | None, where: object, called: Sequence[str] = ()) -> None:
@@ -88,14 +105,7 @@ def settle(folder: Path, name: str, base: BaseModelRecord | None, where: object,
         SessionError: it is no session, or `base` is another model than it was made with.
         StorageError: the folder cannot be written.
     """
-    try:
-        record = read_record(folder)
-    except FastDBError as error:
-        kind = ConfigError if isinstance(error, ConfigError) else SessionError
-        what = error.what if len(error.what) < 300 else f"{error.what[:300]}..."
-        raise kind(
-            f"its {FILE} cannot be used: {what}", where=where, fix="Ask for it again, or correct it where it came from."
-        ) from error
+    record = read_come(folder, where)
     if base is not None and base.fingerprint != record.base_model.fingerprint:
         raise SessionError(
             "was made with another base model",
