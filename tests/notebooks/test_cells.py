@@ -44,7 +44,7 @@ def test_open_or_new_makes_then_opens(session, capsys):
 def test_open_or_new_hides_no_fault(session):
     with pytest.raises(SessionError, match="cannot be the name"):
         fastdb.open_or_new("my mug", "mini")
-    with pytest.raises(ModelError, match="no such folder"):
+    with pytest.raises(ModelError, match="no such file or folder"):
         fastdb.open_or_new("other", "/nowhere")
     (session.path / "session.yaml").write_text("format: 99", encoding="utf-8")
     with pytest.raises(SessionError, match="format 99"):
