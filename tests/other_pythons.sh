@@ -26,7 +26,7 @@ fi
 if [ ! "$venv/.done" -nt setup.py ] || [ ! "$venv/.done" -nt constraints.txt ]; then
   "$python" -m venv --clear "$venv"
   pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt)
-  "${pip[@]}" --only-binary :all: filelock gdown httpx huggingface_hub nbclient numpy opencv-python-headless pillow \
+  "${pip[@]}" --only-binary :all: filelock gdown httpx huggingface_hub hypothesis nbclient numpy opencv-python-headless pillow \
     pydantic pytest PyYAML scikit-image setuptools tqdm typer
   "${pip[@]}" --no-deps --no-build-isolation -e .
   touch "$venv/.done"

@@ -12,25 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import zstandard
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from fastdb.errors import CheckpointError, FastDBError, StorageError
-from fastdb.models.base_model import weight_file
-from fastdb.models.files import planes as coding
-from fastdb.models.files.packed import Base, Packed, bits_of
-from fastdb.models.files.packed_index import MAGIC, TAIL
-from fastdb.models.files.packed_writer import write_packed
-from fastdb.models.files.safetensors_writer import save_tensors
-from fastdb.models.files.sink import read_back
-from fastdb.models.layouts.families import layout_of
-from fastdb.models.plans import from_parts, opened
-from fastdb.models.sources import base_folder
-from fastdb.storage.manifest import sha256
+torch = pytest.importorskip("torch")
+import zstandard  # noqa: E402
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
 
-Tensors = dict[str, torch.Tensor]
+from fastdb.errors import CheckpointError, FastDBError, StorageError  # noqa: E402
+from fastdb.models.base_model import weight_file  # noqa: E402
+from fastdb.models.files import planes as coding  # noqa: E402
+from fastdb.models.files.packed import Base, Packed, bits_of  # noqa: E402
+from fastdb.models.files.packed_index import MAGIC, TAIL  # noqa: E402
+from fastdb.models.files.packed_writer import write_packed  # noqa: E402
+from fastdb.models.files.safetensors_writer import save_tensors  # noqa: E402
+from fastdb.models.files.sink import read_back  # noqa: E402
+from fastdb.models.layouts.families import layout_of  # noqa: E402
+from fastdb.models.plans import from_parts, opened  # noqa: E402
+from fastdb.models.sources import base_folder  # noqa: E402
+from fastdb.storage.manifest import sha256  # noqa: E402
+
+Tensors = dict[str, Any]
 
 FLOATS = {torch.float16: 16, torch.bfloat16: 16, torch.float32: 32, torch.float64: 64}
 INTEGERS = {torch.uint8: 8, torch.int16: 16, torch.int32: 32, torch.int64: 64}
