@@ -14,6 +14,7 @@ from fastdb.models.files import direct
 from fastdb.models.files.direct import BLOCK, blocks_of
 from fastdb.models.files.sink import Sink
 from fastdb.models.files.zip_writer import ZipWriter
+from tests.faultfs.mount import Mount
 
 LENGTHS = [0, 1, 4095, 4096, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 3 * BLOCK + 4096, 3 * BLOCK + 5000]
 WITHOUT = Path("/dev/shm")
@@ -59,6 +60,16 @@ def test_what_goes_in_lies_there(where: str, length: int, tmp_path: Path, monkey
     finally:
         path.unlink()
     assert refused <= 1, "asked once"
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_what_goes_through_a_mount_in_user_space_lies_there(length: int, tmp_path: Path) -> None:
+    """It passes O_DIRECT on to a disk that then refuses its memory, as others may."""
+    with Mount(tmp_path) as drive, Sink(drive.path / "a") as sink:
+        sink.write(content(length))
+        sink.finish()
+        assert (drive.path / "a").read_bytes() == content(length)
+        assert b"".join(map(bytes, blocks_of(drive.path / "a"))) == content(length)
 
 
 class Far:
