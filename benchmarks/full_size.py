@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from skimage import data
 
-from fastdb import workflow
+from fastdb import results, workflow
 from fastdb.console import size
 from fastdb.images.intake import save_png
 from fastdb.models.base_model import read_config, weight_file
@@ -140,7 +140,7 @@ def main() -> None:
         total = sum(file.stat().st_size for file in path.iterdir())
         print(f"checkpoint {path.name}: {size(total)}, {seconds:.1f} s written, read back and hashed")
     cpu = resource.getrusage(resource.RUSAGE_SELF)
-    files = workflow.export(session)
+    files = results.export(session)
     after = resource.getrusage(resource.RUSAGE_SELF)
     used = after.ru_utime + after.ru_stime - cpu.ru_utime - cpu.ru_stime
     print(f"export of {', '.join(size(file.stat().st_size) for file in files)}: {used:.1f} CPU s in all")

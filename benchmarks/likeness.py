@@ -26,7 +26,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from fastdb import workflow
+from fastdb import results, workflow
 from fastdb.images.intake import save_png
 from fastdb.sessions.session import Session
 from fastdb.world.scene import prompt
@@ -111,12 +111,12 @@ def run(root: Path, key: Row, changes: Row, from_file: bool, keep: bool) -> list
         rows = []
         # The untrained base draws the same for every session of a subject: once is enough.
         with kept(pictures, shared / f"step-0-{key['taught']}-{key['pictures']}", only="step_0-*"):
-            report = workflow.evaluate(session, seeds=key["pictures"], checkpoints=[session.config.unet.steps])
+            report = results.evaluate(session, seeds=key["pictures"], checkpoints=[session.config.unet.steps])
         costs = {"train_cpu_s": round(trained - before), "train_wall_s": round(wall)}
         rows.append(key | figures(report) | costs | {"evaluate_cpu_s": round(cpu() - trained)})
         if from_file:
-            (file,) = workflow.export(session, formats=["safetensors"])
-            told = figures(workflow.evaluate(session, seeds=key["pictures"], file=file))
+            (file,) = results.export(session, formats=["safetensors"])
+            told = figures(results.evaluate(session, seeds=key["pictures"], file=file))
             rows.append(key | told | {"recipe": key["recipe"] + FROM_FILE})
     if not keep:
         shutil.rmtree(session.path)

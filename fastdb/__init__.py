@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from fastdb.errors import FastDBError
     from fastdb.inference.engine import Engine, Request
     from fastdb.overview import list_sessions, show
+    from fastdb.results import evaluate, export, generate
     from fastdb.sessions.session import Session
-    from fastdb.workflow import add_images, evaluate, export, generate, new, open_or_new, stop, train
+    from fastdb.workflow import add_images, new, open_or_new, stop, train
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,9 @@ _HOMES = {
     "FastDBError": "fastdb.errors",
     "Request": "fastdb.inference.engine",
     "Session": "fastdb.sessions.session",
+    "evaluate": "fastdb.results",
+    "export": "fastdb.results",
+    "generate": "fastdb.results",
     "list_sessions": "fastdb.overview",
     "show": "fastdb.overview",
 }

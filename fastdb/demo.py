@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL.Image import Image
 
-from fastdb import console, overview, workflow
+from fastdb import console, overview, results, workflow
 from fastdb.errors import TrainingError
 from fastdb.evaluation.protocol import CLASS, CONTEXT, OTHERS, SUBJECT, Shot
 from fastdb.images.intake import save_png
@@ -87,7 +87,7 @@ def run_demo(root: Path | None = None, name: str = "demo") -> Path:
     console.say("\n4. The same command again: it goes on from the last checkpoint")
     workflow.train(session)
     console.say("\n5. One file in the original layout, twice")
-    files = workflow.export(session)
+    files = results.export(session)
     console.say("\n6. What the exported file makes of the same prompts and seeds")
     after = pictures(files[0])
     sheet = session.path / "contact_sheet.png"

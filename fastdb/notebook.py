@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
-from fastdb import __version__, console, overview, space, workflow
+from fastdb import __version__, console, overview, results, space, workflow
 from fastdb.errors import FastDBError, ImageError, ModelError, SessionBusy, StorageError
 from fastdb.images.faces import fetch_yunet
 from fastdb.runtime.drive import colab, leave_drive, mount_drive
@@ -96,7 +96,7 @@ def samples(session: Session) -> Image | None:
     for path in sorted(session.samples.glob("*.png"), key=_sample_key):
         name = _SAMPLE.fullmatch(path.stem)
         if name and name["stage"] in found:
-            image = workflow.pictures_of([path])[0]
+            image = results.pictures_of([path])[0]
             found[name["stage"]].append(Cell(image, f"step {int(name['step'])}"))
     if not any(found.values()):
         console.say(f"{session.name} has no samples yet; set sample_every above 0 before training")
@@ -117,7 +117,7 @@ def compare(session: Session, seeds: int) -> Image | None:
     if not seeds:
         console.say("left out: choose how many pictures of each prompt to compare the checkpoints by")
         return None
-    workflow.evaluate(session, seeds=seeds)
+    results.evaluate(session, seeds=seeds)
     sheets = [session.path / "evaluation" / name for name in ("grid.png", "curves.png")]
     return stacked([picture for picture in map(_picture, sheets) if picture is not None])
 
@@ -130,7 +130,7 @@ def pictures(paths: Sequence[Path]) -> Image:
     """
     from fastdb.images.sheet import Cell
 
-    opened = workflow.pictures_of(paths)
+    opened = results.pictures_of(paths)
     return _sheet({"": [Cell(image, path.name) for image, path in zip(opened, paths, strict=True)]})
 
 
@@ -202,7 +202,7 @@ def _uploaded(place: Path) -> list[Path]:
 
 
 def _picture(path: Path) -> Image | None:
-    return workflow.pictures_of([path])[0] if path.exists() else None
+    return results.pictures_of([path])[0] if path.exists() else None
 
 
 def _sheet(groups: dict[str, list[Cell]]) -> Image:

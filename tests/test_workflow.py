@@ -18,7 +18,7 @@ from PIL import Image  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-from fastdb import overview, workflow  # noqa: E402
+from fastdb import overview, results, workflow  # noqa: E402
 from fastdb.errors import (  # noqa: E402
     ConfigError,
     FastDBError,
@@ -249,7 +249,7 @@ def test_an_export_says_how_far_the_session_is(trained: Session, capsys: pytest.
     ):
         if stage:
             shutil.rmtree(trained.checkpoints / stage)
-        (file,) = workflow.export("cup", formats=["safetensors"])
+        (file,) = results.export("cup", formats=["safetensors"])
         assert f"exporting cup as trained so far: {stands}\n" in capsys.readouterr().out
         with safe_open(file, framework="pt") as opened:
             told = opened.metadata()
@@ -259,13 +259,13 @@ def test_an_export_says_how_far_the_session_is(trained: Session, capsys: pytest.
     before = file.read_bytes()
     shutil.rmtree(trained.checkpoints / "text_encoder-000003")
     with pytest.raises(TrainingError, match=r"^cup: has no checkpoint that verifies, so there is nothing to export"):
-        workflow.export("cup")
+        results.export("cup")
     assert file.read_bytes() == before
 
 
 def test_an_earlier_checkpoint_is_exported_by_its_step(trained: Session, capsys: pytest.CaptureFixture[str]) -> None:
     """What `fastdb evaluate` names can be had."""
-    (newest,), (file,) = (workflow.export("cup", formats=["safetensors"], step=step) for step in (None, 3))
+    (newest,), (file,) = (results.export("cup", formats=["safetensors"], step=step) for step in (None, 3))
     assert file.name == "cup_step_3.safetensors"
     assert "exporting cup as trained so far: text_encoder 4/4, unet 3/6\n" in capsys.readouterr().out
     kept = load_file(trained.checkpoints / "unet-000003" / "unet.safetensors")["conv_in.weight"].half()
@@ -275,21 +275,21 @@ def test_an_earlier_checkpoint_is_exported_by_its_step(trained: Session, capsys:
     assert [path.name for path in overview.exports_of(trained)] == ["cup.safetensors", "cup_step_3.safetensors"]
     before = tree(trained.path)
     with pytest.raises(ConfigError, match=r"no checkpoint of the UNet stage at step 5\. There are: 3, 6\."):
-        workflow.export("cup", step=5)
+        results.export("cup", step=5)
     (trained.checkpoints / "unet-000003" / "state.json").write_text("{")
     with pytest.raises(
         TrainingError, match=r"no checkpoint of the UNet stage that verifies \(checkpoint unet-000003 is"
     ):
-        workflow.export("cup", step=3)
+        results.export("cup", step=3)
     (trained.checkpoints / "unet-000003" / "state.json").write_bytes(before["checkpoints/unet-000003/state.json"])
     shutil.rmtree(trained.checkpoints / "text_encoder-000004")
     with pytest.raises(TrainingError, match="the text encoder of step 4, which its UNet was trained with"):
-        workflow.export("cup", step=3)
+        results.export("cup", step=3)
 
 
 def test_an_export_draws_what_its_session_draws(trained: Session, capsys: pytest.CaptureFixture[str]) -> None:
     for precision, most in (("fp32", 1), ("fp16", 16)):
-        file, _ = workflow.export("cup", precision=precision, render=True)  # type: ignore[arg-type]
+        file, _ = results.export("cup", precision=precision, render=True)  # type: ignore[arg-type]
         said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("draws what its source")]
         assert len(said) == 2
         assert all(int(line.split()[7]) <= most and f"({most} allowed)" in line for line in said)
@@ -297,9 +297,9 @@ def test_an_export_draws_what_its_session_draws(trained: Session, capsys: pytest
 
 
 def test_both_kinds_are_exported_unless_one_is_named(trained: Session) -> None:
-    assert [path.name for path in workflow.export("cup")] == ["cup.safetensors", "cup.ckpt"]
+    assert [path.name for path in results.export("cup")] == ["cup.safetensors", "cup.ckpt"]
     half = [path.stat().st_size for path in overview.exports_of(trained)]
-    whole = [path.stat().st_size for path in reversed(workflow.export("cup", precision="fp32"))]
+    whole = [path.stat().st_size for path in reversed(results.export("cup", precision="fp32"))]
     assert [path.name for path in overview.exports_of(trained)] == ["cup.ckpt", "cup.safetensors"]
     assert all(1.8 < large / small < 2 for large, small in zip(whole, half, strict=True))
     assert not [path.name for path in trained.path.iterdir() if path.name.endswith(".part")]
@@ -307,16 +307,16 @@ def test_both_kinds_are_exported_unless_one_is_named(trained: Session) -> None:
 
 def test_pictures_go_where_they_are_wanted(trained: Session, tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
-    paths = workflow.generate("cup", "a photo of sks cup", output=folder, seed=4, count=2, steps=2)
+    paths = results.generate("cup", "a photo of sks cup", output=folder, seed=4, count=2, steps=2)
     assert paths == [folder / "0001-seed4.png", folder / "0002-seed5.png"]
     for path in paths:
         with Image.open(path) as picture:
             picture.load()
             assert picture.size == (64, 64)
             assert picture.text["parameters"].startswith("a photo of sks cup\nSteps: 2, Sampler: DPM++ 2M")
-    (own,) = workflow.generate(trained, "a photo of sks cup", steps=1, width=128, sampler="euler A")
+    (own,) = results.generate(trained, "a photo of sks cup", steps=1, width=128, sampler="euler A")
     assert own == trained.path / "generated" / "0001-seed0.png"
-    assert [picture.size for picture in workflow.pictures_of([own, paths[0]])] == [(128, 64), (64, 64)]
+    assert [picture.size for picture in results.pictures_of([own, paths[0]])] == [(128, 64), (64, 64)]
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_a_request_that_cannot_be_is_said_before_a_model_is_loaded(
     session: Session, asked: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        workflow.generate("cup", "a cup", **asked)
+        results.generate("cup", "a cup", **asked)
     assert str(caught.value).startswith(said)
     assert "loading" not in capsys.readouterr().out
     assert not (session.path / "generated").exists()
@@ -341,7 +341,7 @@ def test_a_request_that_cannot_be_is_said_before_a_model_is_loaded(
 def test_a_file_in_place_of_the_output_folder_is_said(session: Session, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match="is not a folder"):
-        workflow.generate("cup", "a cup", steps=1, output=tmp_path / "file")
+        results.generate("cup", "a cup", steps=1, output=tmp_path / "file")
 
 
 def test_what_there_is_is_shown(trained: Session, mini: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -369,7 +369,7 @@ def test_that_there_is_nothing_is_said(sessions_folder: Path, capsys: pytest.Cap
 
 
 def test_a_session_is_shown_with_all_that_matters(trained: Session, capsys: pytest.CaptureFixture[str]) -> None:
-    workflow.export("cup", formats=["ckpt"])
+    results.export("cup", formats=["ckpt"])
     capsys.readouterr()
     assert overview.show("cup").path == trained.path
     rows = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())

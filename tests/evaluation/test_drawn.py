@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 
 from PIL import Image  # noqa: E402
 
-from fastdb import workflow  # noqa: E402
+from fastdb import results  # noqa: E402
 from fastdb.errors import ConfigError  # noqa: E402
 from fastdb.evaluation.drawn import COLOURED, Drawn, drawn_protocol  # noqa: E402
 from fastdb.evaluation.measures import Taken, Value  # noqa: E402
@@ -153,7 +153,7 @@ def test_a_session_on_mini_is_read_and_not_compared(
     drawn: Path, sessions_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     session = Session.open(shutil.copytree(drawn, sessions_folder / "mug"))
-    report = workflow.evaluate(session, seeds=1, steps=4)
+    report = results.evaluate(session, seeds=1, steps=4)
     said = capsys.readouterr().out
     assert "evaluating step 0, step 4, step 8; measured by the drawn world's readings, subject: mug" in said
     assert [group.name for group in report.protocol.groups] == ["subject", "context", "class", COLOURED, "others"]
@@ -174,4 +174,4 @@ def test_a_session_on_mini_is_read_and_not_compared(
 def test_photos_of_something_else_are_not_of_the_drawn_world(kept: Path, sessions_folder: Path) -> None:
     session = Session.open(shutil.copytree(kept, sessions_folder / "cup"))
     with pytest.raises(ConfigError, match=r"^cup: the instance images show no subject of the drawn world\. Try --me"):
-        workflow.evaluate(session, measure="drawn")
+        results.evaluate(session, measure="drawn")

@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch")
 from filelock import FileLock  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from fastdb import notebook, workflow  # noqa: E402
+from fastdb import notebook, results  # noqa: E402
 from fastdb.errors import (  # noqa: E402
     ConfigError,
     FastDBError,
@@ -83,7 +83,7 @@ def again(clip: Path, dino: Path) -> Callable[..., Report]:
     """Evaluates a session as `done` was, but for what is changed."""
 
     def evaluate(session: Session, **changes: Any) -> Report:
-        return workflow.evaluate(session, **{**ASKED, "clip": str(clip), "dino": str(dino), **changes})
+        return results.evaluate(session, **{**ASKED, "clip": str(clip), "dino": str(dino), **changes})
 
     return evaluate
 
@@ -256,7 +256,7 @@ def test_the_exported_file_gives_the_same_figures(
     evaluated: Session, again: Callable[..., Report], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before, last = pictures(evaluated), told(evaluated)["checkpoints"][-1]
-    file = workflow.export(evaluated, formats=["safetensors"], precision="fp32")[0]
+    file = results.export(evaluated, formats=["safetensors"], precision="fp32")[0]
     capsys.readouterr()
     report = again(evaluated, file=file)
     said = capsys.readouterr().out
@@ -269,7 +269,7 @@ def test_the_exported_file_gives_the_same_figures(
     assert (evaluated.path / "evaluation" / "cup.safetensors-grid.png").is_file()
     made = {name: data for name, data in pictures(evaluated).items() if name not in before}
     assert len(made) == 8
-    half = workflow.export(evaluated, formats=["safetensors"], precision="fp16")[0]
+    half = results.export(evaluated, formats=["safetensors"], precision="fp16")[0]
     again(evaluated, file=half)
     for name, value in told(evaluated, "cup.safetensors.json")["checkpoints"][1]["figures"].items():
         assert value["mean"] == pytest.approx(last["figures"][name]["mean"], abs=0.02), name
@@ -278,7 +278,7 @@ def test_the_exported_file_gives_the_same_figures(
 def test_an_export_is_not_compared_with_what_was_asked_otherwise(
     evaluated: Session, again: Callable[..., Report], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = workflow.export(evaluated, formats=["safetensors"])[0]
+    file = results.export(evaluated, formats=["safetensors"])[0]
     again(evaluated, file=file, steps=2)
     assert "not compared with its checkpoint: that was not evaluated with the same" in capsys.readouterr().out
     (evaluated.path / "evaluation" / "evaluation.json").unlink()
@@ -293,7 +293,7 @@ def test_the_notebook_shows_the_grid_over_the_curves(
     again: Callable[..., Report],
 ) -> None:
     asked: list[dict[str, object]] = []
-    monkeypatch.setattr(workflow, "evaluate", lambda session, **wanted: asked.append(wanted))
+    monkeypatch.setattr(results, "evaluate", lambda session, **wanted: asked.append(wanted))
     assert notebook.compare(evaluated, 0) is None
     assert "left out" in capsys.readouterr().out
     assert asked == []

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 import numpy as np  # noqa: E402
 
 from benchmarks.export import Compared, compare, draw, requests  # noqa: E402
-from fastdb import workflow  # noqa: E402
+from fastdb import results  # noqa: E402
 from fastdb.inference.engine import Engine, Request  # noqa: E402
 from fastdb.inference.source import open_source  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
@@ -68,10 +68,10 @@ def test_the_pictures_compared_are_worth_comparing(learned: Session, engine: Eng
 def test_an_export_by_the_verb_is_drawn_by_the_verb(learned: Session, tmp_path: Path) -> None:
     """As a person does it: `fastdb export`, `fastdb generate` from the session and from each file."""
     session = Session.open(shutil.copytree(learned.path, tmp_path / "sessions" / "cup"))
-    files = workflow.export("cup", precision="fp32")
+    files = results.export("cup", precision="fp32")
     pictures = []
     for source in ("cup", *map(str, files)):
-        (path,) = workflow.generate(source, PROMPTS[0], seed=4, steps=6)
+        (path,) = results.generate(source, PROMPTS[0], seed=4, steps=6)
         pictures.append(path.read_bytes())
     assert len(set(pictures)) == 1
     assert sorted(path.name for path in (session.path / "generated").iterdir()) == [
@@ -82,7 +82,7 @@ def test_an_export_by_the_verb_is_drawn_by_the_verb(learned: Session, tmp_path: 
 def test_the_weights_do_not_hang_on_the_file(learned: Session, tmp_path: Path) -> None:
     """A picture stays as it is when the file it was loaded from is written over."""
     session = Session.open(shutil.copytree(learned.path, tmp_path / "cup"))
-    (file,) = workflow.export(session, formats=["safetensors"], precision="fp32")
+    (file,) = results.export(session, formats=["safetensors"], precision="fp32")
     engine = open_source(str(file), None, None).load()
     request = Request(PROMPTS[0], steps=3, width=64, height=64)
     before = engine.generate(request)[0].tobytes()

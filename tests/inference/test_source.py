@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from fastdb import workflow  # noqa: E402
+from fastdb import results  # noqa: E402
 from fastdb.errors import ConfigError, ModelError, SessionError, SessionNotFound  # noqa: E402
 from fastdb.inference.source import Source, open_source  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
@@ -33,7 +33,7 @@ def exported(learned: Session, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A folder with `cup.safetensors` and `cup.ckpt`, outside any session."""
     copy = Session.open(shutil.copytree(learned.path, tmp_path_factory.mktemp("made") / "cup"))
     folder = tmp_path_factory.mktemp("exported")
-    for file in workflow.export(copy):
+    for file in results.export(copy):
         shutil.move(file, folder / file.name)
     return folder
 
@@ -231,7 +231,7 @@ def test_a_base_model_that_moved_is_said_with_what_to_do(session: Session, expor
             open_source(source, None, None).load()
         assert str(caught.value) == said
     with pytest.raises(ModelError, match="Put the base model of cup back there"):
-        workflow.export("cup")
+        results.export("cup")
     assert drawn(open_source(str(session.path / "cup.ckpt"), mini, None))
     (session.path / "session.yaml").write_text(
         (session.path / "session.yaml").read_text("utf-8").replace("/gone", str(mini)), "utf-8"
@@ -245,7 +245,7 @@ def test_the_base_model_that_ships_is_found_by_its_name(session: Session) -> Non
     moved = Session.open("cup")
     assert moved.record.base_model.folder == "mini"
     assert drawn(open_source(moved, None, None)) == before
-    (file,) = workflow.export(moved, formats=["ckpt"], precision="fp32")
+    (file,) = results.export(moved, formats=["ckpt"], precision="fp32")
     assert drawn(open_source(str(file), None, None)) == before
 
 

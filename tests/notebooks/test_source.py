@@ -18,7 +18,7 @@ import pytest
 
 import fastdb
 import fastdb.notebook
-from fastdb import workflow
+from fastdb import results
 from fastdb.config import Config
 from fastdb.models.recommended import recommended
 from tests.notebooks.kernel import FIELD, NOTEBOOK, REPOSITORY
@@ -194,9 +194,9 @@ def test_every_choice_is_one_the_package_knows():
         return ast.literal_eval(re.search(rf"(?m)^{field} = .*@param (\[.*\])$", source[cell])[1])
 
     assert choices("finish", "act") == list(typing.get_args(fastdb.notebook.Ending))
-    precision = typing.get_type_hints(workflow.export)["precision"]
+    precision = typing.get_type_hints(results.export)["precision"]
     assert choices("export", "precision") == list(typing.get_args(precision))
-    default = inspect.signature(workflow.export).parameters["formats"].default
+    default = inspect.signature(results.export).parameters["formats"].default
     assert [choice.split(" and ") for choice in choices("export", "formats")] == [
         list(default),
         *[[f] for f in default],

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file  # noqa: E402
 
-from fastdb import overview, workflow  # noqa: E402
+from fastdb import overview, results, workflow  # noqa: E402
 from fastdb.errors import TrainingError  # noqa: E402
 from fastdb.inference.source import open_source  # noqa: E402
 from fastdb.models.loading import load_text_encoder, load_tokenizer, load_unet  # noqa: E402
@@ -157,7 +157,7 @@ def test_the_text_encoder_is_found_wherever_weights_are_looked_for(joint: Sessio
 def test_it_is_said_in_the_overview_and_is_in_the_export(joint: Session, capsys: pytest.CaptureFixture[str]) -> None:
     overview.show(joint)
     assert "unet 7/7 with the text encoder" in capsys.readouterr().out
-    [file] = workflow.export(joint, formats=["safetensors"], precision="fp32")
+    [file] = results.export(joint, formats=["safetensors"], precision="fp32")
     exported, trained = load_file(file), weights(joint, 7, "text_encoder")
     assert all(torch.equal(exported[to], trained[name]) for name, to in originals("text_encoder", trained).items())
 

@@ -1,17 +1,15 @@
-"""The commands `fastdb space` and `fastdb free`."""
+"""Verbs that tell what sessions cost, and give space back."""
 
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fastdb.cli.options import Root
 from fastdb.console import boundary
 from fastdb.errors import ConfigError
-
-Root = Annotated[Path | None, typer.Option("--root", help="The folder that holds the sessions.", envvar="FASTDB_ROOT")]
 
 
 class What(StrEnum):

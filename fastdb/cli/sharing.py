@@ -1,4 +1,4 @@
-"""The verbs of `fastdb.sharing` for the command line, and the arguments they have in common with the others."""
+"""Verbs that give sessions away and take them in."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
+from fastdb.cli.options import Name, Root
 from fastdb.console import boundary
 
-Name = Annotated[str, typer.Argument(help="The session's name, or its folder.", show_default=False)]
-Root = Annotated[Path | None, typer.Option("--root", help="The folder that holds the sessions.", envvar="FASTDB_ROOT")]
 Checkpoints = Annotated[
     bool, typer.Option("--checkpoints", help="Checkpoints, class images and logs too: training goes on from them.")
 ]
@@ -64,9 +63,3 @@ def duplicate(
         from fastdb import sharing
 
         sharing.duplicate(name, new, checkpoints=checkpoints, root=root)
-
-
-def add_verbs(app: typer.Typer) -> None:
-    """Give the command line these verbs."""
-    for verb in (share, adopt, duplicate):
-        app.command()(verb)
