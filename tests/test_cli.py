@@ -163,7 +163,7 @@ def wait_for(session: Path, wanted: Callable[[dict], bool], seconds: float = 60)
 
 
 def test_every_verb_has_its_help() -> None:
-    verbs = [command.name or command.callback.__name__ for command in app.registered_commands]  # type: ignore[union-attr]
+    verbs = [command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands]  # type: ignore[union-attr]
     expected = ["demo", "new", "sessions", "show", "add-images", "train", "stop", "export", "convert"]
     assert verbs == [*expected, "generate", "evaluate", "inspect", "space", "free", "share", "adopt", "duplicate"]
     whole = fastdb("--help")
@@ -461,16 +461,16 @@ def test_stopping_what_does_not_run_is_said(session: Path) -> None:
 
 def test_a_value_is_read_by_its_settings_kind() -> None:
     """A word that looks like a number or a truth value stays a word where a word is wanted, and is none elsewhere."""
-    from fastdb.cli import _settings
+    from fastdb.cli.options import settings_of
     from fastdb.config import Config
     from fastdb.errors import ConfigError
 
     pairs = ["captions.instance_prompt=123", "prior.prompts=yes", "unet.steps=800", "unet.learning_rate=2e-6"]
-    config = Config().changed(_settings([*pairs, "gradient_checkpointing=true", "samples.prompts=[a cat, a dog]"]))
+    config = Config().changed(settings_of([*pairs, "gradient_checkpointing=true", "samples.prompts=[a cat, a dog]"]))
     assert (config.captions.instance_prompt, config.prior.prompts) == ("123", ("yes",))
     assert (config.unet.steps, config.unet.learning_rate) == (800, 2e-6)
     assert config.gradient_checkpointing is True
     assert config.samples.prompts == ("a cat", "a dog")
     for wrong in ("unet.steps=true", "samples.prompts=[a cat"):
         with pytest.raises(ConfigError, match=wrong.partition("=")[0]):
-            Config().changed(_settings([wrong]))
+            Config().changed(settings_of([wrong]))
