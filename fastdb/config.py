@@ -101,6 +101,9 @@ class CheckpointConfig(Settings):
     keep_every: int = Field(
         0, ge=0, le=100_000, description="Save at multiples of this step too, and never remove those; 0 keeps none."
     )
+    publish_mb_per_second: float = Field(
+        50, gt=0, le=100_000, description="How fast checkpoints are copied into the session's folder at most."
+    )
 
 
 class SampleConfig(Settings):

@@ -113,6 +113,7 @@ class TrainingView:
             "stage": self._stage,
             "step": self._step,
             "saved": self._saved,
+            "published": self._published,
             "sample": self._sample,
             "warning": self._warning,
             "end": self._end,
@@ -154,7 +155,12 @@ class TrainingView:
         shown.update(event["step"] - shown.n)
 
     def _saved(self, event: dict[str, Any]) -> None:
-        say(f"saved {Path(event['path']).name} in {event['seconds']:.1f} s, read back and hashed")
+        waited = f", training waited {event['blocked']:.1f} s" if event.get("blocked", 0) >= 0.1 else ""
+        say(f"saved {Path(event['path']).name} on this machine in {event['seconds']:.1f} s{waited}")
+
+    def _published(self, event: dict[str, Any]) -> None:
+        name, taken = Path(event["path"]).name, event["seconds"]
+        say(f"published {name}: {size(event['bytes'])} in the session's folder in {taken:.1f} s, read back and hashed")
 
     def _sample(self, event: dict[str, Any]) -> None:
         say(f"sample {event['path']}")

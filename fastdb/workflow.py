@@ -184,8 +184,9 @@ def train(
         if config != session.config:
             session = session.with_config(config)
         if restart:
-            aside = checkpoints.set_all_aside(session.checkpoints)
-            console.say(f"earlier checkpoints are kept in {aside}" if aside else "there were no checkpoints")
+            aside = [one for folder in session.checkpoint_folders if (one := checkpoints.set_all_aside(folder))]
+            kept = " and ".join(str(folder) for folder in reversed(aside))
+            console.say(f"earlier checkpoints are kept in {kept}" if aside else "there were no checkpoints")
         running = process.start(session)
     if not follow:
         console.say(f"{session.name} trains in process {running.pid}; follow it with: fastdb train {session.name}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +78,7 @@ def save(
             write_json(hidden / STATE, state)
             write_manifest(hidden, meant)
             if final.exists():
-                said.append(_set_aside(final, "another of the same step took its place"))
+                said.append(set_aside(final, "another of the same step took its place"))
             hidden.rename(final)
             flush(folder)
         except BaseException:
@@ -88,34 +88,37 @@ def save(
     return Checkpoint(final, stage, step), said
 
 
-def complete(folder: Path, stage: str | None = None) -> list[Checkpoint]:
-    """The checkpoints below `folder` by name, oldest first within a stage; not verified.
+def complete(folders: Path | Sequence[Path], stage: str | None = None) -> list[Checkpoint]:
+    """The checkpoints below some folders by name, oldest first within a stage; not verified.
+
+    Of several of one step, that of the folder which was named first comes last.
 
     Raises:
         StorageError: the disk does not answer. That is not to be taken for an empty folder.
     """
     found = []
-    with explained(folder):
-        # Path.is_dir says no, in newer Pythons, where the disk does not answer; these raise.
-        try:
-            entries = list(os.scandir(folder))
-        except (FileNotFoundError, NotADirectoryError):
-            entries = []
-        for entry in entries:
-            name = _NAME.fullmatch(entry.name)
-            if name and entry.is_dir() and (stage is None or name["stage"] == stage):
-                found.append(Checkpoint(folder / entry.name, name["stage"], int(name["step"])))
+    for folder in reversed((folders,) if isinstance(folders, Path) else folders):
+        with explained(folder):
+            # Path.is_dir says no, in newer Pythons, where the disk does not answer; these raise.
+            try:
+                entries = list(os.scandir(folder))
+            except (FileNotFoundError, NotADirectoryError):
+                entries = []
+            for entry in entries:
+                name = _NAME.fullmatch(entry.name)
+                if name and entry.is_dir() and (stage is None or name["stage"] == stage):
+                    found.append(Checkpoint(folder / entry.name, name["stage"], int(name["step"])))
     return sorted(found, key=lambda checkpoint: (checkpoint.stage, checkpoint.step))
 
 
-def newest(folder: Path, stage: str) -> tuple[Checkpoint | None, list[str]]:
+def newest(folders: Path | Sequence[Path], stage: str) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint of a stage whose every byte verifies, and a line for each newer one passed over.
 
     Raises:
         StorageError: the folder cannot be listed.
     """
     said: list[str] = []
-    for checkpoint in reversed(complete(folder, stage)):
+    for checkpoint in reversed(complete(folders, stage)):
         wrong = faults(checkpoint.path)
         if not wrong:
             return checkpoint, said
@@ -207,7 +210,12 @@ def set_all_aside(folder: Path) -> Path | None:
     return aside
 
 
-def _set_aside(path: Path, why: str) -> str:
+def set_aside(path: Path, why: str) -> str:
+    """Move a checkpoint into a new `set-aside-N` folder beside it; gives the line that says so.
+
+    Raises:
+        OSError: the disk is read-only, failing or gone.
+    """
     aside = _free(path.parent)
     aside.mkdir()
     path.rename(aside / path.name)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fastdb.config import Config
 from fastdb.errors import FastDBError, SessionError, SessionExists, SessionNotFound, StorageError
-from fastdb.runtime.places import expanded, sessions_root
+from fastdb.runtime.places import expanded, sessions_root, work_folder
 from fastdb.sessions.record import FILE, BaseModelRecord, Record, Run, Subject, read_record, write_record
 from fastdb.storage.durable import explained, flush, make_folder
 
@@ -141,8 +141,18 @@ class Session:
 
     @property
     def checkpoints(self) -> Path:
-        """What training goes on from."""
+        """Checkpoints that are published: what training goes on from on any machine."""
         return self.path / "checkpoints"
+
+    @property
+    def local_checkpoints(self) -> Path:
+        """Checkpoints on this machine's own disk: training saves here, and they are published from here."""
+        return work_folder(self.path) / "checkpoints"
+
+    @property
+    def checkpoint_folders(self) -> tuple[Path, Path]:
+        """Where checkpoints may lie; of two of one step, that of the first place is nearer."""
+        return self.local_checkpoints, self.checkpoints
 
     @property
     def samples(self) -> Path:

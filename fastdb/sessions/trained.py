@@ -96,7 +96,7 @@ def standing(session: Session) -> Standing:
     good: dict[str, Checkpoint] = {}
     said: list[str] = []
     for stage in STAGES:
-        checkpoint, passed_over = newest(session.checkpoints, stage)
+        checkpoint, passed_over = newest(session.checkpoint_folders, stage)
         said += passed_over
         if checkpoint is not None:
             good[stage] = checkpoint
@@ -117,7 +117,7 @@ def standings(session: Session, wanted: Sequence[int] | None = None) -> tuple[li
         ConfigError: one that is wanted is not there.
         TrainingError: none verifies, or the text encoder they were trained with is gone or damaged.
     """
-    there = complete(session.checkpoints, "unet")
+    there = complete(session.checkpoint_folders, "unet")
     if missing := sorted(set(wanted or ()) - {one.step for one in there}):
         found = ", ".join(str(one.step) for one in there) or "none"
         raise ConfigError(
@@ -125,14 +125,14 @@ def standings(session: Session, wanted: Sequence[int] | None = None) -> tuple[li
             where="checkpoints",
             fix=f"There are: {found}.",
         )
-    good, said = [], []
-    for one in there:
-        if wanted is not None and one.step not in wanted:
+    good, said = {}, []
+    for one in reversed(there):
+        if one.step in good or (wanted is not None and one.step not in wanted):
             continue
         if wrong := faults(one.path):
             said.append(f"checkpoint {one.path.name} is passed over: {wrong[0]}")
         else:
-            good.append(one)
+            good[one.step] = one
     if not good:
         raise TrainingError(
             "has no checkpoint of the UNet stage that verifies" + (f" ({'; '.join(said)})" if said else ""),
@@ -146,12 +146,12 @@ def standings(session: Session, wanted: Sequence[int] | None = None) -> tuple[li
             where=session.name,
             fix="Put its checkpoint back, or train it anew with --restart.",
         )
-    return [replace(now, checkpoints={**now.checkpoints, "unet": one}) for one in good], said
+    return [replace(now, checkpoints={**now.checkpoints, "unet": one}) for _, one in sorted(good.items())], said
 
 
 def progress_of(session: Session) -> dict[str, int]:
     """The steps done in each stage, by the names of its checkpoints alone: quick, and not verified."""
     return {
-        stage: max((checkpoint.step for checkpoint in complete(session.checkpoints, stage)), default=0)
+        stage: max((checkpoint.step for checkpoint in complete(session.checkpoint_folders, stage)), default=0)
         for stage in STAGES
     }

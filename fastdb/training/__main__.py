@@ -1,6 +1,7 @@
 """The trainer's process: `python -m fastdb.training SESSION_FOLDER EVENTS_FILE`.
 
-SIGTERM and SIGINT ask it to save a checkpoint after the step it is in, and to end.
+SIGTERM and SIGINT ask it to save a checkpoint after the step it is in, and to end; a second one not to wait until that
+is published.
 """
 
 from __future__ import annotations
@@ -24,14 +25,18 @@ from fastdb.training.process import announce
 
 def main(folder: Path, events: Path) -> int:
     """Train the session in `folder`, write what happens to `events`; returns the exit code."""
-    stop = threading.Event()
+    stop, leave = threading.Event(), threading.Event()
+
+    def asked(*_: Any) -> None:
+        (leave if stop.is_set() else stop).set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, asked)
     log = EventLog(events)
     try:
         with training_lock(folder):
             announce(folder, events)
-            end = _train(folder, log, stop)
+            end = _train(folder, log, stop, leave)
             _keep(log, folder, end)
     except FastDBError as error:
         end = {"outcome": "failed", "message": str(error)}
@@ -41,7 +46,7 @@ def main(folder: Path, events: Path) -> int:
     return {"failed": 2, "crashed": 1}.get(end["outcome"], 0)
 
 
-def _train(folder: Path, log: EventLog, stop: threading.Event) -> dict[str, Any]:
+def _train(folder: Path, log: EventLog, stop: threading.Event, leave: threading.Event) -> dict[str, Any]:
     """One life of the trainer, and how it ended."""
     try:
         session = Session.open(folder)
@@ -49,7 +54,7 @@ def _train(folder: Path, log: EventLog, stop: threading.Event) -> dict[str, Any]
         # Not at the top: a signal that comes while torch is loading must find its handler in place.
         from fastdb.training.trainer import Trainer
 
-        return {"outcome": Trainer(session, log.tell, stop).run()}
+        return {"outcome": Trainer(session, log.tell, stop, leave).run()}
     except FastDBError as error:
         return {"outcome": "failed", "message": str(error)}
     except Exception as error:  # noqa: BLE001 - a bug: told to the follower with its traceback, and its exit code is 1

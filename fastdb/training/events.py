@@ -7,7 +7,8 @@
 | `stage`    | `stage`, `step`, `steps`: a stage begins or goes on                                   |
 | `step`     | `stage`, `step`, `steps`, `loss`, `prior_loss`, `learning_rate`, `seconds`            |
 | `sample`   | `stage`, `step`, `path`                                                               |
-| `saved`    | `stage`, `step`, `path`, `seconds`                                                    |
+| `saved`    | `stage`, `step`, `path`, `seconds`, `blocked`: on this machine; seconds training waited |
+| `published`| `stage`, `step`, `path`, `bytes`, `seconds`: in the session's folder, read back         |
 | `warning`  | `message`                                                                             |
 | `end`      | `outcome`: finished, stopped, failed or crashed; `message`; `traceback` when crashed  |
 """
@@ -15,6 +16,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,11 +36,13 @@ class EventLog:
         make_folder(path.parent)
         self.path = path
         self._file: TextIO = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        self._one_at_a_time = threading.Lock()
 
     def tell(self, kind: str, **fields: Any) -> None:
-        """Append one event."""
+        """Append one event; from any thread."""
         line = json.dumps({"event": kind, "time": round(time.time(), 3), **fields})
-        self._file.write(line + "\n")
+        with self._one_at_a_time:
+            self._file.write(line + "\n")
 
     def close(self) -> None:
         """Close the file."""

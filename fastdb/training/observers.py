@@ -25,7 +25,7 @@ class Observers:
         """Do what is due after a step; says whether to stop.
 
         Raises:
-            StorageError: a checkpoint or sample cannot be written; earlier checkpoints are untouched.
+            StorageError: the last checkpoint cannot be written on this machine; earlier ones are untouched.
         """
         stage, accelerator = self.loop.stage, self.loop.accelerator
         if not accelerator.is_main_process:
@@ -33,7 +33,8 @@ class Observers:
         self._report(report)
         stopping = self.stop.is_set()
         if stopping or self.saver.due(report.step, stage.steps):
-            self.saver.save(stage, report.step, self.loop.optimizer, accelerator)
+            last = stopping or report.step == stage.steps
+            self.saver.save(stage, report.step, self.loop.optimizer, accelerator, last)
         if not stopping and self.sampler.due(report.step, stage.steps):
             self.sampler.make(stage, report.step, accelerator)
         return stopping

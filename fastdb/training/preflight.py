@@ -59,7 +59,7 @@ def check_goes_on(session: Session, images: Sequence[InstanceImage]) -> None:
     Raises:
         TrainingError: naming what changed.
     """
-    newest = [found[-1] for stage in STAGES if (found := complete(session.checkpoints, stage))]
+    newest = [found[-1] for stage in STAGES if (found := complete(session.checkpoint_folders, stage))]
     try:
         # The trainer looks at the class images when it has made those that are missing.
         check_recipes(newest, make_recipe(session, images, None), session.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from fastdb.training.observers import Observers
 from fastdb.training.optimizers import make_optimizer
 from fastdb.training.preflight import check_goes_on
 from fastdb.training.prepare import Preparation, image_groups, look, prior_images, settle, tell_long_prompts
+from fastdb.training.publisher import Publisher
 from fastdb.training.recipe import check_recipes, make_recipe
 from fastdb.training.samples import Sampler
 from fastdb.training.stages import build_stage
@@ -39,6 +40,8 @@ class Trainer:
     session: Session
     tell: Tell
     stop: threading.Event
+    leave: threading.Event = field(default_factory=threading.Event)
+    """Set where even what is saved is not to be waited for: it is published in the background then."""
 
     def run(self) -> str:
         """Train until everything is done or `stop` is set; returns "finished" or "stopped".
@@ -47,13 +50,16 @@ class Trainer:
             FastDBError: training cannot start or go on; checkpoints made so far are good.
         """
         session = self.session
-        checkpoints.clear_unfinished(session.checkpoints)
+        checkpoints.clear_unfinished(session.local_checkpoints)
         prepared, stands, plan = look(session, self.tell)
         # A later stage's checkpoint is among them even where an earlier stage has to go on first.
         check_goes_on(session, prepared.images)
         check_recipes(stands.checkpoints.values(), make_recipe(session, prepared.images, None), session.name)
+        publisher = Publisher(session, prepared.base.folder, self.tell)
         if plan.stage is None:
+            publisher.finish(self.leave.is_set)
             return "finished"
+        publisher.wake_if_pending()
         settle(prepared, stands, self.tell)
         with want_of_memory_explained():
             prior = prior_images(prepared, self.tell, self.stop.is_set)
@@ -64,7 +70,10 @@ class Trainer:
         session = session.with_run_begun(plan.begins)
         try:
             with want_of_memory_explained():
-                outcome = self._stages(prepared, stands, recipe, image_groups(prepared, prior, self.tell))
+                groups = image_groups(prepared, prior, self.tell)
+                outcome = self._stages(prepared, stands, recipe, groups, publisher)
+            leaving = self.leave if outcome == "stopped" else self.stop
+            publisher.finish(lambda: leaving.is_set() or self.leave.is_set())
         except Exception as error:
             # On a full disk the history cannot be written either, and the first fault is the one to tell.
             with suppress(FastDBError):
@@ -74,7 +83,12 @@ class Trainer:
         return outcome
 
     def _stages(
-        self, prepared: Preparation, stands: Standing, recipe: dict[str, Any], groups: tuple[Group, ...]
+        self,
+        prepared: Preparation,
+        stands: Standing,
+        recipe: dict[str, Any],
+        groups: tuple[Group, ...],
+        publisher: Publisher,
     ) -> str:
         """Run each stage that is not over."""
         tell_long_prompts(prepared, groups, self.tell)
@@ -84,7 +98,7 @@ class Trainer:
                 continue
             if self.stop.is_set():
                 return "stopped"
-            done = self._stage(name, prepared, stands, recipe, groups)
+            done = self._stage(name, prepared, stands, recipe, groups, publisher)
             # All that the stage held is free again before the next one loads.
             release_memory()
             if done < steps:
@@ -107,6 +121,7 @@ class Trainer:
         stands: Standing,
         recipe: dict[str, Any],
         groups: tuple[Group, ...],
+        publisher: Publisher,
     ) -> int:
         """Run one stage from its newest checkpoint on; returns the steps done in it."""
         accelerator = new_accelerator(prepared)
@@ -133,8 +148,11 @@ class Trainer:
             told = f"a resumed run will equal an uninterrupted one up to rounding, not to the bit: {cannot}"
             self.tell("warning", message=told)
         self.tell("stage", stage=name, step=stands.done(name), steps=stage.steps)
-        saver = Saver(session, recipe, prepared.host, self.tell)
-        return loop.run(stands.done(name), Observers(loop, saver, sampler, self.tell, self.stop).after_step)
+        saver = Saver(session, recipe, prepared.host, self.tell, publisher.wake)
+        try:
+            return loop.run(stands.done(name), Observers(loop, saver, sampler, self.tell, self.stop).after_step)
+        finally:
+            saver.wait()
 
 
 @contextmanager

@@ -1,0 +1,108 @@
+"""The publisher's process as the trainer sees it: started when something is to be published, waited for at the end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fastdb.errors import StorageError
+from fastdb.runtime.places import work_folder
+from fastdb.sessions.session import Session
+from fastdb.storage.durable import make_folder
+from fastdb.training.events import Tell, follow_events
+from fastdb.training.publishing import Publishing, pending
+
+
+@dataclass
+class Publisher:
+    """Publishes a session's checkpoints while its trainer trains, in a process that gives way to all others.
+
+    That process goes on when the trainer dies, until all is published.
+    """
+
+    session: Session
+    base: Path
+    tell: Tell
+    may: Callable[[], None] = lambda: None
+    _process: subprocess.Popen[bytes] | None = None
+    _relay: threading.Thread | None = None
+    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
+
+    def wake(self) -> None:
+        """See to it that somebody publishes."""
+        with self._one_at_a_time:
+            if self._process is not None and self._process.poll() is None:
+                return
+            folder = work_folder(self.session.path)
+            make_folder(folder)
+            events = folder / f"publish-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S-%f')}.jsonl"
+            with open(events.with_suffix(".out"), "w", encoding="utf-8") as output:
+                self._process = subprocess.Popen(
+                    [
+                        sys.executable,
+                        "-m",
+                        "fastdb.training.publish_process",
+                        str(self.session.path),
+                        str(self.base),
+                        str(events),
+                        str(os.getpid()),
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                )
+            process = self._process
+            self._relay = threading.Thread(target=self._pass_on, args=(process, events), name="publisher", daemon=True)
+            self._relay.start()
+
+    def wake_if_pending(self) -> None:
+        """See to it that somebody publishes, where something is left from before, as far as the disk tells."""
+        with suppress(StorageError):
+            if pending(self.session):
+                self.wake()
+
+    def finish(self, leaving: Callable[[], bool]) -> None:
+        """Publish all that is pending; where `leaving` says so, leave the rest to a process that goes on by itself.
+
+        Raises:
+            StorageError: it cannot be done, and on this machine alone lies what is named.
+            SessionBusy: another machine has taken the session over.
+        """
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+        if self._relay is not None:
+            self._relay.join()
+        try:
+            Publishing(self.session, self.base, self.tell, self.may).run(lambda: True, leaving)
+        except (StorageError, OSError) as error:
+            raise StorageError(
+                f"{self._names()} could not be published and lies on this machine alone, in "
+                f"{self.session.local_checkpoints} ({str(error).splitlines()[0]})",
+                where=self.session.name,
+                fix="Mount its disk again, or free some of it, and run the same command again on this machine.",
+            ) from error
+        if leaving():
+            self.wake()
+
+    def _names(self) -> str:
+        with suppress(StorageError):
+            return ", ".join(one.path.name for one in pending(self.session)) or "the last checkpoint"
+        return "the last checkpoint"
+
+    def _pass_on(self, process: subprocess.Popen[bytes], events: Path) -> None:
+        for event in follow_events(events, lambda: process.poll() is None):
+            fields = {name: value for name, value in event.items() if name not in ("event", "time")}
+            if event["event"] == "end":
+                break
+            self.tell(event["event"], **fields)
+        if code := process.wait():
+            self.tell(
+                "warning", message=f"the publisher ended with {code}; its words are in {events.with_suffix('.out')}"
+            )
