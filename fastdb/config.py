@@ -104,6 +104,9 @@ class CheckpointConfig(Settings):
     publish_mb_per_second: float = Field(
         50, gt=0, le=100_000, description="How fast checkpoints are copied into the session's folder at most."
     )
+    patience_minutes: float = Field(
+        10, ge=0, le=1440, description="How long the end of a run waits for a session's disk that takes nothing."
+    )
 
 
 class SampleConfig(Settings):

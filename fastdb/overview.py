@@ -60,6 +60,8 @@ def show(session: SessionLike, root: str | Path | None = None) -> Session:
         ("runs", ", ".join(run.outcome or "no end noted" for run in record.runs) or "none"),
         ("exports", ", ".join(path.name for path in exports_of(session)) or "none"),
     ]
+    if alone := _alone(session):
+        facts.append(("not published", f"{', '.join(alone)}: on this machine alone; fastdb publish {session.name}"))
     if waiting := _waiting(session):
         some = f"{', '.join(waiting[:3])}{f' and {len(waiting) - 3} more' if len(waiting) > 3 else ''}"
         facts.append(("not uploaded", f"{some}: on this machine alone until Google Drive has taken them"))
@@ -72,6 +74,13 @@ def show(session: SessionLike, root: str | Path | None = None) -> Session:
 def exports_of(session: Session) -> list[Path]:
     """The exported files of a session."""
     return [path for path in sorted(session.path.glob(f"{session.name}*")) if path.suffix in {".safetensors", ".ckpt"}]
+
+
+def _alone(session: Session) -> list[str]:
+    """The checkpoints that lie on this machine only and that another would need to go on."""
+    from fastdb.training.publishing import pending
+
+    return [one.path.name for one in pending(session)]
 
 
 def _waiting(session: Session) -> list[str]:

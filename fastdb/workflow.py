@@ -20,6 +20,9 @@ from fastdb.sessions.session import Session, check_free, check_name
 if TYPE_CHECKING:
     pass
 
+PUBLISH_WITHIN = 30.0
+"""Seconds of failures after which a person is told rather than made to wait."""
+
 
 def new(
     name: str,
@@ -238,6 +241,35 @@ def stop(session: SessionLike, root: str | Path | None = None) -> bool:
     running.stop()
     console.say(f"asked process {running.pid} to save and stop")
     return True
+
+
+def publish(session: SessionLike, root: str | Path | None = None) -> Session:
+    """Bring the checkpoints that lie on this machine alone into the session's folder; a trainer does so by itself.
+
+    Raises:
+        SessionBusy: it is being trained.
+        StorageError: its disk is full, read-only or away.
+        ModelError: its base model cannot be had.
+    """
+    from fastdb.models.sources import base_of
+    from fastdb.training.process import find
+    from fastdb.training.publishing import Publishing, pending
+
+    session = open_session(session, root)
+    if find(session) is not None:
+        raise SessionBusy("is being trained, and its trainer publishes", where=session.name, fix="Let it end.")
+    if pending(session):
+        view = console.TrainingView()
+
+        def tell(kind: str, **fields: Any) -> None:
+            view.show({"event": kind, **fields})
+
+        try:
+            Publishing(session, base_of(session), tell, patience=PUBLISH_WITHIN).run(lambda: True)
+        finally:
+            view.close()
+    console.say(f"every checkpoint to go on from is in {session.checkpoints}")
+    return session
 
 
 def _found(photos: Sequence[str | Path]) -> list[Path]:

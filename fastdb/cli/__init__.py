@@ -56,6 +56,7 @@ for verb in (
     sessions.add_images,
     training.train,
     training.stop,
+    training.publish,
     results.export,
     models.convert,
     results.generate,

@@ -24,6 +24,14 @@ def train(
         workflow.train(name, settings=settings_of(settings), restart=restart, follow=not detach, root=root)
 
 
+def publish(name: Name, root: Root = None) -> None:
+    """Bring checkpoints that lie on this machine alone into the session's folder; training does so by itself."""
+    with boundary():
+        from fastdb import workflow
+
+        workflow.publish(name, root)
+
+
 def stop(name: Name, root: Root = None) -> None:
     """Ask a running trainer to save a checkpoint and stop."""
     with boundary():

@@ -194,7 +194,9 @@ class Session:
         Raises:
             StorageError: it was renamed or removed, or the disk it lies on is gone.
         """
-        if not (self.path / FILE).is_file():
+        with explained(self.path):
+            there = (self.path / FILE).is_file()
+        if not there:
             raise StorageError(
                 "the session's folder is not there any more: renamed, removed, or its disk is no longer mounted",
                 where=self.path,

@@ -5,7 +5,7 @@
 | `plan`     | `lines`: what will be done and why; `begins`; `stages`: {name: {steps, done}}         |
 | `progress` | `task`, `done`, `total`: preparation (class images, latents)                          |
 | `stage`    | `stage`, `step`, `steps`: a stage begins or goes on                                   |
-| `step`     | `stage`, `step`, `steps`, `loss`, `prior_loss`, `learning_rate`, `seconds`            |
+| `step`     | `stage`, `step`, `steps`, `loss`, `prior_loss`, `learning_rate`, `seconds`, `batch`   |
 | `sample`   | `stage`, `step`, `path`                                                               |
 | `saved`    | `stage`, `step`, `path`, `seconds`, `blocked`: on this machine; seconds training waited |
 | `published`| `stage`, `step`, `path`, `bytes`, `seconds`: in the session's folder, read back         |

@@ -49,4 +49,5 @@ class Observers:
             prior_loss=round(report.prior_loss, 6),
             learning_rate=report.learning_rate,
             seconds=round(report.seconds, 4),
+            batch=report.batch,
         )

@@ -9,12 +9,15 @@ import os
 import signal
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-from fastdb.errors import FastDBError
+from fastdb.errors import FastDBError, StorageError
 from fastdb.runtime.quiet import hush_libraries
 from fastdb.sessions.session import Session
 from fastdb.training.events import EventLog
+from fastdb.training.publishing import NOT_YET, Publishing
 
 LEAST_NICE = 19
 """The priority of what must never take time from training."""
@@ -27,19 +30,36 @@ def main(folder: Path, base: Path, events: Path, trainer: int) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(LEAST_NICE)
     log = EventLog(events)
+    done = lambda: ending.is_set() or os.getppid() != trainer  # noqa: E731
     try:
-        session = Session.open(folder)
+        session = _opened(folder, log, done)
         hush_libraries()
-        # Not at the top: a signal that comes while torch is loading must find its handler in place.
-        from fastdb.training.publishing import Publishing
-
-        Publishing(session, base, log.tell).run(lambda: ending.is_set() or os.getppid() != trainer)
+        Publishing(session, base, log.tell).run(done)
     except FastDBError as error:
         # Where the trainer still runs, it tries once more at its end and says then what is wrong.
         log.tell("warning", message=f"publishing ended: {error}")
     log.tell("end", outcome="finished")
     log.close()
     return 0
+
+
+def _opened(folder: Path, log: EventLog, done: Callable[[], bool]) -> Session:
+    """The session, as soon as its disk is there.
+
+    Raises:
+        FastDBError: it cannot be opened, or its disk is away and nobody trains any more.
+    """
+    told = False
+    while True:
+        try:
+            return Session.open(folder)
+        except StorageError as error:
+            if done():
+                raise
+            if not told:
+                log.tell("warning", message=f"{NOT_YET}: {str(error).splitlines()[0]}")
+            told = True
+            time.sleep(1)
 
 
 if __name__ == "__main__":

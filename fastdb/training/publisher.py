@@ -17,7 +17,7 @@ from fastdb.runtime.places import work_folder
 from fastdb.sessions.session import Session
 from fastdb.storage.durable import make_folder
 from fastdb.training.events import Tell, follow_events
-from fastdb.training.publishing import Publishing, pending
+from fastdb.training.publishing import Publishing, pending, spare_here
 
 
 @dataclass
@@ -90,6 +90,8 @@ class Publisher:
             ) from error
         if leaving():
             self.wake()
+        else:
+            spare_here(self.session, keep=1)
 
     def _names(self) -> str:
         with suppress(StorageError):

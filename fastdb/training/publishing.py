@@ -29,9 +29,9 @@ from fastdb.training.events import Tell
 from fastdb.training.pace import Pace
 from fastdb.training.published_form import fill, is_same
 
+NOT_YET = "not in the session's folder yet"
+"""How the line begins by which a person learns that publishing fails."""
 LOCK = "publishing.lock"
-PATIENCE = 600.0
-"""Seconds of nothing but failures after which the end of a run no longer waits for the session's disk."""
 SETTLES_WITHIN = 1800.0
 """Seconds after which the next checkpoint is written though Drive has not said that it took the one before."""
 TELL_EVERY = 600.0
@@ -112,12 +112,14 @@ class Publishing:
     Attributes:
         base: the folder of the session's base model, to which what is published is a difference.
         may: raises where the session belongs to another machine by now.
+        patience: seconds of nothing but failures that the end of a run bears; None takes the session's setting.
     """
 
     session: Session
     base: Path
     tell: Tell
     may: Callable[[], None] = lambda: None
+    patience: float | None = None
     _last: Path | None = None
     _written: float = 0.0
     _told: dict[str, float] = field(default_factory=dict)
@@ -129,9 +131,11 @@ class Publishing:
         told and tried again, with growing pauses.
 
         Raises:
-            StorageError: at the end nothing has worked for `PATIENCE` seconds.
+            StorageError: at the end nothing has worked for so long as `patience` says.
             SessionBusy: another machine has taken the session over.
         """
+        setting = self.session.config.checkpoints.patience_minutes * 60
+        patience = setting if self.patience is None else self.patience
         with publishing_lock(self.session.path):
             failures, since = 0, 0.0
             cleared = False
@@ -151,9 +155,9 @@ class Publishing:
                         continue
                 except (StorageError, OSError) as error:
                     since = since if failures else time.monotonic()
-                    if hurry and time.monotonic() - since > PATIENCE:
+                    if hurry and time.monotonic() - since >= patience:
                         raise
-                    self._once(f"not in the session's folder yet: {str(error).splitlines()[0]}")
+                    self._once(f"{NOT_YET}: {str(error).splitlines()[0]}")
                     self._pause(BACK_OFF[min(failures, len(BACK_OFF) - 1)], ending, leaving, hurry)
                     failures += 1
                     continue

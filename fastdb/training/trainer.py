@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from fastdb.errors import FastDBError, TrainingError
 from fastdb.runtime.device import release_memory
 from fastdb.sessions import checkpoints
 from fastdb.sessions.session import Session
-from fastdb.sessions.trained import STAGES, Standing, standing, steps_of
+from fastdb.sessions.trained import STAGES, Standing, steps_of
 from fastdb.training.batches import Batches, Group
 from fastdb.training.checkpointing import Saver, restore
 from fastdb.training.events import Tell
@@ -104,8 +104,8 @@ class Trainer:
             if done < steps:
                 return "stopped"
             # The next stage begins from what lies on the disk, whether this process wrote it or another.
-            stands = standing(prepared.session)
-            check_recipes(stands.checkpoints.values(), recipe, prepared.session.name)
+            last, _ = checkpoints.newest(prepared.session.local_checkpoints, name)
+            stands = replace(stands, checkpoints={**stands.checkpoints, **({name: last} if last else {})})
             if stands.done(name) < steps:
                 raise TrainingError(
                     "its last checkpoint does not verify when read back",
