@@ -186,6 +186,7 @@ def train(
         if restart:
             aside = checkpoints.set_all_aside(session.checkpoints)
             console.say(f"earlier checkpoints are kept in {aside}" if aside else "there were no checkpoints")
+            session = session.with_new_lineage()
         running = process.start(session)
     if not follow:
         console.say(f"{session.name} trains in process {running.pid}; follow it with: fastdb train {session.name}")

@@ -48,10 +48,13 @@ class Saver:
             StorageError: the disk is full, read-only or gone; older checkpoints are untouched.
         """
         began, folder = time.perf_counter(), self.session.checkpoints
+        config, lineage = self.session.config, self.session.record.lineage
         self.session.check_there()
         tensors, numbers = state_tensors(optimizer)
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
         state = {
+            "format": checkpoints.FORMAT,
+            "lineage": lineage,
             "stage": stage.name,
             "step": step,
             "steps": stage.steps,
@@ -74,7 +77,7 @@ class Saver:
             return meant
 
         checkpoint, said = checkpoints.save(folder, stage.name, step, state, write)
-        said += checkpoints.prune(folder, stage.name, self.session.config.checkpoints.keep_every)
+        said += checkpoints.prune(folder, stage.name, config.checkpoints.keep_every, lineage)
         self._last = time.monotonic()
         for line in said:
             self.tell("warning", message=line)
