@@ -28,7 +28,7 @@ from fastdb.sessions.carried import (
     staged,
     write_archive,
 )
-from fastdb.sessions.record import BaseModelRecord, Record, read_record, write_record
+from fastdb.sessions.record import BaseModelRecord, Record, new_lineage, read_record, write_record
 from fastdb.sessions.session import Session, check_name, lay_out, near_name, now
 from fastdb.storage.manifest import MANIFEST
 
@@ -205,8 +205,8 @@ def _take_classic(folder: Path, beside: Path, name: str, base: str | Path | None
     size = open_base_model(model.folder).sample_size
     config = Config().changed({**recommended(base or MINI, ""), "resolution": size})
     lay_out(beside)
-    session = Session(beside, Record(name=name, created=now(), base_model=_record(model), config=config))
-    write_record(beside, session.record)
+    record = Record(name=name, created=now(), lineage=new_lineage(), base_model=_record(model), config=config)
+    session = Session(beside, write_record(beside, record))
     with console.bar("photos", "photo") as update:
         intake, said = add_classic(
             classic,

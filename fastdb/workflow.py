@@ -190,6 +190,7 @@ def train(
             aside = [one for folder in session.checkpoint_folders if (one := checkpoints.set_all_aside(folder))]
             kept = " and ".join(str(folder) for folder in reversed(aside))
             console.say(f"earlier checkpoints are kept in {kept}" if aside else "there were no checkpoints")
+            session = session.with_new_lineage()
         running = process.start(session)
     if not follow:
         console.say(f"{session.name} trains in process {running.pid}; follow it with: fastdb train {session.name}")

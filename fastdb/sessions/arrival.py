@@ -9,8 +9,9 @@ from pathlib import Path, PurePosixPath
 
 from fastdb.errors import ConfigError, FastDBError, SessionError
 from fastdb.sessions.carried import EXPORTS
+from fastdb.sessions.checkpoints import complete
 from fastdb.sessions.portable import shown
-from fastdb.sessions.record import FILE, BaseModelRecord, Record, read_record, write_record
+from fastdb.sessions.record import FILE, BaseModelRecord, Record, new_lineage, read_record, write_record
 from fastdb.sessions.session import Session, lay_out
 from fastdb.storage.durable import explained
 
@@ -94,7 +95,8 @@ def read_come(folder: Path, where: object) -> Record:
 
 
 def settle(folder: Path, name: str, base: BaseModelRecord | None, where: object, called: Sequence[str] = ()) -> None:
-    """Make a folder that has come a session of its new name: missing folders are made, exports get its name.
+    """Make a folder that has come a session of its new name: missing folders are made, exports get its name. It is of
+    the lineage it had where checkpoints have come along, else of a new one.
 
     Args:
         base: the same base model as it is named here.
@@ -120,8 +122,11 @@ def settle(folder: Path, name: str, base: BaseModelRecord | None, where: object,
         ) from error
     for old in {record.name, *called} - {name}:
         _rename_exports(folder, old, name)
-    if (record.name, record.base_model) != (name, base or record.base_model):
-        write_record(folder, record.model_copy(update={"name": name, "base_model": base or record.base_model}))
+    settled = record.model_copy(update={"name": name, "base_model": base or record.base_model})
+    if not complete(folder / "checkpoints"):
+        settled = settled.model_copy(update={"lineage": new_lineage()})
+    if settled != record:
+        write_record(folder, settled, keep=False)
 
 
 def _rename_exports(folder: Path, old: str, new: str) -> None:
@@ -138,4 +143,4 @@ def without_history(session: Session) -> None:
     Raises:
         StorageError: the folder cannot be written.
     """
-    write_record(session.path, session.record.model_copy(update={"runs": ()}))
+    write_record(session.path, session.record.model_copy(update={"runs": ()}), keep=False)

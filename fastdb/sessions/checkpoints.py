@@ -18,6 +18,8 @@ from fastdb.storage.removal import remove
 from fastdb.storage.uploads import waits_for_upload
 
 STATE = "state.json"
+FORMAT = 2
+"""Of the state. 1, which did not say so, had no lineage."""
 KEEP = 2
 """An old checkpoint goes only when this many newer ones of its stage verify on a fresh read."""
 
@@ -47,12 +49,31 @@ class Checkpoint:
             CheckpointError: it cannot be read.
         """
         try:
-            state: dict[str, Any] = json.loads((self.path / STATE).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            state: Any = json.loads((self.path / STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(
                 f"its state cannot be read ({error})", where=self.path, fix="Run the same command again."
             ) from error
+        if not isinstance(state, dict):
+            raise CheckpointError("its state is none", where=self.path, fix="Run the same command again.")
         return state
+
+    def stranger(self, lineage: str) -> str:
+        """Why training of `lineage` cannot go on from it though it may be whole, as a clause; empty where it can.
+
+        A lineage that is not known, as `session.yaml` or the state of earlier versions have none, is let pass; so is a
+        state that cannot be read, which the manifest knows more about.
+        """
+        try:
+            state = self.state
+        except CheckpointError:
+            return ""
+        number, theirs = state.get("format", 1), state.get("lineage")
+        if type(number) is not int or not 1 <= number <= FORMAT:
+            return f"its state has format {ascii(number)[:40]}; this version knows {FORMAT}"
+        if lineage and theirs and theirs != lineage:
+            return "it belongs to another session or to an earlier beginning of this one"
+        return ""
 
 
 def save(
@@ -111,34 +132,54 @@ def complete(folders: Path | Sequence[Path], stage: str | None = None) -> list[C
     return sorted(found, key=lambda checkpoint: (checkpoint.stage, checkpoint.step))
 
 
-def newest(folders: Path | Sequence[Path], stage: str) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint of a stage whose every byte verifies, and a line for each newer one passed over.
+def own(folders: Path | Sequence[Path], stage: str, lineage: str) -> list[Checkpoint]:
+    """The checkpoints of a stage that training of `lineage` may go on from, oldest first; not verified.
+
+    Raises:
+        StorageError: the disk does not answer.
+    """
+    return [one for one in complete(folders, stage) if not one.stranger(lineage)]
+
+
+def newest(folders: Path | Sequence[Path], stage: str, lineage: str = "") -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint of a stage whose every byte verifies and which is of `lineage`, where that is known on both
+    sides, and a line for each newer one passed over.
 
     Raises:
         StorageError: the folder cannot be listed.
     """
     said: list[str] = []
     for checkpoint in reversed(complete(folders, stage)):
-        wrong = faults(checkpoint.path)
+        wrong = refused(checkpoint, lineage)
         if not wrong:
             return checkpoint, said
-        said.append(f"checkpoint {checkpoint.path.name} is passed over: {wrong[0]}")
+        said.append(f"checkpoint {checkpoint.path.name} is passed over: {wrong}")
     return None, said
 
 
-def spare(folder: Path, stage: str, keep_every: int = 0) -> list[Checkpoint]:
+def refused(checkpoint: Checkpoint, lineage: str) -> str:
+    """Why training of `lineage` does not go on from a checkpoint, as a clause; empty where it can. Every byte is read.
+
+    Raises:
+        StorageError: the disk is gone.
+    """
+    wrong = faults(checkpoint.path)
+    return wrong[0] if wrong else checkpoint.stranger(lineage)
+
+
+def spare(folder: Path, stage: str, keep_every: int = 0, lineage: str = "") -> list[Checkpoint]:
     """The checkpoints of a stage that have `KEEP` newer ones which verify on a fresh read, newest first.
 
     On Google Drive only those newer ones count that were uploaded: the others go with the machine. Damaged ones are not
-    among them, nor are those at multiples of `keep_every` steps, where that is not 0.
+    among them, nor are those of another lineage, nor those at multiples of `keep_every` steps, where that is not 0.
 
     Raises:
         StorageError, OSError: the disk does not answer.
     """
-    return _superseded(folder, stage, keep_every)[0]
+    return _superseded(folder, stage, keep_every, lineage)[0]
 
 
-def prune(folder: Path, stage: str, keep_every: int = 0) -> list[str]:
+def prune(folder: Path, stage: str, keep_every: int = 0, lineage: str = "") -> list[str]:
     """Remove the checkpoints of a stage that are to spare.
 
     Returns a line for each that could not be removed, and one where many wait. Nothing is raised: what was just saved
@@ -146,7 +187,7 @@ def prune(folder: Path, stage: str, keep_every: int = 0) -> list[str]:
     """
     said: list[str] = []
     try:
-        older, waiting = _superseded(folder, stage, keep_every)
+        older, waiting = _superseded(folder, stage, keep_every, lineage)
     except (StorageError, OSError) as error:
         what = error.what if isinstance(error, StorageError) else error.strerror
         return [f"older checkpoints could not be looked through: {what}"]
@@ -160,12 +201,13 @@ def prune(folder: Path, stage: str, keep_every: int = 0) -> list[str]:
     return said
 
 
-def _superseded(folder: Path, stage: str, keep_every: int) -> tuple[list[Checkpoint], int]:
+def _superseded(folder: Path, stage: str, keep_every: int, lineage: str) -> tuple[list[Checkpoint], int]:
     """The good checkpoints of a stage under `KEEP` newer good ones that no longer wait, newest first; how many wait."""
     settled, waiting = 0, 0
     older = []
     for checkpoint in reversed(complete(folder, stage)):
-        if (settled == KEEP and keep_every and checkpoint.step % keep_every == 0) or faults(checkpoint.path):
+        milestone = settled == KEEP and keep_every and checkpoint.step % keep_every == 0
+        if milestone or checkpoint.stranger(lineage) or faults(checkpoint.path):
             continue
         if settled == KEEP:
             older.append(checkpoint)

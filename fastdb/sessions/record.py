@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import Field
 
+from fastdb import __version__
 from fastdb.config import Config, Settings, build
 from fastdb.errors import SessionError
-from fastdb.storage.durable import explained, write_text
+from fastdb.sessions.migrations import FORMAT, migrated
+from fastdb.sessions.portable import shown
+from fastdb.storage.durable import explained, write_bytes, write_text
 
-FORMAT = 1
 FILE = "session.yaml"
+WRITER = f"fastdb {__version__}"
 LARGEST = 1 << 20
 """Bytes of `session.yaml`; a long history takes a tenth of it."""
 
@@ -56,16 +62,25 @@ class Record(Settings):
     """Everything `session.yaml` holds."""
 
     format: int = FORMAT
+    written_by: str = WRITER
+    """The version that wrote the file."""
     name: str
     created: str
+    lineage: str = Field("", pattern=r"^([0-9a-f]{32})?$")
+    """Which beginning of which session its checkpoints belong to; empty where that is not known."""
     base_model: BaseModelRecord
     subject: Subject = Subject()
     config: Config = Config()
     runs: tuple[Run, ...] = ()
 
 
+def new_lineage() -> str:
+    """A lineage that no other session has, and this one had not before."""
+    return uuid.uuid4().hex
+
+
 def read_record(folder: Path) -> Record:
-    """Read `session.yaml` of a session's folder.
+    """Read `session.yaml` of a session's folder; one of an earlier format is brought up to date, in memory alone.
 
     Raises:
         SessionError: it is missing, damaged, or of a format this version does not know.
@@ -73,14 +88,27 @@ def read_record(folder: Path) -> Record:
     """
     path = folder / FILE
     try:
-        with explained(path):
-            if path.stat().st_size > LARGEST:
-                raise SessionError("is larger than any session.yaml", where=path, fix="Put back the file it had.")
-            data: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)  # a SafeLoader
+        data = _plain(path)
     except FileNotFoundError:
         raise SessionError(
             "there is no session.yaml, so this is no session of fastdb", where=folder, fix="Choose another folder."
         ) from None
+    _check_format(data, path)
+    return build(Record, migrated(data), where=path)
+
+
+def _plain(path: Path) -> Mapping[str, Any]:
+    """The file as data, with a format and whatever else is in it.
+
+    Raises:
+        FileNotFoundError: there is none.
+        SessionError: it cannot be read, or has no format.
+    """
+    try:
+        with explained(path):
+            if path.stat().st_size > LARGEST:
+                raise SessionError("is larger than any session.yaml", where=path, fix="Put back the file it had.")
+            data: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)  # a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         raise SessionError(
@@ -90,20 +118,52 @@ def read_record(folder: Path) -> Record:
         ) from None
     if not isinstance(data, dict) or "format" not in data:
         raise SessionError("has no format number", where=path, fix="Put back the file this session had.")
-    if data["format"] != FORMAT:
+    return data
+
+
+def _check_format(data: Mapping[str, Any], path: Path) -> None:
+    """Refuse a format that this version cannot read.
+
+    Raises:
+        SessionError: saying who wrote it, where that is known.
+    """
+    number, writer = data["format"], data.get("written_by")
+    if type(number) is not int or number < 1:
         raise SessionError(
-            f"has format {data['format']!r}, and this version of fastdb reads {FORMAT}",
+            f"has format {shown(str(number))}, which no version of fastdb writes",
             where=path,
-            fix="Update fastdb and open it again.",
+            fix="Put back the file this session had.",
         )
-    return build(Record, data, where=path)
+    if number > FORMAT:
+        by = f", written by {shown(writer)}" if isinstance(writer, str) and writer else ""
+        raise SessionError(
+            f"has format {number}{by}, and this version ({WRITER}) reads formats 1 to {FORMAT}",
+            where=path,
+            fix="Update fastdb and open it again; nothing was changed.",
+        )
 
 
-def write_record(folder: Path, record: Record) -> None:
-    """Replace `session.yaml`, whole or not at all.
+def write_record(folder: Path, record: Record, *, keep: bool = True) -> Record:
+    """Replace `session.yaml`, whole or not at all; returns the record as it was written.
+
+    Where the file that is there has an earlier format, it is kept beside as `session.yaml.format-1`, once, so that
+    the version that wrote it can have it back; not where `keep` is false, for a copy whose original has it still.
 
     Raises:
         StorageError: the folder cannot be written.
     """
+    record = record.model_copy(update={"format": FORMAT, "written_by": WRITER})
     text = yaml.safe_dump(record.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+    if keep:
+        _keep_earlier(folder / FILE)
     write_text(folder / FILE, text)
+    return record
+
+
+def _keep_earlier(path: Path) -> None:
+    # What cannot be read has no format that could be gone back to.
+    with suppress(FileNotFoundError, SessionError):
+        number = _plain(path)["format"]
+        beside = path.with_name(f"{FILE}.format-{number}")
+        if type(number) is int and 0 < number < FORMAT and not beside.exists():
+            write_bytes(beside, path.read_bytes())

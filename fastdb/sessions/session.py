@@ -15,7 +15,7 @@ from pathlib import Path
 from fastdb.config import Config
 from fastdb.errors import FastDBError, SessionError, SessionExists, SessionNotFound, StorageError
 from fastdb.runtime.places import expanded, sessions_root, work_folder
-from fastdb.sessions.record import FILE, BaseModelRecord, Record, Run, Subject, read_record, write_record
+from fastdb.sessions.record import FILE, BaseModelRecord, Record, Run, Subject, new_lineage, read_record, write_record
 from fastdb.storage.durable import explained, flush, make_folder
 
 NAME = re.compile(r"[^\W_][\w.-]{0,62}")
@@ -52,7 +52,12 @@ class Session:
         path = check_free(name, root)
         folder = path.parent
         record = Record(
-            name=name, created=now(), base_model=base_model, subject=subject or Subject(), config=config or Config()
+            name=name,
+            created=now(),
+            lineage=new_lineage(),
+            base_model=base_model,
+            subject=subject or Subject(),
+            config=config or Config(),
         )
         make_folder(folder)
         with explained(path):
@@ -173,6 +178,10 @@ class Session:
         """Write other settings into `session.yaml` and give the session that has them."""
         return self._rewritten(self.record.model_copy(update={"config": config}))
 
+    def with_new_lineage(self) -> Session:
+        """Begin anew: what was trained so far belongs to an earlier beginning of the session from now on."""
+        return self._rewritten(self.record.model_copy(update={"lineage": new_lineage()}))
+
     def with_run_begun(self, begins: str) -> Session:
         """Note in the history that a trainer begins; what a person has changed in the file meanwhile stays."""
         self.check_there()
@@ -204,8 +213,7 @@ class Session:
             )
 
     def _rewritten(self, record: Record) -> Session:
-        write_record(self.path, record)
-        return Session(self.path, record)
+        return Session(self.path, write_record(self.path, record))
 
 
 def now() -> str:

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from fastdb.config import Config
 from fastdb.errors import ConfigError, TrainingError
-from fastdb.sessions.checkpoints import Checkpoint, complete, newest
+from fastdb.sessions.checkpoints import Checkpoint, complete, newest, refused
 from fastdb.sessions.session import Session
-from fastdb.storage.manifest import faults
 
 STAGES = ("text_encoder", "unet")
 """The stages in their order; each is named after the part it trains.
@@ -96,7 +95,7 @@ def standing(session: Session) -> Standing:
     good: dict[str, Checkpoint] = {}
     said: list[str] = []
     for stage in STAGES:
-        checkpoint, passed_over = newest(session.checkpoint_folders, stage)
+        checkpoint, passed_over = newest(session.checkpoint_folders, stage, session.record.lineage)
         said += passed_over
         if checkpoint is not None:
             good[stage] = checkpoint
@@ -129,8 +128,8 @@ def standings(session: Session, wanted: Sequence[int] | None = None) -> tuple[li
     for one in reversed(there):
         if one.step in good or (wanted is not None and one.step not in wanted):
             continue
-        if wrong := faults(one.path):
-            said.append(f"checkpoint {one.path.name} is passed over: {wrong[0]}")
+        if wrong := refused(one, session.record.lineage):
+            said.append(f"checkpoint {one.path.name} is passed over: {wrong}")
         else:
             good[one.step] = one
     if not good:

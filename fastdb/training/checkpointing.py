@@ -116,6 +116,8 @@ class Saver:
         if stage.average is not None:
             contents[average_file(stage.name)] = stage.average.state_dict()
         state = {
+            "format": checkpoints.FORMAT,
+            "lineage": self.session.record.lineage,
             "stage": stage.name,
             "step": step,
             "steps": stage.steps,

@@ -9,7 +9,7 @@ from fastdb.errors import CheckpointError, TrainingError
 from fastdb.images.intake import InstanceImage, instance_images_of
 from fastdb.models.base_model import open_base_model
 from fastdb.models.sources import base_of
-from fastdb.sessions.checkpoints import complete
+from fastdb.sessions.checkpoints import own
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES, is_joint, steps_of
 from fastdb.storage.durable import explained, write_bytes
@@ -59,7 +59,8 @@ def check_goes_on(session: Session, images: Sequence[InstanceImage]) -> None:
     Raises:
         TrainingError: naming what changed.
     """
-    newest = [found[-1] for stage in STAGES if (found := complete(session.checkpoint_folders, stage))]
+    lineage = session.record.lineage
+    newest = [found[-1] for stage in STAGES if (found := own(session.checkpoint_folders, stage, lineage))]
     try:
         # The trainer looks at the class images when it has made those that are missing.
         check_recipes(newest, make_recipe(session, images, None), session.name)

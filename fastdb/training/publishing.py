@@ -49,10 +49,11 @@ def pending(session: Session) -> list[Checkpoint]:
     Raises:
         StorageError: a disk does not answer.
     """
-    there = _in_order(complete(session.local_checkpoints))
+    lineage = session.record.lineage
+    there = _in_order([one for one in complete(session.local_checkpoints) if not one.stranger(lineage)])
     if not there:
         return []
-    out = _in_order(complete(session.checkpoints))
+    out = [one for one in complete(session.checkpoints) if not one.stranger(lineage)]
     by_name = {one.path.name: one for one in out}
     missing = [one for one in there if one.path.name not in by_name or not is_same(one, by_name[one.path.name])]
     newest = there[-1]
@@ -89,9 +90,9 @@ def spare_here(session: Session, keep: int = KEEP) -> list[str]:
     """
     try:
         waiting = {one.path for one in pending(session)}
-        going = []
+        going = [one for one in complete(session.local_checkpoints) if one.stranger(session.record.lineage)]
         for stage in STAGES:
-            there = complete(session.local_checkpoints, stage)
+            there = checkpoints.own(session.local_checkpoints, stage, session.record.lineage)
             going += [one for one in there[:-keep] if one.path not in waiting]
     except StorageError:
         # The session's disk is away: nothing tells what is published, so all stays until the next time.
@@ -179,7 +180,8 @@ class Publishing:
             return fill(one, hidden, self.base, pace)
 
         done, said = checkpoints.save(self.session.checkpoints, one.stage, one.step, one.state, write)
-        said += checkpoints.prune(self.session.checkpoints, one.stage, self.session.config.checkpoints.keep_every)
+        every, lineage = self.session.config.checkpoints.keep_every, self.session.record.lineage
+        said += checkpoints.prune(self.session.checkpoints, one.stage, every, lineage)
         for line in said:
             self.tell("warning", message=line)
         self._last, self._written = done.path, time.monotonic()

@@ -14,7 +14,7 @@ from fastdb.images.photos import photos_in
 from fastdb.models.base_model import PARTS, weight_file
 from fastdb.models.files.tensor_file import open_tensors
 from fastdb.models.files.tensors import TensorInfo
-from fastdb.sessions.checkpoints import KEEP, UNFINISHED, Checkpoint, complete
+from fastdb.sessions.checkpoints import KEEP, UNFINISHED, Checkpoint, complete, own
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES, is_joint, steps_of
 from fastdb.storage.durable import explained
@@ -79,7 +79,7 @@ def need(session: Session, base: Path, restart: bool = False) -> Need:
     images = _class_images(session)
     each, kept, peak, optimizer = {}, 0, 0, _optimizer(config, [])
     for stage in STAGES:
-        there = [] if restart else complete(session.checkpoints, stage)
+        there = [] if restart else own(session.checkpoints, stage, session.record.lineage)
         done, steps = (there[-1].step if there else 0), steps_of(session, stage)
         if done >= steps:
             continue

@@ -104,7 +104,8 @@ class Trainer:
             if done < steps:
                 return "stopped"
             # The next stage begins from what lies on the disk, whether this process wrote it or another.
-            last, _ = checkpoints.newest(prepared.session.local_checkpoints, name)
+            lineage = prepared.session.record.lineage
+            last, _ = checkpoints.newest(prepared.session.local_checkpoints, name, lineage)
             stands = replace(stands, checkpoints={**stands.checkpoints, **({name: last} if last else {})})
             if stands.done(name) < steps:
                 raise TrainingError(
