@@ -20,14 +20,13 @@ from typing import BinaryIO, TypeVar
 import torch
 
 from fastdb.errors import CheckpointError
-from fastdb.models.files.packed_index import DIFFERENCE, PackedTensor, read_index
+from fastdb.models.files.packed_index import DIFFERENCE, Origin, PackedTensor, read_index
 from fastdb.models.files.planes import EXPONENTS, Bits, bits_type, decode, exponents, restored
 from fastdb.models.files.tensor_file import open_tensors
 from fastdb.models.files.tensors import Fault, TensorInfo, shown
 from fastdb.storage.durable import explained
 from fastdb.storage.manifest import sha256
 
-ENDING = ".packed"
 OLDER = "Go on from an older checkpoint, or take this file from a copy."
 
 Given = TypeVar("Given")
@@ -87,6 +86,8 @@ class Packed:
     base_sha256: str | None
     """Of the file that differences are to, in hex."""
     base: Base | None
+    origin: Origin | None
+    """The safetensors file that was packed, where it was one."""
     threads: int
     _entries: Mapping[str, PackedTensor] = field(repr=False)
     _length: int = field(repr=False)
@@ -107,16 +108,16 @@ class Packed:
         with _told(path), path.open("rb") as file:
             length = file.seek(0, 2)
             file.seek(0)
-            entries, base_sha256 = read_index(file, length)
-        if base is not None and base_sha256 is not None and base.sha256 != base_sha256:
+            index = read_index(file, length)
+        if base is not None and index.base is not None and base.sha256 != index.base:
             raise CheckpointError(
-                f"its weights are differences to the base model's file {base_sha256[:12]}, and this one is "
+                f"its weights are differences to the base model's file {index.base[:12]}, and this one is "
                 f"{base.sha256[:12]}",
                 where=path,
                 fix="Put back the base model this session began with.",
             )
-        tensors = MappingProxyType({name: one.info for name, one in entries.items()})
-        return cls(path, tensors, base_sha256, base, threads, entries, length)
+        tensors = MappingProxyType({name: one.info for name, one in index.tensors.items()})
+        return cls(path, tensors, index.base, base, index.origin, threads, index.tensors, length)
 
     @property
     def names(self) -> tuple[str, ...]:

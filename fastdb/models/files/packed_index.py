@@ -3,10 +3,11 @@
 Format 1: MAGIC; blocks; the index, a JSON object; its length, 8 bytes little-endian; its SHA-256, 32 bytes; MAGIC.
 
 The index: `format`; `chunk`, how many numbers are coded together; `base`, the SHA-256 in hex of the file that
-differences are to, or null; `tensors`, a list in the order of their blocks. A tensor: `name`; `dtype` by torch's name;
-`shape`; `coding`, "planes" or "difference"; `sha256`, in hex, of its numbers in C order, little-endian; `blocks`, the
-length and the CRC-32 of each in turn. Blocks are planes, lowest byte first, chunk after chunk, tensor after tensor,
-without gaps: nothing else says where they lie. A plane shorter than its chunk is a Zstandard frame. Planes, differences
+differences are to, or null; `origin`, what is known of the safetensors file that was packed, its `bytes`, its `sha256`
+in hex and the `metadata` of its header, or null; `tensors`, a list in the order of their blocks. A tensor: `name`;
+`dtype` by torch's name; `shape`; `coding`, "planes" or "difference"; `sha256`, in hex, of its numbers in C order,
+little-endian; `blocks`, the length and the CRC-32 of each in turn. Blocks are planes, lowest byte first, chunk after
+chunk, tensor after tensor, without gaps: nothing else says where they lie. A plane shorter than its chunk is a Zstandard frame. Planes, differences
 and the key they are sorted by are told in `planes`; a base of another type is brought to the tensor's first.
 """
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -63,7 +64,27 @@ class PackedTensor:
             yield start, min(start + CHUNK, self.info.elements), blocks
 
 
-def index_text(tensors: Sequence[PackedTensor], base: str | None) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The safetensors file that was packed: its length, its SHA-256 in hex, and the metadata in its header."""
+
+    bytes: int
+    sha256: str
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """What a packed file says of itself, checked."""
+
+    tensors: Mapping[str, PackedTensor]
+    """By name, in the file's order."""
+    base: str | None
+    """The SHA-256, in hex, of the file that differences are to."""
+    origin: Origin | None
+
+
+def index_text(tensors: Sequence[PackedTensor], base: str | None, origin: Origin | None) -> bytes:
     """The index and the tail behind it, as they end a file."""
     entries = [
         {
@@ -76,13 +97,14 @@ def index_text(tensors: Sequence[PackedTensor], base: str | None) -> bytes:
         }
         for one in tensors
     ]
-    index = {"format": FORMAT, "chunk": CHUNK, "base": base, "tensors": entries}
+    told = {"bytes": origin.bytes, "sha256": origin.sha256, "metadata": dict(origin.metadata)} if origin else None
+    index = {"format": FORMAT, "chunk": CHUNK, "base": base, "origin": told, "tensors": entries}
     text = json.dumps(index, ensure_ascii=False, separators=(",", ":")).encode()
     return text + len(text).to_bytes(8, "little") + hashlib.sha256(text).digest() + MAGIC
 
 
-def read_index(file: BinaryIO, length: int) -> tuple[dict[str, PackedTensor], str | None]:
-    """The tensors of a packed file of `length` bytes by name, in its order, and the SHA-256 of its base.
+def read_index(file: BinaryIO, length: int) -> Index:
+    """What a packed file of `length` bytes says of itself.
 
     Raises:
         Fault: it is cut short, damaged or of another format, or its blocks do not fill the file exactly.
@@ -118,7 +140,18 @@ def read_index(file: BinaryIO, length: int) -> tuple[dict[str, PackedTensor], st
         raise Fault(
             f"its blocks have {start - len(MAGIC)} bytes, of which {length - TAIL - size - len(MAGIC)} are there"
         )
-    return found, base
+    return Index(found, base, _origin(index.get("origin")))
+
+
+def _origin(value: Any) -> Origin | None:
+    if value is None:
+        return None
+    metadata = value.get("metadata") if isinstance(value, dict) else None
+    if isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values()):
+        length, digest = value.get("bytes"), value.get("sha256")
+        if is_count(length) and _is_hash(digest):
+            return Origin(length, digest, metadata)
+    raise Fault("its index does not say what file was packed")
 
 
 def _is_hash(value: Any) -> bool:

@@ -13,9 +13,9 @@ import torch
 
 from fastdb.errors import CheckpointError
 from fastdb.models.files.packed import Base, bits_of, in_turn
-from fastdb.models.files.packed_index import DIFFERENCE, MAGIC, MOST_BYTES, PLANES, PackedTensor, index_text
+from fastdb.models.files.packed_index import DIFFERENCE, MAGIC, MOST_BYTES, PLANES, Origin, PackedTensor, index_text
 from fastdb.models.files.planes import CHUNK, EXPONENTS, difference, encode, exponents
-from fastdb.models.files.sink import Sink, Written
+from fastdb.models.files.sink import Pace, Sink, Written
 from fastdb.models.files.tensors import TensorInfo, contiguous
 from fastdb.storage.durable import explained
 
@@ -28,7 +28,9 @@ def write_packed(
     tensors: Mapping[str, Content] | Iterable[tuple[str, Content]],
     *,
     base: Base | None = None,
+    origin: Origin | None = None,
     threads: int = 1,
+    pace: Pace | None = None,
 ) -> Written:
     """Write `tensors` to `path`; those of a floating type that `base` has in the same shape as differences to it.
 
@@ -36,7 +38,9 @@ def write_packed(
         path: made or replaced.
         tensors: by name, from any device, of any type and shape, or what makes one when its turn comes.
         base: what reading will need again, to the byte.
+        origin: the file these tensors are of, kept in the index.
         threads: that code at the same time; the file is the same for any number.
+        pace: see `Sink`.
 
     Memory: the tensor at hand, that of the base, and about 100 MB for each thread.
 
@@ -49,7 +53,7 @@ def write_packed(
     """
     named = tensors.items() if isinstance(tensors, Mapping) else tensors
     found: dict[str, PackedTensor] = {}
-    with explained(path), Sink(path) as sink, ThreadPoolExecutor(threads) as pool:
+    with explained(path), Sink(path, pace) as sink, ThreadPoolExecutor(threads) as pool:
         sink.write(MAGIC)
         for name, content in named:
             tensor = (content if isinstance(content, torch.Tensor) else content()).detach().cpu()
@@ -60,7 +64,7 @@ def write_packed(
                     fix="This is a mistake in what was to be saved; please report it.",
                 )
             found[name] = _write(sink, name, tensor, base, pool, threads + 1)
-        sink.write(index_text(list(found.values()), base.sha256 if base else None))
+        sink.write(index_text(list(found.values()), base.sha256 if base else None, origin))
         return sink.finish()
 
 
