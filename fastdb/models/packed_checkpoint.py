@@ -156,7 +156,8 @@ def _pack(raw: TensorFile, digest: str, target: Path, base: Base | None, threads
             raw.forget()
 
     origin = Origin(raw.length, digest, raw.metadata)
-    written = write_packed(target, tensors(), base=base, origin=origin, threads=threads, pace=pace)
+    beside = {name: partial(raw.read, name) for name in raw.tensors}
+    written = write_packed(target, tensors(), base=base, beside=beside, origin=origin, threads=threads, pace=pace)
     if seen.hexdigest() != digest:
         raise CheckpointError("has changed since it was written", where=raw.path, fix=OLDER)
     return written.sha256
