@@ -27,7 +27,7 @@ HEAVY = ("checkpoints", "class_images", "logs")
 EXPORTS = (".safetensors", ".ckpt")
 README = "README.txt"
 
-_PACKED_ALREADY = (".png", ".jpg", ".jpeg", ".webp", ".safetensors", ".zip", ".gz")
+_PACKED_ALREADY = (".png", ".jpg", ".jpeg", ".webp", ".safetensors", ".packed", ".zip", ".gz")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """The time of every member, so that the same session gives the same archive."""
 

@@ -10,12 +10,20 @@ from fastdb.config import Config
 from fastdb.errors import ConfigError, TrainingError
 from fastdb.sessions.checkpoints import Checkpoint, complete, newest, refused
 from fastdb.sessions.session import Session
+from fastdb.storage.manifest import hashes_in
 
 STAGES = ("text_encoder", "unet")
 """The stages in their order; each is named after the part it trains.
 
 In the joint mode the text encoder has no stage of its own: it trains in the UNet's, whose checkpoints hold both parts.
 """
+
+
+RAW = ".safetensors"
+PACKED = ".packed"
+"""Endings of the files with tensors in a checkpoint, by its form; what reads either is `models/packed_checkpoint`."""
+
+AVERAGE = "_ema"
 
 
 @dataclass(frozen=True)
@@ -46,23 +54,33 @@ class Standing:
 
 
 def weights_file(part: str) -> str:
-    """The name of the file in a checkpoint that holds a part as the last step left it."""
-    return f"{part}.safetensors"
+    """The name of the file in a raw checkpoint that holds a part as the last step left it."""
+    return f"{part}{RAW}"
 
 
 def average_file(part: str) -> str:
-    """The name of the file in a checkpoint that holds a part's running average, where one is kept."""
-    return f"{part}_ema.safetensors"
+    """The name of the file in a raw checkpoint that holds a part's running average, where one is kept."""
+    return f"{part}{AVERAGE}{RAW}"
+
+
+def tensors_file(checkpoint: Checkpoint, name: str) -> Path | None:
+    """The file of a checkpoint that its raw form calls `name`, raw or packed; None where its manifest has neither."""
+    listed = hashes_in(checkpoint.path)
+    both = (name, name.removesuffix(RAW) + PACKED)
+    return next((checkpoint.path / one for one in both if one in listed), None)
 
 
 def weights_in(checkpoint: Checkpoint, *, last: bool = False) -> dict[str, Path]:
-    """The files of the parts a checkpoint holds, by the part's name; those of the last step, or of the result."""
+    """The files of the parts a checkpoint holds, by the part's name; those of the last step, or of the result.
+
+    Raw or packed, and only what its manifest names: other files were never held against anything.
+    """
     found = {}
     for part in STAGES:
         names = [weights_file(part)] if last else [average_file(part), weights_file(part)]
-        there = [checkpoint.path / name for name in names if (checkpoint.path / name).is_file()]
-        if there:
-            found[part] = there[0]
+        there = (tensors_file(checkpoint, name) for name in names)
+        if path := next((path for path in there if path is not None), None):
+            found[part] = path
     return found
 
 

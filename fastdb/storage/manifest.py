@@ -72,6 +72,24 @@ def faults(folder: Path) -> list[str]:
     return [clause for name, size, digest in files if (clause := _fault(folder / name, size, digest))]
 
 
+def hashes_in(folder: Path) -> dict[str, str]:
+    """The SHA-256, in hex, of each file that the manifest of `folder` names, which was held against the bytes before.
+
+    Raises:
+        StorageError: the manifest cannot be read now.
+    """
+    try:
+        with explained(folder / MANIFEST):
+            record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return {str(name): str(fact["sha256"]) for name, fact in record["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise StorageError(
+            f"cannot be read any more ({type(error).__name__})",
+            where=folder / MANIFEST,
+            fix="Check the disk and run the same command again.",
+        ) from error
+
+
 @contextmanager
 def _gone_explained(path: Path) -> Iterator[None]:
     """Let a disk that was taken away be that, and not a fault of what was on it.

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 
 from fastdb.console import size
 from fastdb.errors import StorageError
 from fastdb.models.files.safetensors_writer import save_tensors
+from fastdb.models.packed_checkpoint import tensors_of
 from fastdb.sessions import checkpoints
 from fastdb.sessions.checkpoints import Checkpoint
 from fastdb.sessions.session import Session
@@ -196,15 +196,22 @@ class Saver:
             return shutil.disk_usage(folder).free
 
 
-def restore(checkpoint: Checkpoint, stage: Stage, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:
+def restore(
+    checkpoint: Checkpoint,
+    stage: Stage,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    base_folder: Path,
+) -> None:
     """Put back the optimizer's, the gradient scaler's and the average's state; the weights were loaded with the stage.
 
     Raises:
-        CheckpointError: the state belongs to another model.
+        CheckpointError: the state belongs to another model, is not there, or is packed and damaged.
+        ModelError: it is packed, and the base model in `base_folder` cannot be read.
     """
     state = checkpoint.state
-    restore_state(optimizer, load_file(checkpoint.path / OPTIMIZER), state["optimizer"])
+    restore_state(optimizer, tensors_of(checkpoint, OPTIMIZER, base_folder), state["optimizer"])
     if accelerator.scaler is not None and state["scaler"]:
         accelerator.scaler.load_state_dict(state["scaler"])
     if stage.average is not None:
-        stage.average.restore(load_file(checkpoint.path / average_file(stage.name)), checkpoint.step)
+        stage.average.restore(tensors_of(checkpoint, average_file(stage.name), base_folder), checkpoint.step)

@@ -143,7 +143,7 @@ class Trainer:
         optimizer = make_optimizer(prepared.optimizer, groups_of_weights, config.optimizer)
         optimizer = stage.prepare(accelerator, optimizer)
         if name in stands.checkpoints:
-            restore(stands.checkpoints[name], stage, optimizer, accelerator)
+            restore(stands.checkpoints[name], stage, optimizer, accelerator, prepared.base.folder)
         loop = Loop(accelerator, stage, optimizer, batches, schedule, config)
         if prepared.device.kind != "cpu" and (cannot := loop.probe()):
             told = f"a resumed run will equal an uninterrupted one up to rounding, not to the bit: {cannot}"
