@@ -8,9 +8,9 @@ from pathlib import Path
 
 from fastdb.config import Config
 from fastdb.errors import ConfigError, TrainingError
-from fastdb.sessions.checkpoints import Checkpoint, complete, newest
+from fastdb.sessions.checkpoints import Checkpoint, complete, newest, passed_over, strangers, wrong_with
 from fastdb.sessions.session import Session
-from fastdb.storage.manifest import faults
+from fastdb.storage.manifest import named
 
 STAGES = ("text_encoder", "unet")
 """The stages in their order; each is named after the part it trains.
@@ -57,11 +57,14 @@ def average_file(part: str) -> str:
 
 
 def weights_in(checkpoint: Checkpoint, *, last: bool = False) -> dict[str, Path]:
-    """The files of the parts a checkpoint holds, by the part's name; those of the last step, or of the result."""
-    found = {}
+    """The files of the parts a checkpoint holds, by the part's name; those of the last step, or of the result.
+
+    Only what its manifest names was verified: other files that lie there are nobody's.
+    """
+    found, whole = {}, named(checkpoint.path)
     for part in STAGES:
         names = [weights_file(part)] if last else [average_file(part), weights_file(part)]
-        there = [checkpoint.path / name for name in names if (checkpoint.path / name).is_file()]
+        there = [checkpoint.path / name for name in names if name in whole]
         if there:
             found[part] = there[0]
     return found
@@ -96,13 +99,13 @@ def standing(session: Session) -> Standing:
     good: dict[str, Checkpoint] = {}
     said: list[str] = []
     for stage in STAGES:
-        checkpoint, passed_over = newest(session.checkpoints, stage)
-        said += passed_over
+        checkpoint, lines = newest(session.checkpoints, stage, needs=[weights_file(stage)])
+        said += lines
         if checkpoint is not None:
             good[stage] = checkpoint
         if steps_of(session, stage) > (checkpoint.step if checkpoint else 0):
             break
-    return Standing(good, tuple(said))
+    return Standing(good, (*said, *strangers(session.checkpoints)))
 
 
 def standings(session: Session, wanted: Sequence[int] | None = None) -> tuple[list[Standing], list[str]]:
@@ -129,8 +132,8 @@ def standings(session: Session, wanted: Sequence[int] | None = None) -> tuple[li
     for one in there:
         if wanted is not None and one.step not in wanted:
             continue
-        if wrong := faults(one.path):
-            said.append(f"checkpoint {one.path.name} is passed over: {wrong[0]}")
+        if wrong := wrong_with(one, needs=[weights_file(one.stage)]):
+            said.append(passed_over(one, wrong))
         else:
             good.append(one)
     if not good:
