@@ -47,6 +47,8 @@ def list_sessions(root: str | Path | None = None) -> list[Session]:
 
 def show(session: SessionLike, root: str | Path | None = None) -> Session:
     """Say what a session holds."""
+    from fastdb.sessions.leftovers import leftovers
+
     session = open_session(session, root)
     record, config = session.record, session.config
     facts = [
@@ -62,6 +64,7 @@ def show(session: SessionLike, root: str | Path | None = None) -> Session:
     ]
     if alone := _alone(session):
         facts.append(("not published", f"{', '.join(alone)}: on this machine alone; fastdb publish {session.name}"))
+    facts += [("passed over", line.replace(" is passed over", "")) for line in leftovers(session)]
     if waiting := _waiting(session):
         some = f"{', '.join(waiting[:3])}{f' and {len(waiting) - 3} more' if len(waiting) > 3 else ''}"
         facts.append(("not uploaded", f"{some}: on this machine alone until Google Drive has taken them"))

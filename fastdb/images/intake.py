@@ -14,7 +14,7 @@ from fastdb.errors import ImageError
 from fastdb.images.captions import instance_prompt, read_caption, subject_of
 from fastdb.images.crop import Crop, choose_crop, crop_square
 from fastdb.images.faces import face_detector
-from fastdb.images.photos import decode_photo, photo_bytes, photos_in
+from fastdb.images.photos import decode_photo, own_photos_in, photo_bytes, photos_in
 from fastdb.storage.durable import explained, write_bytes, write_text, writing
 
 LONGEST_NAME = 200
@@ -115,7 +115,7 @@ def instance_images_of(instance_images: Path, captions: Path | None, template: s
         ImageError: there are none, a caption is no UTF-8 text, or a prompt would be empty.
     """
     with explained(instance_images):
-        found = photos_in(instance_images) if instance_images.is_dir() else []
+        found = own_photos_in(instance_images) if instance_images.is_dir() else []
     if not found:
         raise ImageError(
             "holds no instance images", where=instance_images, fix="Run add-images with some photos first."

@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastdb.errors import CheckpointError, StorageError
+from fastdb.sessions.portable import shown
 from fastdb.storage.durable import explained, flush, write_json
-from fastdb.storage.manifest import faults, write_manifest
+from fastdb.storage.manifest import faults, named, write_manifest
 from fastdb.storage.removal import remove
+from fastdb.storage.twins import first_name
 from fastdb.storage.uploads import waits_for_upload
 
 STATE = "state.json"
 FORMAT = 2
 """Of the state. 1, which did not say so, had no lineage."""
+README = "README.txt"
 KEEP = 2
 """An old checkpoint goes only when this many newer ones of its stage verify on a fresh read."""
 
@@ -49,14 +52,11 @@ class Checkpoint:
             CheckpointError: it cannot be read.
         """
         try:
-            state: Any = json.loads((self.path / STATE).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            return State(self.path, json.loads((self.path / STATE).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise CheckpointError(
                 f"its state cannot be read ({error})", where=self.path, fix="Run the same command again."
             ) from error
-        if not isinstance(state, dict):
-            raise CheckpointError("its state is none", where=self.path, fix="Run the same command again.")
-        return state
 
     def stranger(self, lineage: str) -> str:
         """Why training of `lineage` cannot go on from it though it may be whole, as a clause; empty where it can.
@@ -74,6 +74,21 @@ class Checkpoint:
         if lineage and theirs and theirs != lineage:
             return "it belongs to another session or to an earlier beginning of this one"
         return ""
+
+
+class State(dict[str, Any]):
+    """What a checkpoint says of itself; whoever asks for more than it says gets a line, and no traceback."""
+
+    def __init__(self, path: Path, said: dict[str, Any]) -> None:
+        super().__init__(said)
+        self._path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise CheckpointError(
+            f"its {STATE} does not say its {name}",
+            where=self._path,
+            fix="It was made by another program; move it out of the session's checkpoints.",
+        )
 
 
 def save(
@@ -141,30 +156,79 @@ def own(folders: Path | Sequence[Path], stage: str, lineage: str) -> list[Checkp
     return [one for one in complete(folders, stage) if not one.stranger(lineage)]
 
 
-def newest(folders: Path | Sequence[Path], stage: str, lineage: str = "") -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint of a stage whose every byte verifies and which is of `lineage`, where that is known on both
-    sides, and a line for each newer one passed over.
+def wrong_with(
+    checkpoint: Checkpoint, lineage: str = "", *, quick: bool = False, needs: Sequence[Collection[str]] = ()
+) -> str:
+    """Why training of `lineage` does not go on from a checkpoint, as a clause; empty where nothing is wrong with it.
+
+    Args:
+        lineage: of the session; empty where any will do.
+        quick: look at sizes only; else every byte is read and hashed.
+        needs: of each group of files its manifest has to name one.
+
+    Raises:
+        StorageError: the disk is gone. That says nothing of what lies on it.
+    """
+    if wrong := faults(checkpoint.path, quick=quick):
+        return wrong[0]
+    there = named(checkpoint.path)
+    if lacking := [min(group) for group in ({STATE}, *needs) if not there.intersection(group)]:
+        return f"its manifest does not name {lacking[0]}"
+    try:
+        state = checkpoint.state
+    except CheckpointError as error:
+        return error.what
+    stage, step = state.get("stage", checkpoint.stage), state.get("step", checkpoint.step)
+    if (stage, step) != (checkpoint.stage, checkpoint.step):
+        return (
+            f"it holds the state of {str(stage)[:40]!a} step {str(step)[:20]}: it was renamed, or copied from elsewhere"
+        )
+    return checkpoint.stranger(lineage)
+
+
+def newest(
+    folders: Path | Sequence[Path], stage: str, lineage: str = "", needs: Sequence[Collection[str]] = ()
+) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint of a stage with which nothing is wrong, and a line for each newer one passed over.
 
     Raises:
         StorageError: the folder cannot be listed.
     """
     said: list[str] = []
     for checkpoint in reversed(complete(folders, stage)):
-        wrong = refused(checkpoint, lineage)
+        wrong = wrong_with(checkpoint, lineage, needs=needs)
         if not wrong:
             return checkpoint, said
-        said.append(f"checkpoint {checkpoint.path.name} is passed over: {wrong}")
+        said.append(passed_over(checkpoint, wrong))
     return None, said
 
 
-def refused(checkpoint: Checkpoint, lineage: str) -> str:
-    """Why training of `lineage` does not go on from a checkpoint, as a clause; empty where it can. Every byte is read.
+def passed_over(checkpoint: Checkpoint, wrong: str) -> str:
+    """The line for a checkpoint that is not gone on from."""
+    return f"checkpoint {checkpoint.path.name} is passed over: {wrong}"
+
+
+def strangers(folder: Path) -> list[str]:
+    """A line for each thing among checkpoints that is none, and that nothing reads: it is left as it is.
 
     Raises:
-        StorageError: the disk is gone.
+        StorageError: the folder cannot be listed.
     """
-    wrong = faults(checkpoint.path)
-    return wrong[0] if wrong else checkpoint.stranger(lineage)
+    with explained(folder):
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else []
+        return [
+            f"{shown(entry.name)} is passed over: {_strange(entry)}"
+            for entry in entries
+            if not entry.name.startswith((".", ASIDE)) and entry.name != README
+            if not (_NAME.fullmatch(entry.name) and entry.is_dir())
+        ]
+
+
+def _strange(entry: os.DirEntry[str]) -> str:
+    first = first_name(entry.name)
+    if first and (_NAME.fullmatch(first) or first == README):
+        return f"a second {first}, as Google Drive shows what was made twice"
+    return "it has a checkpoint's name and is no folder" if _NAME.fullmatch(entry.name) else "no checkpoint"
 
 
 def spare(folder: Path, stage: str, keep_every: int = 0, lineage: str = "") -> list[Checkpoint]:
@@ -207,7 +271,7 @@ def _superseded(folder: Path, stage: str, keep_every: int, lineage: str) -> tupl
     older = []
     for checkpoint in reversed(complete(folder, stage)):
         milestone = settled == KEEP and keep_every and checkpoint.step % keep_every == 0
-        if milestone or checkpoint.stranger(lineage) or faults(checkpoint.path):
+        if milestone or wrong_with(checkpoint, lineage):
             continue
         if settled == KEEP:
             older.append(checkpoint)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastdb.config import Config
 from fastdb.errors import ConfigError, TrainingError
-from fastdb.sessions.checkpoints import Checkpoint, complete, newest, refused
+from fastdb.sessions.checkpoints import Checkpoint, complete, newest, passed_over, strangers, wrong_with
 from fastdb.sessions.session import Session
 from fastdb.storage.manifest import hashes_in
 
@@ -63,6 +63,11 @@ def average_file(part: str) -> str:
     return f"{part}{AVERAGE}{RAW}"
 
 
+def needed(stage: str) -> tuple[tuple[str, str], ...]:
+    """What a checkpoint of a stage must hold to be one: the weights that train in it, raw or packed."""
+    return ((weights_file(stage), f"{stage}{PACKED}"),)
+
+
 def tensors_file(checkpoint: Checkpoint, name: str) -> Path | None:
     """The file of a checkpoint that its raw form calls `name`, raw or packed; None where its manifest has neither."""
     listed = hashes_in(checkpoint.path)
@@ -113,13 +118,13 @@ def standing(session: Session) -> Standing:
     good: dict[str, Checkpoint] = {}
     said: list[str] = []
     for stage in STAGES:
-        checkpoint, passed_over = newest(session.checkpoint_folders, stage, session.record.lineage)
-        said += passed_over
+        checkpoint, lines = newest(session.checkpoint_folders, stage, session.record.lineage, needed(stage))
+        said += lines
         if checkpoint is not None:
             good[stage] = checkpoint
         if steps_of(session, stage) > (checkpoint.step if checkpoint else 0):
             break
-    return Standing(good, tuple(said))
+    return Standing(good, (*said, *strangers(session.checkpoints)))
 
 
 def standings(session: Session, wanted: Sequence[int] | None = None) -> tuple[list[Standing], list[str]]:
@@ -146,8 +151,8 @@ def standings(session: Session, wanted: Sequence[int] | None = None) -> tuple[li
     for one in reversed(there):
         if one.step in good or (wanted is not None and one.step not in wanted):
             continue
-        if wrong := refused(one, session.record.lineage):
-            said.append(f"checkpoint {one.path.name} is passed over: {wrong}")
+        if wrong := wrong_with(one, session.record.lineage, needs=needed(one.stage)):
+            said.append(passed_over(one, wrong))
         else:
             good[one.step] = one
     if not good:

@@ -10,6 +10,7 @@ from fastdb.images.intake import InstanceImage, instance_images_of
 from fastdb.models.base_model import open_base_model
 from fastdb.models.sources import base_of
 from fastdb.sessions.checkpoints import own
+from fastdb.sessions.leftovers import second_things
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES, is_joint, steps_of
 from fastdb.storage.durable import explained, write_bytes
@@ -49,6 +50,8 @@ def preflight(session: Session, restart: bool = False) -> None:
         session.checkpoints.mkdir(exist_ok=True)
         write_bytes(probe, b"")
         probe.unlink()
+    for line in second_things(session):
+        console.say(line)
     if advice := check_space(session, base.folder, restart):
         console.say(advice)
 
