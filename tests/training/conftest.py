@@ -12,6 +12,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from fastdb import workflow  # noqa: E402
+from fastdb.models.sources import base_of  # noqa: E402
+from fastdb.models.unpacked import raw_file  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.training import process  # noqa: E402
 
@@ -66,7 +68,7 @@ def outcome(running: process.Running) -> str:
 
 
 def result(session: Session) -> dict[str, bytes]:
-    """Everything the last checkpoints of the stages hold in tensors, byte for byte."""
+    """Everything the last published checkpoints of the stages hold in tensors, byte for byte as they were saved."""
     config = session.config
     unet, encoder = f"unet-{config.unet.steps:06d}", f"text_encoder-{config.text_encoder.steps:06d}"
     expected = {f"{unet}/unet", f"{unet}/optimizer"}
@@ -77,6 +79,7 @@ def result(session: Session) -> dict[str, bytes]:
             expected |= {f"{encoder}/text_encoder", f"{encoder}/optimizer"}
     if config.unet.ema_decay:
         expected |= {f"{unet}/unet_ema"}
-    files = [path for name in (encoder, unet) for path in sorted((session.checkpoints / name).glob("*.safetensors"))]
+    files = [path for name in (encoder, unet) for path in sorted((session.checkpoints / name).glob("*.packed"))]
     assert {f"{path.parent.name}/{path.stem}" for path in files} == expected
-    return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in files}
+    base = base_of(session)
+    return {f"{path.parent.name}/{path.stem}": raw_file(path, base).read_bytes() for path in files}
