@@ -81,7 +81,7 @@ def exports_of(session: Session) -> list[Path]:
 
 def _alone(session: Session) -> list[str]:
     """The checkpoints that lie on this machine only and that another would need to go on."""
-    from fastdb.training.publishing import pending
+    from fastdb.publishing.pending import pending
 
     return [one.path.name for one in pending(session)]
 

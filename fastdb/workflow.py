@@ -253,8 +253,9 @@ def publish(session: SessionLike, root: str | Path | None = None) -> Session:
         ModelError: its base model cannot be had.
     """
     from fastdb.models.sources import base_of
+    from fastdb.publishing.pending import pending
+    from fastdb.publishing.publishing import Publishing
     from fastdb.training.process import find
-    from fastdb.training.publishing import Publishing, pending
 
     session = open_session(session, root)
     if find(session) is not None:

@@ -150,7 +150,7 @@ def start_training(session: Path) -> subprocess.Popen[str]:
 
 def wait_for(session: Path, wanted: Callable[[dict], bool], seconds: float = 60) -> dict:
     """The first event of the newest run that is wanted."""
-    from fastdb.training.events import read_events
+    from fastdb.sessions.events import read_events
 
     deadline, folder = time.monotonic() + seconds, work_folder(session)
     while time.monotonic() < deadline:

@@ -35,6 +35,7 @@ ORDER = [
     "overview",
     "evaluation",
     "training",
+    "publishing",
     "inference",
     "images",
     "models",

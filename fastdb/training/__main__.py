@@ -16,9 +16,9 @@ from typing import Any
 
 from fastdb.errors import FastDBError, StorageError
 from fastdb.runtime.quiet import hush_libraries
+from fastdb.sessions.events import EventLog
 from fastdb.sessions.session import Session
 from fastdb.storage.durable import write_text
-from fastdb.training.events import EventLog
 from fastdb.training.lock import training_lock
 from fastdb.training.process import announce
 

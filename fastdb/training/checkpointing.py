@@ -18,14 +18,14 @@ from fastdb.console import size
 from fastdb.errors import StorageError
 from fastdb.models.files.safetensors_writer import save_tensors
 from fastdb.models.packed_checkpoint import tensors_of
+from fastdb.publishing.pending import pending, spare_here
 from fastdb.sessions import checkpoints
 from fastdb.sessions.checkpoints import Checkpoint
+from fastdb.sessions.events import Tell
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import average_file, weights_file
 from fastdb.storage.durable import explained, flush, make_folder
-from fastdb.training.events import Tell
 from fastdb.training.optimizers import restore_state, state_tensors
-from fastdb.training.publishing import pending, spare_here
 from fastdb.training.snapshot import Contents, Snapshot
 from fastdb.training.stages import Stage
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
+from fastdb.sessions.events import Tell
 from fastdb.training.checkpointing import Saver
-from fastdb.training.events import Tell
 from fastdb.training.loop import Loop, StepReport
 from fastdb.training.samples import Sampler
 

@@ -17,12 +17,12 @@ from fastdb.models.base_model import PARTS, BaseModel, fingerprint, open_base_mo
 from fastdb.models.loading import load_scheduler, load_tokenizer, load_vae
 from fastdb.models.sources import base_of
 from fastdb.runtime.device import Device, choose_device, cpu_threads, make_deterministic
+from fastdb.sessions.events import Tell
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES, Standing, standing, steps_of
 from fastdb.training.batches import Group
 from fastdb.training.caches import LatentCache, cache_latents, too_long
 from fastdb.training.class_images import ClassImage, class_images
-from fastdb.training.events import Tell
 from fastdb.training.optimizers import choose_optimizer
 from fastdb.training.plan import Plan, make_plan, next_stage
 from fastdb.training.preflight import instances

@@ -20,9 +20,9 @@ from typing import Any
 
 from fastdb.errors import TrainingError
 from fastdb.runtime.places import work_folder
+from fastdb.sessions.events import Event, follow_events
 from fastdb.sessions.session import Session
 from fastdb.storage.durable import explained, make_folder, write_json
-from fastdb.training.events import Event, follow_events
 from fastdb.training.lock import is_training
 
 _CURRENT = "current.json"

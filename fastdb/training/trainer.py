@@ -12,19 +12,19 @@ import torch
 from accelerate import Accelerator
 
 from fastdb.errors import FastDBError, TrainingError
+from fastdb.publishing.publisher import Publisher
 from fastdb.runtime.device import release_memory
 from fastdb.sessions import checkpoints
+from fastdb.sessions.events import Tell
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES, Standing, steps_of
 from fastdb.training.batches import Batches, Group
 from fastdb.training.checkpointing import Saver, restore
-from fastdb.training.events import Tell
 from fastdb.training.loop import Loop
 from fastdb.training.observers import Observers
 from fastdb.training.optimizers import make_optimizer
 from fastdb.training.preflight import check_goes_on
 from fastdb.training.prepare import Preparation, image_groups, look, prior_images, settle, tell_long_prompts
-from fastdb.training.publisher import Publisher
 from fastdb.training.recipe import check_recipes, make_recipe
 from fastdb.training.samples import Sampler
 from fastdb.training.stages import build_stage

@@ -13,9 +13,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from fastdb.sessions.events import read_events  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.training import process  # noqa: E402
-from fastdb.training.events import read_events  # noqa: E402
 from tests.training.conftest import SETTINGS, outcome, result  # noqa: E402
 
 TOTAL = SETTINGS["text_encoder.steps"] + SETTINGS["unet.steps"]

@@ -18,10 +18,10 @@ from PIL import Image  # noqa: E402
 
 from fastdb import workflow  # noqa: E402
 from fastdb.errors import StorageError, TrainingError  # noqa: E402
+from fastdb.sessions.events import EventLog, follow_events, read_events  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.sessions.trained import standing  # noqa: E402
 from fastdb.training import trainer as trainer_room  # noqa: E402
-from fastdb.training.events import EventLog, follow_events, read_events  # noqa: E402
 from fastdb.training.samples import Sampler  # noqa: E402
 from tests.training.conftest import result  # noqa: E402
 from tests.training.test_trainer import Life, at  # noqa: E402

@@ -20,10 +20,10 @@ from safetensors.torch import load_file  # noqa: E402
 
 from fastdb import workflow  # noqa: E402
 from fastdb.errors import FastDBError, SessionBusy, TrainingError  # noqa: E402
+from fastdb.sessions.events import read_events  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.sessions.trained import standing  # noqa: E402
 from fastdb.training import process  # noqa: E402
-from fastdb.training.events import read_events  # noqa: E402
 from fastdb.training.trainer import Trainer  # noqa: E402
 from tests.other_models import another  # noqa: E402
 from tests.training.conftest import outcome, result  # noqa: E402

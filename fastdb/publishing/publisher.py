@@ -13,11 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fastdb.errors import StorageError
+from fastdb.publishing.pending import pending, spare_here
+from fastdb.publishing.publishing import Publishing
 from fastdb.runtime.places import work_folder
+from fastdb.sessions.events import Tell, follow_events
 from fastdb.sessions.session import Session
 from fastdb.storage.durable import make_folder
-from fastdb.training.events import Tell, follow_events
-from fastdb.training.publishing import Publishing, pending, spare_here
 
 
 @dataclass
@@ -48,7 +49,7 @@ class Publisher:
                     [
                         sys.executable,
                         "-m",
-                        "fastdb.training.publish_process",
+                        "fastdb.publishing",
                         str(self.session.path),
                         str(self.base),
                         str(events),

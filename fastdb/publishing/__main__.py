@@ -1,4 +1,4 @@
-"""The publisher's process: `python -m fastdb.training.publish_process SESSION BASE_FOLDER EVENTS_FILE TRAINER`.
+"""The publisher's process: `python -m fastdb.publishing SESSION BASE_FOLDER EVENTS_FILE TRAINER`.
 
 Ends when all is published after SIGTERM, or after the trainer with the process number TRAINER is gone.
 """
@@ -14,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fastdb.errors import FastDBError, StorageError
+from fastdb.publishing.publishing import NOT_YET, Publishing
 from fastdb.runtime.quiet import hush_libraries
+from fastdb.sessions.events import EventLog
 from fastdb.sessions.session import Session
-from fastdb.training.events import EventLog
-from fastdb.training.publishing import NOT_YET, Publishing
 
 LEAST_NICE = 19
 """The priority of what must never take time from training."""

@@ -1,9 +1,4 @@
-"""From this machine's disk into the session's folder: which checkpoints, when, how fast, and what if that fails.
-
-Training saves on this machine's own disk and never waits for Google Drive. What is *published* lies in the session's
-folder, in a folder of its own that was read back and hashed. Published is what any machine may go on from: the newest,
-the last of each stage, and those that are kept for good.
-"""
+"""From this machine's disk into the session's folder: one checkpoint after the other, and what if that fails."""
 
 from __future__ import annotations
 
@@ -15,108 +10,28 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from fastdb.errors import CheckpointError, StorageError
+from fastdb.errors import StorageError
+from fastdb.publishing.pace import Pace
+from fastdb.publishing.pending import MADE_OF, pending, raw_hashes
 from fastdb.runtime.places import work_folder
 from fastdb.sessions import checkpoints
-from fastdb.sessions.checkpoints import KEEP, STATE, Checkpoint, complete
+from fastdb.sessions.checkpoints import Checkpoint
+from fastdb.sessions.events import Tell
 from fastdb.sessions.session import Session
-from fastdb.sessions.trained import STAGES
 from fastdb.storage.durable import explained, make_folder
-from fastdb.storage.manifest import faults, hashes_in
+from fastdb.storage.manifest import faults
 from fastdb.storage.removal import bytes_of
 from fastdb.storage.uploads import waits_for_upload
-from fastdb.training.events import Tell
-from fastdb.training.pace import Pace
 
 NOT_YET = "not in the session's folder yet"
 """How the line begins by which a person learns that publishing fails."""
 LOCK = "publishing.lock"
-MADE_OF = "made_of"
-"""Where a published checkpoint's state keeps the SHA-256 of each file of the local one it was made of."""
 SETTLES_WITHIN = 1800.0
 """Seconds after which the next checkpoint is written though Drive has not said that it took the one before."""
 TELL_EVERY = 600.0
 """Seconds between two lines that say the same."""
 BACK_OFF = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds until what failed is tried again, the last for all later times."""
-
-
-def pending(session: Session) -> list[Checkpoint]:
-    """The checkpoints on this machine that have yet to be published, in the order in which they must be.
-
-    Of those of one stage that are neither its last nor to be kept only the newest counts, and none once a later one is
-    published.
-
-    Raises:
-        StorageError: a disk does not answer.
-    """
-    lineage = session.record.lineage
-    there = _in_order([one for one in complete(session.local_checkpoints) if not one.stranger(lineage)])
-    if not there:
-        return []
-    out = [one for one in complete(session.checkpoints) if not one.stranger(lineage)]
-    by_name = {one.path.name: one for one in out}
-    missing = [one for one in there if one.path.name not in by_name or not is_same(one, by_name[one.path.name])]
-    newest = there[-1]
-    return [one for one in missing if _stays(session, one) or (one == newest and not _is_behind(one, out))]
-
-
-def _in_order(found: list[Checkpoint]) -> list[Checkpoint]:
-    return sorted(found, key=_place)
-
-
-def _place(checkpoint: Checkpoint) -> tuple[int, int]:
-    return (STAGES.index(checkpoint.stage) if checkpoint.stage in STAGES else -1, checkpoint.step)
-
-
-def _is_behind(one: Checkpoint, out: list[Checkpoint]) -> bool:
-    return any(_place(other) > _place(one) for other in out)
-
-
-def is_same(local: Checkpoint, published: Checkpoint) -> bool:
-    """Whether `published` says that it was made of `local`; no tensor is read."""
-    try:
-        return bool(published.state.get(MADE_OF) == _raw(local))
-    except (CheckpointError, StorageError):
-        return False
-
-
-def _raw(local: Checkpoint) -> dict[str, str]:
-    return {name: digest for name, digest in hashes_in(local.path).items() if name != STATE}
-
-
-def _stays(session: Session, checkpoint: Checkpoint) -> bool:
-    """Whether it is the last of its stage, or one to be kept for good."""
-    every = session.config.checkpoints.keep_every
-    if every and checkpoint.step % every == 0:
-        return True
-    try:
-        return checkpoint.step == checkpoint.state["steps"]
-    except (CheckpointError, KeyError):
-        return False
-
-
-def spare_here(session: Session, keep: int = KEEP) -> list[str]:
-    """Remove the checkpoints on this machine that have `keep` newer ones of their stage and need not be published.
-
-    Returns a line for each that could not be removed, or one why they were not looked through.
-    """
-    try:
-        waiting = {one.path for one in pending(session)}
-        going = [one for one in complete(session.local_checkpoints) if one.stranger(session.record.lineage)]
-        for stage in STAGES:
-            there = checkpoints.own(session.local_checkpoints, stage, session.record.lineage)
-            going += [one for one in there[:-keep] if one.path not in waiting]
-    except StorageError:
-        # The session's disk is away: nothing tells what is published, so all stays until the next time.
-        return []
-    said = []
-    for one in going:
-        try:
-            checkpoints.take_away(one)
-        except OSError as error:
-            said.append(f"checkpoint {one.path.name} on this machine could not be removed: {error.strerror}")
-    return said
 
 
 @dataclass
@@ -194,7 +109,7 @@ class Publishing:
         def write(hidden: Path) -> dict[str, str]:
             return fill(one, hidden, self.base, threads=2 if hurry else 1, pace=pace)
 
-        state = {**one.state, MADE_OF: _raw(one)}
+        state = {**one.state, MADE_OF: raw_hashes(one)}
         done, said = checkpoints.save(self.session.checkpoints, one.stage, one.step, state, write)
         pace.progress(total)
         every, lineage = self.session.config.checkpoints.keep_every, self.session.record.lineage
