@@ -19,8 +19,9 @@ from fastdb.runtime.quiet import hush_libraries
 from fastdb.sessions.events import EventLog
 from fastdb.sessions.session import Session
 
-LEAST_NICE = 19
-"""The priority of what must never take time from training."""
+NICE = 12
+"""Where training wants every core, the kernel gives this a fifteenth of one (weight 70 to 1024, sched(7)): little enough
+for training, and enough to be done within minutes."""
 
 
 def main(folder: Path, base: Path, events: Path, trainer: int) -> int:
@@ -28,7 +29,7 @@ def main(folder: Path, base: Path, events: Path, trainer: int) -> int:
     ending = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ending.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.nice(LEAST_NICE)
+    os.nice(NICE)
     log = EventLog(events)
     done = lambda: ending.is_set() or os.getppid() != trainer  # noqa: E731
     try:
