@@ -20,7 +20,7 @@ from fastdb.sessions.events import EventLog
 from fastdb.sessions.session import Session
 
 NICE = 12
-"""Where training wants every core, the kernel gives this a fifteenth of one (weight 70 to 1024, sched(7)): little enough
+"""Where training wants every core, the kernel gives this a fifteenth of one (weight 70 to 1024): little enough
 for training, and enough to be done within minutes."""
 
 
