@@ -8,17 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from fastdb import console
-from fastdb.config import Config
+from fastdb.config import Config, Extension, build
 from fastdb.errors import ImageError, SessionBusy, SessionNotFound, TrainingError
 from fastdb.overview import SessionLike, open_session, show
 from fastdb.sessions.record import BaseModelRecord, Subject
 from fastdb.sessions.session import Session, check_free, check_name
-
-if TYPE_CHECKING:
-    pass
 
 
 def new(
@@ -192,6 +189,43 @@ def train(
         console.say(f"{session.name} trains in process {running.pid}; follow it with: fastdb train {session.name}")
         return "started"
     return _follow(session, running)
+
+
+def extend(
+    session: SessionLike,
+    steps: int,
+    *,
+    schedule: Literal["hold", "rewarm", "decay"] = "rewarm",
+    learning_rate: float | None = None,
+    root: str | Path | None = None,
+) -> Session:
+    """Give the UNet's stage further steps, which the next `train` takes: what was trained so far stays as it is.
+
+    `schedule` says how their rate goes, see `fastdb.training.schedules`: "hold" keeps `learning_rate`, "decay" begins
+    with it and falls to 0, "rewarm" rises to it first. It is half of the UNet's where none is given. A text encoder
+    that trains beside the UNet stands still in them, unless it has steps of its own left.
+
+    Raises:
+        ConfigError: a value is out of bounds.
+        SessionBusy: the session is being trained.
+        StorageError: the session's folder cannot be written.
+    """
+    from fastdb.training import process
+    from fastdb.training.schedules import default_peak
+
+    session = open_session(session, root)
+    peak = default_peak(session.config.unet) if learning_rate is None else learning_rate
+    more = build(Extension, {"steps": steps, "schedule": schedule, "learning_rate": peak})
+    if process.find(session) is not None:
+        raise SessionBusy(
+            "is being trained, to an end that is settled",
+            where=session.name,
+            fix=f"Stop that first, and go on when it is extended: fastdb stop {session.name}",
+        )
+    session = session.with_extension(more)
+    console.say(f"{session.name} is extended {session.record.extended[-1]}: {session.config.unet.all_steps} in all")
+    console.say(f"train them with: fastdb train {session.name}")
+    return session
 
 
 def _follow(session: Session, running: Any) -> str:

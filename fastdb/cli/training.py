@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fastdb.cli.options import Name, Root, Set, settings_of
+from fastdb.cli.options import Name, Root, Schedule, Set, settings_of
 from fastdb.console import boundary
 
 
@@ -22,6 +22,24 @@ def train(
         from fastdb import workflow
 
         workflow.train(name, settings=settings_of(settings), restart=restart, follow=not detach, root=root)
+
+
+def extend(
+    name: Name,
+    steps: Annotated[int, typer.Option(help="How many more steps of the UNet's stage.", show_default=False)],
+    schedule: Annotated[
+        Schedule, typer.Option(help="hold: the rate stays; decay: it falls to 0; rewarm: it rises first, then falls.")
+    ] = Schedule.rewarm,
+    rate: Annotated[
+        float | None, typer.Option(help="Their highest learning rate.", show_default="half of unet.learning_rate")
+    ] = None,
+    root: Root = None,
+) -> None:
+    """Give a session more steps, which `fastdb train` then takes; what was trained so far stays."""
+    with boundary():
+        from fastdb import workflow
+
+        workflow.extend(name, steps, schedule=schedule.value, learning_rate=rate, root=root)
 
 
 def stop(name: Name, root: Root = None) -> None:

@@ -58,6 +58,19 @@ class Run(Settings):
     outcome: str = Field("", description="finished, stopped or failed, and where.")
 
 
+class Extended(Settings):
+    """A time when the UNet's stage was given further steps."""
+
+    when: str = Field(description="UTC, ISO 8601.")
+    after: int = Field(ge=0, description="The step it was to end with until then.")
+    steps: int = Field(description="How many more.")
+    schedule: str = Field(description="hold, rewarm or decay.")
+    learning_rate: float = Field(description="The highest rate of these.")
+
+    def __str__(self) -> str:
+        return f"after step {self.after} by {self.steps} steps, {self.schedule} at {self.learning_rate:g}"
+
+
 class Record(Settings):
     """Everything `session.yaml` holds."""
 
@@ -72,6 +85,7 @@ class Record(Settings):
     subject: Subject = Subject()
     config: Config = Config()
     runs: tuple[Run, ...] = ()
+    extended: tuple[Extended, ...] = ()
 
 
 def new_lineage() -> str:

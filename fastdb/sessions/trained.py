@@ -72,11 +72,11 @@ def is_joint(config: Config) -> bool:
 
 
 def steps_of(session: Session, stage: str) -> int:
-    """How many steps a stage of this session has in all."""
+    """How many steps a stage of this session has in all, extensions among them."""
     config = session.config
     if stage == "text_encoder":
         return 0 if is_joint(config) else config.text_encoder.steps
-    return config.unet.steps
+    return config.unet.all_steps
 
 
 def how_far(session: Session, done: Mapping[str, int]) -> str:
