@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from fastdb import console
 from fastdb.config import Config, Extension, build
-from fastdb.errors import ImageError, SessionBusy, SessionNotFound, TrainingError
+from fastdb.errors import ConfigError, ImageError, SessionBusy, SessionNotFound, TrainingError
 from fastdb.overview import SessionLike, open_session, show
 from fastdb.sessions.record import BaseModelRecord, Subject
 from fastdb.sessions.session import Session, check_free, check_name
@@ -148,13 +148,15 @@ def train(
     *,
     settings: Mapping[str, Any] | None = None,
     restart: bool = False,
+    from_step: int | None = None,
     follow: bool = True,
     root: str | Path | None = None,
 ) -> str:
     """Train a session from where it stands, in a process of its own, and show what that says.
 
     A trainer that runs already is followed. Interrupting the caller asks the trainer to save and stop;
-    when the caller just goes (a closed tab or terminal, a kernel that restarts), the trainer goes on.
+    when the caller just goes (a closed tab or terminal, a kernel that restarts), the trainer goes on. `restart` sets
+    all checkpoints aside before, `from_step` those of the UNet's stage that are newer.
 
     Returns:
         "finished", "stopped", or "started" when not following.
@@ -162,33 +164,54 @@ def train(
     Raises:
         FastDBError: training cannot start or go on.
     """
-    from fastdb.sessions import checkpoints
     from fastdb.training import process
-    from fastdb.training.preflight import preflight
 
     session = open_session(session, root)
     config = session.config.changed(settings or {})
+    if restart and from_step is not None:
+        raise ConfigError("is no way to begin anew", where="--from-step", fix="Give it, or --restart, not both.")
     running = process.find(session)
     if running is not None:
-        if config != session.config or restart:
+        if config != session.config or restart or from_step is not None:
             raise SessionBusy(
                 "is being trained already", where=session.name, fix=f"Stop that first: fastdb stop {session.name}"
             )
         console.say(f"{session.name} is being trained already (process {running.pid}); following it")
     else:
-        # Looked at as it would be, so that a refusal leaves the session as it is.
-        preflight(replace(session, record=session.record.model_copy(update={"config": config})), restart)
-        if config != session.config:
-            session = session.with_config(config)
-        if restart:
-            aside = checkpoints.set_all_aside(session.checkpoints)
-            console.say(f"earlier checkpoints are kept in {aside}" if aside else "there were no checkpoints")
-            session = session.with_new_lineage()
-        running = process.start(session)
+        running = process.start(_ready(session, config, restart, from_step))
     if not follow:
         console.say(f"{session.name} trains in process {running.pid}; follow it with: fastdb train {session.name}")
         return "started"
     return _follow(session, running)
+
+
+def _ready(session: Session, config: Config, restart: bool, from_step: int | None) -> Session:
+    """Make a session ready for a trainer: looked at with its new settings, which are written, and checkpoints that it
+    is not to go on from set aside. A refusal leaves it as it is.
+
+    Raises:
+        FastDBError: training cannot start or go on so.
+    """
+    from fastdb.sessions import checkpoints
+    from fastdb.sessions.trained import check_step
+    from fastdb.training.preflight import preflight
+
+    if from_step is not None:
+        check_step(session, from_step)
+    preflight(replace(session, record=session.record.model_copy(update={"config": config})), restart, from_step)
+    if config != session.config:
+        session = session.with_config(config)
+    if restart:
+        aside = checkpoints.set_all_aside(session.checkpoints)
+        console.say(f"earlier checkpoints are kept in {aside}" if aside else "there were no checkpoints")
+        session = session.with_new_lineage()
+    elif from_step is not None:
+        newer = checkpoints.set_newer_aside([session.checkpoints], "unet", from_step)
+        for folder in newer:
+            console.say(f"checkpoints after step {from_step} of the UNet's stage are kept in {folder}")
+        if not newer:
+            console.say(f"there were no checkpoints after step {from_step} of the UNet's stage")
+    return session
 
 
 def extend(

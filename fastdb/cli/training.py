@@ -14,6 +14,12 @@ def train(
     name: Name,
     settings: Set = None,
     restart: Annotated[bool, typer.Option("--restart", help="Set the checkpoints aside and begin anew.")] = False,
+    from_step: Annotated[
+        int | None,
+        typer.Option(
+            "--from-step", min=0, help="Go on from this step of the UNet's stage; newer checkpoints are set aside."
+        ),
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Start the trainer and do not follow it.")] = False,
     root: Root = None,
 ) -> None:
@@ -21,7 +27,9 @@ def train(
     with boundary():
         from fastdb import workflow
 
-        workflow.train(name, settings=settings_of(settings), restart=restart, follow=not detach, root=root)
+        workflow.train(
+            name, settings=settings_of(settings), restart=restart, from_step=from_step, follow=not detach, root=root
+        )
 
 
 def extend(

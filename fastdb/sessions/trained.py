@@ -118,12 +118,7 @@ def standings(session: Session, wanted: Sequence[int] | None = None) -> tuple[li
     """
     there = complete(session.checkpoints, "unet")
     if missing := sorted(set(wanted or ()) - {one.step for one in there}):
-        found = ", ".join(str(one.step) for one in there) or "none"
-        raise ConfigError(
-            f"{session.name} has no checkpoint of the UNet stage at step {', '.join(map(str, missing))}",
-            where="checkpoints",
-            fix=f"There are: {found}.",
-        )
+        raise _missing(session, missing, there)
     good, said = [], []
     for one in there:
         if wanted is not None and one.step not in wanted:
@@ -146,6 +141,37 @@ def standings(session: Session, wanted: Sequence[int] | None = None) -> tuple[li
             fix="Put its checkpoint back, or train it anew with --restart.",
         )
     return [replace(now, checkpoints={**now.checkpoints, "unet": one}) for one in good], said
+
+
+def check_step(session: Session, step: int) -> None:
+    """Make sure that training can go back to a step of the UNet stage: 0, or a checkpoint whose every byte verifies.
+
+    Raises:
+        ConfigError: it is not there.
+        TrainingError: it cannot be gone on from.
+    """
+    if step == 0:
+        return
+    there = complete(session.checkpoints, "unet")
+    these = [one for one in there if one.step == step]
+    if not these:
+        raise _missing(session, [step], there)
+    reasons = [refused(one, session.record.lineage) for one in these]
+    if all(reasons):
+        raise TrainingError(
+            f"the checkpoint of step {step} cannot be gone on from: {reasons[0]}",
+            where=session.name,
+            fix="Choose another step.",
+        )
+
+
+def _missing(session: Session, steps: Sequence[int], there: Sequence[Checkpoint]) -> ConfigError:
+    found = ", ".join(map(str, sorted({one.step for one in there}))) or "none"
+    return ConfigError(
+        f"{session.name} has no checkpoint of the UNet stage at step {', '.join(map(str, steps))}",
+        where="checkpoints",
+        fix=f"There are: {found}.",
+    )
 
 
 def progress_of(session: Session) -> dict[str, int]:

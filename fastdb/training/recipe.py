@@ -47,11 +47,11 @@ def make_recipe(
     return recipe
 
 
-def check_recipes(then: Iterable[Checkpoint], now: dict[str, Any], session: str) -> None:
+def check_recipes(then: Iterable[Checkpoint], now: dict[str, Any], session: str, chosen: int = 0) -> None:
     """Refuse to go on from checkpoints that were made by another recipe.
 
     The settings have to agree on all steps that were done: what only the UNet stage reads does not count for the text
-    encoder's, nor an extension of the UNet stage before it has begun.
+    encoder's, nor an extension of the UNet stage before it has begun. `chosen` is the step that a person asked for.
 
     Raises:
         TrainingError: naming what changed.
@@ -65,8 +65,22 @@ def check_recipes(then: Iterable[Checkpoint], now: dict[str, Any], session: str)
             raise TrainingError(
                 f"changed since step {checkpoint.step} of the {checkpoint.stage} stage: {'; '.join(changes[:3])}{more}",
                 where=session,
-                fix="Put it back to go on, or start again with --restart (old checkpoints are set aside, not lost).",
+                fix=_ways(checkpoint, changes, session, chosen),
             )
+
+
+def _ways(checkpoint: Checkpoint, changes: Sequence[str], session: str, chosen: int) -> str:
+    """What can be done: with another recipe no step that was done can be kept, but its weights can be a base model."""
+    stage = checkpoint.stage == "unet" and all(change.startswith("unet.") for change in changes)
+    again = "begin the UNet's stage again with --from-step 0, or all with" if stage else "start again with"
+    fix = f"Put it back to go on, or {again} --restart (old checkpoints are set aside, not lost)."
+    if not chosen:
+        return fix
+    file = f"{session}_step_{chosen}.safetensors"
+    return (
+        f"{fix} Its weights can be the base model of a new session: fastdb export {session} --step {chosen} "
+        f"--precision fp32, then fastdb new with --base {file}."
+    )
 
 
 def _changes(then: dict[str, Any], now: dict[str, Any], at: Checkpoint) -> list[str]:
