@@ -103,9 +103,9 @@ def test_from_0_the_stage_begins_again_with_what_it_is_to_have(
             {"from_step": 2, "settings": {"unet.learning_rate": 1e-3}},
             TrainingError,
             "changed since step 2 of the unet stage: unet.learning_rate 0.0005 -> 0.001. Put it back to go on, or "
-            "begin the UNet's stage again with --from-step 0, or all with --restart (old checkpoints are set aside, not "
-            "lost). Its weights can be the base model of a new session: fastdb export cup --step 2 --precision fp32, then "
-            "fastdb new with --base cup_step_2.safetensors.",
+            "begin the UNet's stage again with --from-step 0, or all with --restart (old checkpoints are set aside, "
+            "not lost). Its weights can be the base model of a new session: fastdb export cup --step 2 --precision "
+            "fp32, then fastdb new with --base cup_step_2.safetensors.",
         ),
         (
             {"from_step": 0, "settings": {"seed": 5}},
