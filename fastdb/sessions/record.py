@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field
 
 from fastdb import __version__
-from fastdb.config import Config, Settings, build
+from fastdb.config import Config, Extension, Settings, build
 from fastdb.errors import SessionError
 from fastdb.sessions.migrations import FORMAT, migrated
 from fastdb.sessions.portable import shown
@@ -58,17 +58,14 @@ class Run(Settings):
     outcome: str = Field("", description="finished, stopped or failed, and where.")
 
 
-class Extended(Settings):
+class Extended(Extension):
     """A time when the UNet's stage was given further steps."""
 
-    when: str = Field(description="UTC, ISO 8601.")
+    when: str = Field(pattern=r"^[\dT:+-]{0,40}$", description="UTC, ISO 8601.")
     after: int = Field(ge=0, description="The step it was to end with until then.")
-    steps: int = Field(description="How many more.")
-    schedule: str = Field(description="hold, rewarm or decay.")
-    learning_rate: float = Field(description="The highest rate of these.")
 
     def __str__(self) -> str:
-        return f"after step {self.after} by {self.steps} steps, {self.schedule} at {self.learning_rate:g}"
+        return f"after step {self.after} by {super().__str__()}"
 
 
 class Record(Settings):
