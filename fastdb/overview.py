@@ -60,6 +60,7 @@ def show(session: SessionLike, root: str | Path | None = None) -> Session:
         ("class images", f"{len(_files(session.class_images))} of {config.prior.class_images}"),
         ("training", _stand(session)),
         ("runs", ", ".join(run.outcome or "no end noted" for run in record.runs) or "none"),
+        *(("extended", f"{one}, {one.when}") for one in record.extended),
         ("exports", ", ".join(path.name for path in exports_of(session)) or "none"),
     ]
     if alone := _alone(session):

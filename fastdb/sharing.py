@@ -28,8 +28,10 @@ from fastdb.sessions.carried import (
     staged,
     write_archive,
 )
+from fastdb.sessions.checkpoints import ASIDE, complete
 from fastdb.sessions.record import BaseModelRecord, Record, new_lineage, read_record, write_record
 from fastdb.sessions.session import Session, check_name, lay_out, near_name, now
+from fastdb.sessions.trained import check_step
 from fastdb.storage.manifest import MANIFEST
 
 if TYPE_CHECKING:
@@ -112,19 +114,30 @@ def adopt(
     return session
 
 
-def duplicate(session: SessionLike, name: str, *, checkpoints: bool = False, root: str | Path | None = None) -> Session:
+def duplicate(
+    session: SessionLike,
+    name: str,
+    *,
+    checkpoints: bool = False,
+    from_step: int | None = None,
+    root: str | Path | None = None,
+) -> Session:
     """Make a new session with the photos, captions and settings of another one, and with all its training stands on
-    where `checkpoints` is true.
+    where `checkpoints` is true; where `from_step` is given, with that up to this step of the UNet's stage.
 
     Raises:
+        ConfigError, TrainingError: there is no checkpoint of that step, or it does not verify.
         SessionError: a file has a name that other disks do not take, or changed meanwhile.
         SessionExists: there is a session of that name already.
         SessionBusy: its checkpoints are wanted, and it is being trained.
         StorageError: the disk is full or cannot be written.
     """
-    session = open_session(session, root)
+    session, checkpoints = open_session(session, root), checkpoints or from_step is not None
     _check_still(session.path, session.name, checkpoints)
     files, said = files_of(session.path, state=checkpoints, exports=False)
+    if from_step is not None:
+        check_step(session, from_step)
+        files = _up_to(session, from_step, files)
     for line in said:
         console.say(line)
     with staged(name, root) as (beside, path), console.bar("copy", "B") as update:
@@ -136,6 +149,13 @@ def duplicate(session: SessionLike, name: str, *, checkpoints: bool = False, roo
     if not checkpoints:
         _say_left(session)
     return Session(path, read_record(path))
+
+
+def _up_to(session: Session, step: int, files: Sequence[str]) -> list[str]:
+    """The files of a session without checkpoints after a step of the UNet's stage, and without what was set aside."""
+    newer = {one.path.name for one in complete(session.checkpoints, "unet") if one.step > step}
+    gone = tuple(f"checkpoints/{name}/" for name in newer)
+    return [name for name in files if not name.startswith((f"checkpoints/{ASIDE}", *gone))]
 
 
 def _adopt_archive(path: Path, name: str | None, base: str | Path | None, root: str | Path | None) -> Session:

@@ -8,17 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from fastdb import console
-from fastdb.config import Config
-from fastdb.errors import ImageError, SessionBusy, SessionNotFound, TrainingError
+from fastdb.config import Config, Extension, build
+from fastdb.errors import ConfigError, ImageError, SessionBusy, SessionNotFound, TrainingError
 from fastdb.overview import SessionLike, open_session, show
 from fastdb.sessions.record import BaseModelRecord, Subject
 from fastdb.sessions.session import Session, check_free, check_name
-
-if TYPE_CHECKING:
-    pass
 
 PUBLISH_WITHIN = 30.0
 """Seconds of failures after which a person is told rather than made to wait."""
@@ -154,13 +151,15 @@ def train(
     *,
     settings: Mapping[str, Any] | None = None,
     restart: bool = False,
+    from_step: int | None = None,
     follow: bool = True,
     root: str | Path | None = None,
 ) -> str:
     """Train a session from where it stands, in a process of its own, and show what that says.
 
     A trainer that runs already is followed. Interrupting the caller asks the trainer to save and stop;
-    when the caller just goes (a closed tab or terminal, a kernel that restarts), the trainer goes on.
+    when the caller just goes (a closed tab or terminal, a kernel that restarts), the trainer goes on. `restart` sets
+    all checkpoints aside before, `from_step` those of the UNet's stage that are newer.
 
     Returns:
         "finished", "stopped", or "started" when not following.
@@ -168,34 +167,98 @@ def train(
     Raises:
         FastDBError: training cannot start or go on.
     """
-    from fastdb.sessions import checkpoints
     from fastdb.training import process
-    from fastdb.training.preflight import preflight
 
     session = open_session(session, root)
     config = session.config.changed(settings or {})
+    if restart and from_step is not None:
+        raise ConfigError("is no way to begin anew", where="--from-step", fix="Give it, or --restart, not both.")
     running = process.find(session)
     if running is not None:
-        if config != session.config or restart:
+        if config != session.config or restart or from_step is not None:
             raise SessionBusy(
                 "is being trained already", where=session.name, fix=f"Stop that first: fastdb stop {session.name}"
             )
         console.say(f"{session.name} is being trained already (process {running.pid}); following it")
     else:
-        # Looked at as it would be, so that a refusal leaves the session as it is.
-        preflight(replace(session, record=session.record.model_copy(update={"config": config})), restart)
-        if config != session.config:
-            session = session.with_config(config)
-        if restart:
-            aside = [one for folder in session.checkpoint_folders if (one := checkpoints.set_all_aside(folder))]
-            kept = " and ".join(str(folder) for folder in reversed(aside))
-            console.say(f"earlier checkpoints are kept in {kept}" if aside else "there were no checkpoints")
-            session = session.with_new_lineage()
-        running = process.start(session)
+        running = process.start(_ready(session, config, restart, from_step))
     if not follow:
         console.say(f"{session.name} trains in process {running.pid}; follow it with: fastdb train {session.name}")
         return "started"
     return _follow(session, running)
+
+
+def _ready(session: Session, config: Config, restart: bool, from_step: int | None) -> Session:
+    """Make a session ready for a trainer: looked at with its new settings, which are written, and checkpoints that it
+    is not to go on from set aside. A refusal leaves it as it is.
+
+    Raises:
+        FastDBError: training cannot start or go on so.
+    """
+    from fastdb.publishing.publishing import nothing_published
+    from fastdb.sessions import checkpoints
+    from fastdb.sessions.trained import check_step
+    from fastdb.training.preflight import preflight
+
+    if from_step is not None:
+        check_step(session, from_step)
+    preflight(replace(session, record=session.record.model_copy(update={"config": config})), restart, from_step)
+    if config != session.config:
+        session = session.with_config(config)
+    places = session.checkpoint_folders[::-1]
+    if restart:
+        with nothing_published(session):
+            kept = [one for folder in places if (one := checkpoints.set_all_aside(folder))]
+            session = session.with_new_lineage()
+        for folder in kept:
+            console.say(f"earlier checkpoints are kept in {folder}")
+        if not kept:
+            console.say("there were no checkpoints")
+    elif from_step is not None:
+        with nothing_published(session):
+            kept = checkpoints.set_newer_aside(places, "unet", from_step)
+        for folder in kept:
+            console.say(f"checkpoints after step {from_step} of the UNet's stage are kept in {folder}")
+        if not kept:
+            console.say(f"there were no checkpoints after step {from_step} of the UNet's stage")
+    return session
+
+
+def extend(
+    session: SessionLike,
+    steps: int,
+    *,
+    schedule: Literal["hold", "rewarm", "decay"] = "rewarm",
+    learning_rate: float | None = None,
+    root: str | Path | None = None,
+) -> Session:
+    """Give the UNet's stage further steps, which the next `train` takes: what was trained so far stays as it is.
+
+    `schedule` says how their rate goes, see `fastdb.training.schedules`: "hold" keeps `learning_rate`, "decay" begins
+    with it and falls to 0, "rewarm" rises to it first. It is half of the UNet's where none is given. A text encoder
+    that trains beside the UNet stands still in them, unless it has steps of its own left.
+
+    Raises:
+        ConfigError: a value is out of bounds.
+        SessionBusy: the session is being trained.
+        StorageError: the session's folder cannot be written.
+    """
+    from fastdb.training import process
+    from fastdb.training.schedules import default_peak
+
+    session = open_session(session, root)
+    peak = default_peak(session.config.unet) if learning_rate is None else learning_rate
+    more = build(Extension, {"steps": steps, "schedule": schedule, "learning_rate": peak})
+    if process.find(session) is not None:
+        raise SessionBusy(
+            "is being trained, to an end that is settled",
+            where=session.name,
+            fix=f"Stop that first, and go on when it is extended: fastdb stop {session.name}",
+        )
+    session = session.with_extension(more)
+    console.say(f"{session.name} is extended {session.record.extended[-1]}: {session.config.unet.all_steps} in all")
+    console.say(f"train them with: fastdb train {session.name}")
+    return session
 
 
 def _follow(session: Session, running: Any) -> str:

@@ -164,8 +164,9 @@ def wait_for(session: Path, wanted: Callable[[dict], bool], seconds: float = 60)
 
 def test_every_verb_has_its_help() -> None:
     verbs = [command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands]  # type: ignore[union-attr]
-    expected = ["demo", "new", "sessions", "show", "add-images", "train", "stop", "publish", "export", "convert"]
-    assert verbs == [*expected, "generate", "evaluate", "inspect", "space", "free", "share", "adopt", "duplicate"]
+    expected = ["demo", "new", "sessions", "show", "add-images", "train", "extend", "stop", "publish", "export"]
+    expected += ["convert", "generate", "evaluate", "inspect", "space", "free", "share", "adopt", "duplicate"]
+    assert verbs == expected
     whole = fastdb("--help")
     assert (whole.code, whole.err) == (0, "")
     for verb in verbs:
@@ -243,6 +244,9 @@ SAID = [
     (["add-images", "cap", "{bad}"], "cap: no session of this name in {root}. Did you mean cup?"),
     (["show", "zebra"], "zebra: no session of this name in {root}. fastdb sessions lists those there are."),
     (["train", "zebra"], "zebra: no session of this name in {root}. fastdb sessions lists those there are."),
+    (["extend", "cup", "--steps", "0"], "steps is 0, but should be greater than or equal to 1. Correct this and run"),
+    (["extend", "cup", "--steps", "5", "--rate", "1"], "learning_rate is 1.0, but should be less than or equal to 0.1"),
+    (["extend", "zebra", "--steps", "5"], "zebra: no session of this name in {root}."),
     (["stop", "zebra"], "zebra: no session of this name in {root}. fastdb sessions lists those there are."),
     (["export", "cpu"], "cpu: no session of this name in {root}. Did you mean cup?"),
     (["generate", "cpu", "a cup"], "cpu: no session of this name in {root}. Did you mean cup?"),
@@ -280,6 +284,20 @@ def test_a_mistake_is_answered_in_one_line_and_changes_nothing(
 
 def test_every_mistake_has_its_case() -> None:
     assert len(SAID) >= 25
+
+
+def test_a_session_is_extended(session: Path) -> None:
+    done = fastdb("extend", "cup", "--steps", "20", "--schedule", "hold", "--rate", "1e-5")
+    assert (done.code, done.err) == (0, "")
+    assert done.out == (
+        "cup is extended after step 60 by 20 steps, hold at 1e-05: 80 in all\ntrain them with: fastdb train cup\n"
+    )
+    done = fastdb("show", "cup")
+    assert "text_encoder 0/60, unet 0/80" in done.out
+    for wrong in (["--schedule", "cosine", "--steps", "5"], []):
+        done = fastdb("extend", "cup", *wrong)
+        assert (done.code, "Traceback" in done.err) == (2, False)
+    assert Session.open(session).config.unet.all_steps == 80
 
 
 def test_a_base_model_that_is_gone_is_said_and_nothing_changes(session: Path, mini: Path, tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ for verb in (
     sessions.show,
     sessions.add_images,
     training.train,
+    training.extend,
     training.stop,
     training.publish,
     results.export,

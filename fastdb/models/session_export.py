@@ -46,6 +46,7 @@ def export_metadata(session: Session, stands: str) -> dict[str, str]:
         ModelError: the base model cannot be used.
     """
     config, base = session.config, open_base_model(base_of(session))
+    extended = {"fastdb.extended": "; ".join(map(str, session.record.extended))} if session.record.extended else {}
     return {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": "stable-diffusion-v1",
@@ -55,6 +56,7 @@ def export_metadata(session: Session, stands: str) -> dict[str, str]:
         "modelspec.resolution": f"{config.resolution}x{config.resolution}",
         "modelspec.trigger_phrase": session.record.subject.token,
         "fastdb.trained": stands,
+        **extended,
         "fastdb.instance_prompt": config.captions.instance_prompt,
         "fastdb.config": json.dumps(config.model_dump(mode="json")),
     }

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from fastdb.errors import StorageError
+from fastdb.errors import SessionBusy, StorageError
 from fastdb.publishing.pace import Pace
 from fastdb.publishing.pending import MADE_OF, pending, raw_hashes
 from fastdb.runtime.places import work_folder
@@ -32,6 +32,9 @@ TELL_EVERY = 600.0
 """Seconds between two lines that say the same."""
 BACK_OFF = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds until what failed is tried again, the last for all later times."""
+
+BUSY_WITHIN = 20.0
+"""Seconds that a verb waits for a checkpoint which is just being published."""
 
 
 @dataclass
@@ -143,6 +146,26 @@ class Publishing:
         until = time.monotonic() + seconds
         while time.monotonic() < until and not leaving() and ending() == hurried:
             time.sleep(min(0.2, seconds))
+
+
+@contextmanager
+def nothing_published(session: Session) -> Iterator[None]:
+    """Within this nobody on this machine publishes the session's checkpoints.
+
+    Raises:
+        SessionBusy: one is just being published.
+    """
+    lock = publishing_lock(session.path)
+    try:
+        lock.acquire(timeout=BUSY_WITHIN)
+    except Timeout:
+        raise SessionBusy(
+            "a checkpoint of it is just being published", where=session.name, fix="Run the same command in a minute."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def publishing_lock(session: Path) -> FileLock:

@@ -138,9 +138,9 @@ def _rename_exports(folder: Path, old: str, new: str) -> None:
 
 
 def without_history(session: Session) -> None:
-    """Take the runs out of a session's history: it has not been trained.
+    """Take out of a session's history what was done in it: it has not been trained. Its settings stay.
 
     Raises:
         StorageError: the folder cannot be written.
     """
-    write_record(session.path, session.record.model_copy(update={"runs": ()}), keep=False)
+    write_record(session.path, session.record.model_copy(update={"runs": (), "extended": ()}), keep=False)

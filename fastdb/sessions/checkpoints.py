@@ -147,13 +147,15 @@ def complete(folders: Path | Sequence[Path], stage: str | None = None) -> list[C
     return sorted(found, key=lambda checkpoint: (checkpoint.stage, checkpoint.step))
 
 
-def own(folders: Path | Sequence[Path], stage: str, lineage: str) -> list[Checkpoint]:
-    """The checkpoints of a stage that training of `lineage` may go on from, oldest first; not verified.
+def own(folders: Path | Sequence[Path], stage: str, lineage: str, until: int | None = None) -> list[Checkpoint]:
+    """The checkpoints of a stage that training of `lineage` may go on from, oldest first, those after step `until`
+    left out; not verified.
 
     Raises:
         StorageError: the disk does not answer.
     """
-    return [one for one in complete(folders, stage) if not one.stranger(lineage)]
+    there = [one for one in complete(folders, stage) if until is None or one.step <= until]
+    return [one for one in there if not one.stranger(lineage)]
 
 
 def wrong_with(
@@ -304,14 +306,25 @@ def clear_unfinished(folder: Path) -> None:
 
 def set_all_aside(folder: Path) -> Path | None:
     """Move every checkpoint into a new `set-aside-N` folder, so that training starts anew and nothing is lost."""
-    every = complete(folder)
-    if not every:
+    return _move_aside(folder, complete(folder))
+
+
+def set_newer_aside(folders: Sequence[Path], stage: str, step: int) -> list[Path]:
+    """Move the checkpoints of a stage after `step` into a new `set-aside-N` folder where they lie, so that training
+    goes on from `step` and nothing is lost; returns these folders.
+    """
+    newer = {folder: [one for one in complete(folder, stage) if one.step > step] for folder in folders}
+    return [aside for folder, these in newer.items() if (aside := _move_aside(folder, these))]
+
+
+def _move_aside(folder: Path, these: Sequence[Checkpoint]) -> Path | None:
+    if not these:
         return None
     with explained(folder):
         aside = _free(folder)
         aside.mkdir()
-        # The latest stage first: cut off midway, what is left is an earlier state and not a mixed one.
-        for checkpoint in reversed(every):
+        # The latest first: cut off midway, what is left is an earlier state and not a mixed one.
+        for checkpoint in reversed(these):
             checkpoint.path.rename(aside / checkpoint.path.name)
     return aside
 

@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field
 
 from fastdb import __version__
-from fastdb.config import Config, Settings, build
+from fastdb.config import Config, Extension, Settings, build
 from fastdb.errors import SessionError
 from fastdb.sessions.migrations import FORMAT, migrated
 from fastdb.sessions.portable import shown
@@ -58,6 +58,16 @@ class Run(Settings):
     outcome: str = Field("", description="finished, stopped or failed, and where.")
 
 
+class Extended(Extension):
+    """A time when the UNet's stage was given further steps."""
+
+    when: str = Field(pattern=r"^[\dT:+-]{0,40}$", description="UTC, ISO 8601.")
+    after: int = Field(ge=0, description="The step it was to end with until then.")
+
+    def __str__(self) -> str:
+        return f"after step {self.after} by {super().__str__()}"
+
+
 class Record(Settings):
     """Everything `session.yaml` holds."""
 
@@ -72,6 +82,7 @@ class Record(Settings):
     subject: Subject = Subject()
     config: Config = Config()
     runs: tuple[Run, ...] = ()
+    extended: tuple[Extended, ...] = ()
 
 
 def new_lineage() -> str:

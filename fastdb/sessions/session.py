@@ -12,10 +12,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fastdb.config import Config
+from fastdb.config import Config, Extension
 from fastdb.errors import FastDBError, SessionError, SessionExists, SessionNotFound, StorageError
 from fastdb.runtime.places import expanded, sessions_root, work_folder
-from fastdb.sessions.record import FILE, BaseModelRecord, Record, Run, Subject, new_lineage, read_record, write_record
+from fastdb.sessions.record import (
+    FILE,
+    BaseModelRecord,
+    Extended,
+    Record,
+    Run,
+    Subject,
+    new_lineage,
+    read_record,
+    write_record,
+)
 from fastdb.storage.durable import explained, flush, make_folder
 
 NAME = re.compile(r"[^\W_][\w.-]{0,62}")
@@ -177,6 +187,21 @@ class Session:
     def with_config(self, config: Config) -> Session:
         """Write other settings into `session.yaml` and give the session that has them."""
         return self._rewritten(self.record.model_copy(update={"config": config}))
+
+    def with_extension(self, more: Extension) -> Session:
+        """Append further steps to the UNet's stage, and note that in the history; what a person has changed stays.
+
+        Raises:
+            ConfigError: it has as many extensions as it may have.
+        """
+        record = read_record(self.path)
+        unet = record.config.unet
+        given = [one.model_dump() for one in (*unet.extensions, more)]
+        noted = Extended(when=now(), after=unet.all_steps, **more.model_dump())
+        config = record.config.changed({"unet.extensions": given})
+        return self._rewritten(
+            record.model_copy(update={"config": config, "extended": (*record.extended, noted)}),
+        )
 
     def with_new_lineage(self) -> Session:
         """Begin anew: what was trained so far belongs to an earlier beginning of the session from now on."""

@@ -95,11 +95,11 @@ def is_joint(config: Config) -> bool:
 
 
 def steps_of(session: Session, stage: str) -> int:
-    """How many steps a stage of this session has in all."""
+    """How many steps a stage of this session has in all, extensions among them."""
     config = session.config
     if stage == "text_encoder":
         return 0 if is_joint(config) else config.text_encoder.steps
-    return config.unet.steps
+    return config.unet.all_steps
 
 
 def how_far(session: Session, done: Mapping[str, int]) -> str:
@@ -141,12 +141,7 @@ def standings(session: Session, wanted: Sequence[int] | None = None) -> tuple[li
     """
     there = complete(session.checkpoint_folders, "unet")
     if missing := sorted(set(wanted or ()) - {one.step for one in there}):
-        found = ", ".join(str(one.step) for one in there) or "none"
-        raise ConfigError(
-            f"{session.name} has no checkpoint of the UNet stage at step {', '.join(map(str, missing))}",
-            where="checkpoints",
-            fix=f"There are: {found}.",
-        )
+        raise _missing(session, missing, there)
     good, said = {}, []
     for one in reversed(there):
         if one.step in good or (wanted is not None and one.step not in wanted):
@@ -169,6 +164,37 @@ def standings(session: Session, wanted: Sequence[int] | None = None) -> tuple[li
             fix="Put its checkpoint back, or train it anew with --restart.",
         )
     return [replace(now, checkpoints={**now.checkpoints, "unet": one}) for _, one in sorted(good.items())], said
+
+
+def check_step(session: Session, step: int) -> None:
+    """Make sure that training can go back to a step of the UNet stage: 0, or a checkpoint whose every byte verifies.
+
+    Raises:
+        ConfigError: it is not there.
+        TrainingError: it cannot be gone on from.
+    """
+    if step == 0:
+        return
+    there = complete(session.checkpoint_folders, "unet")
+    these = [one for one in there if one.step == step]
+    if not these:
+        raise _missing(session, [step], there)
+    reasons = [wrong_with(one, session.record.lineage, needs=needed("unet")) for one in these]
+    if all(reasons):
+        raise TrainingError(
+            f"the checkpoint of step {step} cannot be gone on from: {reasons[0]}",
+            where=session.name,
+            fix="Choose another step.",
+        )
+
+
+def _missing(session: Session, steps: Sequence[int], there: Sequence[Checkpoint]) -> ConfigError:
+    found = ", ".join(map(str, sorted({one.step for one in there}))) or "none"
+    return ConfigError(
+        f"{session.name} has no checkpoint of the UNet stage at step {', '.join(map(str, steps))}",
+        where="checkpoints",
+        fix=f"There are: {found}.",
+    )
 
 
 def progress_of(session: Session) -> dict[str, int]:

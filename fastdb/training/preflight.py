@@ -18,8 +18,9 @@ from fastdb.training.recipe import check_recipes, make_recipe
 from fastdb.training.space_needed import check_space
 
 
-def preflight(session: Session, restart: bool = False) -> None:
-    """Raise what training would stumble over later; `restart` says that it will not go on from a checkpoint.
+def preflight(session: Session, restart: bool = False, from_step: int | None = None) -> None:
+    """Raise what training would stumble over later; `restart` says that it will not go on from a checkpoint,
+    `from_step` that it will from none of the UNet stage after that step.
 
     Raises:
         ModelError: the base model cannot be used.
@@ -38,7 +39,7 @@ def preflight(session: Session, restart: bool = False) -> None:
             fix="Give one of them steps, such as --set unet.steps=800.",
         )
     if not restart:
-        check_goes_on(session, images)
+        check_goes_on(session, images, from_step)
     if session.config.prior.class_images and session.class_prompts == ("a photo of",):
         raise TrainingError(
             "class images are wanted, but the session has no class word",
@@ -52,21 +53,24 @@ def preflight(session: Session, restart: bool = False) -> None:
         probe.unlink()
     for line in second_things(session):
         console.say(line)
-    if advice := check_space(session, base.folder, restart):
+    if advice := check_space(session, base.folder, restart, from_step):
         console.say(advice)
 
 
-def check_goes_on(session: Session, images: Sequence[InstanceImage]) -> None:
+def check_goes_on(session: Session, images: Sequence[InstanceImage], from_step: int | None = None) -> None:
     """Refuse settings or images with which the newest checkpoints cannot go on; found by name, not verified.
+
+    Those of the UNet stage after `from_step` do not count.
 
     Raises:
         TrainingError: naming what changed.
     """
-    lineage = session.record.lineage
-    newest = [found[-1] for stage in STAGES if (found := own(session.checkpoint_folders, stage, lineage))]
+    until, lineage = {"unet": from_step}, session.record.lineage
+    there = {stage: own(session.checkpoint_folders, stage, lineage, until.get(stage)) for stage in STAGES}
+    newest = [found[-1] for found in there.values() if found]
     try:
         # The trainer looks at the class images when it has made those that are missing.
-        check_recipes(newest, make_recipe(session, images, None), session.name)
+        check_recipes(newest, make_recipe(session, images, None), session.name, from_step or 0)
     except (CheckpointError, KeyError):
         return  # A damaged one: the trainer verifies them all, and tells which it passes over.
 

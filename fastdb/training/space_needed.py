@@ -69,8 +69,9 @@ class Need:
     """Whose moments were counted."""
 
 
-def need(session: Session, base: Path, restart: bool = False) -> Need:
-    """What the run that begins now needs; `restart` says that it will not go on from the checkpoints.
+def need(session: Session, base: Path, restart: bool = False, from_step: int | None = None) -> Need:
+    """What the run that begins now needs; `restart` says that it will not go on from the checkpoints, `from_step` that
+    it will from none of the UNet stage after that step.
 
     Raises:
         ModelError: the base model's weights cannot be read.
@@ -79,7 +80,8 @@ def need(session: Session, base: Path, restart: bool = False) -> Need:
     images = _class_images(session)
     each, kept, peak, optimizer = {}, 0, 0, _optimizer(config, [])
     for stage in STAGES:
-        there = [] if restart else own(session.checkpoints, stage, session.record.lineage)
+        until = from_step if stage == "unet" else None
+        there = [] if restart else own(session.checkpoints, stage, session.record.lineage, until)
         done, steps = (there[-1].step if there else 0), steps_of(session, stage)
         if done >= steps:
             continue
@@ -96,7 +98,7 @@ def need(session: Session, base: Path, restart: bool = False) -> Need:
     return Need(each, first, max(first, images + max(peak, kept + export)), optimizer)
 
 
-def check_space(session: Session, base: Path, restart: bool = False) -> str:
+def check_space(session: Session, base: Path, restart: bool = False, from_step: int | None = None) -> str:
     """Refuse a run whose first checkpoints do not fit on the disk; returns a line of advice where space is tight.
 
     What lies there is counted as it is: checkpoints to go on from are not needed again, the rest of a killed trainer
@@ -106,7 +108,7 @@ def check_space(session: Session, base: Path, restart: bool = False) -> str:
         StorageError: with the numbers, and what to do.
         ModelError: the base model's weights cannot be read.
     """
-    needed = need(session, base, restart)
+    needed = need(session, base, restart, from_step)
     with explained(session.path):
         rest = sum(bytes_of(path) for path in session.checkpoints.glob(f"{UNFINISHED}*"))
         free = shutil.disk_usage(session.path).free + rest

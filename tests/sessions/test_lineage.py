@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from fastdb import sharing
 from fastdb.errors import ConfigError
-from fastdb.sessions.checkpoints import Checkpoint, complete, newest, own, prune, save, spare
+from fastdb.sessions.checkpoints import Checkpoint, complete, newest, own, prune, save, set_newer_aside, spare
 from fastdb.sessions.record import BaseModelRecord, read_record, write_record
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import standing, standings
@@ -114,3 +115,39 @@ def test_a_lineage_that_is_none_is_refused(session: Session) -> None:
     path.write_text(path.read_text().replace(HERE, "../../etc"))
     with pytest.raises(ConfigError, match=r"lineage is '../../etc'"):
         Session.open("dog")
+
+
+def test_newer_ones_are_set_aside_in_each_folder_of_several(tmp_path: Path) -> None:
+    here, there, empty = tmp_path / "here", tmp_path / "there", tmp_path / "empty"
+    for folder, numbers in ((here, (100, 200, 300)), (there, (200, 250))):
+        for step in numbers:
+            put(folder, step)
+    put(here, 350, "text_encoder")
+    (there / "set-aside-1").mkdir()
+    before = {path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    made = set_newer_aside([here, empty, there], "unet", 200)
+    assert made == [here / "set-aside-1", there / "set-aside-2"]
+    assert [one.step for one in complete(here)] == [350, 100, 200]
+    assert [one.step for one in complete(there)] == [200]
+    assert [[one.step for one in complete(folder)] for folder in made] == [[300], [250]]
+    assert {path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert set_newer_aside([here, empty, there], "unet", 200) == []
+
+
+CUT = """
+from fastdb.sessions.checkpoints import save, set_newer_aside
+def prepare(folder):
+    for step in (1, 2, 3, 4):
+        save(folder, "unet", step, {"step": step}, lambda hidden: {})
+def work(folder):
+    set_newer_aside([folder], "unet", 2)
+"""
+
+
+def test_cut_off_at_any_point_no_newer_one_is_left_above_a_gap(cut_everywhere: Callable[[str], list[Path]]) -> None:
+    folders = cut_everywhere(CUT)
+    left = [[one.step for one in complete(folder)] for folder in folders]
+    assert {tuple(steps) for steps in left} == {(1, 2, 3, 4), (1, 2, 3), (1, 2)}
+    assert left[-1] == [1, 2]
+    for folder in folders:
+        assert len(list(folder.rglob("state.json"))) == 4

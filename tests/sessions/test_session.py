@@ -392,10 +392,7 @@ class TestRecord:
     def test_the_format_is_held(self) -> None:
         """Changing what lies on people's disks needs a new number and a way to read the old one."""
         text = (make().path / FILE).read_text()
-        first, then = (
-            ["format", "written_by", "name", "created", "lineage"],
-            ["base_model", "subject", "config", "runs"],
-        )
-        assert list(yaml.safe_load(text)) == [*first, *then]
+        head = ["format", "written_by", "name", "created", "lineage", "base_model", "subject"]
+        assert list(yaml.safe_load(text)) == [*head, "config", "runs", "extended"]
         assert text.startswith(f"format: 2\nwritten_by: fastdb {fastdb.__version__}\nname: dog\n")
         assert Record.model_fields["format"].default == 2

@@ -70,7 +70,7 @@ def outcome(running: process.Running) -> str:
 def result(session: Session) -> dict[str, bytes]:
     """Everything the last published checkpoints of the stages hold in tensors, byte for byte as they were saved."""
     config = session.config
-    unet, encoder = f"unet-{config.unet.steps:06d}", f"text_encoder-{config.text_encoder.steps:06d}"
+    unet, encoder = f"unet-{config.unet.all_steps:06d}", f"text_encoder-{config.text_encoder.steps:06d}"
     expected = {f"{unet}/unet", f"{unet}/optimizer"}
     if config.text_encoder.steps:
         if config.text_encoder.mode == "joint":
