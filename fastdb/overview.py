@@ -7,6 +7,7 @@ from pathlib import Path
 from fastdb import console
 from fastdb.config import Config
 from fastdb.errors import FastDBError
+from fastdb.sessions.lease_watch import in_use
 from fastdb.sessions.session import Session
 
 SessionLike = Session | str | Path
@@ -32,7 +33,8 @@ def list_sessions(root: str | Path | None = None) -> list[Session]:
             bad.append(str(session))
             continue
         good.append(session)
-        rows.append((session.name, _stand(session), str(len(_files(session.instance_images))), session.record.created))
+        stand = ", ".join(filter(None, (_stand(session), in_use(session.path))))
+        rows.append((session.name, stand, str(len(_files(session.instance_images))), session.record.created))
     console.say(
         f"{len(good)} session{'s'[: len(good) != 1]} in {sessions_root(root)}"
         if good
@@ -60,6 +62,8 @@ def show(session: SessionLike, root: str | Path | None = None) -> Session:
         ("runs", ", ".join(run.outcome or "no end noted" for run in record.runs) or "none"),
         ("exports", ", ".join(path.name for path in exports_of(session)) or "none"),
     ]
+    if used := in_use(session.path):
+        facts.insert(1, ("trained now", used))
     if waiting := _waiting(session):
         some = f"{', '.join(waiting[:3])}{f' and {len(waiting) - 3} more' if len(waiting) > 3 else ''}"
         facts.append(("not uploaded", f"{some}: on this machine alone until Google Drive has taken them"))

@@ -14,6 +14,7 @@ from fastdb import console
 from fastdb.config import Config
 from fastdb.errors import ImageError, SessionBusy, SessionNotFound, TrainingError
 from fastdb.overview import SessionLike, open_session, show
+from fastdb.sessions.lease_watch import refuse_elsewhere
 from fastdb.sessions.record import BaseModelRecord, Subject
 from fastdb.sessions.session import Session, check_free, check_name
 
@@ -120,6 +121,7 @@ def add_images(session: SessionLike, photos: Sequence[str | Path], root: str | P
         raise ImageError("no photos were named", where=session.name, fix="Name files or a folder of photos.")
     if find(session) is not None:
         raise SessionBusy("is being trained", where=session.name, fix="Add photos when that is over.")
+    refuse_elsewhere(session.path, "Or stop it there, and add photos then.")
     with console.bar("crop", "photo") as update:
         intake = add_photos(
             session.originals,
@@ -151,18 +153,22 @@ def train(
     *,
     settings: Mapping[str, Any] | None = None,
     restart: bool = False,
+    take_over: bool = False,
     follow: bool = True,
     root: str | Path | None = None,
 ) -> str:
     """Train a session from where it stands, in a process of its own, and show what that says.
 
-    A trainer that runs already is followed. Interrupting the caller asks the trainer to save and stop;
-    when the caller just goes (a closed tab or terminal, a kernel that restarts), the trainer goes on.
+    A trainer that runs already on this machine is followed. One of another machine is left alone, unless `take_over`
+    is true: then that one saves on its own disk and stops as soon as it sees it. Interrupting the caller asks the
+    trainer to save and stop; when the caller just goes (a closed tab or terminal, a kernel that restarts), the
+    trainer goes on.
 
     Returns:
         "finished", "stopped", or "started" when not following.
 
     Raises:
+        SessionBusy: another machine trains it, or it is to be trained otherwise than it is now.
         FastDBError: training cannot start or go on.
     """
     from fastdb.sessions import checkpoints
@@ -179,6 +185,8 @@ def train(
             )
         console.say(f"{session.name} is being trained already (process {running.pid}); following it")
     else:
+        if not take_over:
+            refuse_elsewhere(session.path)
         # Looked at as it would be, so that a refusal leaves the session as it is.
         preflight(replace(session, record=session.record.model_copy(update={"config": config})), restart)
         if config != session.config:
@@ -186,11 +194,25 @@ def train(
         if restart:
             aside = checkpoints.set_all_aside(session.checkpoints)
             console.say(f"earlier checkpoints are kept in {aside}" if aside else "there were no checkpoints")
-        running = process.start(session)
+        running = _started(session, take_over)
     if not follow:
         console.say(f"{session.name} trains in process {running.pid}; follow it with: fastdb train {session.name}")
         return "started"
     return _follow(session, running)
+
+
+def _started(session: Session, take_over: bool) -> Any:
+    """A trainer of a session that was started; or the one that another process started in the same moment."""
+    from fastdb.training import process
+
+    running = process.start(session, take_over)
+    if running.came_too_late():
+        other = process.find(session)
+        if other is None:
+            return process.start(session, take_over)
+        console.say(f"{session.name} is being trained already (process {other.pid}); following it")
+        return other
+    return running
 
 
 def _follow(session: Session, running: Any) -> str:

@@ -15,13 +15,23 @@ def train(
     settings: Set = None,
     restart: Annotated[bool, typer.Option("--restart", help="Set the checkpoints aside and begin anew.")] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Start the trainer and do not follow it.")] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Train it here even if another machine does, which then stops.")
+    ] = False,
     root: Root = None,
 ) -> None:
     """Train, or go on where training stopped. Ctrl-C saves and stops; closing the terminal leaves it running."""
     with boundary():
         from fastdb import workflow
 
-        workflow.train(name, settings=settings_of(settings), restart=restart, follow=not detach, root=root)
+        workflow.train(
+            name,
+            settings=settings_of(settings),
+            restart=restart,
+            take_over=take_over,
+            follow=not detach,
+            root=root,
+        )
 
 
 def stop(name: Name, root: Root = None) -> None:

@@ -11,9 +11,12 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from fastdb.errors import SessionBusy
 from fastdb.models.files.safetensors_writer import save_tensors
+from fastdb.runtime.places import work_folder
 from fastdb.sessions import checkpoints
 from fastdb.sessions.checkpoints import Checkpoint
+from fastdb.sessions.lease import Guard
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import average_file, weights_file
 from fastdb.storage.durable import flush
@@ -32,6 +35,7 @@ class Saver:
     recipe: dict[str, Any]
     host: dict[str, Any]
     tell: Tell
+    lease: Guard = field(default_factory=Guard)
     _last: float = field(default_factory=time.monotonic)
 
     def due(self, step: int, steps: int) -> bool:
@@ -47,8 +51,7 @@ class Saver:
         Raises:
             StorageError: the disk is full, read-only or gone; older checkpoints are untouched.
         """
-        began, folder = time.perf_counter(), self.session.checkpoints
-        self.session.check_there()
+        began, folder = time.perf_counter(), self._folder()
         tensors, numbers = state_tensors(optimizer)
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
         state = {
@@ -81,6 +84,17 @@ class Saver:
         seconds = round(time.perf_counter() - began, 3)
         self.tell("saved", stage=stage.name, step=step, path=str(checkpoint.path), seconds=seconds)
         return checkpoint
+
+    def _folder(self) -> Path:
+        """Where checkpoints go: the session, or this machine where another one has taken the session over."""
+        try:
+            self.lease.check()
+        except SessionBusy as error:
+            folder = work_folder(self.session.path) / "checkpoints"
+            self.tell("warning", message=f"{error.what}: what was trained here since is kept in {folder}")
+            return folder
+        self.session.check_there()
+        return self.session.checkpoints
 
 
 def restore(checkpoint: Checkpoint, stage: Stage, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:

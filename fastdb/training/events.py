@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,12 +34,14 @@ class EventLog:
     def __init__(self, path: Path) -> None:
         make_folder(path.parent)
         self.path = path
+        self._turn = threading.Lock()
         self._file: TextIO = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
 
     def tell(self, kind: str, **fields: Any) -> None:
-        """Append one event."""
+        """Append one event; from any thread."""
         line = json.dumps({"event": kind, "time": round(time.time(), 3), **fields})
-        self._file.write(line + "\n")
+        with self._turn:
+            self._file.write(line + "\n")
 
     def close(self) -> None:
         """Close the file."""

@@ -34,7 +34,9 @@ class Observers:
         stopping = self.stop.is_set()
         if stopping or self.saver.due(report.step, stage.steps):
             self.saver.save(stage, report.step, self.loop.optimizer, accelerator)
-        if not stopping and self.sampler.due(report.step, stage.steps):
+            # Or it was asked to stop, or lost the session, while it saved: this step is safe.
+            stopping = self.stop.is_set()
+        if not stopping and self.sampler.due(report.step, stage.steps) and self.saver.lease.holds():
             self.sampler.make(stage, report.step, accelerator)
         return stopping
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from fastdb.errors import FastDBError, TrainingError
 from fastdb.runtime.device import release_memory
 from fastdb.sessions import checkpoints
+from fastdb.sessions.lease import Guard
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES, Standing, standing, steps_of
 from fastdb.training.batches import Batches, Group
@@ -33,22 +34,25 @@ from fastdb.training.stages import build_stage
 class Trainer:
     """Trains a session from where it stands. `stop` may be set by a signal at any time.
 
-    Only the one process that holds the session's lock may run this.
+    Only the one process that holds the session's lock may run this; `lease` says whether the session is still its own.
     """
 
     session: Session
     tell: Tell
     stop: threading.Event
+    lease: Guard = field(default_factory=Guard)
 
     def run(self) -> str:
         """Train until everything is done or `stop` is set; returns "finished" or "stopped".
 
         Raises:
             FastDBError: training cannot start or go on; checkpoints made so far are good.
+            SessionBusy: another machine has taken the session over.
         """
         session = self.session
+        self.lease.check()
         checkpoints.clear_unfinished(session.checkpoints)
-        prepared, stands, plan = look(session, self.tell)
+        prepared, stands, plan = look(session, self.tell, self.lease.said)
         # A later stage's checkpoint is among them even where an earlier stage has to go on first.
         check_goes_on(session, prepared.images)
         check_recipes(stands.checkpoints.values(), make_recipe(session, prepared.images, None), session.name)
@@ -56,7 +60,8 @@ class Trainer:
             return "finished"
         settle(prepared, stands, self.tell)
         with want_of_memory_explained():
-            prior = prior_images(prepared, self.tell, self.stop.is_set)
+            prior = prior_images(prepared, self.tell, lambda: self.stop.is_set() or not self.lease.holds())
+        self.lease.check()
         if self.stop.is_set():
             return "stopped"
         recipe = make_recipe(session, prepared.images, prior)
@@ -68,8 +73,10 @@ class Trainer:
         except Exception as error:
             # On a full disk the history cannot be written either, and the first fault is the one to tell.
             with suppress(FastDBError):
+                self.lease.check()
                 session.with_run_ended("failed" if isinstance(error, FastDBError) else "crashed")
             raise
+        self.lease.check()
         session.with_run_ended(outcome)
         return outcome
 
@@ -89,6 +96,7 @@ class Trainer:
             release_memory()
             if done < steps:
                 return "stopped"
+            self.lease.check()
             # The next stage begins from what lies on the disk, whether this process wrote it or another.
             stands = standing(prepared.session)
             check_recipes(stands.checkpoints.values(), recipe, prepared.session.name)
@@ -133,7 +141,7 @@ class Trainer:
             told = f"a resumed run will equal an uninterrupted one up to rounding, not to the bit: {cannot}"
             self.tell("warning", message=told)
         self.tell("stage", stage=name, step=stands.done(name), steps=stage.steps)
-        saver = Saver(session, recipe, prepared.host, self.tell)
+        saver = Saver(session, recipe, prepared.host, self.tell, self.lease)
         return loop.run(stands.done(name), Observers(loop, saver, sampler, self.tell, self.stop).after_step)
 
 
