@@ -333,7 +333,8 @@ def _found(session: Path, there: Lease, mine: Lease, take_over: bool) -> tuple[s
         SessionBusy: it lives, and is not to be taken over.
     """
     if there.ended is not None:
-        return "", True
+        # What it was left for has looked by now, or slept for so long that it knows to give up by itself.
+        return "", (machine.wall() - there.ended).total_seconds() <= QUIET
     if not there.same_machine(mine):
         verdict = judged(session, there)
         if verdict.alive and not take_over:
