@@ -194,29 +194,22 @@ def train(
         if restart:
             aside = checkpoints.set_all_aside(session.checkpoints)
             console.say(f"earlier checkpoints are kept in {aside}" if aside else "there were no checkpoints")
-        running = _started(session, take_over)
+        running = process.start(session, take_over)
     if not follow:
         console.say(f"{session.name} trains in process {running.pid}; follow it with: fastdb train {session.name}")
         return "started"
-    return _follow(session, running)
-
-
-def _started(session: Session, take_over: bool) -> Any:
-    """A trainer of a session that was started; or the one that another process started in the same moment."""
-    from fastdb.training import process
-
-    running = process.start(session, take_over)
-    if running.came_too_late():
-        other = process.find(session)
-        if other is None:
-            return process.start(session, take_over)
-        console.say(f"{session.name} is being trained already (process {other.pid}); following it")
-        return other
-    return running
+    while not (outcome := _follow(session, running)):
+        # Another process of this machine has begun to train it in the same moment, and may be done by now.
+        running = process.find(session) or process.start(session, take_over)
+        console.say(f"{session.name} is being trained already (process {running.pid}); following it")
+    return outcome
 
 
 def _follow(session: Session, running: Any) -> str:
-    """Show a trainer's events until it ends; an interruption asks it to save and stop, a second one lets it be."""
+    """Show a trainer's events until it ends; an interruption asks it to save and stop, a second one lets it be.
+
+    Returns how it ended; nothing where it came too late to train.
+    """
     view, seen, asked = console.TrainingView(), 0, False
     end: dict[str, Any] = {}
     while not end:
@@ -236,6 +229,8 @@ def _follow(session: Session, running: Any) -> str:
         except TrainingError:
             view.close()
             raise
+    if end.get("too_late"):
+        return ""
     if end["outcome"] == "failed":
         raise TrainingError(end["message"])
     if end["outcome"] == "crashed":

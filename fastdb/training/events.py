@@ -9,7 +9,8 @@
 | `sample`   | `stage`, `step`, `path`                                                               |
 | `saved`    | `stage`, `step`, `path`, `seconds`                                                    |
 | `warning`  | `message`                                                                             |
-| `end`      | `outcome`: finished, stopped, failed or crashed; `message`; `traceback` when crashed  |
+| `end`      | `outcome`: finished, stopped, failed or crashed; `message`; `traceback` when crashed; |
+|            | `too_late` when another process was training the session already                      |
 """
 
 from __future__ import annotations

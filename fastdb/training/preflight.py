@@ -48,7 +48,8 @@ def preflight(session: Session, restart: bool = False) -> None:
     with explained(probe):
         session.checkpoints.mkdir(exist_ok=True)
         write_bytes(probe, b"")
-        probe.unlink()
+        # Another process may look at the same moment.
+        probe.unlink(missing_ok=True)
     if advice := check_space(session, base.folder, restart):
         console.say(advice)
 

@@ -22,7 +22,7 @@ from fastdb.errors import TrainingError
 from fastdb.runtime.places import work_folder
 from fastdb.sessions.session import Session
 from fastdb.storage.durable import explained, make_folder, write_json
-from fastdb.training.events import Event, follow_events, read_events
+from fastdb.training.events import Event, follow_events
 from fastdb.training.lock import is_training
 
 TAKE_OVER = "--take-over"
@@ -66,10 +66,6 @@ class Running:
                 where=f"process {self.pid}",
                 fix="Run the same command again: it goes on from the last checkpoint.",
             )
-
-    def came_too_late(self) -> bool:
-        """Whether it ended at once, because another process of this machine had begun to train the session."""
-        return not self.alive() and any(event.get("too_late") for event in read_events(self.events)[-1:])
 
     def stop(self) -> None:
         """Ask it to save a checkpoint after the step it is in, and to end."""
