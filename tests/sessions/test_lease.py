@@ -277,6 +277,14 @@ def test_who_is_taken_over_knows_before_it_writes_and_leaves_the_file_alone(sess
     assert ask(taker, "check") == "ours"
 
 
+def test_one_that_ends_without_knowing_leaves_the_lease_of_the_other(session: Path, machines: Any) -> None:
+    holder, _ = machines("one").hold(session)
+    machines("two").hold(session, take_over=True)
+    before = (session / FILE).read_bytes()
+    assert ask(holder, "end") == "ended"
+    assert (session / FILE).read_bytes() == before
+
+
 def test_who_is_taken_over_knows_without_writing_too(session: Path, other: Machine) -> None:
     lost = threading.Event()
     with pytest.MonkeyPatch.context() as patch:
@@ -369,11 +377,12 @@ def test_of_three_that_take_it_at_the_same_moment_one_gets_it(session: Path, mac
     assert there(session).pid == rivals[[line.split()[0] for line in said].index("held")].pid
 
 
-def test_of_two_that_look_before_either_writes_one_gets_it(session: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", ["0", "f"])
+def test_of_two_that_look_before_either_writes_one_gets_it(session: Path, rank: str) -> None:
     """The moment itself: both have found the session free, and now both write."""
     one, two = taken(session), None
     mine = there(session)
-    rival = mine.model_copy(update={"token": "0" * 32, "machine": "1" * 32})
+    rival = mine.model_copy(update={"token": rank * 32, "machine": "1" * 32})
     lease_file.write(session, rival)
     assert "was taken over by" in refusal(one.check)
     # The other way round: written over by this one, which then finds itself.
