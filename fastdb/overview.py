@@ -7,6 +7,7 @@ from pathlib import Path
 from fastdb import console
 from fastdb.config import Config
 from fastdb.errors import FastDBError
+from fastdb.sessions.lease_watch import in_use
 from fastdb.sessions.session import Session
 
 SessionLike = Session | str | Path
@@ -32,7 +33,8 @@ def list_sessions(root: str | Path | None = None) -> list[Session]:
             bad.append(str(session))
             continue
         good.append(session)
-        rows.append((session.name, _stand(session), str(len(_files(session.instance_images))), session.record.created))
+        stand = ", ".join(filter(None, (_stand(session), in_use(session.path))))
+        rows.append((session.name, stand, str(len(_files(session.instance_images))), session.record.created))
     console.say(
         f"{len(good)} session{'s'[: len(good) != 1]} in {sessions_root(root)}"
         if good
@@ -66,6 +68,8 @@ def show(session: SessionLike, root: str | Path | None = None) -> Session:
     if alone := _alone(session):
         facts.append(("not published", f"{', '.join(alone)}: on this machine alone; fastdb publish {session.name}"))
     facts += [("passed over", line.replace(" is passed over", "")) for line in leftovers(session)]
+    if used := in_use(session.path):
+        facts.insert(1, ("trained now", used))
     if waiting := _waiting(session):
         some = f"{', '.join(waiting[:3])}{f' and {len(waiting) - 3} more' if len(waiting) > 3 else ''}"
         facts.append(("not uploaded", f"{some}: on this machine alone until Google Drive has taken them"))

@@ -294,15 +294,18 @@ def _target(session: Session, target: str | Path | None, usual: str) -> Path:
 
 
 def _check_still(folder: Path, called: str, state: bool) -> None:
-    """Make sure that no trainer on this machine writes what is to be copied.
+    """Make sure that no trainer writes what is to be copied, on this machine or, as far as is seen here, on another.
 
     Raises:
         SessionBusy: one does.
     """
+    from fastdb.sessions.lease_watch import refuse_elsewhere
     from fastdb.training.lock import is_training
 
     if state and is_training(folder):
         raise SessionBusy("is being trained", where=called, fix=f"Stop that first: fastdb stop {called}")
+    if state:
+        refuse_elsewhere(folder, "Or stop it there.")
 
 
 def _say_left(session: Session) -> None:

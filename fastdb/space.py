@@ -13,6 +13,7 @@ from fastdb.errors import ConfigError, SessionBusy
 from fastdb.overview import SessionLike, open_session
 from fastdb.runtime.places import cache_folder, sessions_root
 from fastdb.sessions.costs import KINDS, REMOVABLE, Cost, costs_of, is_session, removable
+from fastdb.sessions.lease_watch import refuse_elsewhere
 from fastdb.storage.durable import explained
 from fastdb.storage.removal import bytes_of, mapped_files, remove
 
@@ -105,6 +106,7 @@ def free(session: SessionLike, what: Sequence[str], *, confirm: Confirm, root: s
         return 0
     with training_lock(session.path), explained(session.path):
         session.check_there()
+        refuse_elsewhere(session.path, "Or stop it there.")
         if costs_of(session.path) != before:
             raise SessionBusy(
                 "has changed since you were asked, so nothing was removed",
@@ -236,6 +238,7 @@ def _check_still(session: Session) -> None:
             where=session.name,
             fix=f"Wait, or stop it first: fastdb stop {session.name}",
         )
+    refuse_elsewhere(session.path, "Or stop it there.")
 
 
 def _check_none_trains() -> None:

@@ -14,6 +14,7 @@ from fastdb import console
 from fastdb.config import Config, Extension, build
 from fastdb.errors import ConfigError, ImageError, SessionBusy, SessionNotFound, TrainingError
 from fastdb.overview import SessionLike, open_session, show
+from fastdb.sessions.lease_watch import refuse_elsewhere
 from fastdb.sessions.record import BaseModelRecord, Subject
 from fastdb.sessions.session import Session, check_free, check_name
 
@@ -120,6 +121,7 @@ def add_images(session: SessionLike, photos: Sequence[str | Path], root: str | P
         raise ImageError("no photos were named", where=session.name, fix="Name files or a folder of photos.")
     if find(session) is not None:
         raise SessionBusy("is being trained", where=session.name, fix="Add photos when that is over.")
+    refuse_elsewhere(session.path, "Or stop it there, and add photos then.")
     with console.bar("crop", "photo") as update:
         intake = add_photos(
             session.originals,
@@ -152,19 +154,22 @@ def train(
     settings: Mapping[str, Any] | None = None,
     restart: bool = False,
     from_step: int | None = None,
+    take_over: bool = False,
     follow: bool = True,
     root: str | Path | None = None,
 ) -> str:
     """Train a session from where it stands, in a process of its own, and show what that says.
 
-    A trainer that runs already is followed. Interrupting the caller asks the trainer to save and stop;
-    when the caller just goes (a closed tab or terminal, a kernel that restarts), the trainer goes on. `restart` sets
-    all checkpoints aside before, `from_step` those of the UNet's stage that are newer.
+    A trainer that runs already on this machine is followed. One of another machine is left alone, unless `take_over`
+    is true: then that one saves on its own disk and stops as soon as it sees it. Interrupting the caller asks the
+    trainer to save and stop; when the caller just goes (a closed tab or terminal, a kernel that restarts), the
+    trainer goes on. `restart` sets all checkpoints aside before, `from_step` those of the UNet's stage that are newer.
 
     Returns:
         "finished", "stopped", or "started" when not following.
 
     Raises:
+        SessionBusy: another machine trains it, or it is to be trained otherwise than it is now.
         FastDBError: training cannot start or go on.
     """
     from fastdb.training import process
@@ -181,11 +186,17 @@ def train(
             )
         console.say(f"{session.name} is being trained already (process {running.pid}); following it")
     else:
-        running = process.start(_ready(session, config, restart, from_step))
+        if not take_over:
+            refuse_elsewhere(session.path)
+        running = process.start(_ready(session, config, restart, from_step), take_over)
     if not follow:
         console.say(f"{session.name} trains in process {running.pid}; follow it with: fastdb train {session.name}")
         return "started"
-    return _follow(session, running)
+    while not (outcome := _follow(session, running)):
+        # Another process of this machine has begun to train it in the same moment, and may be done by now.
+        running = process.find(session) or process.start(session, take_over)
+        console.say(f"{session.name} is being trained already (process {running.pid}); following it")
+    return outcome
 
 
 def _ready(session: Session, config: Config, restart: bool, from_step: int | None) -> Session:
@@ -262,7 +273,10 @@ def extend(
 
 
 def _follow(session: Session, running: Any) -> str:
-    """Show a trainer's events until it ends; an interruption asks it to save and stop, a second one lets it be."""
+    """Show a trainer's events until it ends; an interruption asks it to save and stop, a second one lets it be.
+
+    Returns how it ended; nothing where it came too late to train.
+    """
     view, seen, asked = console.TrainingView(), 0, False
     end: dict[str, Any] = {}
     while not end:
@@ -282,6 +296,8 @@ def _follow(session: Session, running: Any) -> str:
         except TrainingError:
             view.close()
             raise
+    if end.get("too_late"):
+        return ""
     if end["outcome"] == "failed":
         raise TrainingError(end["message"])
     if end["outcome"] == "crashed":
@@ -323,6 +339,7 @@ def publish(session: SessionLike, root: str | Path | None = None) -> Session:
     session = open_session(session, root)
     if find(session) is not None:
         raise SessionBusy("is being trained, and its trainer publishes", where=session.name, fix="Let it end.")
+    refuse_elsewhere(session.path)
     if pending(session):
         view = console.TrainingView()
 

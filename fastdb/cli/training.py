@@ -21,6 +21,9 @@ def train(
         ),
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Start the trainer and do not follow it.")] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Train it here even if another machine does, which then stops.")
+    ] = False,
     root: Root = None,
 ) -> None:
     """Train, or go on where training stopped. Ctrl-C saves and stops; closing the terminal leaves it running."""
@@ -28,7 +31,13 @@ def train(
         from fastdb import workflow
 
         workflow.train(
-            name, settings=settings_of(settings), restart=restart, from_step=from_step, follow=not detach, root=root
+            name,
+            settings=settings_of(settings),
+            restart=restart,
+            from_step=from_step,
+            take_over=take_over,
+            follow=not detach,
+            root=root,
         )
 
 

@@ -1,4 +1,4 @@
-"""The publisher's process: `python -m fastdb.publishing SESSION BASE_FOLDER EVENTS_FILE TRAINER`.
+"""The publisher's process: `python -m fastdb.publishing SESSION BASE_FOLDER EVENTS_FILE TRAINER [LEASE]`.
 
 Ends when all is published after SIGTERM, or after the trainer with the process number TRAINER is gone.
 """
@@ -10,13 +10,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fastdb.errors import FastDBError, StorageError
 from fastdb.publishing.publishing import NOT_YET, Publishing
 from fastdb.runtime.quiet import hush_libraries
 from fastdb.sessions.events import EventLog
+from fastdb.sessions.lease import Fence
 from fastdb.sessions.session import Session
 
 NICE = 12
@@ -24,7 +25,7 @@ NICE = 12
 for training, and enough to be done within minutes."""
 
 
-def main(folder: Path, base: Path, events: Path, trainer: int) -> int:
+def main(folder: Path, base: Path, events: Path, trainer: int, lease: Sequence[str]) -> int:
     """Publish the session in `folder`; returns the exit code."""
     ending = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ending.set())
@@ -35,7 +36,7 @@ def main(folder: Path, base: Path, events: Path, trainer: int) -> int:
     try:
         session = _opened(folder, log, done)
         hush_libraries()
-        Publishing(session, base, log.tell).run(done)
+        Publishing(session, base, log.tell, Fence.of(folder, lease).check).run(done)
     except FastDBError as error:
         # Where the trainer still runs, it tries once more at its end and says then what is wrong.
         log.tell("warning", message=f"publishing ended: {error}")
@@ -64,4 +65,4 @@ def _opened(folder: Path, log: EventLog, done: Callable[[], bool]) -> Session:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])))
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5:]))

@@ -17,6 +17,7 @@ from fastdb.publishing.pending import pending, spare_here
 from fastdb.publishing.publishing import Publishing
 from fastdb.runtime.places import work_folder
 from fastdb.sessions.events import Tell, follow_events
+from fastdb.sessions.lease import Guard
 from fastdb.sessions.session import Session
 from fastdb.storage.durable import make_folder
 
@@ -31,7 +32,7 @@ class Publisher:
     session: Session
     base: Path
     tell: Tell
-    may: Callable[[], None] = lambda: None
+    lease: Guard = field(default_factory=Guard)
     _process: subprocess.Popen[bytes] | None = None
     _relay: threading.Thread | None = None
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
@@ -54,6 +55,7 @@ class Publisher:
                         str(self.base),
                         str(events),
                         str(os.getpid()),
+                        *self.lease.words,
                     ],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
@@ -81,7 +83,7 @@ class Publisher:
         if self._relay is not None:
             self._relay.join()
         try:
-            Publishing(self.session, self.base, self.tell, self.may).run(lambda: True, leaving)
+            Publishing(self.session, self.base, self.tell, self.lease.check).run(lambda: True, leaving)
         except (StorageError, OSError) as error:
             raise StorageError(
                 f"{self._names()} could not be published and lies on this machine alone, in "

@@ -74,6 +74,7 @@ class Publishing:
             while not leaving():
                 hurry = ending()
                 try:
+                    self.may()
                     self.session.check_there()
                     if not cleared:
                         checkpoints.clear_unfinished(self.session.checkpoints)
@@ -96,7 +97,6 @@ class Publishing:
                 self._pause(1.0, ending, leaving, hurry)
 
     def _publish(self, one: Checkpoint, hurry: bool) -> None:
-        self.may()
         began = time.monotonic()
         if wrong := faults(one.path):
             checkpoints.set_aside(one.path, wrong[0])
@@ -112,6 +112,7 @@ class Publishing:
         def write(hidden: Path) -> dict[str, str]:
             return fill(one, hidden, self.base, threads=2 if hurry else 1, pace=pace)
 
+        self.may()
         state = {**one.state, MADE_OF: raw_hashes(one)}
         done, said = checkpoints.save(self.session.checkpoints, one.stage, one.step, state, write)
         pace.progress(total)

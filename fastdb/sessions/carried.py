@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from fastdb.errors import SessionError, SessionExists
 from fastdb.sessions.archive import BLOCK, opened
+from fastdb.sessions.lease_file import is_lease_file
 from fastdb.sessions.portable import MOST_FILES, double, litter, name_fault, shown
 from fastdb.sessions.session import check_free
 from fastdb.storage.durable import explained, flush, make_folder, writing
@@ -37,8 +38,8 @@ Progress = Callable[[int, int], None]
 def files_of(folder: Path, *, state: bool = True, exports: bool = True) -> tuple[list[str], list[str]]:
     """The files of a session's folder that travel, as relative paths, and a line for each that is no plain file.
 
-    Hidden files stay behind; so do checkpoints, class images and logs where `state` is false, and exported models
-    where `exports` is.
+    Hidden files stay behind, and the one that says who trains the session; so do checkpoints, class images and logs
+    where `state` is false, and exported models where `exports` is.
 
     Raises:
         SessionError: one has a name that another disk would not take, or there are too many.
@@ -56,7 +57,7 @@ def files_of(folder: Path, *, state: bool = True, exports: bool = True) -> tuple
             for name in sorted([*names, *folders]):
                 path = Path(place, name)
                 relative = path.relative_to(folder).as_posix()
-                if litter(relative) or stat.S_ISDIR(mode := path.lstat().st_mode):
+                if litter(relative) or is_lease_file(relative) or stat.S_ISDIR(mode := path.lstat().st_mode):
                     continue
                 if not stat.S_ISREG(mode):
                     said.append(f"left out: {shown(relative)} is a link or no plain file")

@@ -10,7 +10,8 @@
 | `saved`    | `stage`, `step`, `path`, `seconds`, `blocked`: on this machine; seconds training waited |
 | `published`| `stage`, `step`, `path`, `bytes`, `seconds`: in the session's folder, read back         |
 | `warning`  | `message`                                                                             |
-| `end`      | `outcome`: finished, stopped, failed or crashed; `message`; `traceback` when crashed  |
+| `end`      | `outcome`: finished, stopped, failed or crashed; `message`; `traceback` when crashed; |
+|            | `too_late` when another process was training the session already                      |
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ class EventLog:
     def __init__(self, path: Path) -> None:
         make_folder(path.parent)
         self.path = path
+        self._turn = threading.Lock()
         self._file: TextIO = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        self._one_at_a_time = threading.Lock()
 
     def tell(self, kind: str, **fields: Any) -> None:
         """Append one event; from any thread."""
         line = json.dumps({"event": kind, "time": round(time.time(), 3), **fields})
-        with self._one_at_a_time:
+        with self._turn:
             self._file.write(line + "\n")
 
     def close(self) -> None:

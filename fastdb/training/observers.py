@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastdb.sessions.events import Tell
+from fastdb.sessions.lease import Guard
 from fastdb.training.checkpointing import Saver
 from fastdb.training.loop import Loop, StepReport
 from fastdb.training.samples import Sampler
@@ -20,6 +21,7 @@ class Observers:
     sampler: Sampler
     tell: Tell
     stop: threading.Event
+    lease: Guard = field(default_factory=Guard)
 
     def after_step(self, report: StepReport) -> bool:
         """Do what is due after a step; says whether to stop.
@@ -35,7 +37,9 @@ class Observers:
         if stopping or self.saver.due(report.step, stage.steps):
             last = stopping or report.step == stage.steps
             self.saver.save(stage, report.step, self.loop.optimizer, accelerator, last)
-        if not stopping and self.sampler.due(report.step, stage.steps):
+            # Or it was asked to stop, or lost the session, while it saved: this step is safe.
+            stopping = self.stop.is_set()
+        if not stopping and self.sampler.due(report.step, stage.steps) and self.lease.holds():
             self.sampler.make(stage, report.step, accelerator)
         return stopping
 

@@ -50,7 +50,8 @@ def preflight(session: Session, restart: bool = False, from_step: int | None = N
     with explained(probe):
         session.checkpoints.mkdir(exist_ok=True)
         write_bytes(probe, b"")
-        probe.unlink()
+        # Another process may look at the same moment.
+        probe.unlink(missing_ok=True)
     for line in second_things(session):
         console.say(line)
     if advice := check_space(session, base.folder, restart, from_step):

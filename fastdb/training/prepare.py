@@ -56,8 +56,8 @@ class Preparation:
         return schedule
 
 
-def look(session: Session, tell: Tell) -> tuple[Preparation, Standing, Plan]:
-    """Decide everything that does not cost time, and tell the plan.
+def look(session: Session, tell: Tell, said: Sequence[str] = ()) -> tuple[Preparation, Standing, Plan]:
+    """Decide everything that does not cost time, and tell the plan, with what was `said` before it.
 
     Raises:
         FastDBError: training cannot start or go on here.
@@ -70,7 +70,7 @@ def look(session: Session, tell: Tell) -> tuple[Preparation, Standing, Plan]:
     plan = make_plan(session, stands, device, optimizer, len(images))
     tell(
         "plan",
-        lines=list(plan.lines),
+        lines=[*said, *plan.lines],
         begins=plan.begins,
         stages={name: {"steps": steps_of(session, name), "done": stands.done(name)} for name in STAGES},
     )

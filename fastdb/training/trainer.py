@@ -16,6 +16,7 @@ from fastdb.publishing.publisher import Publisher
 from fastdb.runtime.device import release_memory
 from fastdb.sessions import checkpoints
 from fastdb.sessions.events import Tell
+from fastdb.sessions.lease import Guard
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES, Standing, steps_of
 from fastdb.training.batches import Batches, Group
@@ -34,7 +35,7 @@ from fastdb.training.stages import build_stage
 class Trainer:
     """Trains a session from where it stands. `stop` may be set by a signal at any time.
 
-    Only the one process that holds the session's lock may run this.
+    Only the one process that holds the session's lock may run this; `lease` says whether the session is still its own.
     """
 
     session: Session
@@ -42,27 +43,31 @@ class Trainer:
     stop: threading.Event
     leave: threading.Event = field(default_factory=threading.Event)
     """Set where even what is saved is not to be waited for: it is published in the background then."""
+    lease: Guard = field(default_factory=Guard)
 
     def run(self) -> str:
         """Train until everything is done or `stop` is set; returns "finished" or "stopped".
 
         Raises:
             FastDBError: training cannot start or go on; checkpoints made so far are good.
+            SessionBusy: another machine has taken the session over.
         """
         session = self.session
+        self.lease.check()
         checkpoints.clear_unfinished(session.local_checkpoints)
-        prepared, stands, plan = look(session, self.tell)
+        prepared, stands, plan = look(session, self.tell, self.lease.said)
         # A later stage's checkpoint is among them even where an earlier stage has to go on first.
         check_goes_on(session, prepared.images)
         check_recipes(stands.checkpoints.values(), make_recipe(session, prepared.images, None), session.name)
-        publisher = Publisher(session, prepared.base.folder, self.tell)
+        publisher = Publisher(session, prepared.base.folder, self.tell, self.lease)
         if plan.stage is None:
             publisher.finish(self.leave.is_set)
             return "finished"
         publisher.wake_if_pending()
         settle(prepared, stands, self.tell)
         with want_of_memory_explained():
-            prior = prior_images(prepared, self.tell, self.stop.is_set)
+            prior = prior_images(prepared, self.tell, lambda: self.stop.is_set() or not self.lease.holds())
+        self.lease.check()
         if self.stop.is_set():
             return "stopped"
         recipe = make_recipe(session, prepared.images, prior)
@@ -77,8 +82,10 @@ class Trainer:
         except Exception as error:
             # On a full disk the history cannot be written either, and the first fault is the one to tell.
             with suppress(FastDBError):
+                self.lease.check()
                 session.with_run_ended("failed" if isinstance(error, FastDBError) else "crashed")
             raise
+        self.lease.check()
         session.with_run_ended(outcome)
         return outcome
 
@@ -103,6 +110,7 @@ class Trainer:
             release_memory()
             if done < steps:
                 return "stopped"
+            self.lease.check()
             # The next stage begins from what lies on the disk, whether this process wrote it or another.
             lineage = prepared.session.record.lineage
             last, _ = checkpoints.newest(prepared.session.local_checkpoints, name, lineage)
@@ -150,8 +158,9 @@ class Trainer:
             self.tell("warning", message=told)
         self.tell("stage", stage=name, step=stands.done(name), steps=stage.steps)
         saver = Saver(session, recipe, prepared.host, self.tell, publisher.wake)
+        observers = Observers(loop, saver, sampler, self.tell, self.stop, self.lease)
         try:
-            return loop.run(stands.done(name), Observers(loop, saver, sampler, self.tell, self.stop).after_step)
+            return loop.run(stands.done(name), observers.after_step)
         finally:
             saver.wait()
 
