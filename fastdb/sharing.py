@@ -15,6 +15,7 @@ from fastdb import console
 from fastdb.config import Config
 from fastdb.errors import ImageError, SessionBusy, SessionError, StorageError
 from fastdb.overview import SessionLike, exports_of, open_session
+from fastdb.publishing.pending import pending
 from fastdb.runtime.places import cache_folder, expanded
 from fastdb.sessions.archive import Archive, Member, opened
 from fastdb.sessions.arrival import Found, locate, locate_in, read_come, settle, without_history
@@ -69,6 +70,7 @@ def share(
     console.say(f"verified {path}: {len(files)} files, {console.size(size)}")
     if not checkpoints:
         _say_left(session)
+    _say_alone(session, checkpoints)
     return path
 
 
@@ -148,7 +150,14 @@ def duplicate(
     console.say(f"new session: {path}")
     if not checkpoints:
         _say_left(session)
+    _say_alone(session, checkpoints)
     return Session(path, read_record(path))
+
+
+def _say_alone(session: Session, checkpoints: bool) -> None:
+    """Say which checkpoints did not come along because they are not in the session's folder yet."""
+    if checkpoints and (alone := [one.path.name for one in pending(session)]):
+        console.say(f"without {', '.join(alone)}, on this machine alone as yet: fastdb publish {session.name}")
 
 
 def _up_to(session: Session, step: int, files: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,11 @@ from fastdb.images.photos import photos_in
 from fastdb.models.base_model import PARTS, weight_file
 from fastdb.models.files.tensor_file import open_tensors
 from fastdb.models.files.tensors import TensorInfo
+from fastdb.runtime.places import work_folder
 from fastdb.sessions.checkpoints import KEEP, UNFINISHED, Checkpoint, complete, own
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES, is_joint, steps_of
-from fastdb.storage.durable import explained
+from fastdb.storage.durable import explained, make_folder
 from fastdb.storage.removal import bytes_of
 
 BLOCK = 256
@@ -81,8 +83,10 @@ def need(session: Session, base: Path, restart: bool = False, from_step: int | N
     each, kept, peak, optimizer = {}, 0, 0, _optimizer(config, [])
     for stage in STAGES:
         until = from_step if stage == "unet" else None
-        there = [] if restart else own(session.checkpoints, stage, session.record.lineage, until)
-        done, steps = (there[-1].step if there else 0), steps_of(session, stage)
+        lineage = session.record.lineage
+        there = [] if restart else own(session.checkpoints, stage, lineage, until)
+        anywhere = [] if restart else own(session.checkpoint_folders, stage, lineage, until)
+        done, steps = (anywhere[-1].step if anywhere else 0), steps_of(session, stage)
         if done >= steps:
             continue
         optimizer = _optimizer(config, there)
@@ -109,6 +113,7 @@ def check_space(session: Session, base: Path, restart: bool = False, from_step: 
         ModelError: the base model's weights cannot be read.
     """
     needed = need(session, base, restart, from_step)
+    _check_here(session, needed)
     with explained(session.path):
         rest = sum(bytes_of(path) for path in session.checkpoints.glob(f"{UNFINISHED}*"))
         free = shutil.disk_usage(session.path).free + rest
@@ -126,6 +131,29 @@ def check_space(session: Session, base: Path, restart: bool = False, from_step: 
             f"{size(free)} are free; {ways}"
         )
     return ""
+
+
+def _check_here(session: Session, needed: Need) -> None:
+    """Refuse a run whose checkpoints do not even fit on this machine's disk, where they are saved first.
+
+    Raises:
+        StorageError: with the numbers, and what to do.
+    """
+    here = work_folder(session.path)
+    make_folder(here)
+    with explained(here):
+        rest = sum(bytes_of(path) for path in session.local_checkpoints.glob(f"{UNFINISHED}*"))
+        free = shutil.disk_usage(here).free + rest
+        # Two of the largest: the one training can go on from stays while the next is written.
+        wanted = 2 * max(needed.checkpoints.values(), default=0)
+        if os.stat(here).st_dev == os.stat(session.path).st_dev:
+            wanted += needed.first
+    if free < wanted:
+        raise StorageError(
+            f"checkpoints are saved on this machine first, which needs {size(wanted)}, and {size(free)} are free there",
+            where=here,
+            fix="Free some (fastdb free --models), or name a folder on a larger disk in FASTDB_CACHE.",
+        )
 
 
 def checkpoint_bytes(config: Config, stage: str, weights: dict[str, Weights], optimizer: str) -> int:
