@@ -23,7 +23,7 @@ import torch
 from fastdb.errors import CheckpointError
 from fastdb.models.files import moments
 from fastdb.models.files.packed_index import DIFFERENCE, PLANES, SECOND, Origin, PackedTensor, lines_length, read_index
-from fastdb.models.files.planes import EXPONENTS, Bits, bits_type, decode, exponents, restored, unpressed
+from fastdb.models.files.planes import CHUNK, EXPONENTS, Bits, bits_type, decode, exponents, restored, unpressed
 from fastdb.models.files.tensor_file import open_tensors
 from fastdb.models.files.tensors import Fault, TensorInfo, shown
 from fastdb.storage.durable import explained
@@ -154,7 +154,12 @@ class Packed:
                 start, end, planes = chunk
                 return start, end, way(planes, start, end)
 
-            for start, end, part in in_turn(pool, decoded, _blocks(file, one), self.threads + 1):
+            blocks = _blocks(file, one)
+            # A thread for one chunk alone would only be waited for.
+            parts = (
+                in_turn(pool, decoded, blocks, self.threads + 1) if one.info.elements > CHUNK else map(decoded, blocks)
+            )
+            for start, end, part in parts:
                 bits[start:end] = part
                 digest.update(bits[start:end].data)
             if digest.hexdigest() != one.sha256:

@@ -151,7 +151,12 @@ def _write(
     if way.before is not None:
         put(way.before)
     places = range(0, len(bits), CHUNK)
-    coded = in_turn(pool, lambda at: way.planes(bits, at, min(at + CHUNK, len(bits))), places, ahead)
+
+    def code(at: int) -> list[bytes]:
+        return way.planes(bits, at, min(at + CHUNK, len(bits)))
+
+    # A thread for one chunk alone would only be waited for.
+    coded = in_turn(pool, code, places, ahead) if len(places) > 1 else map(code, places)
     for at, planes in zip(places, coded, strict=True):
         digest.update(bits[at : at + CHUNK].data)
         for plane in planes:
