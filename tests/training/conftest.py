@@ -67,6 +67,11 @@ def outcome(running: process.Running) -> str:
     return str(events[-1]["outcome"])
 
 
+def published(session: Session, step: int, name: str) -> bytes:
+    """A file of a published checkpoint of the UNet's stage, byte for byte as it was saved."""
+    return raw_file(session.checkpoints / f"unet-{step:06d}" / f"{name}.packed", base_of(session)).read_bytes()
+
+
 def result(session: Session) -> dict[str, bytes]:
     """Everything the last published checkpoints of the stages hold in tensors, byte for byte as they were saved."""
     config = session.config

@@ -18,7 +18,7 @@ from fastdb.sessions.trained import how_far, progress_of, standing, steps_of  # 
 from fastdb.training import process  # noqa: E402
 from fastdb.training.schedules import rate_at  # noqa: E402
 from fastdb.training.space_needed import need  # noqa: E402
-from tests.training.conftest import result  # noqa: E402
+from tests.training.conftest import published, result  # noqa: E402
 from tests.training.test_trainer import Life, at  # noqa: E402
 
 Made = Callable[..., Session]
@@ -83,26 +83,24 @@ def test_it_equals_a_run_that_had_it_from_the_beginning(base: Session, from_the_
     assert session.config.unet == from_the_beginning.config.unet
     assert result(session) == result(from_the_beginning)
     assert list(result(session)) == [
-        "text_encoder-000002/optimizer.safetensors",
-        "text_encoder-000002/text_encoder.safetensors",
-        "unet-000013/optimizer.safetensors",
-        "unet-000013/unet.safetensors",
-        "unet-000013/unet_ema.safetensors",
+        "text_encoder-000002/optimizer",
+        "text_encoder-000002/text_encoder",
+        "unet-000013/optimizer",
+        "unet-000013/unet",
+        "unet-000013/unet_ema",
     ]
 
 
 def test_what_was_done_before_is_untouched(base: Session, from_the_beginning: Session) -> None:
     """The last checkpoint of the base is that of the longer run at this step, so there was no other way here."""
     for name in ("unet", "unet_ema", "optimizer"):
-        here, there = (one.checkpoints / "unet-000004" / f"{name}.safetensors" for one in (base, from_the_beginning))
-        assert here.read_bytes() == there.read_bytes()
+        assert published(base, 4, name) == published(from_the_beginning, 4, name)
 
 
 def test_another_schedule_is_another_result(base: Session, from_the_beginning: Session) -> None:
     """What the tests above compare does differ where it should."""
     assert Life(more(base, {**REWARM, "schedule": "hold"})).run() == "finished"
-    here, there = (one.checkpoints / "unet-000008" / "unet.safetensors" for one in (base, from_the_beginning))
-    assert here.read_bytes() != there.read_bytes()
+    assert published(base, 8, "unet") != published(from_the_beginning, 8, "unet")
 
 
 def test_every_count_follows(base: Session, capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,9 +232,7 @@ def test_beside_it_the_text_encoder_trains_as_long_as_it_has_steps(make_session:
     )
     assert Life(whole).run() == "finished"
     assert result(session) == result(whole)
-    encoder = [
-        (whole.checkpoints / f"unet-{step:06d}" / "text_encoder.safetensors").read_bytes() for step in (2, 3, 4, 5)
-    ]
+    encoder = [published(whole, step, "text_encoder") for step in (2, 3, 4, 5)]
     assert [one == encoder[1] for one in encoder] == [False, True, True, True]
 
 

@@ -52,14 +52,14 @@ def test_it_goes_on_from_there_and_ends_where_it_ended(
     finished: Session, copy: Copied, capsys: pytest.CaptureFixture[str]
 ) -> None:
     session = copy(finished)
-    before = result(session)
+    before, last = result(session), (session.checkpoints / "unet-000005" / "unet.packed").read_bytes()
     assert workflow.train(session, from_step=2) == "finished"
     out = capsys.readouterr().out
     aside = session.checkpoints / "set-aside-1"
     assert f"checkpoints after step 2 of the UNet's stage are kept in {aside}\n" in out
     assert "going on after step 2" in out
     assert [one.step for one in complete(aside)] == [3, 4, 5]
-    assert (aside / "unet-000005" / "unet.safetensors").read_bytes() == before["unet-000005/unet.safetensors"]
+    assert (aside / "unet-000005" / "unet.packed").read_bytes() == last
     session = Session.open(session.path)
     assert session.record.runs[-1].begins == "unet step 2"
     assert session.record.lineage == finished.record.lineage
@@ -131,9 +131,9 @@ def test_a_refusal_says_the_way_and_changes_nothing(
 def test_one_that_is_damaged_is_not_gone_back_to(finished: Session, copy: Copied) -> None:
     """Else what is newer and good would be set aside for it, and an older one taken."""
     session = copy(finished)
-    (session.checkpoints / "unet-000002" / "optimizer.safetensors").write_bytes(b"short")
+    (session.checkpoints / "unet-000002" / "optimizer.packed").write_bytes(b"short")
     before = tree(session)
-    reason = r"the checkpoint of step 2 cannot be gone on from: optimizer\.safetensors has 5 bytes instead of"
+    reason = r"the checkpoint of step 2 cannot be gone on from: optimizer\.packed has 5 bytes instead of"
     with pytest.raises(TrainingError, match=reason):
         workflow.train(session, from_step=2)
     with pytest.raises(TrainingError, match=reason):
