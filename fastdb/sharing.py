@@ -138,7 +138,7 @@ def duplicate(
     _check_still(session.path, session.name, checkpoints)
     files, said = files_of(session.path, state=checkpoints, exports=False)
     if from_step is not None:
-        check_step(session, from_step)
+        check_step(session, from_step, [session.checkpoints])
         files = _up_to(session, from_step, files)
     for line in said:
         console.say(line)

@@ -166,8 +166,11 @@ def standings(session: Session, wanted: Sequence[int] | None = None) -> tuple[li
     return [replace(now, checkpoints={**now.checkpoints, "unet": one}) for _, one in sorted(good.items())], said
 
 
-def check_step(session: Session, step: int) -> None:
+def check_step(session: Session, step: int, folders: Sequence[Path] | None = None) -> None:
     """Make sure that training can go back to a step of the UNet stage: 0, or a checkpoint whose every byte verifies.
+
+    Args:
+        folders: where it has to lie; anywhere of the session's where none are given.
 
     Raises:
         ConfigError: it is not there.
@@ -175,7 +178,7 @@ def check_step(session: Session, step: int) -> None:
     """
     if step == 0:
         return
-    there = complete(session.checkpoint_folders, "unet")
+    there = complete(folders or session.checkpoint_folders, "unet")
     these = [one for one in there if one.step == step]
     if not these:
         raise _missing(session, [step], there)
