@@ -47,6 +47,7 @@ def list_sessions(root: str | Path | None = None) -> list[Session]:
 
 def show(session: SessionLike, root: str | Path | None = None) -> Session:
     """Say what a session holds."""
+    from fastdb.sessions.known import changes
     from fastdb.sessions.leftovers import leftovers
 
     session = open_session(session, root)
@@ -63,6 +64,7 @@ def show(session: SessionLike, root: str | Path | None = None) -> Session:
         ("exports", ", ".join(path.name for path in exports_of(session)) or "none"),
     ]
     facts += [("passed over", line.replace(" is passed over", "")) for line in leftovers(session)]
+    facts += [("changed", line) for line in changes(session.path, quick=True)]
     if waiting := _waiting(session):
         some = f"{', '.join(waiting[:3])}{f' and {len(waiting) - 3} more' if len(waiting) > 3 else ''}"
         facts.append(("not uploaded", f"{some}: on this machine alone until Google Drive has taken them"))

@@ -112,6 +112,7 @@ def add_images(session: SessionLike, photos: Sequence[str | Path], root: str | P
     from fastdb.images.intake import add_photos
     from fastdb.images.review import review_sheet
     from fastdb.images.sheet import save_sheet
+    from fastdb.sessions.known import note
     from fastdb.training.process import find
 
     session = open_session(session, root)
@@ -135,6 +136,7 @@ def add_images(session: SessionLike, photos: Sequence[str | Path], root: str | P
     if intake.added:
         save_sheet(review_sheet(session.name, intake.added), sheet)
         console.say(f"look at the crops: {sheet}")
+        note(session.path, [*_files_of(session, [added.name for added in intake.added]), sheet])
     if intake.refused:
         for refused in intake.refused:
             console.say(f"not added: {refused.source}: {refused.reason}")
@@ -237,6 +239,12 @@ def stop(session: SessionLike, root: str | Path | None = None) -> bool:
     running.stop()
     console.say(f"asked process {running.pid} to save and stop")
     return True
+
+
+def _files_of(session: Session, stems: Sequence[str]) -> list[Path]:
+    """The files that came in under those stems."""
+    folders = (session.originals, session.instance_images, session.captions)
+    return [path for folder in folders for path in folder.iterdir() if path.stem in stems]
 
 
 def _found(photos: Sequence[str | Path]) -> list[Path]:

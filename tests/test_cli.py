@@ -164,7 +164,7 @@ def wait_for(session: Path, wanted: Callable[[dict], bool], seconds: float = 60)
 
 def test_every_verb_has_its_help() -> None:
     verbs = [command.name or command.callback.__name__ for command in app.registered_commands]  # type: ignore[union-attr]
-    expected = ["demo", "new", "sessions", "show", "add-images", "train", "stop", "export", "convert"]
+    expected = ["demo", "new", "sessions", "show", "check", "add-images", "train", "stop", "export", "convert"]
     assert verbs == [*expected, "generate", "evaluate", "inspect", "space", "free", "share", "adopt", "duplicate"]
     whole = fastdb("--help")
     assert (whole.code, whole.err) == (0, "")

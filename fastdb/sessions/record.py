@@ -11,6 +11,7 @@ from pydantic import Field
 from fastdb.config import Config, Settings, build
 from fastdb.errors import SessionError
 from fastdb.storage.durable import explained, write_text
+from fastdb.storage.seal import sealed
 
 FORMAT = 1
 FILE = "session.yaml"
@@ -18,14 +19,27 @@ LARGEST = 1 << 20
 """Bytes of `session.yaml`; a long history takes a tenth of it."""
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases: a few lines of them stand for more than any memory holds."""
+DEEPEST = 20
+"""Collections inside one another."""
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.composer.ComposerError(None, None, "aliases have no place here", event.start_mark)
-        return super().compose_node(parent, index)
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def _parsed(text: str) -> Any:
+    """YAML without aliases and without depths: a few lines of them stand for more than any memory holds.
+
+    Raises:
+        yaml.YAMLError: it is none, or has one of these.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        mark: Any = event.start_mark
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases have no place here", mark)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise yaml.composer.ComposerError(None, None, "it is too deep", mark)
+    return yaml.load(text, Loader=_Loader)  # a SafeLoader
 
 
 class BaseModelRecord(Settings):
@@ -76,7 +90,7 @@ def read_record(folder: Path) -> Record:
         with explained(path):
             if path.stat().st_size > LARGEST:
                 raise SessionError("is larger than any session.yaml", where=path, fix="Put back the file it had.")
-            data: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)  # a SafeLoader
+            data: Any = _parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SessionError(
             "there is no session.yaml, so this is no session of fastdb", where=folder, fix="Choose another folder."
@@ -106,4 +120,4 @@ def write_record(folder: Path, record: Record) -> None:
         StorageError: the folder cannot be written.
     """
     text = yaml.safe_dump(record.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
-    write_text(folder / FILE, text)
+    write_text(folder / FILE, sealed(text))

@@ -15,6 +15,7 @@ from typing import Any
 
 from fastdb.errors import FastDBError, StorageError
 from fastdb.runtime.quiet import hush_libraries
+from fastdb.sessions.known import note
 from fastdb.sessions.session import Session
 from fastdb.storage.durable import write_text
 from fastdb.training.events import EventLog
@@ -63,6 +64,9 @@ def _keep(log: EventLog, folder: Path, end: dict[str, Any]) -> None:
         (folder / "logs").mkdir(exist_ok=True)
         text = log.path.read_text(encoding="utf-8") + json.dumps({"event": "end", **end}) + "\n"
         write_text(folder / "logs" / log.path.name, text)
+        said = [json.loads(line) for line in text.splitlines()]
+        samples = [Path(event["path"]) for event in said if event["event"] == "sample"]
+        note(folder, [path for path in samples if path.is_file()])
     except (StorageError, OSError) as error:
         log.tell("warning", message=f"the log of this run stays on this machine only, at {log.path}: {error}")
 

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from fastdb.errors import FastDBError, TrainingError
 from fastdb.runtime.device import release_memory
 from fastdb.sessions import checkpoints
+from fastdb.sessions.known import changes
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES, Standing, standing, steps_of
 from fastdb.training.batches import Batches, Group
@@ -59,6 +60,10 @@ class Trainer:
             prior = prior_images(prepared, self.tell, self.stop.is_set)
         if self.stop.is_set():
             return "stopped"
+        if prior and stands.last is None:
+            # From the first checkpoint on the recipe holds their hashes.
+            for line in changes(session.path, within=[session.class_images.name]):
+                self.tell("warning", message=line)
         recipe = make_recipe(session, prepared.images, prior)
         check_recipes(stands.checkpoints.values(), recipe, session.name)
         session = session.with_run_begun(plan.begins)
