@@ -17,6 +17,15 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
+    @field_validator("*")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        """Refuse bytes that a terminal passed on though they are no text: no file could hold them."""
+        parts = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(part, str) and re.search("[\ud800-\udfff]", part) for part in parts):
+            raise ValueError("must be text")
+        return value
+
 
 class TextEncoderConfig(Settings):
     """The first stage: the text encoder learns the subject's word; the UNet stands still, or learns beside it."""
@@ -203,6 +212,7 @@ def _sentence(kind: type[Settings], fault: Mapping[str, Any]) -> str:
     given = fault["input"]
     # A number typed on the command line comes as text; it is a number all the same.
     shown = given if isinstance(given, str) and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", given, re.I) else repr(given)
+    shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
     return f"{name or 'the whole'} is {shown}, but {reason}"
 
 

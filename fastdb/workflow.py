@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdb import console
-from fastdb.config import Config
+from fastdb.config import Config, build
 from fastdb.errors import ImageError, SessionBusy, SessionNotFound, TrainingError
 from fastdb.overview import SessionLike, open_session, show
 from fastdb.sessions.record import BaseModelRecord, Subject
@@ -52,6 +52,7 @@ def new(
     if subject and not config.captions.instance_prompt:
         config = config.changed({"captions.instance_prompt": f"a photo of {subject}"})
         console.say(f"instance prompt: {config.captions.instance_prompt!r}, from the token and the class word")
+    named = build(Subject, {"token": token, "class_word": class_word}, where="subject")
     found = _found(photos)
     # Before gigabytes are fetched for it.
     check_free(name, root)
@@ -63,9 +64,7 @@ def new(
         config = config.changed({"resolution": opened.sample_size})
         console.say(f"resolution: {opened.sample_size} px, which the base model was made for")
     record = BaseModelRecord(folder=model.named, fingerprint=fingerprint(model.folder), source=model.source)
-    session = Session.create(
-        name, base_model=record, subject=Subject(token=token, class_word=class_word), config=config, root=root
-    )
+    session = Session.create(name, base_model=record, subject=named, config=config, root=root)
     console.say(f"new session: {session.path}")
     if model.named == MINI:
         console.say(

@@ -113,11 +113,22 @@ def read_record(folder: Path) -> Record:
     return build(Record, data, where=path)
 
 
+def _comes_back(text: str, data: Any) -> bool:
+    try:
+        return bool(_parsed(text) == data)
+    except yaml.YAMLError:
+        return False
+
+
 def write_record(folder: Path, record: Record) -> None:
     """Replace `session.yaml`, whole or not at all.
 
     Raises:
         StorageError: the folder cannot be written.
     """
-    text = yaml.safe_dump(record.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+    data = record.model_dump(mode="json")
+    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
+    if not _comes_back(text, data):
+        # Line breaks of other scripts come back as ordinary ones, or not at all, unless they are escaped.
+        text = yaml.safe_dump(data, sort_keys=False, width=110)
     write_text(folder / FILE, sealed(text))
