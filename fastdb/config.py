@@ -17,15 +17,6 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    @field_validator("*")
-    @classmethod
-    def _is_text(cls, value: Any) -> Any:
-        """Refuse bytes that a terminal passed on though they are no text: no file could hold them."""
-        parts = value if isinstance(value, tuple) else (value,)
-        if any(isinstance(part, str) and re.search("[\ud800-\udfff]", part) for part in parts):
-            raise ValueError("must be text")
-        return value
-
 
 class TextEncoderConfig(Settings):
     """The first stage: the text encoder learns the subject's word; the UNet stands still, or learns beside it."""

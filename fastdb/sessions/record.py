@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,37 +10,15 @@ import yaml
 from pydantic import Field
 
 from fastdb.config import Config, Settings, build
-from fastdb.errors import SessionError
+from fastdb.errors import ConfigError, SessionError
 from fastdb.storage.durable import explained, write_text
+from fastdb.storage.plain_yaml import parse
 from fastdb.storage.seal import sealed
 
 FORMAT = 1
 FILE = "session.yaml"
 LARGEST = 1 << 20
 """Bytes of `session.yaml`; a long history takes a tenth of it."""
-
-
-DEEPEST = 20
-"""Collections inside one another."""
-
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-def _parsed(text: str) -> Any:
-    """YAML without aliases and without depths: a few lines of them stand for more than any memory holds.
-
-    Raises:
-        yaml.YAMLError: it is none, or has one of these.
-    """
-    depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
-        mark: Any = event.start_mark
-        if isinstance(event, yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases have no place here", mark)
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST:
-            raise yaml.composer.ComposerError(None, None, "it is too deep", mark)
-    return yaml.load(text, Loader=_Loader)  # a SafeLoader
 
 
 class BaseModelRecord(Settings):
@@ -90,7 +69,7 @@ def read_record(folder: Path) -> Record:
         with explained(path):
             if path.stat().st_size > LARGEST:
                 raise SessionError("is larger than any session.yaml", where=path, fix="Put back the file it had.")
-            data: Any = _parsed(path.read_text(encoding="utf-8"))
+            data: Any = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SessionError(
             "there is no session.yaml, so this is no session of fastdb", where=folder, fix="Choose another folder."
@@ -115,8 +94,8 @@ def read_record(folder: Path) -> Record:
 
 def _comes_back(text: str, data: Any) -> bool:
     try:
-        return bool(_parsed(text) == data)
-    except yaml.YAMLError:
+        return bool(parse(text) == data)
+    except (yaml.YAMLError, ValueError):
         return False
 
 
@@ -124,9 +103,14 @@ def write_record(folder: Path, record: Record) -> None:
     """Replace `session.yaml`, whole or not at all.
 
     Raises:
+        ConfigError: it holds bytes that a terminal passed on though they are no text.
         StorageError: the folder cannot be written.
     """
     data = record.model_dump(mode="json")
+    if any("\ud800" <= sign <= "\udfff" for sign in json.dumps(data, ensure_ascii=False)):
+        raise ConfigError(
+            "a word or prompt holds what is no text", where=record.name, fix="Type it anew, or leave it out."
+        )
     text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
     if not _comes_back(text, data):
         # Line breaks of other scripts come back as ordinary ones, or not at all, unless they are escaped.
