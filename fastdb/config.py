@@ -243,6 +243,7 @@ def _sentence(kind: type[Settings], fault: Mapping[str, Any]) -> str:
     given = fault["input"]
     # A number typed on the command line comes as text; it is a number all the same.
     shown = given if isinstance(given, str) and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", given, re.I) else repr(given)
+    shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
     return f"{name or 'the whole'} is {shown}, but {reason}"
 
 

@@ -49,6 +49,7 @@ def list_sessions(root: str | Path | None = None) -> list[Session]:
 
 def show(session: SessionLike, root: str | Path | None = None) -> Session:
     """Say what a session holds."""
+    from fastdb.sessions.known import changes
     from fastdb.sessions.leftovers import leftovers
 
     session = open_session(session, root)
@@ -68,6 +69,7 @@ def show(session: SessionLike, root: str | Path | None = None) -> Session:
     if alone := _alone(session):
         facts.append(("not published", f"{', '.join(alone)}: on this machine alone; fastdb publish {session.name}"))
     facts += [("passed over", line.replace(" is passed over", "")) for line in leftovers(session)]
+    facts += [("changed", line) for line in changes(session.path, quick=True)]
     if used := in_use(session.path):
         facts.insert(1, ("trained now", used))
     if waiting := _waiting(session):

@@ -5,6 +5,8 @@ Nothing here needs torch.
 
 from __future__ import annotations
 
+import hashlib
+import re
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ from fastdb.errors import ImageError, SessionBusy, SessionError, StorageError
 from fastdb.overview import SessionLike, exports_of, open_session
 from fastdb.publishing.pending import pending
 from fastdb.runtime.places import cache_folder, expanded
-from fastdb.sessions.archive import Archive, Member, opened
+from fastdb.sessions.archive import MOST_BYTES, Archive, Member, opened
 from fastdb.sessions.arrival import Found, locate, locate_in, read_come, settle, without_history
 from fastdb.sessions.carried import (
     EXPORTS,
@@ -30,6 +32,7 @@ from fastdb.sessions.carried import (
     write_archive,
 )
 from fastdb.sessions.checkpoints import ASIDE, complete
+from fastdb.sessions.known import begin, changes
 from fastdb.sessions.record import BaseModelRecord, Record, new_lineage, read_record, write_record
 from fastdb.sessions.session import Session, check_name, lay_out, near_name, now
 from fastdb.sessions.trained import check_step
@@ -62,6 +65,7 @@ def share(
     _check_still(session.path, session.name, checkpoints)
     name = near_name(session.name) or "session"
     path = _target(session, target, f"{name}{ENDING}")
+    _say_changed(session.path)
     files, said = files_of(session.path, state=checkpoints, exports=False)
     for line in said:
         console.say(line)
@@ -81,8 +85,9 @@ def adopt(
     base: str | Path | None = None,
     root: str | Path | None = None,
 ) -> Session:
-    """Make a session of one that has come: a zip, a folder, the link of a shared folder on Google Drive, or the folder
-    of a session of the classic notebook. It appears whole or not at all, and nothing is changed where it came from.
+    """Make a session of one that has come: a zip, a folder, the link of a zip or of a shared folder on Google Drive, or
+    the folder of a session of the classic notebook. It appears whole or not at all, and nothing is changed where it
+    came from.
 
     `name` is the one it has where none is given. `base` names its base model as it lies here; for a classic session,
     which does not say what it was trained from, it is `mini` where none is given.
@@ -107,6 +112,8 @@ def adopt(
         finally:
             shutil.rmtree(coming, ignore_errors=True)
             shutil.rmtree(coming.with_name(f"{coming.name}.coming"), ignore_errors=True)
+    elif re.match(r"https?://", str(source)):
+        session = _adopt_link(str(source), name, base, root)
     elif (path := expanded(source).absolute()).is_dir():
         session = _adopt_folder(path, name, path.name, base, root, path)
     else:
@@ -136,6 +143,7 @@ def duplicate(
     """
     session, checkpoints = open_session(session, root), checkpoints or from_step is not None
     _check_still(session.path, session.name, checkpoints)
+    _say_changed(session.path)
     files, said = files_of(session.path, state=checkpoints, exports=False)
     if from_step is not None:
         check_step(session, from_step, [session.checkpoints])
@@ -147,6 +155,7 @@ def duplicate(
         settle(beside, name, None, session.path)
         if not checkpoints:
             without_history(Session(beside, read_record(beside)))
+        begin(beside)
     console.say(f"new session: {path}")
     if not checkpoints:
         _say_left(session)
@@ -167,6 +176,35 @@ def _up_to(session: Session, step: int, files: Sequence[str]) -> list[str]:
     return [name for name in files if not name.startswith((f"checkpoints/{ASIDE}", *gone))]
 
 
+def _adopt_link(link: str, name: str | None, base: str | Path | None, root: str | Path | None) -> Session:
+    """Fetch a zip from the web and adopt it; what an earlier try left of it is gone on from.
+
+    Raises:
+        ModelError: it cannot be had.
+        SessionError: it is larger than any session, or cannot be adopted.
+    """
+    from fastdb.models.fetch.download import download
+    from fastdb.models.fetch.hosted import remote_of
+    from fastdb.models.fetch.named import CivitaiFile, DriveFile, WebFile, parse
+
+    named = parse(link)
+    if not isinstance(named, DriveFile | WebFile) or isinstance(named, CivitaiFile):
+        raise SessionError("is the link of a model and of no session", where=named, fix="Give the link of a zip.")
+    coming = cache_folder() / "coming" / hashlib.sha256(str(named).encode()).hexdigest()[:12]
+    with console.bar("download", "B") as update:
+
+        def arrived(done: int, total: int) -> None:
+            if max(done, total) > MOST_BYTES:
+                raise SessionError("is larger than any session", where=named, fix="Ask for a smaller one.")
+            update(done, total)
+
+        path = download(remote_of(named), coming, arrived)
+    session = _adopt_archive(path, name, base, root)
+    # What cannot be adopted stays for another try with other words; it is fetched once.
+    shutil.rmtree(coming, ignore_errors=True)
+    return session
+
+
 def _adopt_archive(path: Path, name: str | None, base: str | Path | None, root: str | Path | None) -> Session:
     with opened(path) as archive:
         found = locate((member.name for member in archive.members), path)
@@ -185,6 +223,7 @@ def _adopt_archive(path: Path, name: str | None, base: str | Path | None, root: 
                 if not check_manifest(beside, path):
                     console.say("it has no manifest: that it is what was shared cannot be told")
                 settle(beside, name, known, path, (found.name,))
+            begin(beside)
     return Session(final, read_record(final))
 
 
@@ -206,6 +245,7 @@ def _adopt_folder(
             _take_classic(folder, beside, name, base, where)
         else:
             _check_still(folder, str(where), True)
+            _say_changed(folder)
             read_come(folder, where)
             files, said = files_of(folder)
             for line in said:
@@ -215,6 +255,7 @@ def _adopt_folder(
                 copy_files(folder, whole, beside, update)
             check_manifest(beside, where)
             settle(beside, name, known, where, (found.name, called))
+        begin(beside)
     return Session(final, read_record(final))
 
 
@@ -225,11 +266,15 @@ def _take_classic(folder: Path, beside: Path, name: str, base: str | Path | None
         ImageError: no picture can be used.
         ModelError: the base model cannot be had.
     """
-    from fastdb.images.classic import add_classic, add_concept_images, read_classic
+    from fastdb.images.classic import add_classic, add_concept_images, only_zipped, read_classic, unzipped
     from fastdb.models.base_model import open_base_model
     from fastdb.models.recommended import recommended
     from fastdb.models.sources import MINI, find_base
 
+    unpacked = beside / ".images"
+    if only_zipped(folder):
+        unzipped(folder, unpacked)
+        folder = unpacked
     classic, model = read_classic(folder), find_base(base or MINI)
     size = open_base_model(model.folder).sample_size
     config = Config().changed({**recommended(base or MINI, ""), "resolution": size})
@@ -254,6 +299,7 @@ def _take_classic(folder: Path, beside: Path, name: str, base: str | Path | None
     console.say(f"a session of the classic notebook: {len(intake.added)} of {len(classic.photos)} images are in")
     if concept := add_concept_images(classic, session.class_images, size):
         console.say(f"its {concept} concept images are class images now: prior.class_images={concept} trains with them")
+    shutil.rmtree(unpacked, ignore_errors=True)
     for path in classic.models:
         console.say(f"to go on from what was trained in it, adopt it under another name with --base {path}")
 
@@ -315,6 +361,12 @@ def _check_still(folder: Path, called: str, state: bool) -> None:
         raise SessionBusy("is being trained", where=called, fix=f"Stop that first: fastdb stop {called}")
     if state:
         refuse_elsewhere(folder, "Or stop it there.")
+
+
+def _say_changed(folder: Path) -> None:
+    """Tell what will be copied as it is, though it is not as it came."""
+    for line in changes(folder):
+        console.say(f"warning: {line}")
 
 
 def _say_left(session: Session) -> None:

@@ -53,6 +53,7 @@ def new(
     if subject and not config.captions.instance_prompt:
         config = config.changed({"captions.instance_prompt": f"a photo of {subject}"})
         console.say(f"instance prompt: {config.captions.instance_prompt!r}, from the token and the class word")
+    named = build(Subject, {"token": token, "class_word": class_word}, where="subject")
     found = _found(photos)
     # Before gigabytes are fetched for it.
     check_free(name, root)
@@ -64,9 +65,7 @@ def new(
         config = config.changed({"resolution": opened.sample_size})
         console.say(f"resolution: {opened.sample_size} px, which the base model was made for")
     record = BaseModelRecord(folder=model.named, fingerprint=fingerprint(model.folder), source=model.source)
-    session = Session.create(
-        name, base_model=record, subject=Subject(token=token, class_word=class_word), config=config, root=root
-    )
+    session = Session.create(name, base_model=record, subject=named, config=config, root=root)
     console.say(f"new session: {session.path}")
     if model.named == MINI:
         console.say(
@@ -113,6 +112,7 @@ def add_images(session: SessionLike, photos: Sequence[str | Path], root: str | P
     from fastdb.images.intake import add_photos
     from fastdb.images.review import review_sheet
     from fastdb.images.sheet import save_sheet
+    from fastdb.sessions.known import note
     from fastdb.training.process import find
 
     session = open_session(session, root)
@@ -137,6 +137,7 @@ def add_images(session: SessionLike, photos: Sequence[str | Path], root: str | P
     if intake.added:
         save_sheet(review_sheet(session.name, intake.added), sheet)
         console.say(f"look at the crops: {sheet}")
+        note(session.path, [*_files_of(session, [added.name for added in intake.added]), sheet])
     if intake.refused:
         for refused in intake.refused:
             console.say(f"not added: {refused.source}: {refused.reason}")
@@ -352,6 +353,12 @@ def publish(session: SessionLike, root: str | Path | None = None) -> Session:
             view.close()
     console.say(f"every checkpoint to go on from is in {session.checkpoints}")
     return session
+
+
+def _files_of(session: Session, stems: Sequence[str]) -> list[Path]:
+    """The files that came in under those stems."""
+    folders = (session.originals, session.instance_images, session.captions)
+    return [path for folder in folders for path in folder.iterdir() if path.stem in stems]
 
 
 def _found(photos: Sequence[str | Path]) -> list[Path]:

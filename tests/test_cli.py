@@ -163,9 +163,21 @@ def wait_for(session: Path, wanted: Callable[[dict], bool], seconds: float = 60)
 
 
 def test_every_verb_has_its_help() -> None:
-    verbs = [command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands]  # type: ignore[union-attr]
-    expected = ["demo", "new", "sessions", "show", "add-images", "train", "extend", "stop", "publish", "export"]
-    expected += ["convert", "generate", "evaluate", "inspect", "space", "free", "share", "adopt", "duplicate"]
+    verbs = [(one.name or one.callback.__name__).replace("_", "-") for one in app.registered_commands]  # type: ignore[union-attr]
+    expected = [
+        "demo",
+        "new",
+        "sessions",
+        "show",
+        "check",
+        "add-images",
+        "train",
+        "extend",
+        "stop",
+        "publish",
+        "export",
+    ]
+    expected += ["export", "convert", "generate", "evaluate", "inspect", "space", "free", "share", "adopt", "duplicate"]
     assert verbs == expected
     whole = fastdb("--help")
     assert (whole.code, whole.err) == (0, "")
@@ -439,7 +451,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_others(
     assert "the disk is full; what was there before is untouched. Free some space" in end["message"]
     assert sorted(os.listdir(session / "checkpoints")) == ["README.txt", "text_encoder-000002"]
     assert faults(session / "checkpoints" / "text_encoder-000002") == []
-    changing = ("session.yaml", "logs", "checkpoints/text_encoder-000002")
+    changing = (".files.json", "session.yaml", "logs", "checkpoints/text_encoder-000002")
     assert tree(session, changing) == {name: data for name, data in before.items() if not name.startswith(changing)}
     assert Session.open(session).config.unet.steps == 2
 

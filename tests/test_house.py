@@ -28,6 +28,7 @@ ORDER = [
     "notebook",
     "demo",
     "space",
+    "checking",
     "model_files",
     "sharing",
     "results",

@@ -53,6 +53,7 @@ for verb in (
     sessions.new,
     sessions.sessions,
     sessions.show,
+    sessions.check,
     sessions.add_images,
     training.train,
     training.extend,

@@ -34,7 +34,7 @@ def adopt(
     source: Annotated[
         str,
         typer.Argument(
-            help="A zip, a folder, a link of a shared Drive folder, or a session of the classic notebook.",
+            help="A zip, a folder, a link to one of these, or a session of the classic notebook.",
             show_default=False,
         ),
     ],

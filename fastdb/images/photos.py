@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from fastdb.errors import ImageError
+from fastdb.images.png_chunks import SIGNATURE, png_fault
 from fastdb.storage.durable import explained
 from fastdb.storage.twins import is_copy
 
@@ -144,6 +145,8 @@ def decode_photo(data: bytes, path: Path) -> Image.Image:
         ImageError: see `read_photo`.
     """
     _refuse_other_formats(data, path)
+    if data.startswith(SIGNATURE) and (fault := png_fault(data)):
+        raise ImageError(fault, where=path, fix="Copy or export the photo again.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's doubts about a file: it decodes or it is refused

@@ -47,7 +47,7 @@ def locate(paths: Iterable[str], where: object) -> Found:
             prefix = "".join(f"{part}/" for part in parts[:depth])
             if parts[depth:] == [FILE]:
                 found.setdefault(depth, {})[prefix] = False
-            elif parts[depth] == CLASSIC and len(parts) > depth + 1:
+            elif (parts[depth] == CLASSIC and len(parts) > depth + 1) or parts[depth:] == [f"{CLASSIC}.zip"]:
                 found.setdefault(depth, {}).setdefault(prefix, True)
     if not found:
         raise SessionError(
@@ -73,7 +73,12 @@ def locate_in(folder: Path, where: object) -> Found:
     """
     with explained(folder):
         stars = ["*/" * depth for depth in range(DEEPEST + 1)]
-        paths = [path for star in stars for name in (FILE, f"{CLASSIC}/*") for path in folder.glob(f"{star}{name}")]
+        paths = [
+            path
+            for star in stars
+            for name in (FILE, f"{CLASSIC}/*", f"{CLASSIC}.zip")
+            for path in folder.glob(f"{star}{name}")
+        ]
         return locate((path.relative_to(folder).as_posix() for path in paths), where)
 
 

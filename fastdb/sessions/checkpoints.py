@@ -210,7 +210,7 @@ def passed_over(checkpoint: Checkpoint, wrong: str) -> str:
     return f"checkpoint {checkpoint.path.name} is passed over: {wrong}"
 
 
-def strangers(folder: Path) -> list[str]:
+def oddments(folder: Path) -> list[str]:
     """A line for each thing among checkpoints that is none, and that nothing reads: it is left as it is.
 
     Raises:

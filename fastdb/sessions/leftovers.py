@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastdb.sessions.checkpoints import complete, passed_over, strangers, wrong_with
+from fastdb.sessions.checkpoints import complete, oddments, passed_over, wrong_with
 from fastdb.sessions.portable import shown
 from fastdb.sessions.record import FILE
 from fastdb.sessions.session import Session
@@ -22,7 +22,7 @@ def leftovers(session: Session) -> list[str]:
     there = reversed(complete(session.checkpoints))
     wrong = {one: wrong_with(one, quick=True, needs=needed(one.stage)) for one in there}
     said = [passed_over(one, clause) for one, clause in wrong.items() if clause]
-    return [*said, *strangers(session.checkpoints), *second_things(session)]
+    return [*said, *oddments(session.checkpoints), *second_things(session)]
 
 
 def second_things(session: Session) -> list[str]:

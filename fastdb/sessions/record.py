@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,25 +14,17 @@ from pydantic import Field
 
 from fastdb import __version__
 from fastdb.config import Config, Extension, Settings, build
-from fastdb.errors import SessionError
+from fastdb.errors import ConfigError, SessionError
 from fastdb.sessions.migrations import FORMAT, migrated
 from fastdb.sessions.portable import shown
 from fastdb.storage.durable import explained, write_bytes, write_text
+from fastdb.storage.plain_yaml import parse
+from fastdb.storage.seal import sealed
 
 FILE = "session.yaml"
 WRITER = f"fastdb {__version__}"
 LARGEST = 1 << 20
 """Bytes of `session.yaml`; a long history takes a tenth of it."""
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases: a few lines of them stand for more than any memory holds."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.composer.ComposerError(None, None, "aliases have no place here", event.start_mark)
-        return super().compose_node(parent, index)
 
 
 class BaseModelRecord(Settings):
@@ -119,7 +112,7 @@ def _plain(path: Path) -> Mapping[str, Any]:
         with explained(path):
             if path.stat().st_size > LARGEST:
                 raise SessionError("is larger than any session.yaml", where=path, fix="Put back the file it had.")
-            data: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)  # a SafeLoader
+            data: Any = parse(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         raise SessionError(
@@ -154,6 +147,13 @@ def _check_format(data: Mapping[str, Any], path: Path) -> None:
         )
 
 
+def _comes_back(text: str, data: Any) -> bool:
+    try:
+        return bool(parse(text) == data)
+    except (yaml.YAMLError, ValueError):
+        return False
+
+
 def write_record(folder: Path, record: Record, *, keep: bool = True) -> Record:
     """Replace `session.yaml`, whole or not at all; returns the record as it was written.
 
@@ -161,13 +161,22 @@ def write_record(folder: Path, record: Record, *, keep: bool = True) -> Record:
     the version that wrote it can have it back; not where `keep` is false, for a copy whose original has it still.
 
     Raises:
+        ConfigError: it holds bytes that a terminal passed on though they are no text.
         StorageError: the folder cannot be written.
     """
     record = record.model_copy(update={"format": FORMAT, "written_by": WRITER})
-    text = yaml.safe_dump(record.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+    data = record.model_dump(mode="json")
+    if any("\ud800" <= sign <= "\udfff" for sign in json.dumps(data, ensure_ascii=False)):
+        raise ConfigError(
+            "a word or prompt holds what is no text", where=record.name, fix="Type it anew, or leave it out."
+        )
+    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
+    if not _comes_back(text, data):
+        # Line breaks of other scripts come back as ordinary ones, or not at all, unless they are escaped.
+        text = yaml.safe_dump(data, sort_keys=False, width=110)
     if keep:
         _keep_earlier(folder / FILE)
-    write_text(folder / FILE, text)
+    write_text(folder / FILE, sealed(text))
     return record
 
 

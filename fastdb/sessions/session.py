@@ -15,6 +15,7 @@ from pathlib import Path
 from fastdb.config import Config, Extension
 from fastdb.errors import FastDBError, SessionError, SessionExists, SessionNotFound, StorageError
 from fastdb.runtime.places import expanded, sessions_root, work_folder
+from fastdb.sessions.portable import litter
 from fastdb.sessions.record import (
     FILE,
     BaseModelRecord,
@@ -286,7 +287,8 @@ def check_free(name: str, root: Path | str | None = None) -> Path:
 
 def _usable(name: str) -> bool:
     short = len(name.encode("utf-8", "replace")) <= _LONGEST
-    return bool(NAME.fullmatch(name)) and short and not name.endswith(".") and not _WINDOWS.fullmatch(name)
+    fits = bool(NAME.fullmatch(name)) and not litter(name)
+    return fits and short and not name.endswith(".") and not _WINDOWS.fullmatch(name)
 
 
 def template() -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastdb.config import Config
 from fastdb.errors import ConfigError, TrainingError
-from fastdb.sessions.checkpoints import Checkpoint, complete, newest, passed_over, strangers, wrong_with
+from fastdb.sessions.checkpoints import Checkpoint, complete, newest, oddments, passed_over, wrong_with
 from fastdb.sessions.session import Session
 from fastdb.storage.manifest import hashes_in
 
@@ -124,7 +124,7 @@ def standing(session: Session) -> Standing:
             good[stage] = checkpoint
         if steps_of(session, stage) > (checkpoint.step if checkpoint else 0):
             break
-    return Standing(good, (*said, *strangers(session.checkpoints)))
+    return Standing(good, (*said, *oddments(session.checkpoints)))
 
 
 def standings(session: Session, wanted: Sequence[int] | None = None) -> tuple[list[Standing], list[str]]:

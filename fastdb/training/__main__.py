@@ -17,6 +17,7 @@ from typing import Any
 from fastdb.errors import FastDBError, SessionBusy
 from fastdb.runtime.quiet import hush_libraries
 from fastdb.sessions.events import EventLog
+from fastdb.sessions.known import note
 from fastdb.sessions.lease import Guard, held
 from fastdb.sessions.session import Session
 from fastdb.storage.durable import write_text
@@ -90,6 +91,9 @@ def _keep(log: EventLog, folder: Path, end: dict[str, Any], lease: Guard) -> Non
         (folder / "logs").mkdir(exist_ok=True)
         text = log.path.read_text(encoding="utf-8") + json.dumps({"event": "end", **end}) + "\n"
         write_text(folder / "logs" / log.path.name, text)
+        said = [json.loads(line) for line in text.splitlines()]
+        samples = [Path(event["path"]) for event in said if event["event"] == "sample"]
+        note(folder, [path for path in samples if path.is_file()])
     except (FastDBError, OSError) as error:
         log.tell("warning", message=f"the log of this run stays on this machine only, at {log.path}: {error}")
 

@@ -10,7 +10,9 @@ from fastdb.images.intake import InstanceImage, instance_images_of
 from fastdb.models.base_model import open_base_model
 from fastdb.models.sources import base_of
 from fastdb.sessions.checkpoints import own
+from fastdb.sessions.known import changes, yaml_changed
 from fastdb.sessions.leftovers import second_things
+from fastdb.sessions.record import FILE
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES, is_joint, steps_of
 from fastdb.storage.durable import explained, write_bytes
@@ -52,7 +54,7 @@ def preflight(session: Session, restart: bool = False, from_step: int | None = N
         write_bytes(probe, b"")
         # Another process may look at the same moment.
         probe.unlink(missing_ok=True)
-    for line in second_things(session):
+    for line in (*second_things(session), *_changed(session)):
         console.say(line)
     if advice := check_space(session, base.folder, restart, from_step):
         console.say(advice)
@@ -74,6 +76,13 @@ def check_goes_on(session: Session, images: Sequence[InstanceImage], from_step: 
         check_recipes(newest, make_recipe(session, images, None), session.name, from_step or 0)
     except (CheckpointError, KeyError):
         return  # A damaged one: the trainer verifies them all, and tells which it passes over.
+
+
+def _changed(session: Session) -> list[str]:
+    """What of that which training is made from is not as it came: changed by hand, as people may, or damaged."""
+    said = [f"{FILE} was edited by hand or damaged since it was written"] if yaml_changed(session.path) else []
+    said += changes(session.path, within=[session.instance_images.name, session.captions.name])
+    return said + changes(session.path, within=[session.class_images.name], quick=True)
 
 
 def instances(session: Session) -> list[InstanceImage]:

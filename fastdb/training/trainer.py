@@ -16,6 +16,7 @@ from fastdb.publishing.publisher import Publisher
 from fastdb.runtime.device import release_memory
 from fastdb.sessions import checkpoints
 from fastdb.sessions.events import Tell
+from fastdb.sessions.known import changes
 from fastdb.sessions.lease import Guard
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES, Standing, steps_of
@@ -70,6 +71,10 @@ class Trainer:
         self.lease.check()
         if self.stop.is_set():
             return "stopped"
+        if prior and stands.last is None:
+            # From the first checkpoint on the recipe holds their hashes.
+            for line in changes(session.path, within=[session.class_images.name]):
+                self.tell("warning", message=line)
         recipe = make_recipe(session, prepared.images, prior)
         check_recipes(stands.checkpoints.values(), recipe, session.name)
         session = session.with_run_begun(plan.begins)
