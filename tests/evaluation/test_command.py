@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from fastdb import workflow
+from fastdb import results
 from fastdb.cli import app
 from fastdb.sessions.session import Session
 
@@ -24,7 +24,7 @@ def run(*arguments: object) -> int:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the command passes on, in place of an evaluation."""
     found: list[Any] = []
-    monkeypatch.setattr(workflow, "evaluate", lambda *given, **named: found.append((given, named)))
+    monkeypatch.setattr(results, "evaluate", lambda *given, **named: found.append((given, named)))
     return found
 
 
