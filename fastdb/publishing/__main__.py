@@ -1,6 +1,7 @@
 """The publisher's process: `python -m fastdb.publishing SESSION BASE_FOLDER EVENTS_FILE TRAINER [LEASE]`.
 
-Ends when all is published after SIGTERM, or after the trainer with the process number TRAINER is gone.
+SIGTERM asks it to end after the checkpoint it is at. Where the trainer, of the process number TRAINER, is gone, it ends
+when all is published.
 """
 
 from __future__ import annotations
@@ -32,11 +33,14 @@ def main(folder: Path, base: Path, events: Path, trainer: int, lease: Sequence[s
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(NICE)
     log = EventLog(events)
-    done = lambda: ending.is_set() or os.getppid() != trainer  # noqa: E731
+
+    def orphaned() -> bool:
+        return os.getppid() != trainer
+
     try:
-        session = _opened(folder, log, done)
+        session = _opened(folder, log, lambda: ending.is_set() or orphaned())
         hush_libraries()
-        Publishing(session, base, log.tell, Fence.of(folder, lease).check).run(done)
+        Publishing(session, base, log.tell, Fence.of(folder, lease).check).run(orphaned, ending.is_set)
     except FastDBError as error:
         # Where the trainer still runs, it tries once more at its end and says then what is wrong.
         log.tell("warning", message=f"publishing ended: {error}")

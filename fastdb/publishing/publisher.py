@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -40,30 +41,33 @@ class Publisher:
     def wake(self) -> None:
         """See to it that somebody publishes."""
         with self._one_at_a_time:
-            if self._process is not None and self._process.poll() is None:
-                return
-            folder = work_folder(self.session.path)
-            make_folder(folder)
-            events = folder / f"publish-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S-%f')}.jsonl"
-            with open(events.with_suffix(".out"), "w", encoding="utf-8") as output:
-                self._process = subprocess.Popen(
-                    [
-                        sys.executable,
-                        "-m",
-                        "fastdb.publishing",
-                        str(self.session.path),
-                        str(self.base),
-                        str(events),
-                        str(os.getpid()),
-                        *self.lease.words,
-                    ],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                )
-            process = self._process
-            self._relay = threading.Thread(target=self._pass_on, args=(process, events), name="publisher", daemon=True)
-            self._relay.start()
+            if self._process is None or self._process.poll() is not None:
+                self._start()
+
+    def _start(self) -> None:
+        """Start the process; one that runs still is waited for by the lock."""
+        folder = work_folder(self.session.path)
+        make_folder(folder)
+        events = folder / f"publish-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S-%f')}.jsonl"
+        with open(events.with_suffix(".out"), "w", encoding="utf-8") as output:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "fastdb.publishing",
+                    str(self.session.path),
+                    str(self.base),
+                    str(events),
+                    str(os.getpid()),
+                    *self.lease.words,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        process = self._process
+        self._relay = threading.Thread(target=self._pass_on, args=(process, events), name="publisher", daemon=True)
+        self._relay.start()
 
     def wake_if_pending(self) -> None:
         """See to it that somebody publishes, where something is left from before, as far as the disk tells."""
@@ -78,10 +82,16 @@ class Publisher:
             StorageError: it cannot be done, and on this machine alone lies what is named.
             SessionBusy: another machine has taken the session over.
         """
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None and self._process.poll() is None and not leaving():
+            # It ends after the one it is at; the others are published here, where their progress is seen.
             self._process.terminate()
-        if self._relay is not None:
-            self._relay.join()
+            while self._relay is not None and self._relay.is_alive() and not leaving():
+                self._relay.join(0.2)
+            if leaving():
+                self._start()
+        if leaving():
+            self.wake()
+            return
         try:
             Publishing(self.session, self.base, self.tell, self.lease.check).run(lambda: True, leaving)
         except (StorageError, OSError) as error:
@@ -107,7 +117,8 @@ class Publisher:
             if event["event"] == "end":
                 break
             self.tell(event["event"], **fields)
-        if code := process.wait():
+        code = process.wait()
+        if code not in (0, -signal.SIGTERM):
             self.tell(
                 "warning", message=f"the publisher ended with {code}; its words are in {events.with_suffix('.out')}"
             )
