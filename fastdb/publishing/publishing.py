@@ -15,7 +15,7 @@ from fastdb.publishing.pace import Pace
 from fastdb.publishing.pending import MADE_OF, pending, raw_hashes
 from fastdb.runtime.places import work_folder
 from fastdb.sessions import checkpoints
-from fastdb.sessions.checkpoints import Checkpoint
+from fastdb.sessions.checkpoints import NOT_LOOKED_THROUGH, Checkpoint
 from fastdb.sessions.events import Tell
 from fastdb.sessions.session import Session
 from fastdb.storage.durable import explained, make_folder
@@ -90,7 +90,7 @@ class Publishing:
                     since = since if failures else time.monotonic()
                     if hurry and time.monotonic() - since >= patience:
                         raise
-                    self._once(f"{NOT_YET}: {str(error).splitlines()[0]}")
+                    self._once(NOT_YET, f"{NOT_YET}: {str(error).splitlines()[0]}")
                     self._pause(BACK_OFF[min(failures, len(BACK_OFF) - 1)], ending, leaving, hurry)
                     failures += 1
                     continue
@@ -119,7 +119,9 @@ class Publishing:
         every, lineage = self.session.config.checkpoints.keep_every, self.session.record.lineage
         said += checkpoints.prune(self.session.checkpoints, one.stage, every, lineage)
         for line in said:
-            self.tell("warning", message=line)
+            # That the disk went away meanwhile is told when it is wanted next, and older ones go the next time.
+            if not line.startswith(NOT_LOOKED_THROUGH):
+                self.tell("warning", message=line)
         self._last, self._written = done.path, time.monotonic()
         told = {"bytes": bytes_of(done.path), "seconds": round(time.monotonic() - began, 3)}
         self.tell("published", stage=one.stage, step=one.step, path=str(done.path), **told)
@@ -133,11 +135,12 @@ class Publishing:
                 return True
         waited = time.monotonic() - self._written
         if waited > TELL_EVERY:
-            self._once(f"Google Drive has not uploaded {self._last.name}, written {waited / 60:.0f} minutes ago")
+            self._once(
+                "uploads", f"Google Drive has not uploaded {self._last.name}, written {waited / 60:.0f} minutes ago"
+            )
         return waited > SETTLES_WITHIN
 
-    def _once(self, line: str) -> None:
-        kind = line[:40]
+    def _once(self, kind: str, line: str) -> None:
         if time.monotonic() - self._told.get(kind, -TELL_EVERY) >= TELL_EVERY:
             self._told[kind] = time.monotonic()
             self.tell("warning", message=line)

@@ -26,6 +26,7 @@ README = "README.txt"
 KEEP = 2
 """An old checkpoint goes only when this many newer ones of its stage verify on a fresh read."""
 
+NOT_LOOKED_THROUGH = "older checkpoints could not be looked through"
 MANY = 3
 """When more wait for their upload, it is said."""
 
@@ -256,7 +257,7 @@ def prune(folder: Path, stage: str, keep_every: int = 0, lineage: str = "") -> l
         older, waiting = _superseded(folder, stage, keep_every, lineage)
     except (StorageError, OSError) as error:
         what = error.what if isinstance(error, StorageError) else error.strerror
-        return [f"older checkpoints could not be looked through: {what}"]
+        return [f"{NOT_LOOKED_THROUGH}: {what}"]
     if waiting > MANY:
         said.append(f"{waiting} checkpoints wait for their upload to Google Drive, so older ones stay for now")
     for checkpoint in older:
