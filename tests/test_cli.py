@@ -446,9 +446,10 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_others(
     assert "Free some: fastdb free cup" in done.error
     assert tree(session) == before
     opened = Session.open(session)
-    *_, end = start(opened.with_config(opened.config.changed(steps))).follow()
+    *_, end = start(opened.with_config(opened.config.changed({**steps, "checkpoints.patience_minutes": 0.02}))).follow()
     assert end["outcome"] == "failed"
-    assert "the disk is full; what was there before is untouched. Free some space" in end["message"]
+    assert "unet-000002 could not be published and lies on this machine alone" in end["message"]
+    assert "the disk is full; what was there before is untouched" in end["message"]
     assert sorted(os.listdir(session / "checkpoints")) == ["README.txt", "text_encoder-000002"]
     assert faults(session / "checkpoints" / "text_encoder-000002") == []
     changing = (".files.json", "session.yaml", "logs", "checkpoints/text_encoder-000002")
