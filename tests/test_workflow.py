@@ -40,6 +40,7 @@ SETTINGS: dict[str, Any] = {
     "text_encoder.steps": 4,
     "unet.steps": 6,
     "checkpoints.every_steps": 3,
+    "checkpoints.keep_every": 3,
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +160,7 @@ def own(folders: Path | Sequence[Path], stage: str, lineage: str, until: int | N
 
 
 def wrong_with(
-    checkpoint: Checkpoint, lineage: str = "", *, quick: bool = False, needs: Sequence[Collection[str]] = ()
+    checkpoint: Checkpoint, lineage: str = "", *, quick: bool = False, needs: Sequence[Sequence[str]] = ()
 ) -> str:
     """Why training of `lineage` does not go on from a checkpoint, as a clause; empty where nothing is wrong with it.
 
@@ -175,7 +175,7 @@ def wrong_with(
     if wrong := faults(checkpoint.path, quick=quick):
         return wrong[0]
     there = named(checkpoint.path)
-    if lacking := [min(group) for group in ({STATE}, *needs) if not there.intersection(group)]:
+    if lacking := [group[0] for group in ((STATE,), *needs) if not there.intersection(group)]:
         return f"its manifest does not name {lacking[0]}"
     try:
         state = checkpoint.state
@@ -190,7 +190,7 @@ def wrong_with(
 
 
 def newest(
-    folders: Path | Sequence[Path], stage: str, lineage: str = "", needs: Sequence[Collection[str]] = ()
+    folders: Path | Sequence[Path], stage: str, lineage: str = "", needs: Sequence[Sequence[str]] = ()
 ) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint of a stage with which nothing is wrong, and a line for each newer one passed over.
 

@@ -187,7 +187,7 @@ def test_their_tensors_go_back_into_an_optimizer(first: Session) -> None:
     accelerator = Accelerator(cpu=True)
     made = make_optimizer(checkpoint.state["host"]["optimizer"], [module.parameters()], first.config.optimizer)
     optimizer = stage.prepare(accelerator, made)
-    restore(checkpoint, stage, optimizer, accelerator)
+    restore(checkpoint, stage, optimizer, accelerator, Path())
     moments = load_file(checkpoint.path / OPTIMIZER)
     state = optimizer.state_dict()["state"]
     assert {f"{number}/{name}" for number in state for name in state[number]} == set(moments)

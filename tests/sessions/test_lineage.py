@@ -58,7 +58,7 @@ def test_a_stranger_is_passed_over_with_its_reason_and_stays(session: Session) -
     ]
     there, said = standings(session)
     assert [one.done("unet") for one in there] == [100]
-    assert said == list(reversed(stands.passed_over))
+    assert said == list(stands.passed_over)
     assert [one.step for one in own(session.checkpoints, "unet", HERE)] == [100]
     assert [one.step for one in complete(session.checkpoints, "unet")] == [100, 300, 400]
 
