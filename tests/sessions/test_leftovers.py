@@ -17,7 +17,7 @@ from fastdb.sessions.checkpoints import Checkpoint, newest, prune, save, spare
 from fastdb.sessions.leftovers import leftovers
 from fastdb.sessions.record import FILE, BaseModelRecord
 from fastdb.sessions.session import Session
-from fastdb.sessions.trained import standing, weights_in
+from fastdb.sessions.trained import needed, standing, weights_in
 from fastdb.storage.manifest import faults, sha256
 from tests.faultfs.mount import Mount
 from tests.leftovers import CASES, expected
@@ -85,7 +85,7 @@ def test_no_older_one_goes_for_it_and_the_next_save_loses_nothing(name: str) -> 
     CASES[name].make(session.checkpoints, LAST)
     left = {entry for entry in tree(session.path).items() if LAST in entry[0]}
     assert prune(session.checkpoints, "unet") == []
-    found, _ = newest(session.checkpoints, "unet", ["unet.safetensors"])
+    found, _ = newest(session.checkpoints, "unet", needs=needed("unet"))
     assert found is not None
     assert found.path.name == BEFORE
     put(session.checkpoints, 6)
