@@ -181,12 +181,14 @@ def wrong_with(
         state = checkpoint.state
     except CheckpointError as error:
         return error.what
+    if foreign := checkpoint.stranger(lineage):
+        return foreign
     stage, step = state.get("stage", checkpoint.stage), state.get("step", checkpoint.step)
     if (stage, step) != (checkpoint.stage, checkpoint.step):
         return (
             f"it holds the state of {str(stage)[:40]!a} step {str(step)[:20]}: it was renamed, or copied from elsewhere"
         )
-    return checkpoint.stranger(lineage)
+    return ""
 
 
 def newest(

@@ -87,4 +87,9 @@ def result(session: Session) -> dict[str, bytes]:
     files = [path for name in (encoder, unet) for path in sorted((session.checkpoints / name).glob("*.packed"))]
     assert {f"{path.parent.name}/{path.stem}" for path in files} == expected
     base = base_of(session)
-    return {f"{path.parent.name}/{path.stem}": raw_file(path, base).read_bytes() for path in files}
+    return {f"{path.parent.name}/{path.stem}.safetensors": raw_file(path, base).read_bytes() for path in files}
+
+
+def raw(session: Session, name: str) -> Path:
+    """The raw file of a published checkpoint, such as `unet-000016/unet`."""
+    return raw_file(session.checkpoints / f"{name}.packed", base_of(session))

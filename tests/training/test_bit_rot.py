@@ -114,8 +114,8 @@ def test_what_the_result_depends_on_never_changes_it_in_silence(
 ) -> None:
     """Whatever is flipped in a checkpoint: the state that is used is one that was saved, or nothing is."""
     session, chance = copy(whole), random.Random(7)
-    saved = {path.name: path.read_bytes() for path in session.checkpoints.rglob("*.safetensors")}
-    good = {path.read_bytes() for path in session.checkpoints.rglob("*.safetensors")}
+    saved = {path.name: path.read_bytes() for path in session.checkpoints.rglob("*.packed")}
+    good = {path.read_bytes() for path in session.checkpoints.rglob("*.packed")}
     assert len(saved) >= 3
     for name in files_of(session):
         if not name.startswith("checkpoints/") or name.endswith("README.txt"):
