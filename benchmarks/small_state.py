@@ -18,7 +18,6 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +90,7 @@ def measure(name: str, file: Path, target: Path, base: Base | None) -> int:
             source.forget()
 
     with taken() as packing:
-        beside = {one: partial(source.read, one) for one in source.tensors}
-        meant = write_packed(target, tensors(), base=base, beside=beside, threads=THREADS)
+        meant = write_packed(target, tensors(), base=base, threads=THREADS)
     with taken() as checking:
         if sha256(target) != meant.sha256:
             raise SystemExit("what was read back is not what was written")

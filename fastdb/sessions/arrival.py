@@ -9,9 +9,8 @@ from pathlib import Path, PurePosixPath
 
 from fastdb.errors import ConfigError, FastDBError, SessionError
 from fastdb.sessions.carried import EXPORTS
-from fastdb.sessions.checkpoints import complete
 from fastdb.sessions.portable import shown
-from fastdb.sessions.record import FILE, BaseModelRecord, Record, new_lineage, read_record, write_record
+from fastdb.sessions.record import FILE, BaseModelRecord, Record, read_record, write_record
 from fastdb.sessions.session import Session, lay_out
 from fastdb.storage.durable import explained
 
@@ -47,7 +46,7 @@ def locate(paths: Iterable[str], where: object) -> Found:
             prefix = "".join(f"{part}/" for part in parts[:depth])
             if parts[depth:] == [FILE]:
                 found.setdefault(depth, {})[prefix] = False
-            elif (parts[depth] == CLASSIC and len(parts) > depth + 1) or parts[depth:] == [f"{CLASSIC}.zip"]:
+            elif parts[depth] == CLASSIC and len(parts) > depth + 1:
                 found.setdefault(depth, {}).setdefault(prefix, True)
     if not found:
         raise SessionError(
@@ -73,12 +72,7 @@ def locate_in(folder: Path, where: object) -> Found:
     """
     with explained(folder):
         stars = ["*/" * depth for depth in range(DEEPEST + 1)]
-        paths = [
-            path
-            for star in stars
-            for name in (FILE, f"{CLASSIC}/*", f"{CLASSIC}.zip")
-            for path in folder.glob(f"{star}{name}")
-        ]
+        paths = [path for star in stars for name in (FILE, f"{CLASSIC}/*") for path in folder.glob(f"{star}{name}")]
         return locate((path.relative_to(folder).as_posix() for path in paths), where)
 
 
@@ -100,8 +94,7 @@ def read_come(folder: Path, where: object) -> Record:
 
 
 def settle(folder: Path, name: str, base: BaseModelRecord | None, where: object, called: Sequence[str] = ()) -> None:
-    """Make a folder that has come a session of its new name: missing folders are made, exports get its name. It is of
-    the lineage it had where checkpoints have come along, else of a new one.
+    """Make a folder that has come a session of its new name: missing folders are made, exports get its name.
 
     Args:
         base: the same base model as it is named here.
@@ -127,11 +120,8 @@ def settle(folder: Path, name: str, base: BaseModelRecord | None, where: object,
         ) from error
     for old in {record.name, *called} - {name}:
         _rename_exports(folder, old, name)
-    settled = record.model_copy(update={"name": name, "base_model": base or record.base_model})
-    if not complete(folder / "checkpoints"):
-        settled = settled.model_copy(update={"lineage": new_lineage()})
-    if settled != record:
-        write_record(folder, settled, keep=False)
+    if (record.name, record.base_model) != (name, base or record.base_model):
+        write_record(folder, record.model_copy(update={"name": name, "base_model": base or record.base_model}))
 
 
 def _rename_exports(folder: Path, old: str, new: str) -> None:
@@ -143,9 +133,9 @@ def _rename_exports(folder: Path, old: str, new: str) -> None:
 
 
 def without_history(session: Session) -> None:
-    """Take out of a session's history what was done in it: it has not been trained. Its settings stay.
+    """Take the runs out of a session's history: it has not been trained.
 
     Raises:
         StorageError: the folder cannot be written.
     """
-    write_record(session.path, session.record.model_copy(update={"runs": (), "extended": ()}), keep=False)
+    write_record(session.path, session.record.model_copy(update={"runs": ()}))

@@ -5,19 +5,16 @@
 | `plan`     | `lines`: what will be done and why; `begins`; `stages`: {name: {steps, done}}         |
 | `progress` | `task`, `done`, `total`: preparation (class images, latents)                          |
 | `stage`    | `stage`, `step`, `steps`: a stage begins or goes on                                   |
-| `step`     | `stage`, `step`, `steps`, `loss`, `prior_loss`, `learning_rate`, `seconds`, `batch`   |
+| `step`     | `stage`, `step`, `steps`, `loss`, `prior_loss`, `learning_rate`, `seconds`            |
 | `sample`   | `stage`, `step`, `path`                                                               |
-| `saved`    | `stage`, `step`, `path`, `seconds`, `blocked`: on this machine; seconds training waited |
-| `published`| `stage`, `step`, `path`, `bytes`, `seconds`: in the session's folder, read back         |
+| `saved`    | `stage`, `step`, `path`, `seconds`                                                    |
 | `warning`  | `message`                                                                             |
-| `end`      | `outcome`: finished, stopped, failed or crashed; `message`; `traceback` when crashed; |
-|            | `too_late` when another process was training the session already                      |
+| `end`      | `outcome`: finished, stopped, failed or crashed; `message`; `traceback` when crashed  |
 """
 
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,14 +33,12 @@ class EventLog:
     def __init__(self, path: Path) -> None:
         make_folder(path.parent)
         self.path = path
-        self._turn = threading.Lock()
         self._file: TextIO = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
 
     def tell(self, kind: str, **fields: Any) -> None:
-        """Append one event; from any thread."""
+        """Append one event."""
         line = json.dumps({"event": kind, "time": round(time.time(), 3), **fields})
-        with self._turn:
-            self._file.write(line + "\n")
+        self._file.write(line + "\n")
 
     def close(self) -> None:
         """Close the file."""
