@@ -1,4 +1,4 @@
-"""The verbs of the three journeys, used alike by the notebooks and the command line.
+"""The verbs that lead to a trained session, used alike by the notebooks and the command line; `results` has the rest.
 
 Nothing here needs torch until a verb that does is called.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastdb import console
 from fastdb.config import Config
@@ -16,9 +16,6 @@ from fastdb.errors import ImageError, SessionBusy, SessionNotFound, TrainingErro
 from fastdb.overview import SessionLike, open_session, show
 from fastdb.sessions.record import BaseModelRecord, Subject
 from fastdb.sessions.session import Session, check_free, check_name
-
-if TYPE_CHECKING:
-    pass
 
 
 def new(
