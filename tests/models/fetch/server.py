@@ -48,6 +48,8 @@ class Asked:
     method: str
     path: str
     headers: dict[str, str]
+    sent: int = 0
+    """Bytes of a file it was answered with; those on their way when a client went count."""
 
 
 class Server:
@@ -56,7 +58,6 @@ class Server:
     def __init__(self, host: str = "127.0.0.1") -> None:
         self.files: dict[str, File] = {}
         self.log: list[Asked] = []
-        self.sent = 0
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._http.daemon_threads = True
         # A client that was killed is no news here.
@@ -69,6 +70,11 @@ class Server:
 
     def asked(self, path: str) -> list[Asked]:
         return [one for one in self.log if one.path.split("?")[0] == path]
+
+    @property
+    def sent(self) -> int:
+        """Bytes sent in answer to what is in the log: an answer nobody waits for any more adds nothing to the next."""
+        return sum(one.sent for one in self.log)
 
     def seen(self) -> str:
         """Everything it was told, to look for what it should not know."""
@@ -104,7 +110,8 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
 
         def _get(self) -> None:
             headers = {name.lower(): value for name, value in self.headers.items()}
-            server.log.append(Asked(self.command, self.path, headers))
+            asked = Asked(self.command, self.path, headers)
+            server.log.append(asked)
             file = server.answer(unquote(urlsplit(self.path).path), headers)
             if file is None:
                 self._short(404, {})
@@ -115,7 +122,7 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             elif file.location:
                 self._short(302, {"Location": file.location})
             else:
-                self._file(file, headers)
+                self._file(file, asked)
 
         def _short(self, status: int, extra: dict[str, str]) -> None:
             self.send_response(status)
@@ -124,7 +131,8 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-        def _file(self, file: File, headers: dict[str, str]) -> None:
+        def _file(self, file: File, asked: Asked) -> None:
+            headers = asked.headers
             start = int(headers.get("range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
             known = headers.get("if-range") in (None, file.etag, file.last_modified)
             partial = "range" in headers and file.ranges and (known or not file.if_range)
@@ -150,18 +158,18 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 self.send_header("Content-Length", str(len(body) if file.announced is None else file.announced - start))
             self.end_headers()
             if self.command == "GET":
-                self._send(file, body)
+                self._send(file, body, asked)
 
-        def _send(self, file: File, body: bytes) -> None:
+        def _send(self, file: File, body: bytes, asked: Asked) -> None:
             left = file.drop_every or len(body)
             for place in range(0, min(left, len(body)), 65536):
                 time.sleep(file.delay)
                 piece = body[place : min(place + 65536, left)]
+                asked.sent += len(piece)
                 if file.chunked:
                     self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
                 else:
                     self.wfile.write(piece)
-                server.sent += len(piece)
             whole = left >= len(body)
             if file.chunked and whole:
                 self.wfile.write(b"0\r\n\r\n")
