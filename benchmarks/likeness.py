@@ -29,6 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from fastdb import results, workflow
 from fastdb.images.intake import save_png
 from fastdb.sessions.session import Session
+from fastdb.sessions.trained import steps_of
 from fastdb.world.scene import prompt
 from fastdb.world.subjects import SUBJECTS
 
@@ -50,6 +51,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     "UNet rate x 2": {"unet.learning_rate": 1.2e-3},
     "UNet rate / 2": {"unet.learning_rate": 3e-4},
     "UNet steps / 2": {"unet.steps": 225},
+    **{
+        f"extended: {schedule}": {
+            "unet.steps": 225,
+            "unet.extensions": [{"steps": 112, "schedule": schedule, "learning_rate": 3e-4}],
+        }
+        for schedule in ("hold", "decay", "rewarm")
+    },
 }
 """What each differs by from the settings recommended for mini; each changes one thing."""
 
@@ -111,7 +119,7 @@ def run(root: Path, key: Row, changes: Row, from_file: bool, keep: bool) -> list
         rows = []
         # The untrained base draws the same for every session of a subject: once is enough.
         with kept(pictures, shared / f"step-0-{key['taught']}-{key['pictures']}", only="step_0-*"):
-            report = results.evaluate(session, seeds=key["pictures"], checkpoints=[session.config.unet.steps])
+            report = results.evaluate(session, seeds=key["pictures"], checkpoints=[steps_of(session, "unet")])
         costs = {"train_cpu_s": round(trained - before), "train_wall_s": round(wall)}
         rows.append(key | figures(report) | costs | {"evaluate_cpu_s": round(cpu() - trained)})
         if from_file:

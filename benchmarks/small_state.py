@@ -18,6 +18,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ def measure(name: str, file: Path, target: Path, base: Base | None) -> int:
             source.forget()
 
     with taken() as packing:
-        meant = write_packed(target, tensors(), base=base, threads=THREADS)
+        beside = {one: partial(source.read, one) for one in source.tensors}
+        meant = write_packed(target, tensors(), base=base, beside=beside, threads=THREADS)
     with taken() as checking:
         if sha256(target) != meant.sha256:
             raise SystemExit("what was read back is not what was written")

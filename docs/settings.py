@@ -8,6 +8,18 @@ from pathlib import Path
 from fastdb.config import Config, Settings
 
 TARGET = Path(__file__).with_suffix(".md")
+EXTENSIONS = (
+    "`fastdb extend NAME --steps 500 --schedule rewarm` adds to `unet.extensions`, and `fastdb train NAME` takes the",
+    "steps. The result equals, to the last bit, that of a run which had them from the beginning. One that has begun",
+    "stays as it is; those after it may be changed or removed.",
+    "",
+    "![The rate falls to 0; then it stays, falls again, or rises in the first tenth and falls](schedules.png)",
+    "",
+    "`rewarm` begins near 0, where training ended, and falls to 0 again; it is taken where nothing is said. `decay`",
+    "has no rise, for extensions of a few steps. `hold` does not end at 0, for when more will follow. Beside a",
+    "text encoder that trains in the UNet's stage (`joint`), an extension is the UNet's alone, unless",
+    "`text_encoder.steps` reach into it.",
+)
 
 
 def page() -> str:
@@ -20,6 +32,7 @@ def page() -> str:
     ]
     lines += ["| setting | default | meaning |", "|---|---|---|"]
     lines += rows(Config)
+    lines += ["", "## Further steps", "", *EXTENSIONS]
     return "\n".join([*lines, "", "Written by `docs/settings.py` from `fastdb/config.py`.", ""])
 
 

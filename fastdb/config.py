@@ -28,6 +28,19 @@ class TextEncoderConfig(Settings):
     learning_rate: float = Field(1e-6, gt=0, le=0.1, description="Rate of the first step; falls linearly to 0.")
 
 
+class Extension(Settings):
+    """Steps that the UNet's stage goes on for; `training/schedules.py` has the formulas."""
+
+    steps: int = Field(ge=1, le=100_000, description="Optimizer steps.")
+    schedule: Literal["hold", "rewarm", "decay"] = Field(
+        description="hold: the rate stays; decay: falls to 0; rewarm: rises in the first tenth, then falls to 0."
+    )
+    learning_rate: float = Field(gt=0, le=0.1, description="The highest rate.")
+
+    def __str__(self) -> str:
+        return f"{self.steps} steps, {self.schedule} at {self.learning_rate:g}"
+
+
 class UNetConfig(Settings):
     """The second stage: the UNet learns the subject's look; the text encoder stands still."""
 
@@ -36,6 +49,16 @@ class UNetConfig(Settings):
     ema_decay: float = Field(
         0, ge=0, lt=1, description="The result is the weights' running average of this decay; 0 takes the last weights."
     )
+    extensions: tuple[Extension, ...] = Field(
+        (),
+        max_length=100,
+        description="Steps after these, as `fastdb extend` adds them: `steps`, `schedule`, `learning_rate`.",
+    )
+
+    @property
+    def all_steps(self) -> int:
+        """Optimizer steps with those it was extended by."""
+        return self.steps + sum(one.steps for one in self.extensions)
 
 
 class PriorConfig(Settings):
@@ -101,6 +124,12 @@ class CheckpointConfig(Settings):
     keep_every: int = Field(
         0, ge=0, le=100_000, description="Save at multiples of this step too, and never remove those; 0 keeps none."
     )
+    publish_mb_per_second: float = Field(
+        50, gt=0, le=100_000, description="How fast checkpoints are copied into the session's folder at most."
+    )
+    patience_minutes: float = Field(
+        10, ge=0, le=1440, description="How long the end of a run waits for a session's disk that takes nothing."
+    )
 
 
 class SampleConfig(Settings):
@@ -160,7 +189,8 @@ class Config(Settings):
     def differences(self, other: Config) -> list[str]:
         """The settings that differ, each as `unet.steps 200 -> 300`."""
         mine, theirs = dict(flat(self.model_dump())), dict(flat(other.model_dump()))
-        return [f"{name} {mine[name]} -> {theirs[name]}" for name in mine if mine[name] != theirs[name]]
+        differ = [name for name in mine if mine[name] != theirs[name]]
+        return [f"{name} {setting_told(mine[name])} -> {setting_told(theirs[name])}" for name in differ]
 
 
 Built = TypeVar("Built", bound=Settings)
@@ -173,6 +203,16 @@ def flat(data: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]
             yield from flat(value, f"{before}{name}.")
         else:
             yield f"{before}{name}", value
+
+
+def setting_told(value: Any) -> str:
+    """A setting's value, as `flat` gives it, in a line; extensions as a person says them."""
+    if not (isinstance(value, list | tuple) and value and all(isinstance(one, Mapping) for one in value)):
+        return str(value)
+    try:
+        return " + ".join(str(Extension.model_validate(one)) for one in value)
+    except ValidationError:
+        return str(value)
 
 
 def build(kind: type[Built], data: Any, where: object = None) -> Built:
@@ -203,6 +243,7 @@ def _sentence(kind: type[Settings], fault: Mapping[str, Any]) -> str:
     given = fault["input"]
     # A number typed on the command line comes as text; it is a number all the same.
     shown = given if isinstance(given, str) and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", given, re.I) else repr(given)
+    shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
     return f"{name or 'the whole'} is {shown}, but {reason}"
 
 

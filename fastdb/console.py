@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,9 @@ from typing import Any
 
 from fastdb.errors import FastDBError
 
+_BREAKS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""What breaks a line, moves a terminal's cursor or turns the direction of writing; a file's name may hold it."""
+
 _showing: list[Any] = []
 """The bars that are showing, the innermost last."""
 
@@ -17,6 +21,7 @@ _showing: list[Any] = []
 def say(line: str = "") -> None:
     """Print one line, above a progress bar if one is showing."""
     # A file name may hold what this terminal has no sign for; that is no reason to fail.
+    line = _BREAKS.sub(lambda sign: ascii(sign[0])[1:-1], line)
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     line = line.encode(encoding, "backslashreplace").decode(encoding)
     if _showing:
@@ -113,6 +118,7 @@ class TrainingView:
             "stage": self._stage,
             "step": self._step,
             "saved": self._saved,
+            "published": self._published,
             "sample": self._sample,
             "warning": self._warning,
             "end": self._end,
@@ -154,7 +160,12 @@ class TrainingView:
         shown.update(event["step"] - shown.n)
 
     def _saved(self, event: dict[str, Any]) -> None:
-        say(f"saved {Path(event['path']).name} in {event['seconds']:.1f} s, read back and hashed")
+        waited = f", training waited {event['blocked']:.1f} s" if event.get("blocked", 0) >= 0.1 else ""
+        say(f"saved {Path(event['path']).name} on this machine in {event['seconds']:.1f} s{waited}")
+
+    def _published(self, event: dict[str, Any]) -> None:
+        name, taken = Path(event["path"]).name, event["seconds"]
+        say(f"published {name}: {size(event['bytes'])} in the session's folder in {taken:.1f} s, read back and hashed")
 
     def _sample(self, event: dict[str, Any]) -> None:
         say(f"sample {event['path']}")

@@ -21,6 +21,7 @@ from fastdb.models.sources import MINI
 from fastdb.runtime.places import cache_folder
 from fastdb.runtime.quiet import hush_libraries
 from fastdb.sessions.session import Session
+from fastdb.sessions.trained import steps_of
 from fastdb.storage.durable import make_folder, write_text
 from fastdb.training import process
 
@@ -144,7 +145,7 @@ def train_and_kill(session: Session) -> int:
     Raises:
         TrainingError: it ended by itself before.
     """
-    step = round(session.config.unet.steps * KILL_AT)
+    step = round(steps_of(session, "unet") * KILL_AT)
     running, view = process.start(session), console.TrainingView()
     for event in running.follow():
         view.show(event)
@@ -185,7 +186,7 @@ def draw(session: Session, killed: int, before: Sequence[Taken], after: Sequence
         ],
         thumb=184,
         title="Five photos of one mug. Then: the same mug, wherever you ask for it.",
-        note=f"On the way the trainer was killed on purpose, at step {killed} of {session.config.unet.steps}, and went "
+        note=f"On the way the trainer was killed on purpose, at step {killed} of {steps_of(session, 'unet')}, and went "
         f"on from step {went_on}. All pictures after training are drawn from the one file that was exported.",
     )
 

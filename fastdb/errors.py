@@ -5,7 +5,7 @@
     ├── SessionError            a session's name or folder cannot be used
     │   ├── SessionNotFound     no session of that name lies where we looked
     │   ├── SessionExists       a new session would hide an old one
-    │   └── SessionBusy         another process is training this session
+    │   └── SessionBusy         another process or machine is training this session
     ├── ImageError              a photo cannot be read or used
     ├── ModelError              a model file or folder cannot be read or used
     ├── StorageError            a disk is full, read-only or gone
@@ -69,7 +69,7 @@ class SessionExists(SessionError):
 
 
 class SessionBusy(SessionError):
-    """Another process is training this session."""
+    """Another process or machine is training this session."""
 
 
 class ImageError(FastDBError):

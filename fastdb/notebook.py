@@ -180,6 +180,7 @@ def _disconnect(session: Session) -> None:
         return
     if find(session) is not None:
         raise SessionBusy("is being trained", where=session.name, fix="Let it end, or stop it, and disconnect then.")
+    workflow.publish(session)
     console.say("waiting until Google Drive has uploaded everything")
     if not leave_drive():
         raise StorageError(

@@ -7,6 +7,7 @@ from pathlib import Path
 from fastdb import console
 from fastdb.config import Config
 from fastdb.errors import FastDBError
+from fastdb.sessions.lease_watch import in_use
 from fastdb.sessions.session import Session
 
 SessionLike = Session | str | Path
@@ -32,7 +33,8 @@ def list_sessions(root: str | Path | None = None) -> list[Session]:
             bad.append(str(session))
             continue
         good.append(session)
-        rows.append((session.name, _stand(session), str(len(_files(session.instance_images))), session.record.created))
+        stand = ", ".join(filter(None, (_stand(session), in_use(session.path))))
+        rows.append((session.name, stand, str(len(_files(session.instance_images))), session.record.created))
     console.say(
         f"{len(good)} session{'s'[: len(good) != 1]} in {sessions_root(root)}"
         if good
@@ -47,6 +49,9 @@ def list_sessions(root: str | Path | None = None) -> list[Session]:
 
 def show(session: SessionLike, root: str | Path | None = None) -> Session:
     """Say what a session holds."""
+    from fastdb.sessions.known import changes
+    from fastdb.sessions.leftovers import leftovers
+
     session = open_session(session, root)
     record, config = session.record, session.config
     facts = [
@@ -58,8 +63,15 @@ def show(session: SessionLike, root: str | Path | None = None) -> Session:
         ("class images", f"{len(_files(session.class_images))} of {config.prior.class_images}"),
         ("training", _stand(session)),
         ("runs", ", ".join(run.outcome or "no end noted" for run in record.runs) or "none"),
+        *(("extended", f"{one}, {one.when}") for one in record.extended),
         ("exports", ", ".join(path.name for path in exports_of(session)) or "none"),
     ]
+    if alone := _alone(session):
+        facts.append(("not published", f"{', '.join(alone)}: on this machine alone; fastdb publish {session.name}"))
+    facts += [("passed over", line.replace(" is passed over", "")) for line in leftovers(session)]
+    facts += [("changed", line) for line in changes(session.path, quick=True)]
+    if used := in_use(session.path):
+        facts.insert(1, ("trained now", used))
     if waiting := _waiting(session):
         some = f"{', '.join(waiting[:3])}{f' and {len(waiting) - 3} more' if len(waiting) > 3 else ''}"
         facts.append(("not uploaded", f"{some}: on this machine alone until Google Drive has taken them"))
@@ -72,6 +84,13 @@ def show(session: SessionLike, root: str | Path | None = None) -> Session:
 def exports_of(session: Session) -> list[Path]:
     """The exported files of a session."""
     return [path for path in sorted(session.path.glob(f"{session.name}*")) if path.suffix in {".safetensors", ".ckpt"}]
+
+
+def _alone(session: Session) -> list[str]:
+    """The checkpoints that lie on this machine only and that another would need to go on."""
+    from fastdb.publishing.pending import pending
+
+    return [one.path.name for one in pending(session)]
 
 
 def _waiting(session: Session) -> list[str]:

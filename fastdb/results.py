@@ -39,6 +39,7 @@ def export(
     from fastdb.models.export import export_model
     from fastdb.models.session_export import export_metadata, export_parts
     from fastdb.models.sources import base_of
+    from fastdb.sessions.known import note
 
     session = open_session(session, root)
     parts, stands = export_parts(session, step)
@@ -56,6 +57,9 @@ def export(
 
             check_render(parts, target, base_of(session), prompt=session.config.captions.instance_prompt)
         made.append(target)
+        note(session.path, {target: done.sha256})
+        if render:
+            note(session.path, list(session.path.glob("*.render.png")))
     return made
 
 
@@ -88,6 +92,8 @@ def generate(
     from fastdb.inference.pictures import save_pictures
     from fastdb.inference.source import open_source
     from fastdb.runtime.device import release_memory
+    from fastdb.sessions.known import note
+    from fastdb.sessions.record import FILE
     from fastdb.storage.durable import make_folder
 
     opened = open_source(source if isinstance(source, Session) else str(source), base, root)
@@ -103,6 +109,8 @@ def generate(
     paths = save_pictures(pictures, wanted, folder)
     for path in paths:
         console.say(str(path))
+    if (folder.parent / FILE).is_file():
+        note(folder.parent, paths)
     return paths
 
 
@@ -136,8 +144,9 @@ def evaluate(
     session = open_session(session, root)
     hush_libraries()
     from fastdb.evaluation.evaluate import Wanted, evaluate_session
+    from fastdb.sessions.known import note
 
-    return evaluate_session(
+    report = evaluate_session(
         session,
         Wanted(
             checkpoints=checkpoints,
@@ -148,6 +157,9 @@ def evaluate(
             **wanted,
         ),
     )
+    folder = session.path / "evaluation"
+    note(session.path, [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")])
+    return report
 
 
 def pictures_of(paths: Sequence[Path]) -> list[Image]:

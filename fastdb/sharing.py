@@ -5,6 +5,8 @@ Nothing here needs torch.
 
 from __future__ import annotations
 
+import hashlib
+import re
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -15,8 +17,9 @@ from fastdb import console
 from fastdb.config import Config
 from fastdb.errors import ImageError, SessionBusy, SessionError, StorageError
 from fastdb.overview import SessionLike, exports_of, open_session
+from fastdb.publishing.pending import pending
 from fastdb.runtime.places import cache_folder, expanded
-from fastdb.sessions.archive import Archive, Member, opened
+from fastdb.sessions.archive import MOST_BYTES, Archive, Member, opened
 from fastdb.sessions.arrival import Found, locate, locate_in, read_come, settle, without_history
 from fastdb.sessions.carried import (
     EXPORTS,
@@ -28,8 +31,11 @@ from fastdb.sessions.carried import (
     staged,
     write_archive,
 )
-from fastdb.sessions.record import BaseModelRecord, Record, read_record, write_record
+from fastdb.sessions.checkpoints import ASIDE, complete
+from fastdb.sessions.known import begin, changes
+from fastdb.sessions.record import BaseModelRecord, Record, new_lineage, read_record, write_record
 from fastdb.sessions.session import Session, check_name, lay_out, near_name, now
+from fastdb.sessions.trained import check_step
 from fastdb.storage.manifest import MANIFEST
 
 if TYPE_CHECKING:
@@ -59,6 +65,7 @@ def share(
     _check_still(session.path, session.name, checkpoints)
     name = near_name(session.name) or "session"
     path = _target(session, target, f"{name}{ENDING}")
+    _say_changed(session.path)
     files, said = files_of(session.path, state=checkpoints, exports=False)
     for line in said:
         console.say(line)
@@ -67,6 +74,7 @@ def share(
     console.say(f"verified {path}: {len(files)} files, {console.size(size)}")
     if not checkpoints:
         _say_left(session)
+    _say_alone(session, checkpoints)
     return path
 
 
@@ -77,8 +85,9 @@ def adopt(
     base: str | Path | None = None,
     root: str | Path | None = None,
 ) -> Session:
-    """Make a session of one that has come: a zip, a folder, the link of a shared folder on Google Drive, or the folder
-    of a session of the classic notebook. It appears whole or not at all, and nothing is changed where it came from.
+    """Make a session of one that has come: a zip, a folder, the link of a zip or of a shared folder on Google Drive, or
+    the folder of a session of the classic notebook. It appears whole or not at all, and nothing is changed where it
+    came from.
 
     `name` is the one it has where none is given. `base` names its base model as it lies here; for a classic session,
     which does not say what it was trained from, it is `mini` where none is given.
@@ -103,6 +112,8 @@ def adopt(
         finally:
             shutil.rmtree(coming, ignore_errors=True)
             shutil.rmtree(coming.with_name(f"{coming.name}.coming"), ignore_errors=True)
+    elif re.match(r"https?://", str(source)):
+        session = _adopt_link(str(source), name, base, root)
     elif (path := expanded(source).absolute()).is_dir():
         session = _adopt_folder(path, name, path.name, base, root, path)
     else:
@@ -112,19 +123,31 @@ def adopt(
     return session
 
 
-def duplicate(session: SessionLike, name: str, *, checkpoints: bool = False, root: str | Path | None = None) -> Session:
+def duplicate(
+    session: SessionLike,
+    name: str,
+    *,
+    checkpoints: bool = False,
+    from_step: int | None = None,
+    root: str | Path | None = None,
+) -> Session:
     """Make a new session with the photos, captions and settings of another one, and with all its training stands on
-    where `checkpoints` is true.
+    where `checkpoints` is true; where `from_step` is given, with that up to this step of the UNet's stage.
 
     Raises:
+        ConfigError, TrainingError: there is no checkpoint of that step, or it does not verify.
         SessionError: a file has a name that other disks do not take, or changed meanwhile.
         SessionExists: there is a session of that name already.
         SessionBusy: its checkpoints are wanted, and it is being trained.
         StorageError: the disk is full or cannot be written.
     """
-    session = open_session(session, root)
+    session, checkpoints = open_session(session, root), checkpoints or from_step is not None
     _check_still(session.path, session.name, checkpoints)
+    _say_changed(session.path)
     files, said = files_of(session.path, state=checkpoints, exports=False)
+    if from_step is not None:
+        check_step(session, from_step, [session.checkpoints])
+        files = _up_to(session, from_step, files)
     for line in said:
         console.say(line)
     with staged(name, root) as (beside, path), console.bar("copy", "B") as update:
@@ -132,10 +155,54 @@ def duplicate(session: SessionLike, name: str, *, checkpoints: bool = False, roo
         settle(beside, name, None, session.path)
         if not checkpoints:
             without_history(Session(beside, read_record(beside)))
+        begin(beside)
     console.say(f"new session: {path}")
     if not checkpoints:
         _say_left(session)
+    _say_alone(session, checkpoints)
     return Session(path, read_record(path))
+
+
+def _say_alone(session: Session, checkpoints: bool) -> None:
+    """Say which checkpoints did not come along because they are not in the session's folder yet."""
+    if checkpoints and (alone := [one.path.name for one in pending(session)]):
+        console.say(f"without {', '.join(alone)}, on this machine alone as yet: fastdb publish {session.name}")
+
+
+def _up_to(session: Session, step: int, files: Sequence[str]) -> list[str]:
+    """The files of a session without checkpoints after a step of the UNet's stage, and without what was set aside."""
+    newer = {one.path.name for one in complete(session.checkpoints, "unet") if one.step > step}
+    gone = tuple(f"checkpoints/{name}/" for name in newer)
+    return [name for name in files if not name.startswith((f"checkpoints/{ASIDE}", *gone))]
+
+
+def _adopt_link(link: str, name: str | None, base: str | Path | None, root: str | Path | None) -> Session:
+    """Fetch a zip from the web and adopt it; what an earlier try left of it is gone on from.
+
+    Raises:
+        ModelError: it cannot be had.
+        SessionError: it is larger than any session, or cannot be adopted.
+    """
+    from fastdb.models.fetch.download import download
+    from fastdb.models.fetch.hosted import remote_of
+    from fastdb.models.fetch.named import CivitaiFile, DriveFile, WebFile, parse
+
+    named = parse(link)
+    if not isinstance(named, DriveFile | WebFile) or isinstance(named, CivitaiFile):
+        raise SessionError("is the link of a model and of no session", where=named, fix="Give the link of a zip.")
+    coming = cache_folder() / "coming" / hashlib.sha256(str(named).encode()).hexdigest()[:12]
+    with console.bar("download", "B") as update:
+
+        def arrived(done: int, total: int) -> None:
+            if max(done, total) > MOST_BYTES:
+                raise SessionError("is larger than any session", where=named, fix="Ask for a smaller one.")
+            update(done, total)
+
+        path = download(remote_of(named), coming, arrived)
+    session = _adopt_archive(path, name, base, root)
+    # What cannot be adopted stays for another try with other words; it is fetched once.
+    shutil.rmtree(coming, ignore_errors=True)
+    return session
 
 
 def _adopt_archive(path: Path, name: str | None, base: str | Path | None, root: str | Path | None) -> Session:
@@ -156,6 +223,7 @@ def _adopt_archive(path: Path, name: str | None, base: str | Path | None, root: 
                 if not check_manifest(beside, path):
                     console.say("it has no manifest: that it is what was shared cannot be told")
                 settle(beside, name, known, path, (found.name,))
+            begin(beside)
     return Session(final, read_record(final))
 
 
@@ -177,6 +245,7 @@ def _adopt_folder(
             _take_classic(folder, beside, name, base, where)
         else:
             _check_still(folder, str(where), True)
+            _say_changed(folder)
             read_come(folder, where)
             files, said = files_of(folder)
             for line in said:
@@ -186,6 +255,7 @@ def _adopt_folder(
                 copy_files(folder, whole, beside, update)
             check_manifest(beside, where)
             settle(beside, name, known, where, (found.name, called))
+        begin(beside)
     return Session(final, read_record(final))
 
 
@@ -196,17 +266,21 @@ def _take_classic(folder: Path, beside: Path, name: str, base: str | Path | None
         ImageError: no picture can be used.
         ModelError: the base model cannot be had.
     """
-    from fastdb.images.classic import add_classic, add_concept_images, read_classic
+    from fastdb.images.classic import add_classic, add_concept_images, only_zipped, read_classic, unzipped
     from fastdb.models.base_model import open_base_model
     from fastdb.models.recommended import recommended
     from fastdb.models.sources import MINI, find_base
 
+    unpacked = beside / ".images"
+    if only_zipped(folder):
+        unzipped(folder, unpacked)
+        folder = unpacked
     classic, model = read_classic(folder), find_base(base or MINI)
     size = open_base_model(model.folder).sample_size
     config = Config().changed({**recommended(base or MINI, ""), "resolution": size})
     lay_out(beside)
-    session = Session(beside, Record(name=name, created=now(), base_model=_record(model), config=config))
-    write_record(beside, session.record)
+    record = Record(name=name, created=now(), lineage=new_lineage(), base_model=_record(model), config=config)
+    session = Session(beside, write_record(beside, record))
     with console.bar("photos", "photo") as update:
         intake, said = add_classic(
             classic,
@@ -225,6 +299,7 @@ def _take_classic(folder: Path, beside: Path, name: str, base: str | Path | None
     console.say(f"a session of the classic notebook: {len(intake.added)} of {len(classic.photos)} images are in")
     if concept := add_concept_images(classic, session.class_images, size):
         console.say(f"its {concept} concept images are class images now: prior.class_images={concept} trains with them")
+    shutil.rmtree(unpacked, ignore_errors=True)
     for path in classic.models:
         console.say(f"to go on from what was trained in it, adopt it under another name with --base {path}")
 
@@ -274,15 +349,24 @@ def _target(session: Session, target: str | Path | None, usual: str) -> Path:
 
 
 def _check_still(folder: Path, called: str, state: bool) -> None:
-    """Make sure that no trainer on this machine writes what is to be copied.
+    """Make sure that no trainer writes what is to be copied, on this machine or, as far as is seen here, on another.
 
     Raises:
         SessionBusy: one does.
     """
+    from fastdb.sessions.lease_watch import refuse_elsewhere
     from fastdb.training.lock import is_training
 
     if state and is_training(folder):
         raise SessionBusy("is being trained", where=called, fix=f"Stop that first: fastdb stop {called}")
+    if state:
+        refuse_elsewhere(folder, "Or stop it there.")
+
+
+def _say_changed(folder: Path) -> None:
+    """Tell what will be copied as it is, though it is not as it came."""
+    for line in changes(folder):
+        console.say(f"warning: {line}")
 
 
 def _say_left(session: Session) -> None:

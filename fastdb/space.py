@@ -12,7 +12,9 @@ from fastdb import console
 from fastdb.errors import ConfigError, SessionBusy
 from fastdb.overview import SessionLike, open_session
 from fastdb.runtime.places import cache_folder, sessions_root
+from fastdb.sessions.carried import rests
 from fastdb.sessions.costs import KINDS, REMOVABLE, Cost, costs_of, is_session, removable
+from fastdb.sessions.lease_watch import refuse_elsewhere
 from fastdb.storage.durable import explained
 from fastdb.storage.removal import bytes_of, mapped_files, remove
 
@@ -64,6 +66,11 @@ def space(sessions: Sequence[SessionLike] = (), root: str | Path | None = None) 
             _show(one)
     else:
         _list(spent, base)
+        with explained(base):
+            for path in rests(base):
+                console.say(f"{path.name}: {console.size(bytes_of(path))} of a session that was never finished")
+            if rests(base):
+                console.say("fastdb free --unfinished removes them")
     if caches:
         console.say()
         console.table((f"on this machine, in {cache_folder()}", "size"), [(n, console.size(b)) for n, b in caches])
@@ -87,6 +94,7 @@ def free(session: SessionLike, what: Sequence[str], *, confirm: Confirm, root: s
         SessionBusy: it is being trained, or has changed while the question was open.
         StorageError: something cannot be removed; what went before it is gone.
     """
+    from fastdb.sessions.known import forget
     from fastdb.training.lock import training_lock
 
     session = open_session(session, root)
@@ -105,6 +113,7 @@ def free(session: SessionLike, what: Sequence[str], *, confirm: Confirm, root: s
         return 0
     with training_lock(session.path), explained(session.path):
         session.check_there()
+        refuse_elsewhere(session.path, "Or stop it there.")
         if costs_of(session.path) != before:
             raise SessionBusy(
                 "has changed since you were asked, so nothing was removed",
@@ -114,6 +123,7 @@ def free(session: SessionLike, what: Sequence[str], *, confirm: Confirm, root: s
         mapped = mapped_files()
         for cost in going:
             _take(cost, mapped)
+        forget(session.path, [cost.path for cost in going])
     console.say(f"removed {console.size(total)}")
     for line in disks([session.path]):
         console.say(line)
@@ -159,6 +169,34 @@ def free_models(*, confirm: Confirm, wanted: int = 0) -> int:
     console.say(f"removed {console.size(gone)}")
     for line in disks([cache_folder()]):
         console.say(line)
+    return gone
+
+
+def free_unfinished(*, confirm: Confirm, root: str | Path | None = None) -> int:
+    """Remove what was to become sessions when its making was cut off, at least a day ago; returns the bytes.
+
+    Args:
+        confirm: called with the question; nothing is removed unless it gives True.
+
+    Raises:
+        StorageError: something cannot be removed.
+    """
+    base = sessions_root(root)
+    with explained(base):
+        going = rests(base)
+        sizes = [bytes_of(path) for path in going]
+        if not going:
+            console.say(f"there is nothing unfinished in {base} that is older than a day")
+            return 0
+        console.table(
+            ("would go", "size"), [(path.name, console.size(n)) for path, n in zip(going, sizes, strict=True)]
+        )
+        if not confirm(f"remove {console.size(sum(sizes))} for good?"):
+            console.say("nothing was removed")
+            return 0
+        # Once more: one may have been gone on with while the question was open.
+        gone = sum(remove(path) for path in rests(base) if path in going)
+    console.say(f"removed {console.size(gone)}")
     return gone
 
 
@@ -236,6 +274,7 @@ def _check_still(session: Session) -> None:
             where=session.name,
             fix=f"Wait, or stop it first: fastdb stop {session.name}",
         )
+    refuse_elsewhere(session.path, "Or stop it there.")
 
 
 def _check_none_trains() -> None:

@@ -1,4 +1,4 @@
-"""The verbs that lead to a trained session, used alike by the notebooks and the command line; `results` has the rest.
+"""The verbs of the three journeys, used alike by the notebooks and the command line.
 
 Nothing here needs torch until a verb that does is called.
 """
@@ -8,14 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fastdb import console
-from fastdb.config import Config
-from fastdb.errors import ImageError, SessionBusy, SessionNotFound, TrainingError
+from fastdb.config import Config, Extension, build
+from fastdb.errors import ConfigError, ImageError, SessionBusy, SessionNotFound, TrainingError
 from fastdb.overview import SessionLike, open_session, show
+from fastdb.sessions.lease_watch import refuse_elsewhere
 from fastdb.sessions.record import BaseModelRecord, Subject
 from fastdb.sessions.session import Session, check_free, check_name
+
+PUBLISH_WITHIN = 30.0
+"""Seconds of failures after which a person is told rather than made to wait."""
 
 
 def new(
@@ -49,6 +53,7 @@ def new(
     if subject and not config.captions.instance_prompt:
         config = config.changed({"captions.instance_prompt": f"a photo of {subject}"})
         console.say(f"instance prompt: {config.captions.instance_prompt!r}, from the token and the class word")
+    named = build(Subject, {"token": token, "class_word": class_word}, where="subject")
     found = _found(photos)
     # Before gigabytes are fetched for it.
     check_free(name, root)
@@ -60,9 +65,7 @@ def new(
         config = config.changed({"resolution": opened.sample_size})
         console.say(f"resolution: {opened.sample_size} px, which the base model was made for")
     record = BaseModelRecord(folder=model.named, fingerprint=fingerprint(model.folder), source=model.source)
-    session = Session.create(
-        name, base_model=record, subject=Subject(token=token, class_word=class_word), config=config, root=root
-    )
+    session = Session.create(name, base_model=record, subject=named, config=config, root=root)
     console.say(f"new session: {session.path}")
     if model.named == MINI:
         console.say(
@@ -109,6 +112,7 @@ def add_images(session: SessionLike, photos: Sequence[str | Path], root: str | P
     from fastdb.images.intake import add_photos
     from fastdb.images.review import review_sheet
     from fastdb.images.sheet import save_sheet
+    from fastdb.sessions.known import note
     from fastdb.training.process import find
 
     session = open_session(session, root)
@@ -117,6 +121,7 @@ def add_images(session: SessionLike, photos: Sequence[str | Path], root: str | P
         raise ImageError("no photos were named", where=session.name, fix="Name files or a folder of photos.")
     if find(session) is not None:
         raise SessionBusy("is being trained", where=session.name, fix="Add photos when that is over.")
+    refuse_elsewhere(session.path, "Or stop it there, and add photos then.")
     with console.bar("crop", "photo") as update:
         intake = add_photos(
             session.originals,
@@ -132,6 +137,7 @@ def add_images(session: SessionLike, photos: Sequence[str | Path], root: str | P
     if intake.added:
         save_sheet(review_sheet(session.name, intake.added), sheet)
         console.say(f"look at the crops: {sheet}")
+        note(session.path, [*_files_of(session, [added.name for added in intake.added]), sheet])
     if intake.refused:
         for refused in intake.refused:
             console.say(f"not added: {refused.source}: {refused.reason}")
@@ -148,50 +154,130 @@ def train(
     *,
     settings: Mapping[str, Any] | None = None,
     restart: bool = False,
+    from_step: int | None = None,
+    take_over: bool = False,
     follow: bool = True,
     root: str | Path | None = None,
 ) -> str:
     """Train a session from where it stands, in a process of its own, and show what that says.
 
-    A trainer that runs already is followed. Interrupting the caller asks the trainer to save and stop;
-    when the caller just goes (a closed tab or terminal, a kernel that restarts), the trainer goes on.
+    A trainer that runs already on this machine is followed. One of another machine is left alone, unless `take_over`
+    is true: then that one saves on its own disk and stops as soon as it sees it. Interrupting the caller asks the
+    trainer to save and stop; when the caller just goes (a closed tab or terminal, a kernel that restarts), the
+    trainer goes on. `restart` sets all checkpoints aside before, `from_step` those of the UNet's stage that are newer.
 
     Returns:
         "finished", "stopped", or "started" when not following.
 
     Raises:
+        SessionBusy: another machine trains it, or it is to be trained otherwise than it is now.
         FastDBError: training cannot start or go on.
     """
-    from fastdb.sessions import checkpoints
     from fastdb.training import process
-    from fastdb.training.preflight import preflight
 
     session = open_session(session, root)
     config = session.config.changed(settings or {})
+    if restart and from_step is not None:
+        raise ConfigError("is no way to begin anew", where="--from-step", fix="Give it, or --restart, not both.")
     running = process.find(session)
     if running is not None:
-        if config != session.config or restart:
+        if config != session.config or restart or from_step is not None:
             raise SessionBusy(
                 "is being trained already", where=session.name, fix=f"Stop that first: fastdb stop {session.name}"
             )
         console.say(f"{session.name} is being trained already (process {running.pid}); following it")
     else:
-        # Looked at as it would be, so that a refusal leaves the session as it is.
-        preflight(replace(session, record=session.record.model_copy(update={"config": config})), restart)
-        if config != session.config:
-            session = session.with_config(config)
-        if restart:
-            aside = checkpoints.set_all_aside(session.checkpoints)
-            console.say(f"earlier checkpoints are kept in {aside}" if aside else "there were no checkpoints")
-        running = process.start(session)
+        if not take_over:
+            refuse_elsewhere(session.path)
+        running = process.start(_ready(session, config, restart, from_step), take_over)
     if not follow:
         console.say(f"{session.name} trains in process {running.pid}; follow it with: fastdb train {session.name}")
         return "started"
-    return _follow(session, running)
+    while not (outcome := _follow(session, running)):
+        # Another process of this machine has begun to train it in the same moment, and may be done by now.
+        running = process.find(session) or process.start(session, take_over)
+        console.say(f"{session.name} is being trained already (process {running.pid}); following it")
+    return outcome
+
+
+def _ready(session: Session, config: Config, restart: bool, from_step: int | None) -> Session:
+    """Make a session ready for a trainer: looked at with its new settings, which are written, and checkpoints that it
+    is not to go on from set aside. A refusal leaves it as it is.
+
+    Raises:
+        FastDBError: training cannot start or go on so.
+    """
+    from fastdb.publishing.publishing import nothing_published
+    from fastdb.sessions import checkpoints
+    from fastdb.sessions.trained import check_step
+    from fastdb.training.preflight import preflight
+
+    if from_step is not None:
+        check_step(session, from_step)
+    preflight(replace(session, record=session.record.model_copy(update={"config": config})), restart, from_step)
+    if config != session.config:
+        session = session.with_config(config)
+    places = session.checkpoint_folders[::-1]
+    if restart:
+        with nothing_published(session):
+            kept = [one for folder in places if (one := checkpoints.set_all_aside(folder))]
+            session = session.with_new_lineage()
+        for folder in kept:
+            console.say(f"earlier checkpoints are kept in {folder}")
+        if not kept:
+            console.say("there were no checkpoints")
+    elif from_step is not None:
+        with nothing_published(session):
+            kept = checkpoints.set_newer_aside(places, "unet", from_step)
+        for folder in kept:
+            console.say(f"checkpoints after step {from_step} of the UNet's stage are kept in {folder}")
+        if not kept:
+            console.say(f"there were no checkpoints after step {from_step} of the UNet's stage")
+    return session
+
+
+def extend(
+    session: SessionLike,
+    steps: int,
+    *,
+    schedule: Literal["hold", "rewarm", "decay"] = "rewarm",
+    learning_rate: float | None = None,
+    root: str | Path | None = None,
+) -> Session:
+    """Give the UNet's stage further steps, which the next `train` takes: what was trained so far stays as it is.
+
+    `schedule` says how their rate goes, see `fastdb.training.schedules`: "hold" keeps `learning_rate`, "decay" begins
+    with it and falls to 0, "rewarm" rises to it first. It is half of the UNet's where none is given. A text encoder
+    that trains beside the UNet stands still in them, unless it has steps of its own left.
+
+    Raises:
+        ConfigError: a value is out of bounds.
+        SessionBusy: the session is being trained.
+        StorageError: the session's folder cannot be written.
+    """
+    from fastdb.training import process
+    from fastdb.training.schedules import default_peak
+
+    session = open_session(session, root)
+    peak = default_peak(session.config.unet) if learning_rate is None else learning_rate
+    more = build(Extension, {"steps": steps, "schedule": schedule, "learning_rate": peak})
+    if process.find(session) is not None:
+        raise SessionBusy(
+            "is being trained, to an end that is settled",
+            where=session.name,
+            fix=f"Stop that first, and go on when it is extended: fastdb stop {session.name}",
+        )
+    session = session.with_extension(more)
+    console.say(f"{session.name} is extended {session.record.extended[-1]}: {session.config.unet.all_steps} in all")
+    console.say(f"train them with: fastdb train {session.name}")
+    return session
 
 
 def _follow(session: Session, running: Any) -> str:
-    """Show a trainer's events until it ends; an interruption asks it to save and stop, a second one lets it be."""
+    """Show a trainer's events until it ends; an interruption asks it to save and stop, a second one lets it be.
+
+    Returns how it ended; nothing where it came too late to train.
+    """
     view, seen, asked = console.TrainingView(), 0, False
     end: dict[str, Any] = {}
     while not end:
@@ -211,6 +297,8 @@ def _follow(session: Session, running: Any) -> str:
         except TrainingError:
             view.close()
             raise
+    if end.get("too_late"):
+        return ""
     if end["outcome"] == "failed":
         raise TrainingError(end["message"])
     if end["outcome"] == "crashed":
@@ -234,6 +322,43 @@ def stop(session: SessionLike, root: str | Path | None = None) -> bool:
     running.stop()
     console.say(f"asked process {running.pid} to save and stop")
     return True
+
+
+def publish(session: SessionLike, root: str | Path | None = None) -> Session:
+    """Bring the checkpoints that lie on this machine alone into the session's folder; a trainer does so by itself.
+
+    Raises:
+        SessionBusy: it is being trained.
+        StorageError: its disk is full, read-only or away.
+        ModelError: its base model cannot be had.
+    """
+    from fastdb.models.sources import base_of
+    from fastdb.publishing.pending import pending
+    from fastdb.publishing.publishing import Publishing
+    from fastdb.training.process import find
+
+    session = open_session(session, root)
+    if find(session) is not None:
+        raise SessionBusy("is being trained, and its trainer publishes", where=session.name, fix="Let it end.")
+    refuse_elsewhere(session.path)
+    if pending(session):
+        view = console.TrainingView()
+
+        def tell(kind: str, **fields: Any) -> None:
+            view.show({"event": kind, **fields})
+
+        try:
+            Publishing(session, base_of(session), tell, patience=PUBLISH_WITHIN).run(lambda: True)
+        finally:
+            view.close()
+    console.say(f"every checkpoint to go on from is in {session.checkpoints}")
+    return session
+
+
+def _files_of(session: Session, stems: Sequence[str]) -> list[Path]:
+    """The files that came in under those stems."""
+    folders = (session.originals, session.instance_images, session.captions)
+    return [path for folder in folders for path in folder.iterdir() if path.stem in stems]
 
 
 def _found(photos: Sequence[str | Path]) -> list[Path]:

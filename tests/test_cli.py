@@ -150,7 +150,7 @@ def start_training(session: Path) -> subprocess.Popen[str]:
 
 def wait_for(session: Path, wanted: Callable[[dict], bool], seconds: float = 60) -> dict:
     """The first event of the newest run that is wanted."""
-    from fastdb.training.events import read_events
+    from fastdb.sessions.events import read_events
 
     deadline, folder = time.monotonic() + seconds, work_folder(session)
     while time.monotonic() < deadline:
@@ -163,9 +163,22 @@ def wait_for(session: Path, wanted: Callable[[dict], bool], seconds: float = 60)
 
 
 def test_every_verb_has_its_help() -> None:
-    verbs = [command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands]  # type: ignore[union-attr]
-    expected = ["demo", "new", "sessions", "show", "add-images", "train", "stop", "export", "convert"]
-    assert verbs == [*expected, "generate", "evaluate", "inspect", "space", "free", "share", "adopt", "duplicate"]
+    verbs = [(one.name or one.callback.__name__).replace("_", "-") for one in app.registered_commands]  # type: ignore[union-attr]
+    expected = [
+        "demo",
+        "new",
+        "sessions",
+        "show",
+        "check",
+        "add-images",
+        "train",
+        "extend",
+        "stop",
+        "publish",
+        "export",
+    ]
+    expected += ["export", "convert", "generate", "evaluate", "inspect", "space", "free", "share", "adopt", "duplicate"]
+    assert verbs == expected
     whole = fastdb("--help")
     assert (whole.code, whole.err) == (0, "")
     for verb in verbs:
@@ -243,6 +256,9 @@ SAID = [
     (["add-images", "cap", "{bad}"], "cap: no session of this name in {root}. Did you mean cup?"),
     (["show", "zebra"], "zebra: no session of this name in {root}. fastdb sessions lists those there are."),
     (["train", "zebra"], "zebra: no session of this name in {root}. fastdb sessions lists those there are."),
+    (["extend", "cup", "--steps", "0"], "steps is 0, but should be greater than or equal to 1. Correct this and run"),
+    (["extend", "cup", "--steps", "5", "--rate", "1"], "learning_rate is 1.0, but should be less than or equal to 0.1"),
+    (["extend", "zebra", "--steps", "5"], "zebra: no session of this name in {root}."),
     (["stop", "zebra"], "zebra: no session of this name in {root}. fastdb sessions lists those there are."),
     (["export", "cpu"], "cpu: no session of this name in {root}. Did you mean cup?"),
     (["generate", "cpu", "a cup"], "cpu: no session of this name in {root}. Did you mean cup?"),
@@ -280,6 +296,20 @@ def test_a_mistake_is_answered_in_one_line_and_changes_nothing(
 
 def test_every_mistake_has_its_case() -> None:
     assert len(SAID) >= 25
+
+
+def test_a_session_is_extended(session: Path) -> None:
+    done = fastdb("extend", "cup", "--steps", "20", "--schedule", "hold", "--rate", "1e-5")
+    assert (done.code, done.err) == (0, "")
+    assert done.out == (
+        "cup is extended after step 60 by 20 steps, hold at 1e-05: 80 in all\ntrain them with: fastdb train cup\n"
+    )
+    done = fastdb("show", "cup")
+    assert "text_encoder 0/60, unet 0/80" in done.out
+    for wrong in (["--schedule", "cosine", "--steps", "5"], []):
+        done = fastdb("extend", "cup", *wrong)
+        assert (done.code, "Traceback" in done.err) == (2, False)
+    assert Session.open(session).config.unet.all_steps == 80
 
 
 def test_a_base_model_that_is_gone_is_said_and_nothing_changes(session: Path, mini: Path, tmp_path: Path) -> None:
@@ -416,12 +446,13 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_others(
     assert "Free some: fastdb free cup" in done.error
     assert tree(session) == before
     opened = Session.open(session)
-    *_, end = start(opened.with_config(opened.config.changed(steps))).follow()
+    *_, end = start(opened.with_config(opened.config.changed({**steps, "checkpoints.patience_minutes": 0.02}))).follow()
     assert end["outcome"] == "failed"
-    assert "the disk is full; what was there before is untouched. Free some space" in end["message"]
+    assert "unet-000002 could not be published and lies on this machine alone" in end["message"]
+    assert "the disk is full; what was there before is untouched" in end["message"]
     assert sorted(os.listdir(session / "checkpoints")) == ["README.txt", "text_encoder-000002"]
     assert faults(session / "checkpoints" / "text_encoder-000002") == []
-    changing = ("session.yaml", "logs", "checkpoints/text_encoder-000002")
+    changing = (".files.json", "session.yaml", "logs", "checkpoints/text_encoder-000002")
     assert tree(session, changing) == {name: data for name, data in before.items() if not name.startswith(changing)}
     assert Session.open(session).config.unet.steps == 2
 

@@ -86,6 +86,8 @@ def test_one_like_no_other_is_just_unknown() -> None:
         ("checkpoints.every_steps", 1, 100_000, 0, 100_001),
         ("checkpoints.every_minutes", 0.1, 1440, 0, 1441),
         ("checkpoints.keep_every", 0, 100_000, -1, 100_001),
+        ("checkpoints.publish_mb_per_second", 0.1, 100_000, 0, 100_001),
+        ("checkpoints.patience_minutes", 0, 1440, -1, 1441),
         ("samples.every_steps", 0, 100_000, -1, 100_001),
         ("samples.steps", 1, 1000, 0, 1001),
         ("samples.guidance", 0, 50, -1, 51),
@@ -96,6 +98,35 @@ def test_bounds_hold_on_both_sides(name: str, least: float, most: float, below: 
         assert dict(flat(Config().changed({name: good}).model_dump()))[name] == good
     for bad in (below, above, float("nan"), float("inf"), float("-inf"), None, "x", [1]):
         assert f"{name} is " in refused(**{name: bad})
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most", "below", "above"),
+    [("steps", 1, 100_000, 0, 100_001), ("learning_rate", 1e-12, 0.1, 0, 0.11)],
+)
+def test_bounds_hold_for_what_the_unet_is_extended_by(
+    name: str, least: float, most: float, below: float, above: float
+) -> None:
+    one = {"steps": 5, "schedule": "hold", "learning_rate": "1e-6"}
+    for good in (least, most):
+        assert (
+            getattr(Config().changed({"unet.extensions": [one, {**one, name: good}]}).unet.extensions[1], name) == good
+        )
+    for bad in (below, above, float("nan"), float("inf"), None, "x", [1]):
+        assert f"unet.extensions.0.{name} is " in refused(unet__extensions=[{**one, name: bad}])
+
+
+def test_extensions_that_are_none_are_refused() -> None:
+    one = {"steps": 5, "schedule": "hold", "learning_rate": 1e-6}
+    assert "unet.extensions.0.schedule is 'cosine', but should be 'hold', 'rewarm' or 'decay'" in refused(
+        unet__extensions=[{**one, "schedule": "cosine"}]
+    )
+    assert "unet.extensions.0.steps is missing" in refused(
+        unet__extensions=[{"schedule": "hold", "learning_rate": 1e-6}]
+    )
+    assert "unet.extensions is 5, but" in refused(unet__extensions=5)
+    assert "unet.extensions is " in refused(unet__extensions=[one] * 101)
+    assert "unet.extensions.0.step is no setting" in refused(unet__extensions=[{**one, "step": 1}])
 
 
 def test_every_number_has_a_test_of_its_bounds() -> None:
@@ -132,6 +163,11 @@ def test_it_is_frozen_and_changed_gives_another() -> None:
     assert config == Config()
     assert config.differences(other) == ["seed 0 -> 5", "unet.steps 1500 -> 200", "samples.prompts () -> ('a', 'b')"]
     assert config.changed({}) == config
+    extended = config.changed({"unet.extensions": [{"steps": 5, "schedule": "hold", "learning_rate": 1e-6}] * 2})
+    assert config.differences(extended) == [
+        "unet.extensions () -> 5 steps, hold at 1e-06 + 5 steps, hold at 1e-06",
+    ]
+    assert (config.unet.all_steps, extended.unet.all_steps) == (1500, 1510)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +217,7 @@ def test_it_comes_back_from_yaml_as_it_was() -> None:
             "seed": 2**63 - 1,
             "samples.prompts": ["no", "1e5", "\N{DOG FACE} \\ ' \"", ""],
             "captions.instance_prompt": "a: b # c",
+            "unet.extensions": [{"steps": 5, "schedule": "rewarm", "learning_rate": 1e-06}],
         }
     )
     text = yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True)
@@ -209,6 +246,7 @@ def test_the_settings_a_person_meets_are_these() -> None:
         "unet.steps",
         "unet.learning_rate",
         "unet.ema_decay",
+        "unet.extensions",
         "prior.class_images",
         "prior.prompts",
         "prior.weight",
@@ -224,6 +262,8 @@ def test_the_settings_a_person_meets_are_these() -> None:
         "checkpoints.every_steps",
         "checkpoints.every_minutes",
         "checkpoints.keep_every",
+        "checkpoints.publish_mb_per_second",
+        "checkpoints.patience_minutes",
         "samples.every_steps",
         "samples.prompts",
         "samples.seed",

@@ -115,7 +115,7 @@ def test_a_training_is_shown_from_its_events(
     assert told.out.splitlines() == [
         "text_encoder stage: 2 steps",
         "images: 3 at 64 px",
-        "saved text_encoder-000002 in 0.2 s, read back and hashed",
+        "saved text_encoder-000002 on this machine in 0.2 s",
         "warning: the weather is bad",
         "sample /s/samples/unet-000006-1.png",
     ]
@@ -134,7 +134,7 @@ def test_a_training_is_shown_from_its_events(
     view.close()
 
 
-@pytest.mark.parametrize("kind", ["", "published", "open", "task", "bar", "smooth", "_init__", "show", "close"])
+@pytest.mark.parametrize("kind", ["", "later", "open", "task", "bar", "smooth", "_init__", "show", "close"])
 def test_kinds_of_later_versions_are_passed_over(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     """`open` and `task` once ran into the view's own insides."""
     view = console.TrainingView()

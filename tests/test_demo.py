@@ -38,9 +38,9 @@ from fastdb.models.recommended import recommended  # noqa: E402
 from fastdb.models.session_export import export_parts  # noqa: E402
 from fastdb.runtime.places import work_folder  # noqa: E402
 from fastdb.sessions.checkpoints import complete  # noqa: E402
+from fastdb.sessions.events import read_events  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.storage.manifest import faults  # noqa: E402
-from fastdb.training.events import read_events  # noqa: E402
 from fastdb.training.process import Running  # noqa: E402
 from fastdb.world.draw import draw  # noqa: E402
 from fastdb.world.scene import BACKGROUNDS, COLOURS, Scene, described  # noqa: E402

@@ -32,6 +32,7 @@ from fastdb.errors import (
 from fastdb.images.intake import instance_images_of
 from fastdb.sessions import carried
 from fastdb.sessions.checkpoints import save
+from fastdb.sessions.known import FILES
 from fastdb.sessions.record import FILE, Run, read_record, write_record
 from fastdb.sessions.session import Session
 from fastdb.storage.manifest import MANIFEST, faults
@@ -44,7 +45,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != FILES  # which each session has of its own
     }
 
 
@@ -103,7 +104,9 @@ def test_what_was_shared_is_what_is_adopted(checkpoints: bool, session: Session,
     expected = {name: before[name] for name in before.keys() - STAYS - (set() if checkpoints else HEAVY)}
     found = contents(adopted.path)
     assert {name: found[name] for name in found if name != FILE} == {k: v for k, v in expected.items() if k != FILE}
-    assert adopted.record == session.record.model_copy(update={"name": "new"})
+    assert (adopted.record.lineage == session.record.lineage) == checkpoints
+    lineage = adopted.record.lineage
+    assert adopted.record == session.record.model_copy(update={"name": "new", "lineage": lineage})
     pictures = instance_images_of(adopted.instance_images, adopted.captions, adopted.config.captions.instance_prompt)
     assert [(one.path.name, one.prompt) for one in pictures] == [
         ("sks cat (1).png", "a photo of sks cat"),
@@ -115,10 +118,10 @@ def test_what_was_shared_is_what_is_adopted(checkpoints: bool, session: Session,
 
 
 def test_an_archive_under_its_own_name_is_the_session_byte_for_byte(session: Session, tmp_path: Path) -> None:
-    path = sharing.share(session, tmp_path / "cat.zip")
+    path = sharing.share(session, tmp_path / "cat.zip", checkpoints=True)
     before = contents(session.path)
     shutil.move(session.path, tmp_path / "aside")
-    assert contents(sharing.adopt(path).path) == {k: v for k, v in before.items() if k not in STAYS | HEAVY}
+    assert contents(sharing.adopt(path).path) == {k: v for k, v in before.items() if k not in STAYS}
 
 
 def test_an_archive_holds_a_manifest_and_nothing_of_this_machine(session: Session, tmp_path: Path) -> None:
@@ -169,7 +172,9 @@ def test_a_duplicate_has_no_history_unless_its_checkpoints_come_along(session: S
     before = contents(session.path)
     light, whole = sharing.duplicate("cat", "light"), sharing.duplicate("cat", "whole", checkpoints=True)
     assert (light.record.runs, whole.record.runs) == ((), session.record.runs)
-    assert light.record.model_copy(update={"name": "cat", "runs": session.record.runs}) == session.record
+    as_before = {"name": "cat", "runs": session.record.runs, "lineage": session.record.lineage}
+    assert light.record.model_copy(update=as_before) == session.record
+    assert light.record.lineage != whole.record.lineage == session.record.lineage
     assert contents(light.path).keys() == before.keys() - STAYS - HEAVY
     assert contents(whole.path).keys() == before.keys() - STAYS
     assert contents(session.path) == before
@@ -326,7 +331,10 @@ def test_killed_anywhere_there_is_a_whole_session_or_none(
         named = [name for name in listed(folder / "out") if not name.startswith(".")]
         assert named in ([], ["new"])
         if named:
-            assert contents(folder / "out" / "new") == whole
+            found = contents(folder / "out" / "new")
+            assert found.pop(FILE), "which differs by its lineage"
+            assert found == {name: whole[name] for name in whole.keys() - {FILE}}
+            assert Session.open("new", folder / "out").record.lineage
         assert list(Session.list(folder / "out")) == ([Session.open("new", folder / "out")] if named else [])
 
 
@@ -417,7 +425,7 @@ def test_a_classic_session_without_a_usable_picture_is_none(classic: Path, sessi
         sharing.adopt(classic)
     for path in (classic / "instance_images").glob("*.*g"):
         path.unlink()
-    with pytest.raises(ImageError, match=r"no instance images. Unpack its instance_images.zip first"):
+    with pytest.raises(SessionError, match=r"instance_images.zip: cannot be used as an archive"):
         sharing.adopt(classic)
     assert listed(sessions_folder) == []
 

@@ -31,6 +31,7 @@ from fastdb.errors import (  # noqa: E402
     StorageError,
     TrainingError,
 )
+from fastdb.models.unpacked import raw_file  # noqa: E402
 from fastdb.sessions.checkpoints import complete  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.training import process  # noqa: E402
@@ -40,6 +41,7 @@ SETTINGS: dict[str, Any] = {
     "text_encoder.steps": 4,
     "unet.steps": 6,
     "checkpoints.every_steps": 3,
+    "checkpoints.keep_every": 3,
 }
 
 
@@ -263,12 +265,14 @@ def test_an_export_says_how_far_the_session_is(trained: Session, capsys: pytest.
     assert file.read_bytes() == before
 
 
-def test_an_earlier_checkpoint_is_exported_by_its_step(trained: Session, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_earlier_checkpoint_is_exported_by_its_step(
+    trained: Session, mini: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """What `fastdb evaluate` names can be had."""
     (newest,), (file,) = (results.export("cup", formats=["safetensors"], step=step) for step in (None, 3))
     assert file.name == "cup_step_3.safetensors"
     assert "exporting cup as trained so far: text_encoder 4/4, unet 3/6\n" in capsys.readouterr().out
-    kept = load_file(trained.checkpoints / "unet-000003" / "unet.safetensors")["conv_in.weight"].half()
+    kept = load_file(raw_file(trained.checkpoints / "unet-000003" / "unet.packed", mini))["conv_in.weight"].half()
     exported = {path: load_file(path)["model.diffusion_model.input_blocks.0.0.weight"] for path in (file, newest)}
     assert torch.equal(exported[file], kept)
     assert not torch.equal(exported[newest], kept)

@@ -26,6 +26,14 @@ class Precision(StrEnum):
     fp32 = "fp32"
 
 
+class Schedule(StrEnum):
+    """How the rate of further steps goes."""
+
+    hold = "hold"
+    rewarm = "rewarm"
+    decay = "decay"
+
+
 def settings_of(pairs: list[str] | None) -> dict[str, Any]:
     """`unet.steps=800` pairs as a mapping; a list is read as YAML, everything else by its setting's kind."""
     import yaml

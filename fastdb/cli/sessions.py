@@ -50,6 +50,19 @@ def show(name: Name, root: Root = None) -> None:
         overview.show(name, root)
 
 
+def check(
+    name: Name,
+    quick: Annotated[bool, typer.Option("--quick", help="Look at sizes, and do not read everything.")] = False,
+    accept: Annotated[bool, typer.Option("--accept", help="Take what you changed by hand for right.")] = False,
+    root: Root = None,
+) -> None:
+    """Read everything a session holds, and say what is damaged or was changed since it came."""
+    with boundary():
+        from fastdb import checking
+
+        checking.check(name, quick=quick, accept=accept, root=root)
+
+
 def add_images(
     name: Name,
     photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", show_default=False)],

@@ -34,7 +34,7 @@ def adopt(
     source: Annotated[
         str,
         typer.Argument(
-            help="A zip, a folder, a link of a shared Drive folder, or a session of the classic notebook.",
+            help="A zip, a folder, a link to one of these, or a session of the classic notebook.",
             show_default=False,
         ),
     ],
@@ -56,10 +56,14 @@ def duplicate(
     name: Name,
     new: Annotated[str, typer.Argument(help="The new session's name.", show_default=False)],
     checkpoints: Checkpoints = False,
+    from_step: Annotated[
+        int | None,
+        typer.Option("--from-step", min=0, help="Checkpoints too, up to this step of the UNet's stage."),
+    ] = None,
     root: Root = None,
 ) -> None:
     """Make a new session with the photos, captions and settings of another."""
     with boundary():
         from fastdb import sharing
 
-        sharing.duplicate(name, new, checkpoints=checkpoints, root=root)
+        sharing.duplicate(name, new, checkpoints=checkpoints, from_step=from_step, root=root)

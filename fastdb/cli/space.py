@@ -43,6 +43,9 @@ def free(
     ] = None,
     what: Annotated[list[What] | None, typer.Option(help="Kind of files; may be given many times.")] = None,
     models: Annotated[bool, typer.Option("--models", help="Fetched base models, least recently used first.")] = False,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Folders that were to become sessions and never did, a day old.")
+    ] = False,
     wanted: Annotated[float, typer.Option("--gb", help="With --models: stop after so many GB; 0 removes all.")] = 0,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     root: Root = None,
@@ -54,11 +57,15 @@ def free(
         def confirm(question: str) -> bool:
             return yes or typer.confirm(question)
 
-        if models == (name is not None) or (models and what):
+        if (name is not None) + models + unfinished != 1 or (what and name is None):
             raise ConfigError(
-                "takes either a session and --what, or --models", where="fastdb free", fix="Name one of them."
+                "takes either a session and --what, or --models, or --unfinished",
+                where="fastdb free",
+                fix="Name one of them.",
             )
         if models:
             verbs.free_models(confirm=confirm, wanted=int(wanted * 1e9))
+        elif unfinished:
+            verbs.free_unfinished(confirm=confirm, root=root)
         else:
             verbs.free(name or "", [kind.value for kind in what or ()], confirm=confirm, root=root)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from fastdb.inference.engine import Engine
 from fastdb.inference.source import open_source
 from fastdb.models.base_model import BaseModel
+from fastdb.models.packed_checkpoint import raw_sha256
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import Standing, standings
 from fastdb.storage.durable import explained
-from fastdb.storage.manifest import MANIFEST, sha256
+from fastdb.storage.manifest import sha256
 from fastdb.training.process import find
 
 STAGE = "unet"
@@ -84,7 +83,7 @@ def busy(session: Session) -> bool:
 def _checkpoint(session: Session, base: BaseModel, stands: Standing) -> Candidate:
     keys = [session.record.base_model.fingerprint]
     for path in stands.weights.values():
-        keys.append(_hash_of(path))
+        keys.append(raw_sha256(path))
     weights = stands.weights
     return Candidate(
         f"step {stands.done(STAGE)}",
@@ -92,12 +91,6 @@ def _checkpoint(session: Session, base: BaseModel, stands: Standing) -> Candidat
         " ".join(keys),
         lambda: Engine.from_folder(base.folder, trained=weights),
     )
-
-
-def _hash_of(path: Path) -> str:
-    """The SHA-256 of a checkpoint's file by its manifest, which has just been held against the bytes."""
-    record: dict[str, Any] = json.loads((path.parent / MANIFEST).read_text(encoding="utf-8"))
-    return str(record["files"][path.name]["sha256"])
 
 
 def _step_told(file: Path) -> int | None:

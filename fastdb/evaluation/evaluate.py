@@ -25,6 +25,7 @@ from fastdb.inference.engine import Request
 from fastdb.inference.samplers import DEFAULT
 from fastdb.models.sources import MINI
 from fastdb.runtime.device import choose_device
+from fastdb.sessions.lease_watch import refuse_elsewhere
 from fastdb.sessions.session import Session
 from fastdb.storage.durable import make_folder, write_json
 from fastdb.training.prepare import check_base
@@ -77,6 +78,7 @@ def evaluate_session(session: Session, wanted: Wanted) -> Report:
     request = _request(session, wanted)
     if busy(session):
         raise SessionBusy("is being trained", where=session.name, fix="Evaluate it when that is over, or stop it.")
+    refuse_elsewhere(session.path, "Or stop it there, and evaluate it then.")
     base = check_base(session)
     found, said = [untrained(session, base)], list[str]()
     if wanted.file is not None:

@@ -13,6 +13,7 @@ from PIL import Image
 from fastdb.evaluation.candidates import Candidate
 from fastdb.evaluation.measures import Taken
 from fastdb.evaluation.protocol import Shot
+from fastdb.images.png_chunks import png_fault
 from fastdb.inference.engine import Request
 from fastdb.inference.pictures import parameters, png
 from fastdb.runtime.device import release_memory
@@ -95,6 +96,8 @@ class Gallery:
         """Where a picture lies that was made as it would be now and can be read; else None."""
         path = self.path(candidate, shot)
         try:
+            if png_fault(path.read_bytes()):
+                return None
             with Image.open(path) as picture:
                 picture.load()
                 told = picture.info.get("parameters")

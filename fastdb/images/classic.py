@@ -11,6 +11,7 @@ from fastdb.images.captions import prompt_from_name, read_caption
 from fastdb.images.crop import Crop, choose_crop, crop_square
 from fastdb.images.intake import Intake, add_photos, save_png
 from fastdb.images.photos import photos_in, read_photo
+from fastdb.sessions.archive import opened
 from fastdb.storage.durable import explained, write_text
 
 IMAGES, CAPTIONS, CONCEPT = "instance_images", "captions", "concept_images"
@@ -37,14 +38,43 @@ def read_classic(folder: Path) -> ClassicSession:
     with explained(folder):
         photos = _photos(folder / IMAGES)
         if not photos:
-            zipped = (folder / f"{IMAGES}.zip").is_file()
             raise ImageError(
                 "this session of the classic notebook has no instance images",
                 where=folder,
-                fix=f"Unpack its {IMAGES}.zip first." if zipped else f"Put its photos into {IMAGES}.",
+                fix=f"Put its photos into {IMAGES}.",
             )
         models = sorted(path for path in folder.iterdir() if path.suffix == ".ckpt" and path.is_file())
         return ClassicSession(folder, tuple(photos), tuple(_photos(folder / CONCEPT)), tuple(models))
+
+
+def only_zipped(folder: Path) -> bool:
+    """Whether a classic session has its instance images in `instance_images.zip` alone.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    with explained(folder):
+        return not _photos(folder / IMAGES) and (folder / f"{IMAGES}.zip").is_file()
+
+
+def unzipped(folder: Path, into: Path) -> None:
+    """Unpack the instance images and captions that a classic session has in zips into the folders of a new one; what
+    lies beside the zips as files is copied.
+
+    Raises:
+        SessionError: a zip does what none of pictures does, or is damaged.
+        StorageError: a disk is full or failing.
+    """
+    with explained(folder):
+        for name in (IMAGES, CAPTIONS):
+            (into / name).mkdir(parents=True)
+            if (folder / f"{name}.zip").is_file():
+                with opened(folder / f"{name}.zip") as archive:
+                    within = all(member.name.startswith(f"{name}/") for member in archive.members)
+                    archive.unpack(archive.members, into / name, f"{name}/" if within else "")
+        for path in (folder / CAPTIONS).glob("*.txt"):
+            if path.is_file() and not (into / CAPTIONS / path.name).exists():
+                (into / CAPTIONS / path.name).write_bytes(path.read_bytes())
 
 
 def _photos(folder: Path) -> list[Path]:

@@ -14,7 +14,8 @@ from fastdb.errors import ImageError
 from fastdb.images.captions import instance_prompt, read_caption, subject_of
 from fastdb.images.crop import Crop, choose_crop, crop_square
 from fastdb.images.faces import face_detector
-from fastdb.images.photos import decode_photo, photo_bytes, photos_in
+from fastdb.images.photos import decode_photo, own_photos_in, photo_bytes, photos_in
+from fastdb.sessions.portable import fit_stem
 from fastdb.storage.durable import explained, write_bytes, write_text, writing
 
 LONGEST_NAME = 200
@@ -115,7 +116,7 @@ def instance_images_of(instance_images: Path, captions: Path | None, template: s
         ImageError: there are none, a caption is no UTF-8 text, or a prompt would be empty.
     """
     with explained(instance_images):
-        found = photos_in(instance_images) if instance_images.is_dir() else []
+        found = own_photos_in(instance_images) if instance_images.is_dir() else []
     if not found:
         raise ImageError(
             "holds no instance images", where=instance_images, fix="Run add-images with some photos first."
@@ -158,13 +159,13 @@ def save_png(image: Image.Image, path: Path) -> None:
 
 
 def _safe_stem(photo: Path) -> str:
-    """The photo's stem as it will be used, composed (NFC), so that Macs and Drive mean the same name.
+    """The photo's stem as it will be used: one that every disk takes, and that Macs and Drive mean alike.
 
     Raises:
         ImageError: no disk would take the name.
     """
     try:
-        stem = unicodedata.normalize("NFC", photo.stem)
+        stem = fit_stem(photo.stem)
         length = len(f"{stem}{photo.suffix}".encode())
     except UnicodeEncodeError as error:
         raise ImageError("the file's name is not text", where=ascii(photo.name), fix="Rename the photo.") from error

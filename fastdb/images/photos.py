@@ -14,6 +14,9 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from fastdb.errors import ImageError
+from fastdb.images.png_chunks import SIGNATURE, png_fault
+from fastdb.storage.durable import explained
+from fastdb.storage.twins import is_copy
 
 PHOTO_ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".heic", ".heif"})
 """What counts as a photo in a folder. HEIC is among them so that it is refused aloud, not passed over."""
@@ -62,6 +65,16 @@ def photos_in(folder: Path) -> list[Path]:
     """The photos lying directly in `folder`, in natural order; hidden files and other endings are passed over."""
     found = (p for p in folder.iterdir() if p.suffix.lower() in PHOTO_ENDINGS and not p.name.startswith("."))
     return sorted((p for p in found if p.is_file()), key=lambda p: natural_key(p.name))
+
+
+def own_photos_in(folder: Path) -> list[Path]:
+    """The photos in a session's `folder` less those that are a second of the same bytes, as Google Drive makes them.
+
+    Raises:
+        StorageError: the folder, or one of two that may be the same, cannot be read.
+    """
+    with explained(folder):
+        return [path for path in photos_in(folder) if not is_copy(path)]
 
 
 def find_photos(paths: Sequence[Path]) -> list[Path]:
@@ -132,6 +145,8 @@ def decode_photo(data: bytes, path: Path) -> Image.Image:
         ImageError: see `read_photo`.
     """
     _refuse_other_formats(data, path)
+    if data.startswith(SIGNATURE) and (fault := png_fault(data)):
+        raise ImageError(fault, where=path, fix="Copy or export the photo again.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's doubts about a file: it decodes or it is refused

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from fastdb.errors import ModelError
 from fastdb.models.base_model import read_config, weight_file
 from fastdb.models.layouts.mapping import modern_name
+from fastdb.models.unpacked import raw_file
 from fastdb.storage.durable import explained
 
 if TYPE_CHECKING:
@@ -28,9 +29,10 @@ def load_unet(folder: Path, dtype: torch.dtype = torch.float32, *, weights: Path
 
     Raises:
         ModelError: see `fill`.
+        CheckpointError, StorageError: `weights` is packed; see `raw_file`.
     """
     model: UNet2DConditionModel = empty("unet", read_config(folder / "unet" / "config.json"))
-    fill(model, weights or weight_file(folder, "unet"), "unet", dtype)
+    fill(model, raw_file(weights, folder) if weights else weight_file(folder, "unet"), "unet", dtype)
     return model
 
 
@@ -52,9 +54,11 @@ def load_text_encoder(
 
     Raises:
         ModelError: see `fill`.
+        CheckpointError, StorageError: `weights` is packed; see `raw_file`.
     """
     model: CLIPTextModel = empty("text_encoder", read_config(folder / "text_encoder" / "config.json"))
-    fill(model, weights or weight_file(folder, "text_encoder"), "text_encoder", dtype)
+    file = raw_file(weights, folder) if weights else weight_file(folder, "text_encoder")
+    fill(model, file, "text_encoder", dtype)
     return model
 
 

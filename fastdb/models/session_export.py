@@ -8,12 +8,13 @@ from pathlib import Path
 from fastdb.errors import TrainingError
 from fastdb.models.base_model import open_base_model, weight_file
 from fastdb.models.sources import base_of
+from fastdb.models.unpacked import raw_files
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES, how_far, standing, standings
 
 
 def export_parts(session: Session, step: int | None = None) -> tuple[dict[str, Path], str]:
-    """The weights file of each part, and how far the trained ones are, as a phrase.
+    """The weights file of each part, unpacked where it was packed, and how far the trained ones are, as a phrase.
 
     Args:
         step: of the UNet stage, for the checkpoint of that step instead of the newest.
@@ -22,6 +23,7 @@ def export_parts(session: Session, step: int | None = None) -> tuple[dict[str, P
         ConfigError: there is no checkpoint of that step.
         TrainingError: nothing was trained yet.
         ModelError: the base model cannot be used.
+        CheckpointError, StorageError: weights cannot be unpacked.
     """
     stands = standing(session) if step is None else standings(session, [step])[0][0]
     if stands.last is None:
@@ -32,7 +34,9 @@ def export_parts(session: Session, step: int | None = None) -> tuple[dict[str, P
         )
     base = open_base_model(base_of(session))
     parts = {part: weight_file(base.folder, part) for part in ("unet", "vae", "text_encoder")}
-    return {**parts, **stands.weights}, how_far(session, {stage: stands.done(stage) for stage in STAGES})
+    return {**parts, **raw_files(stands.weights, base.folder)}, how_far(
+        session, {stage: stands.done(stage) for stage in STAGES}
+    )
 
 
 def export_metadata(session: Session, stands: str) -> dict[str, str]:
@@ -42,6 +46,7 @@ def export_metadata(session: Session, stands: str) -> dict[str, str]:
         ModelError: the base model cannot be used.
     """
     config, base = session.config, open_base_model(base_of(session))
+    extended = {"fastdb.extended": "; ".join(map(str, session.record.extended))} if session.record.extended else {}
     return {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": "stable-diffusion-v1",
@@ -51,6 +56,7 @@ def export_metadata(session: Session, stands: str) -> dict[str, str]:
         "modelspec.resolution": f"{config.resolution}x{config.resolution}",
         "modelspec.trigger_phrase": session.record.subject.token,
         "fastdb.trained": stands,
+        **extended,
         "fastdb.instance_prompt": config.captions.instance_prompt,
         "fastdb.config": json.dumps(config.model_dump(mode="json")),
     }

@@ -39,5 +39,5 @@ def work_folder(session: Path) -> Path:
     Logs that grow and locks live here and not in the session: under Google Drive's mount a file that
     stays open is never uploaded, and locks do not work.
     """
-    name = hashlib.sha256(str(session.resolve()).encode()).hexdigest()[:16]
+    name = hashlib.sha256(os.fsencode(session.resolve())).hexdigest()[:16]
     return cache_folder() / "work" / name

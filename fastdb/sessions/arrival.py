@@ -9,8 +9,9 @@ from pathlib import Path, PurePosixPath
 
 from fastdb.errors import ConfigError, FastDBError, SessionError
 from fastdb.sessions.carried import EXPORTS
+from fastdb.sessions.checkpoints import complete
 from fastdb.sessions.portable import shown
-from fastdb.sessions.record import FILE, BaseModelRecord, Record, read_record, write_record
+from fastdb.sessions.record import FILE, BaseModelRecord, Record, new_lineage, read_record, write_record
 from fastdb.sessions.session import Session, lay_out
 from fastdb.storage.durable import explained
 
@@ -46,7 +47,7 @@ def locate(paths: Iterable[str], where: object) -> Found:
             prefix = "".join(f"{part}/" for part in parts[:depth])
             if parts[depth:] == [FILE]:
                 found.setdefault(depth, {})[prefix] = False
-            elif parts[depth] == CLASSIC and len(parts) > depth + 1:
+            elif (parts[depth] == CLASSIC and len(parts) > depth + 1) or parts[depth:] == [f"{CLASSIC}.zip"]:
                 found.setdefault(depth, {}).setdefault(prefix, True)
     if not found:
         raise SessionError(
@@ -72,7 +73,12 @@ def locate_in(folder: Path, where: object) -> Found:
     """
     with explained(folder):
         stars = ["*/" * depth for depth in range(DEEPEST + 1)]
-        paths = [path for star in stars for name in (FILE, f"{CLASSIC}/*") for path in folder.glob(f"{star}{name}")]
+        paths = [
+            path
+            for star in stars
+            for name in (FILE, f"{CLASSIC}/*", f"{CLASSIC}.zip")
+            for path in folder.glob(f"{star}{name}")
+        ]
         return locate((path.relative_to(folder).as_posix() for path in paths), where)
 
 
@@ -94,7 +100,8 @@ def read_come(folder: Path, where: object) -> Record:
 
 
 def settle(folder: Path, name: str, base: BaseModelRecord | None, where: object, called: Sequence[str] = ()) -> None:
-    """Make a folder that has come a session of its new name: missing folders are made, exports get its name.
+    """Make a folder that has come a session of its new name: missing folders are made, exports get its name. It is of
+    the lineage it had where checkpoints have come along, else of a new one.
 
     Args:
         base: the same base model as it is named here.
@@ -120,8 +127,11 @@ def settle(folder: Path, name: str, base: BaseModelRecord | None, where: object,
         ) from error
     for old in {record.name, *called} - {name}:
         _rename_exports(folder, old, name)
-    if (record.name, record.base_model) != (name, base or record.base_model):
-        write_record(folder, record.model_copy(update={"name": name, "base_model": base or record.base_model}))
+    settled = record.model_copy(update={"name": name, "base_model": base or record.base_model})
+    if not complete(folder / "checkpoints"):
+        settled = settled.model_copy(update={"lineage": new_lineage()})
+    if settled != record:
+        write_record(folder, settled, keep=False)
 
 
 def _rename_exports(folder: Path, old: str, new: str) -> None:
@@ -133,9 +143,9 @@ def _rename_exports(folder: Path, old: str, new: str) -> None:
 
 
 def without_history(session: Session) -> None:
-    """Take the runs out of a session's history: it has not been trained.
+    """Take out of a session's history what was done in it: it has not been trained. Its settings stay.
 
     Raises:
         StorageError: the folder cannot be written.
     """
-    write_record(session.path, session.record.model_copy(update={"runs": ()}))
+    write_record(session.path, session.record.model_copy(update={"runs": (), "extended": ()}), keep=False)

@@ -7,8 +7,10 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
+import time
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,8 +19,9 @@ from pathlib import Path, PurePosixPath
 
 from fastdb.errors import SessionError, SessionExists
 from fastdb.sessions.archive import BLOCK, opened
+from fastdb.sessions.lease_file import is_lease_file
 from fastdb.sessions.portable import MOST_FILES, double, litter, name_fault, shown
-from fastdb.sessions.session import check_free
+from fastdb.sessions.session import check_free, near_name
 from fastdb.storage.durable import explained, flush, make_folder, writing
 from fastdb.storage.manifest import FORMAT, MANIFEST, faults
 
@@ -27,9 +30,12 @@ HEAVY = ("checkpoints", "class_images", "logs")
 EXPORTS = (".safetensors", ".ckpt")
 README = "README.txt"
 
-_PACKED_ALREADY = (".png", ".jpg", ".jpeg", ".webp", ".safetensors", ".zip", ".gz")
+_PACKED_ALREADY = (".png", ".jpg", ".jpeg", ".webp", ".safetensors", ".packed", ".zip", ".gz")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """The time of every member, so that the same session gives the same archive."""
+
+_REST = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}")
+A_DAY = 86400.0
 
 Progress = Callable[[int, int], None]
 
@@ -37,8 +43,8 @@ Progress = Callable[[int, int], None]
 def files_of(folder: Path, *, state: bool = True, exports: bool = True) -> tuple[list[str], list[str]]:
     """The files of a session's folder that travel, as relative paths, and a line for each that is no plain file.
 
-    Hidden files stay behind; so do checkpoints, class images and logs where `state` is false, and exported models
-    where `exports` is.
+    Hidden files stay behind, and the one that says who trains the session; so do checkpoints, class images and logs
+    where `state` is false, and exported models where `exports` is.
 
     Raises:
         SessionError: one has a name that another disk would not take, or there are too many.
@@ -56,7 +62,7 @@ def files_of(folder: Path, *, state: bool = True, exports: bool = True) -> tuple
             for name in sorted([*names, *folders]):
                 path = Path(place, name)
                 relative = path.relative_to(folder).as_posix()
-                if litter(relative) or stat.S_ISDIR(mode := path.lstat().st_mode):
+                if litter(relative) or is_lease_file(relative) or stat.S_ISDIR(mode := path.lstat().st_mode):
                     continue
                 if not stat.S_ISREG(mode):
                     said.append(f"left out: {shown(relative)} is a link or no plain file")
@@ -223,6 +229,37 @@ def staged(name: str, root: Path | str | None) -> Iterator[tuple[Path, Path]]:
             shutil.rmtree(beside, ignore_errors=True)
             raise
         flush(path.parent)
+
+
+def rests(root: Path, older: float = A_DAY) -> list[Path]:
+    """The hidden folders below `root` that were to become sessions and that nobody has written to for so long.
+
+    Whoever makes one was cut off then, on this machine or another: its name is a session's, between a point and eight
+    hexadecimal digits.
+
+    Args:
+        older: seconds.
+
+    Raises:
+        StorageError: the folder cannot be read.
+    """
+    now = time.time()
+    with explained(root):
+        there = sorted(root.iterdir()) if root.is_dir() else []
+        return [path for path in there if _is_rest(path) and now - _touched(path) > older]
+
+
+def _is_rest(path: Path) -> bool:
+    found = _REST.fullmatch(path.name)
+    return found is not None and near_name(found["name"]) == found["name"] and path.is_dir() and not path.is_symlink()
+
+
+def _touched(folder: Path) -> float:
+    """When something below a folder was last made or changed."""
+    times = [folder.lstat().st_mtime]
+    for place, folders, names in os.walk(folder):
+        times += [Path(place, name).lstat().st_mtime for name in (*folders, *names)]
+    return max(times)
 
 
 def _flush_all(folder: Path) -> None:

@@ -93,7 +93,8 @@ def removable(session: Session, kind: str) -> list[Cost]:
     """
     if kind == "checkpoints":
         keep_every = session.config.checkpoints.keep_every
-        going = [one for stage in STAGES for one in spare(session.checkpoints, stage, keep_every)]
+        lineage = session.record.lineage
+        going = [one for stage in STAGES for one in spare(session.checkpoints, stage, keep_every, lineage)]
         return [Cost(kind, one.path, bytes_of(one.path)) for one in going]
     if kind == "samples":
         return _files(session.samples, kind, _SAMPLE)

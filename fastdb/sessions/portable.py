@@ -14,6 +14,7 @@ LONGEST_PART, LONGEST_PATH = 200, 800
 """Bytes in UTF-8 of one name, and of the whole path."""
 
 _UNFIT = re.compile(r'[<>:"|?*\x00-\x1f\x7f]')
+_UNSEEN = re.compile(r"[\x80-\x9f\u2028-\u202e\u2066-\u2069\ufeff]")
 _WINDOWS = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\..*)?", re.IGNORECASE)
 _LITTER = {"__macosx", "thumbs.db", "desktop.ini", "icon\r"}
 
@@ -40,6 +41,13 @@ def name_fault(path: str) -> str:
     if any(_UNFIT.search(part) or part.endswith((".", " ")) or _WINDOWS.fullmatch(part) for part in parts):
         return "has a name that Windows or Drive would not take"
     return ""
+
+
+def fit_stem(stem: str) -> str:
+    """A file's name without its ending as every disk takes it, composed (NFC): what is unfit in it becomes `_`."""
+    plain = _UNSEEN.sub("_", _UNFIT.sub("_", unicodedata.normalize("NFC", stem))).replace("\\", "_").lstrip(".")
+    first, point, rest = plain.partition(".")
+    return (f"{first}_{point}{rest}" if _WINDOWS.fullmatch(plain) else plain) or "photo"
 
 
 def double(paths: Iterable[str]) -> str:

@@ -12,10 +12,21 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fastdb.config import Config
+from fastdb.config import Config, Extension
 from fastdb.errors import FastDBError, SessionError, SessionExists, SessionNotFound, StorageError
-from fastdb.runtime.places import expanded, sessions_root
-from fastdb.sessions.record import FILE, BaseModelRecord, Record, Run, Subject, read_record, write_record
+from fastdb.runtime.places import expanded, sessions_root, work_folder
+from fastdb.sessions.portable import litter
+from fastdb.sessions.record import (
+    FILE,
+    BaseModelRecord,
+    Extended,
+    Record,
+    Run,
+    Subject,
+    new_lineage,
+    read_record,
+    write_record,
+)
 from fastdb.storage.durable import explained, flush, make_folder
 
 NAME = re.compile(r"[^\W_][\w.-]{0,62}")
@@ -52,7 +63,12 @@ class Session:
         path = check_free(name, root)
         folder = path.parent
         record = Record(
-            name=name, created=now(), base_model=base_model, subject=subject or Subject(), config=config or Config()
+            name=name,
+            created=now(),
+            lineage=new_lineage(),
+            base_model=base_model,
+            subject=subject or Subject(),
+            config=config or Config(),
         )
         make_folder(folder)
         with explained(path):
@@ -141,8 +157,18 @@ class Session:
 
     @property
     def checkpoints(self) -> Path:
-        """What training goes on from."""
+        """Checkpoints that are published: what training goes on from on any machine."""
         return self.path / "checkpoints"
+
+    @property
+    def local_checkpoints(self) -> Path:
+        """Checkpoints on this machine's own disk: training saves here, and they are published from here."""
+        return work_folder(self.path) / "checkpoints"
+
+    @property
+    def checkpoint_folders(self) -> tuple[Path, Path]:
+        """Where checkpoints may lie; of two of one step, that of the first place is nearer."""
+        return self.local_checkpoints, self.checkpoints
 
     @property
     def samples(self) -> Path:
@@ -162,6 +188,25 @@ class Session:
     def with_config(self, config: Config) -> Session:
         """Write other settings into `session.yaml` and give the session that has them."""
         return self._rewritten(self.record.model_copy(update={"config": config}))
+
+    def with_extension(self, more: Extension) -> Session:
+        """Append further steps to the UNet's stage, and note that in the history; what a person has changed stays.
+
+        Raises:
+            ConfigError: it has as many extensions as it may have.
+        """
+        record = read_record(self.path)
+        unet = record.config.unet
+        given = [one.model_dump() for one in (*unet.extensions, more)]
+        noted = Extended(when=now(), after=unet.all_steps, **more.model_dump())
+        config = record.config.changed({"unet.extensions": given})
+        return self._rewritten(
+            record.model_copy(update={"config": config, "extended": (*record.extended, noted)}),
+        )
+
+    def with_new_lineage(self) -> Session:
+        """Begin anew: what was trained so far belongs to an earlier beginning of the session from now on."""
+        return self._rewritten(self.record.model_copy(update={"lineage": new_lineage()}))
 
     def with_run_begun(self, begins: str) -> Session:
         """Note in the history that a trainer begins; what a person has changed in the file meanwhile stays."""
@@ -184,7 +229,9 @@ class Session:
         Raises:
             StorageError: it was renamed or removed, or the disk it lies on is gone.
         """
-        if not (self.path / FILE).is_file():
+        with explained(self.path):
+            there = (self.path / FILE).is_file()
+        if not there:
             raise StorageError(
                 "the session's folder is not there any more: renamed, removed, or its disk is no longer mounted",
                 where=self.path,
@@ -192,8 +239,7 @@ class Session:
             )
 
     def _rewritten(self, record: Record) -> Session:
-        write_record(self.path, record)
-        return Session(self.path, record)
+        return Session(self.path, write_record(self.path, record))
 
 
 def now() -> str:
@@ -241,7 +287,8 @@ def check_free(name: str, root: Path | str | None = None) -> Path:
 
 def _usable(name: str) -> bool:
     short = len(name.encode("utf-8", "replace")) <= _LONGEST
-    return bool(NAME.fullmatch(name)) and short and not name.endswith(".") and not _WINDOWS.fullmatch(name)
+    fits = bool(NAME.fullmatch(name)) and not litter(name)
+    return fits and short and not name.endswith(".") and not _WINDOWS.fullmatch(name)
 
 
 def template() -> Path:

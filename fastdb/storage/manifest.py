@@ -5,15 +5,19 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 from fastdb.errors import StorageError
 from fastdb.storage.durable import explained, write_json
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
+LARGEST = 1 << 24
+"""Bytes of a manifest; one of thousands of files has a tenth of it."""
 GONE = (errno.ENOTCONN, errno.ESTALE, errno.ENODEV)
 """What a disk answers that was taken away, such as a mount whose server died."""
 
@@ -51,17 +55,17 @@ def write_manifest(folder: Path, meant: Mapping[str, str] | None = None) -> None
     write_json(folder / MANIFEST, {"format": FORMAT, "files": files})
 
 
-def faults(folder: Path) -> list[str]:
+def faults(folder: Path, *, quick: bool = False) -> list[str]:
     """What is wrong with `folder` by its manifest, each as a clause; nothing wrong gives an empty list.
 
-    Every byte is read again. Files the manifest does not name are no fault.
+    Every byte is read again; with `quick` those of JSON files only, and of others the sizes. Files the manifest does
+    not name are no fault.
 
     Raises:
         StorageError: the disk is gone. That says nothing of what lies on it.
     """
     try:
-        with _gone_explained(folder):
-            record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        record = _read(folder)
         files = [(str(name), int(fact["bytes"]), str(fact["sha256"])) for name, fact in record["files"].items()]
     except FileNotFoundError:
         return ["it has no manifest, so it was never finished"]
@@ -69,7 +73,52 @@ def faults(folder: Path) -> list[str]:
         return [f"its manifest cannot be read ({type(error).__name__})"]
     if record.get("format") != FORMAT:
         return [f"its manifest has format {record.get('format')!r}; this version knows {FORMAT}"]
-    return [clause for name, size, digest in files if (clause := _fault(folder / name, size, digest))]
+    read = [(name, size, digest if not quick or name.endswith(".json") else "") for name, size, digest in files]
+    return [clause for entry in read if (clause := _fault(folder, *entry))]
+
+
+def named(folder: Path) -> frozenset[str]:
+    """The files that the manifest of `folder` names; none where it cannot be read.
+
+    Raises:
+        StorageError: the disk is gone.
+    """
+    try:
+        return frozenset(_read(folder)["files"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return frozenset()
+
+
+def _read(folder: Path) -> Any:
+    """A folder's manifest as it stands there.
+
+    Raises:
+        OSError, ValueError: it cannot be read.
+        StorageError: the disk is gone.
+    """
+    path = folder / MANIFEST
+    with _gone_explained(folder):
+        if not stat.S_ISREG(path.stat().st_mode) or path.stat().st_size > LARGEST:
+            raise ValueError("no plain file, or too large for one")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def hashes_in(folder: Path) -> dict[str, str]:
+    """The SHA-256, in hex, of each file that the manifest of `folder` names, which was held against the bytes before.
+
+    Raises:
+        StorageError: the manifest cannot be read now.
+    """
+    try:
+        with explained(folder / MANIFEST):
+            record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return {str(name): str(fact["sha256"]) for name, fact in record["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise StorageError(
+            f"cannot be read any more ({type(error).__name__})",
+            where=folder / MANIFEST,
+            fix="Check the disk and run the same command again.",
+        ) from error
 
 
 @contextmanager
@@ -88,12 +137,22 @@ def _gone_explained(path: Path) -> Iterator[None]:
             raise
 
 
-def _fault(path: Path, size: int, digest: str) -> str:
+def _fault(folder: Path, name: str, size: int, digest: str) -> str:
+    """What is wrong with a file; its bytes are read where there is a `digest`."""
+    plain = PurePosixPath(name)
+    if name != str(plain) or plain.is_absolute() or ".." in plain.parts or PureWindowsPath(name).anchor:
+        return f"its manifest names {name[:80]!a}, which is no file in it"
+    path = folder / name
     try:
         with _gone_explained(path):
-            if path.stat().st_size != size:
-                return f"{path.name} has {path.stat().st_size} bytes instead of {size}"
-            if sha256(path) != digest:
+            facts = path.stat()
+            if not stat.S_ISREG(facts.st_mode):
+                return f"{path.name} is no plain file"
+            if not path.resolve().is_relative_to(folder.resolve()):
+                return f"{path.name} is a link that leads out of it"
+            if facts.st_size != size:
+                return f"{path.name} has {facts.st_size} bytes instead of {size}"
+            if digest and sha256(path) != digest:
                 return f"{path.name} has changed since it was written"
     except FileNotFoundError:
         return f"{path.name} is missing"

@@ -1,6 +1,7 @@
-"""The trainer's process: `python -m fastdb.training SESSION_FOLDER EVENTS_FILE`.
+"""The trainer's process: `python -m fastdb.training SESSION_FOLDER EVENTS_FILE [--take-over]`.
 
-SIGTERM and SIGINT ask it to save a checkpoint after the step it is in, and to end.
+SIGTERM and SIGINT ask it to save a checkpoint after the step it is in, and to end; a second one not to wait until that
+is published.
 """
 
 from __future__ import annotations
@@ -13,26 +14,34 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from fastdb.errors import FastDBError, StorageError
+from fastdb.errors import FastDBError, SessionBusy
 from fastdb.runtime.quiet import hush_libraries
+from fastdb.sessions.events import EventLog
+from fastdb.sessions.known import note
+from fastdb.sessions.lease import Guard, held
 from fastdb.sessions.session import Session
 from fastdb.storage.durable import write_text
-from fastdb.training.events import EventLog
 from fastdb.training.lock import training_lock
-from fastdb.training.process import announce
+from fastdb.training.process import TAKE_OVER, announce
 
 
-def main(folder: Path, events: Path) -> int:
+def main(folder: Path, events: Path, take_over: bool = False) -> int:
     """Train the session in `folder`, write what happens to `events`; returns the exit code."""
-    stop = threading.Event()
+    stop, leave = threading.Event(), threading.Event()
+
+    def asked(*_: Any) -> None:
+        (leave if stop.is_set() else stop).set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, asked)
     log = EventLog(events)
     try:
         with training_lock(folder):
             announce(folder, events)
-            end = _train(folder, log, stop)
-            _keep(log, folder, end)
+            end = _train(folder, log, stop, leave, take_over)
+    except SessionBusy as error:
+        # Not the session's fault: whoever started this one can follow the other.
+        end = {"outcome": "failed", "message": str(error), "too_late": True}
     except FastDBError as error:
         end = {"outcome": "failed", "message": str(error)}
     # Last of all, with the lock released: whoever reads this may start the next trainer at once.
@@ -41,15 +50,33 @@ def main(folder: Path, events: Path) -> int:
     return {"failed": 2, "crashed": 1}.get(end["outcome"], 0)
 
 
-def _train(folder: Path, log: EventLog, stop: threading.Event) -> dict[str, Any]:
-    """One life of the trainer, and how it ended."""
+def _train(
+    folder: Path, log: EventLog, stop: threading.Event, leave: threading.Event, take_over: bool
+) -> dict[str, Any]:
+    """One life of the trainer under the session's lease, and how it ended."""
+
+    def tell(line: str) -> None:
+        log.tell("warning", message=line)
+
     try:
         session = Session.open(folder)
+        with held(session.path, tell, stop.set, take_over=take_over) as lease:
+            end = _live(session, log, stop, leave, lease)
+            _keep(log, folder, end, lease)
+    except FastDBError as error:
+        end = {"outcome": "failed", "message": str(error)}
+    return end
+
+
+def _live(
+    session: Session, log: EventLog, stop: threading.Event, leave: threading.Event, lease: Guard
+) -> dict[str, Any]:
+    try:
         hush_libraries()
         # Not at the top: a signal that comes while torch is loading must find its handler in place.
         from fastdb.training.trainer import Trainer
 
-        return {"outcome": Trainer(session, log.tell, stop).run()}
+        return {"outcome": Trainer(session, log.tell, stop, leave, lease).run()}
     except FastDBError as error:
         return {"outcome": "failed", "message": str(error)}
     except Exception as error:  # noqa: BLE001 - a bug: told to the follower with its traceback, and its exit code is 1
@@ -57,15 +84,19 @@ def _train(folder: Path, log: EventLog, stop: threading.Event) -> dict[str, Any]
         return {"outcome": "crashed", "message": message, "traceback": traceback.format_exc()}
 
 
-def _keep(log: EventLog, folder: Path, end: dict[str, Any]) -> None:
+def _keep(log: EventLog, folder: Path, end: dict[str, Any], lease: Guard) -> None:
     """Copy what this run said into the session's own logs."""
     try:
+        lease.check()
         (folder / "logs").mkdir(exist_ok=True)
         text = log.path.read_text(encoding="utf-8") + json.dumps({"event": "end", **end}) + "\n"
         write_text(folder / "logs" / log.path.name, text)
-    except (StorageError, OSError) as error:
+        said = [json.loads(line) for line in text.splitlines()]
+        samples = [Path(event["path"]) for event in said if event["event"] == "sample"]
+        note(folder, [path for path in samples if path.is_file()])
+    except (FastDBError, OSError) as error:
         log.tell("warning", message=f"the log of this run stays on this machine only, at {log.path}: {error}")
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), TAKE_OVER in sys.argv[3:]))

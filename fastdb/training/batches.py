@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +55,16 @@ class Batch:
     timesteps: torch.Tensor
     prompts: tuple[str, ...]
     instances: int
+
+
+def digest(batches: Iterable[Batch]) -> str:
+    """A short hash of all that is in some microbatches, in hex: where two are equal, training saw the same."""
+    whole = hashlib.blake2b(digest_size=8)
+    for batch in batches:
+        whole.update(repr(batch.prompts).encode())
+        for numbers in (batch.latents, batch.noise, batch.timesteps):
+            whole.update(numbers.numpy().tobytes())
+    return whole.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from pathlib import Path
 from PIL import Image
 
 from fastdb.images.captions import read_caption
-from fastdb.images.photos import photos_in
+from fastdb.images.photos import own_photos_in, photos_in
 from fastdb.inference.engine import Engine, Request
 from fastdb.inference.pictures import parameters, png
+from fastdb.sessions.known import forget, note
 from fastdb.sessions.session import Session
 from fastdb.storage.durable import explained, make_folder, write_bytes
 from fastdb.training.randomness import generator
@@ -55,11 +56,11 @@ def class_images(
     session.check_there()
     make_folder(folder)
     said = _set_foreign_aside(session, folder)
-    missing = wanted - len(photos_in(folder))
+    missing = wanted - len(own_photos_in(folder))
     if missing > 0:
         free = (number for number in count(1) if not _path(folder, number).exists())
         _make(session, list(islice(free, missing)), load_engine(), progress, stopping)
-    return [ClassImage(path, _prompt(session, path)) for path in photos_in(folder)[:wanted]], said
+    return [ClassImage(path, _prompt(session, path)) for path in own_photos_in(folder)[:wanted]], said
 
 
 def _make(
@@ -86,6 +87,7 @@ def _make(
                 write_bytes(_path(session.class_images, number), png(picture, parameters(request, request.seed)))
                 done += 1
                 progress(done, len(numbers))
+    note(session.path, [_path(session.class_images, number) for number in numbers])
 
 
 def group_size(resolution: int) -> int:
@@ -145,4 +147,5 @@ def _set_foreign_aside(session: Session, folder: Path) -> list[str]:
         aside.mkdir()
         for path in foreign:
             path.rename(aside / path.name)
+    forget(session.path, foreign)
     return [f"class images of another prompt or other settings were moved to {aside.name}: {len(foreign)}"]

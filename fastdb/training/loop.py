@@ -13,7 +13,7 @@ from diffusers import DDPMScheduler
 
 from fastdb.config import Config
 from fastdb.errors import TrainingError
-from fastdb.training.batches import Batch, Batches
+from fastdb.training.batches import Batch, Batches, digest
 from fastdb.training.loss import add_noise, denoising_loss, timestep_weights
 from fastdb.training.optimizers import set_rates
 from fastdb.training.randomness import generator
@@ -29,6 +29,8 @@ class StepReport:
     prior_loss: float
     learning_rate: float
     seconds: float
+    batch: str
+    """A hash of the latents, noise, timesteps and prompts of its microbatches, in hex."""
 
 
 @dataclass
@@ -55,11 +57,13 @@ class Loop:
             set_rates(self.optimizer, rates.values())
             # Whatever a model draws by itself (dropout) is a function of the step too.
             torch.manual_seed(generator(config.seed, self.stage.name, step, "model").initial_seed())
-            losses = [self._microstep(step, number) for number in range(config.gradient_accumulation)]
+            batches = [self.batches.at(step, number) for number in range(config.gradient_accumulation)]
+            losses = [self._microstep(step, batch) for batch in batches]
             loss, prior = (sum(part) / len(losses) for part in zip(*losses, strict=True))
             if self.stage.average is not None:
                 self.stage.average.update()
-            report = StepReport(step + 1, loss, prior, rates[self.stage.name], time.perf_counter() - began)
+            rate, seen = rates[self.stage.name], digest(batches)
+            report = StepReport(step + 1, loss, prior, rate, time.perf_counter() - began, seen)
             if after_step(report):
                 return step + 1
         return steps
@@ -81,11 +85,11 @@ class Loop:
             self.optimizer.zero_grad(set_to_none=True)
         return ""
 
-    def _microstep(self, step: int, number: int) -> tuple[float, float]:
+    def _microstep(self, step: int, batch: Batch) -> tuple[float, float]:
         """Gradient of one microbatch; the last one of a step also moves the weights."""
         accelerator, stage = self.accelerator, self.stage
         with accelerator.accumulate(*stage.trained.values()):
-            loss, instance, prior = self.loss(self.batches.at(step, number))
+            loss, instance, prior = self.loss(batch)
             accelerator.backward(loss)
             value = float(instance.detach())
             if not math.isfinite(float(loss.detach())):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from fastdb.sessions.events import Tell
+from fastdb.sessions.lease import Guard
 from fastdb.training.checkpointing import Saver
-from fastdb.training.events import Tell
 from fastdb.training.loop import Loop, StepReport
 from fastdb.training.samples import Sampler
 
@@ -20,12 +21,13 @@ class Observers:
     sampler: Sampler
     tell: Tell
     stop: threading.Event
+    lease: Guard = field(default_factory=Guard)
 
     def after_step(self, report: StepReport) -> bool:
         """Do what is due after a step; says whether to stop.
 
         Raises:
-            StorageError: a checkpoint or sample cannot be written; earlier checkpoints are untouched.
+            StorageError: the last checkpoint cannot be written on this machine; earlier ones are untouched.
         """
         stage, accelerator = self.loop.stage, self.loop.accelerator
         if not accelerator.is_main_process:
@@ -33,8 +35,11 @@ class Observers:
         self._report(report)
         stopping = self.stop.is_set()
         if stopping or self.saver.due(report.step, stage.steps):
-            self.saver.save(stage, report.step, self.loop.optimizer, accelerator)
-        if not stopping and self.sampler.due(report.step, stage.steps):
+            last = stopping or report.step == stage.steps
+            self.saver.save(stage, report.step, self.loop.optimizer, accelerator, last)
+            # Or it was asked to stop, or lost the session, while it saved: this step is safe.
+            stopping = self.stop.is_set()
+        if not stopping and self.sampler.due(report.step, stage.steps) and self.lease.holds():
             self.sampler.make(stage, report.step, accelerator)
         return stopping
 
@@ -48,4 +53,5 @@ class Observers:
             prior_loss=round(report.prior_loss, 6),
             learning_rate=report.learning_rate,
             seconds=round(report.seconds, 4),
+            batch=report.batch,
         )

@@ -74,11 +74,6 @@ def make_optimizer(
     return optimizer
 
 
-def linear_rate(base: float, step: int, steps: int) -> float:
-    """The learning rate of the update that follows `step` done ones: linear from `base` to 0 after `steps`."""
-    return base * max(0.0, 1.0 - step / steps)
-
-
 def set_rates(optimizer: torch.optim.Optimizer, rates: Iterable[float]) -> None:
     """Set the learning rate of each group."""
     for group, rate in zip(optimizer.param_groups, rates, strict=True):

@@ -38,7 +38,7 @@ def make_plan(session: Session, standing: Standing, device: Device, optimizer: t
     config, lines = session.config, list(standing.passed_over)
     lines += [_stage(name, session, standing.done(name)) for name in STAGES]
     if is_joint(config):
-        last = min(config.text_encoder.steps, config.unet.steps)
+        last = min(config.text_encoder.steps, config.unet.all_steps)
         rate = config.text_encoder.learning_rate
         lines.append(f"text encoder: trains beside the UNet until step {last}, from rate {rate:g}")
     if config.unet.ema_decay:
@@ -60,15 +60,17 @@ def make_plan(session: Session, standing: Standing, device: Device, optimizer: t
 
 def _stage(name: str, session: Session, done: int) -> str:
     """What is to be done in a stage, or why nothing is."""
-    settings = session.config.text_encoder if name == "text_encoder" else session.config.unet
-    if name == "text_encoder" and is_joint(session.config):
+    config, steps = session.config, steps_of(session, name)
+    if name == "text_encoder" and is_joint(config):
         return f"{name} stage: none, it trains in the unet stage"
-    if settings.steps == 0:
+    if steps == 0:
         return f"{name} stage: left out, 0 steps are set"
-    if done >= settings.steps:
-        return f"{name} stage: done, {settings.steps} steps"
+    if done >= steps:
+        return f"{name} stage: done, {steps} steps"
+    more = "".join(f" + {one}" for one in config.unet.extensions) if name == "unet" else ""
+    own = config.unet if name == "unet" else config.text_encoder
     went_on = f", going on after step {done}" if done else ""
-    return f"{name} stage: {settings.steps} steps from rate {settings.learning_rate:g}{went_on}"
+    return f"{name} stage: {own.steps} steps from rate {own.learning_rate:g}{more}{went_on}"
 
 
 def _prior(session: Session) -> str:

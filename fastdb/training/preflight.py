@@ -9,7 +9,10 @@ from fastdb.errors import CheckpointError, TrainingError
 from fastdb.images.intake import InstanceImage, instance_images_of
 from fastdb.models.base_model import open_base_model
 from fastdb.models.sources import base_of
-from fastdb.sessions.checkpoints import complete
+from fastdb.sessions.checkpoints import own
+from fastdb.sessions.known import changes, yaml_changed
+from fastdb.sessions.leftovers import second_things
+from fastdb.sessions.record import FILE
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES, is_joint, steps_of
 from fastdb.storage.durable import explained, write_bytes
@@ -17,8 +20,9 @@ from fastdb.training.recipe import check_recipes, make_recipe
 from fastdb.training.space_needed import check_space
 
 
-def preflight(session: Session, restart: bool = False) -> None:
-    """Raise what training would stumble over later; `restart` says that it will not go on from a checkpoint.
+def preflight(session: Session, restart: bool = False, from_step: int | None = None) -> None:
+    """Raise what training would stumble over later; `restart` says that it will not go on from a checkpoint,
+    `from_step` that it will from none of the UNet stage after that step.
 
     Raises:
         ModelError: the base model cannot be used.
@@ -37,7 +41,7 @@ def preflight(session: Session, restart: bool = False) -> None:
             fix="Give one of them steps, such as --set unet.steps=800.",
         )
     if not restart:
-        check_goes_on(session, images)
+        check_goes_on(session, images, from_step)
     if session.config.prior.class_images and session.class_prompts == ("a photo of",):
         raise TrainingError(
             "class images are wanted, but the session has no class word",
@@ -48,23 +52,37 @@ def preflight(session: Session, restart: bool = False) -> None:
     with explained(probe):
         session.checkpoints.mkdir(exist_ok=True)
         write_bytes(probe, b"")
-        probe.unlink()
-    if advice := check_space(session, base.folder, restart):
+        # Another process may look at the same moment.
+        probe.unlink(missing_ok=True)
+    for line in (*second_things(session), *_changed(session)):
+        console.say(line)
+    if advice := check_space(session, base.folder, restart, from_step):
         console.say(advice)
 
 
-def check_goes_on(session: Session, images: Sequence[InstanceImage]) -> None:
+def check_goes_on(session: Session, images: Sequence[InstanceImage], from_step: int | None = None) -> None:
     """Refuse settings or images with which the newest checkpoints cannot go on; found by name, not verified.
+
+    Those of the UNet stage after `from_step` do not count.
 
     Raises:
         TrainingError: naming what changed.
     """
-    newest = [found[-1] for stage in STAGES if (found := complete(session.checkpoints, stage))]
+    until, lineage = {"unet": from_step}, session.record.lineage
+    there = {stage: own(session.checkpoint_folders, stage, lineage, until.get(stage)) for stage in STAGES}
+    newest = [found[-1] for found in there.values() if found]
     try:
         # The trainer looks at the class images when it has made those that are missing.
-        check_recipes(newest, make_recipe(session, images, None), session.name)
+        check_recipes(newest, make_recipe(session, images, None), session.name, from_step or 0)
     except (CheckpointError, KeyError):
         return  # A damaged one: the trainer verifies them all, and tells which it passes over.
+
+
+def _changed(session: Session) -> list[str]:
+    """What of that which training is made from is not as it came: changed by hand, as people may, or damaged."""
+    said = [f"{FILE} was edited by hand or damaged since it was written"] if yaml_changed(session.path) else []
+    said += changes(session.path, within=[session.instance_images.name, session.captions.name])
+    return said + changes(session.path, within=[session.class_images.name], quick=True)
 
 
 def instances(session: Session) -> list[InstanceImage]:

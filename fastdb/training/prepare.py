@@ -17,12 +17,12 @@ from fastdb.models.base_model import PARTS, BaseModel, fingerprint, open_base_mo
 from fastdb.models.loading import load_scheduler, load_tokenizer, load_vae
 from fastdb.models.sources import base_of
 from fastdb.runtime.device import Device, choose_device, cpu_threads, make_deterministic
+from fastdb.sessions.events import Tell
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES, Standing, standing, steps_of
 from fastdb.training.batches import Group
 from fastdb.training.caches import LatentCache, cache_latents, too_long
 from fastdb.training.class_images import ClassImage, class_images
-from fastdb.training.events import Tell
 from fastdb.training.optimizers import choose_optimizer
 from fastdb.training.plan import Plan, make_plan, next_stage
 from fastdb.training.preflight import instances
@@ -56,8 +56,8 @@ class Preparation:
         return schedule
 
 
-def look(session: Session, tell: Tell) -> tuple[Preparation, Standing, Plan]:
-    """Decide everything that does not cost time, and tell the plan.
+def look(session: Session, tell: Tell, said: Sequence[str] = ()) -> tuple[Preparation, Standing, Plan]:
+    """Decide everything that does not cost time, and tell the plan, with what was `said` before it.
 
     Raises:
         FastDBError: training cannot start or go on here.
@@ -70,7 +70,7 @@ def look(session: Session, tell: Tell) -> tuple[Preparation, Standing, Plan]:
     plan = make_plan(session, stands, device, optimizer, len(images))
     tell(
         "plan",
-        lines=list(plan.lines),
+        lines=[*said, *plan.lines],
         begins=plan.begins,
         stages={name: {"steps": steps_of(session, name), "done": stands.done(name)} for name in STAGES},
     )

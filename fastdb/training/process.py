@@ -20,11 +20,12 @@ from typing import Any
 
 from fastdb.errors import TrainingError
 from fastdb.runtime.places import work_folder
+from fastdb.sessions.events import Event, follow_events
 from fastdb.sessions.session import Session
 from fastdb.storage.durable import explained, make_folder, write_json
-from fastdb.training.events import Event, follow_events
 from fastdb.training.lock import is_training
 
+TAKE_OVER = "--take-over"
 _CURRENT = "current.json"
 _ANNOUNCED_WITHIN = 10.0
 """Seconds a trainer may take from its start, or from taking the lock, to saying who it is."""
@@ -82,8 +83,9 @@ class Running:
         return f"ended without a word ({lines[-1][:200]})" if lines else "ended without a word"
 
 
-def start(session: Session) -> Running:
-    """Start a trainer for a session; it goes on when the caller ends.
+def start(session: Session, take_over: bool = False) -> Running:
+    """Start a trainer for a session; it goes on when the caller ends. `take_over` says to take the session also from
+    another machine that trains it.
 
     Raises:
         StorageError: this machine's work folder cannot be written.
@@ -94,7 +96,14 @@ def start(session: Session) -> Running:
     make_folder(folder)
     with explained(folder), open(events.with_suffix(".out"), "w", encoding="utf-8") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "fastdb.training", str(session.path), str(events)],
+            [
+                sys.executable,
+                "-m",
+                "fastdb.training",
+                str(session.path),
+                str(events),
+                *([TAKE_OVER] if take_over else []),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

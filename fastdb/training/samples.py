@@ -14,9 +14,9 @@ from fastdb.inference.engine import Engine, Request
 from fastdb.inference.pictures import parameters, png
 from fastdb.models.base_model import BaseModel
 from fastdb.models.loading import load_scheduler, load_tokenizer, load_vae
+from fastdb.sessions.events import Tell
 from fastdb.sessions.session import Session
 from fastdb.storage.durable import make_folder, write_bytes
-from fastdb.training.events import Tell
 from fastdb.training.stages import Stage
 
 

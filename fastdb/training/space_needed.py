@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,11 @@ from fastdb.images.photos import photos_in
 from fastdb.models.base_model import PARTS, weight_file
 from fastdb.models.files.tensor_file import open_tensors
 from fastdb.models.files.tensors import TensorInfo
-from fastdb.sessions.checkpoints import KEEP, UNFINISHED, Checkpoint, complete
+from fastdb.runtime.places import work_folder
+from fastdb.sessions.checkpoints import KEEP, UNFINISHED, Checkpoint, complete, own
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES, is_joint, steps_of
-from fastdb.storage.durable import explained
+from fastdb.storage.durable import explained, make_folder
 from fastdb.storage.removal import bytes_of
 
 BLOCK = 256
@@ -69,8 +71,9 @@ class Need:
     """Whose moments were counted."""
 
 
-def need(session: Session, base: Path, restart: bool = False) -> Need:
-    """What the run that begins now needs; `restart` says that it will not go on from the checkpoints.
+def need(session: Session, base: Path, restart: bool = False, from_step: int | None = None) -> Need:
+    """What the run that begins now needs; `restart` says that it will not go on from the checkpoints, `from_step` that
+    it will from none of the UNet stage after that step.
 
     Raises:
         ModelError: the base model's weights cannot be read.
@@ -79,8 +82,11 @@ def need(session: Session, base: Path, restart: bool = False) -> Need:
     images = _class_images(session)
     each, kept, peak, optimizer = {}, 0, 0, _optimizer(config, [])
     for stage in STAGES:
-        there = [] if restart else complete(session.checkpoints, stage)
-        done, steps = (there[-1].step if there else 0), steps_of(session, stage)
+        until = from_step if stage == "unet" else None
+        lineage = session.record.lineage
+        there = [] if restart else own(session.checkpoints, stage, lineage, until)
+        anywhere = [] if restart else own(session.checkpoint_folders, stage, lineage, until)
+        done, steps = (anywhere[-1].step if anywhere else 0), steps_of(session, stage)
         if done >= steps:
             continue
         optimizer = _optimizer(config, there)
@@ -96,7 +102,7 @@ def need(session: Session, base: Path, restart: bool = False) -> Need:
     return Need(each, first, max(first, images + max(peak, kept + export)), optimizer)
 
 
-def check_space(session: Session, base: Path, restart: bool = False) -> str:
+def check_space(session: Session, base: Path, restart: bool = False, from_step: int | None = None) -> str:
     """Refuse a run whose first checkpoints do not fit on the disk; returns a line of advice where space is tight.
 
     What lies there is counted as it is: checkpoints to go on from are not needed again, the rest of a killed trainer
@@ -106,7 +112,8 @@ def check_space(session: Session, base: Path, restart: bool = False) -> str:
         StorageError: with the numbers, and what to do.
         ModelError: the base model's weights cannot be read.
     """
-    needed = need(session, base, restart)
+    needed = need(session, base, restart, from_step)
+    _check_here(session, needed)
     with explained(session.path):
         rest = sum(bytes_of(path) for path in session.checkpoints.glob(f"{UNFINISHED}*"))
         free = shutil.disk_usage(session.path).free + rest
@@ -124,6 +131,29 @@ def check_space(session: Session, base: Path, restart: bool = False) -> str:
             f"{size(free)} are free; {ways}"
         )
     return ""
+
+
+def _check_here(session: Session, needed: Need) -> None:
+    """Refuse a run whose checkpoints do not even fit on this machine's disk, where they are saved first.
+
+    Raises:
+        StorageError: with the numbers, and what to do.
+    """
+    here = work_folder(session.path)
+    make_folder(here)
+    with explained(here):
+        rest = sum(bytes_of(path) for path in session.local_checkpoints.glob(f"{UNFINISHED}*"))
+        free = shutil.disk_usage(here).free + rest
+        # Two of the largest: the one training can go on from stays while the next is written.
+        wanted = 2 * max(needed.checkpoints.values(), default=0)
+        if os.stat(here).st_dev == os.stat(session.path).st_dev:
+            wanted += needed.first
+    if free < wanted:
+        raise StorageError(
+            f"checkpoints are saved on this machine first, which needs {size(wanted)}, and {size(free)} are free there",
+            where=here,
+            fix="Free some (fastdb free --models), or name a folder on a larger disk in FASTDB_CACHE.",
+        )
 
 
 def checkpoint_bytes(config: Config, stage: str, weights: dict[str, Weights], optimizer: str) -> int:

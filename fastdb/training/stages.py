@@ -18,7 +18,7 @@ from fastdb.runtime.device import Device
 from fastdb.sessions.trained import is_joint
 from fastdb.training.averaging import Average
 from fastdb.training.caches import cache_embeddings, token_ids
-from fastdb.training.optimizers import linear_rate
+from fastdb.training.schedules import rate_at
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Stage:
     @property
     def steps(self) -> int:
         """How many steps it has in all."""
-        return self.settings[self.name].steps
+        return _steps_of(self.settings[self.name])
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """Every weight that trains."""
@@ -56,11 +56,11 @@ class Stage:
         It has no gradient any more then, so that it counts for nothing in the gradient's norm either.
         """
         for part, module in self.trained.items():
-            if step >= self.settings[part].steps:
+            if step >= _steps_of(self.settings[part]):
                 module.requires_grad_(False)
                 for weight in module.parameters():
                     weight.grad = None
-        return {part: linear_rate(one.learning_rate, step, one.steps) for part, one in self.settings.items()}
+        return {part: rate_at(one, step) for part, one in self.settings.items()}
 
     def condition(self, prompts: Sequence[str]) -> torch.Tensor:
         """The text conditioning of prompts, (prompts, 77, width) on the device."""
@@ -83,6 +83,10 @@ class Stage:
             self.average = Average(accelerator.unwrap_model(self.unet), own.ema_decay)
         whole: torch.optim.Optimizer = prepared
         return whole
+
+
+def _steps_of(settings: TextEncoderConfig | UNetConfig) -> int:
+    return settings.all_steps if isinstance(settings, UNetConfig) else settings.steps
 
 
 def build_stage(
@@ -151,6 +155,8 @@ def joint_stage(
     base: BaseModel, config: Config, device: Device, weights: Path | None, text_encoder: Path | None
 ) -> Stage:
     """The UNet trains, and the text encoder beside it until its own steps are over; each has its own rate.
+
+    Steps that the stage was extended by are the UNet's alone, unless the text encoder has some of its own left.
 
     `weights` and `text_encoder` continue from a checkpoint's UNet and text encoder.
 

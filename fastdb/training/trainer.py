@@ -5,20 +5,23 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from fastdb.errors import FastDBError, TrainingError
+from fastdb.publishing.publisher import Publisher
 from fastdb.runtime.device import release_memory
 from fastdb.sessions import checkpoints
+from fastdb.sessions.events import Tell
+from fastdb.sessions.known import changes
+from fastdb.sessions.lease import Guard
 from fastdb.sessions.session import Session
-from fastdb.sessions.trained import STAGES, Standing, standing, steps_of
+from fastdb.sessions.trained import STAGES, Standing, steps_of
 from fastdb.training.batches import Batches, Group
 from fastdb.training.checkpointing import Saver, restore
-from fastdb.training.events import Tell
 from fastdb.training.loop import Loop
 from fastdb.training.observers import Observers
 from fastdb.training.optimizers import make_optimizer
@@ -33,48 +36,71 @@ from fastdb.training.stages import build_stage
 class Trainer:
     """Trains a session from where it stands. `stop` may be set by a signal at any time.
 
-    Only the one process that holds the session's lock may run this.
+    Only the one process that holds the session's lock may run this; `lease` says whether the session is still its own.
     """
 
     session: Session
     tell: Tell
     stop: threading.Event
+    leave: threading.Event = field(default_factory=threading.Event)
+    """Set where even what is saved is not to be waited for: it is published in the background then."""
+    lease: Guard = field(default_factory=Guard)
 
     def run(self) -> str:
         """Train until everything is done or `stop` is set; returns "finished" or "stopped".
 
         Raises:
             FastDBError: training cannot start or go on; checkpoints made so far are good.
+            SessionBusy: another machine has taken the session over.
         """
         session = self.session
-        checkpoints.clear_unfinished(session.checkpoints)
-        prepared, stands, plan = look(session, self.tell)
+        self.lease.check()
+        checkpoints.clear_unfinished(session.local_checkpoints)
+        prepared, stands, plan = look(session, self.tell, self.lease.said)
         # A later stage's checkpoint is among them even where an earlier stage has to go on first.
         check_goes_on(session, prepared.images)
         check_recipes(stands.checkpoints.values(), make_recipe(session, prepared.images, None), session.name)
+        publisher = Publisher(session, prepared.base.folder, self.tell, self.lease)
         if plan.stage is None:
+            publisher.finish(self.leave.is_set)
             return "finished"
+        publisher.wake_if_pending()
         settle(prepared, stands, self.tell)
         with want_of_memory_explained():
-            prior = prior_images(prepared, self.tell, self.stop.is_set)
+            prior = prior_images(prepared, self.tell, lambda: self.stop.is_set() or not self.lease.holds())
+        self.lease.check()
         if self.stop.is_set():
             return "stopped"
+        if prior and stands.last is None:
+            # From the first checkpoint on the recipe holds their hashes.
+            for line in changes(session.path, within=[session.class_images.name]):
+                self.tell("warning", message=line)
         recipe = make_recipe(session, prepared.images, prior)
         check_recipes(stands.checkpoints.values(), recipe, session.name)
         session = session.with_run_begun(plan.begins)
         try:
             with want_of_memory_explained():
-                outcome = self._stages(prepared, stands, recipe, image_groups(prepared, prior, self.tell))
+                groups = image_groups(prepared, prior, self.tell)
+                outcome = self._stages(prepared, stands, recipe, groups, publisher)
+            leaving = self.leave if outcome == "stopped" else self.stop
+            publisher.finish(lambda: leaving.is_set() or self.leave.is_set())
         except Exception as error:
             # On a full disk the history cannot be written either, and the first fault is the one to tell.
             with suppress(FastDBError):
+                self.lease.check()
                 session.with_run_ended("failed" if isinstance(error, FastDBError) else "crashed")
             raise
+        self.lease.check()
         session.with_run_ended(outcome)
         return outcome
 
     def _stages(
-        self, prepared: Preparation, stands: Standing, recipe: dict[str, Any], groups: tuple[Group, ...]
+        self,
+        prepared: Preparation,
+        stands: Standing,
+        recipe: dict[str, Any],
+        groups: tuple[Group, ...],
+        publisher: Publisher,
     ) -> str:
         """Run each stage that is not over."""
         tell_long_prompts(prepared, groups, self.tell)
@@ -84,14 +110,16 @@ class Trainer:
                 continue
             if self.stop.is_set():
                 return "stopped"
-            done = self._stage(name, prepared, stands, recipe, groups)
+            done = self._stage(name, prepared, stands, recipe, groups, publisher)
             # All that the stage held is free again before the next one loads.
             release_memory()
             if done < steps:
                 return "stopped"
+            self.lease.check()
             # The next stage begins from what lies on the disk, whether this process wrote it or another.
-            stands = standing(prepared.session)
-            check_recipes(stands.checkpoints.values(), recipe, prepared.session.name)
+            lineage = prepared.session.record.lineage
+            last, _ = checkpoints.newest(prepared.session.local_checkpoints, name, lineage)
+            stands = replace(stands, checkpoints={**stands.checkpoints, **({name: last} if last else {})})
             if stands.done(name) < steps:
                 raise TrainingError(
                     "its last checkpoint does not verify when read back",
@@ -107,6 +135,7 @@ class Trainer:
         stands: Standing,
         recipe: dict[str, Any],
         groups: tuple[Group, ...],
+        publisher: Publisher,
     ) -> int:
         """Run one stage from its newest checkpoint on; returns the steps done in it."""
         accelerator = new_accelerator(prepared)
@@ -127,14 +156,18 @@ class Trainer:
         optimizer = make_optimizer(prepared.optimizer, groups_of_weights, config.optimizer)
         optimizer = stage.prepare(accelerator, optimizer)
         if name in stands.checkpoints:
-            restore(stands.checkpoints[name], stage, optimizer, accelerator)
+            restore(stands.checkpoints[name], stage, optimizer, accelerator, prepared.base.folder)
         loop = Loop(accelerator, stage, optimizer, batches, schedule, config)
         if prepared.device.kind != "cpu" and (cannot := loop.probe()):
             told = f"a resumed run will equal an uninterrupted one up to rounding, not to the bit: {cannot}"
             self.tell("warning", message=told)
         self.tell("stage", stage=name, step=stands.done(name), steps=stage.steps)
-        saver = Saver(session, recipe, prepared.host, self.tell)
-        return loop.run(stands.done(name), Observers(loop, saver, sampler, self.tell, self.stop).after_step)
+        saver = Saver(session, recipe, prepared.host, self.tell, publisher.wake)
+        observers = Observers(loop, saver, sampler, self.tell, self.stop, self.lease)
+        try:
+            return loop.run(stands.done(name), observers.after_step)
+        finally:
+            saver.wait()
 
 
 @contextmanager

@@ -212,7 +212,7 @@ def test_weights_that_changed_are_drawn_anew(evaluated: Session, again: Callable
     from fastdb.storage.manifest import write_manifest
 
     four, eight = (evaluated.checkpoints / f"unet-00000{step}" for step in (4, 8))
-    shutil.copy(eight / "unet.safetensors", four / "unet.safetensors")
+    shutil.copy(eight / "unet.packed", four / "unet.packed")
     write_manifest(four)
     before = told(evaluated)
     again(evaluated, checkpoints=[4, 8])
@@ -309,12 +309,12 @@ def test_the_notebook_shows_the_grid_over_the_curves(
 def test_a_damaged_checkpoint_is_passed_over_and_said(
     evaluated: Session, again: Callable[..., Report], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    weights = evaluated.checkpoints / "unet-000012" / "unet.safetensors"
+    weights = evaluated.checkpoints / "unet-000012" / "unet.packed"
     weights.write_bytes(weights.read_bytes()[:-1])
     report = again(evaluated)
     assert [one.label for one in report.candidates] == ["step 0", "step 4", "step 8", "step 16"]
     said = capsys.readouterr().out
-    assert "warning: checkpoint unet-000012 is passed over: unet.safetensors has" in said
+    assert "warning: checkpoint unet-000012 is passed over: unet.packed has" in said
 
 
 def refusal(call: Callable[[], object], kind: type[FastDBError]) -> str:

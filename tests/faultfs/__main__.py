@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -66,6 +67,12 @@ class Served(Drive):
             return self.faults.log
         elif do == "settle":
             self.uploader.settle()
+        elif do in ("forget", "elsewhere", "hear"):
+            getattr(self.uploader, do)(**said)
+        elif do == "refuse":
+            self.uploader.full, self.uploader.stuck = said["full"], said["stuck"]
+        elif do == "empty":
+            os.truncate(self.real(said["path"]), 0)
         elif do == "waiting":
             return [*self.uploader.waiting, *self.uploader.open]
         elif do == "stop":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections import Counter
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ KINDS = (
     "xattr",
 )
 ANY = "any"
+CHANGES = ("create", "write", "truncate", "rename", "unlink", "mkdir", "rmdir", "setattr")
+"""What a mount that is read-only refuses, beside opening to write."""
 SHORT = "SHORT"
 """In place of an error: the write takes half of its bytes, and says so."""
 
@@ -34,12 +37,16 @@ LOST = "LOST"
 
 @dataclass
 class Fault:
-    """The `nth` operation of a kind from now on fails with `error`; with `persistent` all after it do too."""
+    """The `nth` operation of a kind from now on fails with `error`; with `persistent` all after it do too.
+
+    With `below` only operations on that path of the drive, and on what lies in it, are counted.
+    """
 
     kind: str
     nth: int
     error: str
     persistent: bool
+    below: str = "/"
     seen: int = 0
 
     def __post_init__(self) -> None:
@@ -50,9 +57,10 @@ class Fault:
         if self.nth < 1:
             raise ValueError("operations are counted from 1")
 
-    def strikes(self, kind: str) -> bool:
+    def strikes(self, kind: str, path: str) -> bool:
         """Count an operation; whether it is to fail."""
-        if self.kind not in (ANY, kind):
+        inside = path == self.below or path.startswith(f"{self.below.rstrip('/')}/")
+        if self.kind not in (ANY, kind) or not inside:
             return False
         self.seen += 1
         return self.seen == self.nth or (self.persistent and self.seen > self.nth)
@@ -77,13 +85,28 @@ class Faults:
         self.room: int | None = None
         self.seconds_per_mib = 0.0
         self.stale = 0
+        self.read_only = False
+        self.away_for = 0.0
+
+    @property
+    def away_for(self) -> float:
+        """Seconds for which nothing answers yet."""
+        return max(0.0, self._back - time.monotonic())
+
+    @away_for.setter
+    def away_for(self, seconds: float) -> None:
+        self._back = time.monotonic() + seconds
 
     def strike(self, kind: str, path: str) -> str:
         """Count and log an operation; raises its error, or tells `SHORT`, `LOST` or nothing."""
         self.now += 1
         self.counts[kind] += 1
-        struck = [fault.error for fault in self.script if fault.strikes(kind)]
+        struck = [fault.error for fault in self.script if fault.strikes(kind, path)]
         error = struck[0] if struck else ""
+        if self.away_for:
+            error = "ENOTCONN"
+        elif self.read_only and kind in CHANGES:
+            error = "EROFS"
         self.log.append((kind, path, error))
         if error in ("", SHORT, LOST):
             return error

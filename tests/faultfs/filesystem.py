@@ -140,6 +140,8 @@ class Drive(Operations):
     @overrides(Operations)
     def open(self, path: str, flags: int) -> int:
         with self.operation("open", path):
+            if self.faults.read_only and flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
+                raise refused(errno.EROFS)
             file = os.open(self.real(path), flags)
             if flags & os.O_TRUNC:
                 self.uploader.written(path)

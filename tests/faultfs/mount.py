@@ -101,16 +101,63 @@ class Mount:
         print(json.dumps({"do": do, **said}), file=self.stream, flush=True)
         return json.loads(self.stream.readline())
 
-    def fail(self, kind: str = ANY, nth: int = 1, error: str = "EIO", *, persistent: bool = False) -> None:
+    def fail(
+        self, kind: str = ANY, nth: int = 1, error: str = "EIO", *, persistent: bool = False, below: Path | None = None
+    ) -> None:
         """The `nth` operation of a kind from now on fails; with `persistent` all later ones of that kind too.
 
-        Errors go by their name in `errno`; `SHORT` is a write that takes half.
+        Errors go by their name in `errno`; `SHORT` is a write that takes half. With `below` only what happens to
+        that path, or in it, counts.
         """
-        self.order("fail", **asdict(Fault(kind, nth, error, persistent)))
+        self.order("fail", **asdict(Fault(kind, nth, error, persistent, self._within(below or self.path))))
+
+    def _within(self, path: Path) -> str:
+        """A path as the drive's process knows it."""
+        return "/" if path == self.path else f"/{path.relative_to(self.path).as_posix()}"
 
     def disconnect(self) -> None:
         """Nothing answers until `heal`."""
         self.fail(ANY, 1, "ENOTCONN", persistent=True)
+
+    def away(self, seconds: float) -> None:
+        """Nothing answers for so long; then it does again by itself."""
+        self.order("set", away_for=seconds)
+
+    def unreadable(self, folder: Path, error: str = "EIO") -> None:
+        """A folder is there and cannot be listed, nor any in it."""
+        self.fail("readdir", 1, error, persistent=True, below=folder)
+
+    def read_only(self) -> None:
+        """Whatever would change something is refused, as on a mount that is read-only."""
+        self.order("set", read_only=True)
+
+    def full(self) -> None:
+        """The account is full, and nothing says so: writes are taken, and what holds bytes is never uploaded."""
+        self.order("refuse", full=True, stuck=[])
+
+    def stuck(self, *parts: str) -> None:
+        """Files whose path holds one of these are not uploaded: they stay local, as their attribute tells."""
+        self.order("refuse", full=False, stuck=list(parts))
+
+    def roomy(self) -> None:
+        """Uploads that were refused are taken from the next `settle` on."""
+        self.order("refuse", full=False, stuck=[])
+
+    def empty(self, path: Path) -> None:
+        """A file has no bytes any more, behind everybody's back: a placeholder of what never came."""
+        self.order("empty", path=self._within(path))
+
+    def forget(self, path: Path) -> None:
+        """The mount's listing has no such path any more, though the cloud has it, so it can be made a second time."""
+        self.order("forget", path=self._within(path))
+
+    def elsewhere(self, path: Path, content: str | None = None) -> None:
+        """Another machine has made a folder, or a file of that content; this one hears of it with `hear`."""
+        self.order("elsewhere", path=self._within(path), content=content)
+
+    def hear(self) -> None:
+        """The listing is that of the cloud again: what was made a second time is now called `name (1).ext`."""
+        self.order("hear")
 
     def lose_at(self, nth: int) -> None:
         """The machine is lost at the `nth` operation from now on: nothing answers, nothing more is uploaded."""

@@ -128,6 +128,58 @@ def test_nothing_answers_until_it_is_mounted_again(tmp_path: Path) -> None:
             assert stream.read() == "here"
 
 
+def test_it_is_away_for_a_while_and_back(tmp_path: Path) -> None:
+    with Mount(tmp_path) as drive:
+        (drive.path / "file").write_text("here")
+        drive.away(0.5)
+        began = time.monotonic()
+        with pytest.raises(OSError, match="not connected"):
+            (drive.path / "file").read_text()
+        while not os.path.exists(drive.path / "file"):
+            time.sleep(0.01)
+        assert (drive.path / "file").read_text() == "here"
+        assert 0.4 < time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("error", ["EIO", "EACCES"])
+def test_a_folder_cannot_be_listed_and_its_files_can_be_read(error: str, tmp_path: Path) -> None:
+    with Mount(tmp_path) as drive:
+        for name in ("closed", "open"):
+            (drive.path / name / "inner").mkdir(parents=True)
+            (drive.path / name / "file").write_text("here")
+        drive.unreadable(drive.path / "closed", error)
+        for folder in (drive.path / "closed", drive.path / "closed" / "inner"):
+            with pytest.raises(OSError, match=r".") as raised:
+                os.listdir(folder)
+            assert raised.value.errno == getattr(errno, error)
+        assert (drive.path / "closed" / "file").read_text() == "here"
+        assert sorted(os.listdir(drive.path / "open")) == ["file", "inner"]
+        assert sorted(os.listdir(drive.path)) == ["closed", "open"]
+        drive.heal()
+        assert sorted(os.listdir(drive.path / "closed")) == ["file", "inner"]
+
+
+CHANGING: dict[str, Callable[[Path], object]] = {
+    **{kind: DO[kind] for kind in ("create", "write", "truncate", "rename", "unlink", "mkdir", "rmdir", "setattr")},
+    "append": lambda folder: (folder / "file").open("a").close(),
+}
+
+
+def test_a_read_only_one_is_read_and_takes_nothing(tmp_path: Path) -> None:
+    with Mount(tmp_path) as drive:
+        (drive.path / "empty").mkdir()
+        (drive.path / "file").write_bytes(b"content")
+        drive.read_only()
+        for kind, do in CHANGING.items():
+            with pytest.raises(OSError, match="Read-only") as raised:
+                do(drive.path)
+            assert raised.value.errno == errno.EROFS, kind
+        assert (drive.path / "file").read_bytes() == b"content"
+        assert sorted(os.listdir(drive.path)) == ["empty", "file"]
+        drive.heal()
+        (drive.path / "file").write_bytes(b"other")
+
+
 def test_slow_writes_take_their_time(tmp_path: Path) -> None:
     with Mount(tmp_path) as drive:
         times = []

@@ -164,3 +164,95 @@ def test_the_machine_is_lost_at_an_operation(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="not connected"):
             os.listdir(drive.path)
         assert sorted(os.listdir(drive.lose().path)) == ["one", "two"]
+
+
+def test_a_full_account_takes_everything_and_uploads_nothing(tmp_path: Path) -> None:
+    """No write fails, and only the attribute tells; folders and empty files cost nothing."""
+    with Mount(tmp_path, AtOnce()) as drive:
+        (drive.path / "before").write_bytes(b"uploaded")
+        drive.full()
+        (drive.path / "folder").mkdir()
+        (drive.path / "folder" / "file").write_bytes(b"content")
+        (drive.path / "folder" / "empty").touch()
+        (drive.path / "before").write_bytes(b"changed")
+        drive.settle()
+        assert (drive.path / "folder" / "file").read_bytes() == b"content"
+        ids = {name: drive_id(drive.path / name).startswith("local") for name in ("before", "folder", "folder/file")}
+        assert ids == {"before": True, "folder": False, "folder/file": True}
+        assert sorted(drive.waiting()) == ["/before", "/folder/file"]
+        assert tree(drive.cloud) == {"before": b"uploaded", "folder/": b"", "folder/empty": b""}
+        assert tree(drive.lose().path) == tree(drive.cloud)
+
+
+def test_what_was_refused_is_uploaded_once_there_is_room(tmp_path: Path) -> None:
+    with Mount(tmp_path, Late(1, delay=50)) as drive:
+        drive.full()
+        (drive.path / "file").write_bytes(b"content")
+        wait(drive.path, 200)
+        assert tree(drive.cloud) == {}
+        drive.roomy()
+        drive.settle()
+        assert tree(drive.cloud) == {"file": b"content"}
+        assert not drive_id(drive.path / "file").startswith("local")
+
+
+def test_an_upload_that_fails_stays_local_and_the_others_go_on(tmp_path: Path) -> None:
+    with Mount(tmp_path, AtOnce()) as drive:
+        drive.stuck("optimizer")
+        for name in ("weights", "optimizer", "state"):
+            (drive.path / name).write_bytes(b"x")
+        drive.settle()
+        assert set(tree(drive.cloud)) == {"weights", "state"}
+        assert [drive_id(drive.path / name).startswith("local") for name in ("weights", "optimizer")] == [False, True]
+
+
+def test_a_placeholder_has_a_name_and_no_bytes(tmp_path: Path) -> None:
+    with Mount(tmp_path, AtOnce()) as drive:
+        (drive.path / "file").write_bytes(b"content")
+        drive.empty(drive.path / "file")
+        assert (drive.path / "file").read_bytes() == b""
+        assert "truncate" not in drive.counts()
+
+
+def test_what_is_made_twice_becomes_a_twin(tmp_path: Path) -> None:
+    """The mount forgot it, so nothing refused; the one made later gets the number, here and in the cloud."""
+    with Mount(tmp_path, AtOnce()) as drive:
+        (drive.path / "unet-000100").mkdir()
+        for name in ("unet-000100/weights", "state.json"):
+            (drive.path / name).write_bytes(b"first")
+        for name in ("unet-000100", "state.json"):
+            drive.forget(drive.path / name)
+        assert os.listdir(drive.path) == []
+        (drive.path / "unet-000100").mkdir()
+        for name in ("unet-000100/weights", "state.json"):
+            (drive.path / name).write_bytes(b"second")
+        expected = {
+            "state.json": b"first",
+            "state (1).json": b"second",
+            "unet-000100/": b"",
+            "unet-000100/weights": b"first",
+            "unet-000100 (1)/": b"",
+            "unet-000100 (1)/weights": b"second",
+        }
+        assert tree(drive.cloud) == expected
+        assert set(os.listdir(drive.path)) == {"unet-000100", "state.json"}
+        drive.hear()
+        assert tree(drive.path) == expected
+        (drive.path / "state.json").write_bytes(b"third")
+        assert tree(drive.lose().path) == {**expected, "state.json": b"third"}
+
+
+def test_what_another_machine_makes_is_heard_of_later(tmp_path: Path) -> None:
+    with Mount(tmp_path, Late(1, delay=1e6)) as drive:
+        drive.elsewhere(drive.path / "folder")
+        drive.elsewhere(drive.path / "folder" / "file", "theirs")
+        drive.elsewhere(drive.path / "mine.txt", "theirs")
+        (drive.path / "mine.txt").write_text("ours")
+        assert os.listdir(drive.path) == ["mine.txt"]
+        drive.hear()
+        assert tree(drive.path) == {
+            "folder/": b"", "folder/file": b"theirs", "mine.txt": b"theirs", "mine (1).txt": b"ours"
+        }  # fmt: skip
+        assert drive_id(drive.path / "mine (1).txt").startswith("local")
+        drive.settle()
+        assert tree(drive.cloud) == tree(drive.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import shutil
@@ -16,6 +17,12 @@ SMALL = 4096
 
 ENTRY = 500
 """What a folder, a removal or an empty file costs in bytes of the line."""
+
+
+def twin(path: str) -> str:
+    """The name by which a drive shows the second thing of a name: `state (1).json`, `unet-000100 (1)`."""
+    stem, ending = os.path.splitext(path)
+    return f"{stem} (1){ending}"
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,14 @@ class Uploader:
     def __init__(self, disk: Path, cloud: Path, uploads: Uploads) -> None:
         self.disk, self.cloud, self.uploads = disk, cloud, uploads
         self.passing = cloud.with_name(f"{cloud.name}.passing")
+        self.unknown = disk.with_name(f"{disk.name}.unknown")
+        """What is in the cloud and not in this machine's listing."""
+        self.unheard: set[str] = set()
+        """The paths of it."""
+        self.full = False
+        """The account has no room: what holds bytes is taken, and never uploaded."""
+        self.stuck: list[str] = []
+        """Files whose path holds one of these are never uploaded."""
         self.chance = random.Random(uploads.seed)
         self.open: set[str] = set()
         self.waiting: dict[str, float] = {}
@@ -128,6 +143,48 @@ class Uploader:
         if not self.waiting:
             self.room = 0  # what an idle line could have carried is gone
 
+    def refused(self, path: str, here: Path) -> bool:
+        """Whether a file is not taken by the cloud."""
+        return (self.full and here.stat().st_size > 0) or any(part in path for part in self.stuck)
+
+    def known_as(self, path: str) -> str:
+        """A path as the cloud has it: what was made here under a name that it has already becomes a twin."""
+        for taken in self.unheard:
+            if path == taken or path.startswith(f"{taken}/"):
+                return twin(taken) + path[len(taken) :]
+        return path
+
+    def forget(self, path: str) -> None:
+        """This machine's listing does not have a path that is in the cloud."""
+        aside = self.unknown / path[1:]
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(self.disk / path[1:], aside)
+        self.unheard.add(path)
+
+    def elsewhere(self, path: str, content: str | None) -> None:
+        """Another machine made a folder, or a file of that content; this one has not heard of it."""
+        for place in (self.cloud / path[1:], self.unknown / path[1:]):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if content is None:
+                place.mkdir()
+            else:
+                place.write_text(content)
+        if self.known_as(path) == path:
+            self.unheard.add(path)
+
+    def hear(self) -> None:
+        """This machine's listing has all that the cloud has; what it made under names that were taken is renamed."""
+        for path in sorted(self.unheard):
+            here = self.disk / path[1:]
+            if here.exists():
+                os.rename(here, self.disk / twin(path)[1:])
+                self.open = {twin(path) + one[len(path) :] if one.startswith(path) else one for one in self.open}
+                waiting = {self.known_as(one): due for one, due in self.waiting.items()}
+                self.waiting = waiting
+            here.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(self.unknown / path[1:], here)
+            self.unheard.discard(path)
+
     def settle(self) -> None:
         """Upload everything that waits."""
         for path in list(self.waiting):
@@ -140,8 +197,11 @@ class Uploader:
 
     def upload(self, path: str) -> None:
         """Make a path in the cloud as it is here."""
+        here, there = self.disk / path[1:], self.cloud / self.known_as(path)[1:]
+        if here.is_file() and self.refused(path, here):
+            self.waiting[path] = math.inf
+            return
         self.waiting.pop(path, None)
-        here, there = self.disk / path[1:], self.cloud / path[1:]
         if path in self.open:
             return
         if here.is_dir():

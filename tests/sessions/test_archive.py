@@ -340,6 +340,7 @@ def test_what_is_only_odd_is_taken(case: str, zip_of: Callable[[bytes], Path], s
     files = {path.relative_to(session.path).as_posix() for path in session.path.rglob("*") if path.is_file()}
     assert {file for file in files if not file.endswith("README.txt")} == {
         "session.yaml",
+        ".files.json",
         "captions/a.txt",
         "originals/a.jpg",
         *more,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import fastdb
 from fastdb.config import Config
 from fastdb.errors import ConfigError, FastDBError, SessionError, SessionExists, SessionNotFound, StorageError
 from fastdb.sessions.record import FILE, BaseModelRecord, Record, Subject, read_record
@@ -308,7 +309,7 @@ class TestRecord:
             ("", "has no format number"),
             ("- 1\n- 2\n", "has no format number"),
             ("name: dog\n", "has no format number"),
-            ("format: 2\n", "has format 2, and this version of fastdb reads 1. Update fastdb"),
+            ("format: 3\n", "reads formats 1 to 2. Update fastdb"),
             ("format: '1'\n", "has format '1'"),
             ("format: 1\ncreated: 2026-13-45\n", "cannot be read as YAML"),
             ("format: 1\n? [a]\n: b\n", "cannot be read as YAML"),
@@ -391,6 +392,7 @@ class TestRecord:
     def test_the_format_is_held(self) -> None:
         """Changing what lies on people's disks needs a new number and a way to read the old one."""
         text = (make().path / FILE).read_text()
-        assert list(yaml.safe_load(text)) == ["format", "name", "created", "base_model", "subject", "config", "runs"]
-        assert text.startswith("format: 1\nname: dog\n")
-        assert Record.model_fields["format"].default == 1
+        head = ["format", "written_by", "name", "created", "lineage", "base_model", "subject"]
+        assert list(yaml.safe_load(text)) == [*head, "config", "runs", "extended"]
+        assert text.startswith(f"format: 2\nwritten_by: fastdb {fastdb.__version__}\nname: dog\n")
+        assert Record.model_fields["format"].default == 2

@@ -12,6 +12,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from fastdb import workflow  # noqa: E402
+from fastdb.models.sources import base_of  # noqa: E402
+from fastdb.models.unpacked import raw_file  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.training import process  # noqa: E402
 
@@ -65,10 +67,15 @@ def outcome(running: process.Running) -> str:
     return str(events[-1]["outcome"])
 
 
+def published(session: Session, step: int, name: str) -> bytes:
+    """A file of a published checkpoint of the UNet's stage, byte for byte as it was saved."""
+    return raw_file(session.checkpoints / f"unet-{step:06d}" / f"{name}.packed", base_of(session)).read_bytes()
+
+
 def result(session: Session) -> dict[str, bytes]:
-    """Everything the last checkpoints of the stages hold in tensors, byte for byte."""
+    """Everything the last published checkpoints of the stages hold in tensors, byte for byte as they were saved."""
     config = session.config
-    unet, encoder = f"unet-{config.unet.steps:06d}", f"text_encoder-{config.text_encoder.steps:06d}"
+    unet, encoder = f"unet-{config.unet.all_steps:06d}", f"text_encoder-{config.text_encoder.steps:06d}"
     expected = {f"{unet}/unet", f"{unet}/optimizer"}
     if config.text_encoder.steps:
         if config.text_encoder.mode == "joint":
@@ -77,6 +84,12 @@ def result(session: Session) -> dict[str, bytes]:
             expected |= {f"{encoder}/text_encoder", f"{encoder}/optimizer"}
     if config.unet.ema_decay:
         expected |= {f"{unet}/unet_ema"}
-    files = [path for name in (encoder, unet) for path in sorted((session.checkpoints / name).glob("*.safetensors"))]
+    files = [path for name in (encoder, unet) for path in sorted((session.checkpoints / name).glob("*.packed"))]
     assert {f"{path.parent.name}/{path.stem}" for path in files} == expected
-    return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in files}
+    base = base_of(session)
+    return {f"{path.parent.name}/{path.stem}.safetensors": raw_file(path, base).read_bytes() for path in files}
+
+
+def raw(session: Session, name: str) -> Path:
+    """The raw file of a published checkpoint, such as `unet-000016/unet`."""
+    return raw_file(session.checkpoints / f"{name}.packed", base_of(session))

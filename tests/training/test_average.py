@@ -17,7 +17,7 @@ from fastdb.inference.source import open_source  # noqa: E402
 from fastdb.models.session_export import export_parts  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.sessions.trained import standing  # noqa: E402
-from tests.training.conftest import result  # noqa: E402
+from tests.training.conftest import raw, result  # noqa: E402
 from tests.training.test_trainer import Life, at  # noqa: E402
 
 Made = Callable[..., Session]
@@ -47,16 +47,16 @@ def test_it_is_the_formulas_of_the_weights_of_every_step(averaged: Session) -> N
     """By hand in 64 bits: the decay is 0, 2/11, 3/12, 4/13, then the 0.3 that is set."""
     average: dict[str, Any] = {}
     for step in range(1, STEPS + 1):
-        folder = averaged.checkpoints / f"unet-{step:06d}"
-        weights = {name: value.double() for name, value in load_file(folder / "unet.safetensors").items()}
+        folder = f"unet-{step:06d}"
+        weights = {name: value.double() for name, value in load_file(raw(averaged, f"{folder}/unet")).items()}
         decay = min(0.3, step / (step + 9)) if step > 1 else 0.0
         average = {name: decay * average.get(name, 0.0) + (1 - decay) * value for name, value in weights.items()}
-        kept = load_file(folder / "unet_ema.safetensors")
+        kept = load_file(raw(averaged, f"{folder}/unet_ema"))
         assert set(kept) == set(average)
         for name, value in kept.items():
             assert value.dtype == torch.float32
             assert torch.allclose(value.double(), average[name], rtol=1e-5, atol=1e-7), (step, name)
-    last = load_file(averaged.checkpoints / f"unet-{STEPS:06d}" / "unet.safetensors")
+    last = load_file(raw(averaged, f"unet-{STEPS:06d}/unet"))
     assert any(not torch.allclose(value, kept[name], rtol=1e-4) for name, value in last.items())
 
 
@@ -77,7 +77,7 @@ def test_going_on_is_exact(averaged: Session, make_session: Made) -> None:
 
 
 def test_it_is_what_is_exported_and_drawn(averaged: Session) -> None:
-    last = averaged.checkpoints / f"unet-{STEPS:06d}"
+    last = averaged.local_checkpoints / f"unet-{STEPS:06d}"
     stands = standing(averaged)
     assert stands.weights == {"unet": last / "unet_ema.safetensors"}
     assert stands.training_weights == {"unet": last / "unet.safetensors"}

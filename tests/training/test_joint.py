@@ -25,7 +25,7 @@ from fastdb.training.batches import Batches  # noqa: E402
 from fastdb.training.caches import token_ids  # noqa: E402
 from fastdb.training.prepare import image_groups, look  # noqa: E402
 from tests.other_models import originals  # noqa: E402
-from tests.training.conftest import result  # noqa: E402
+from tests.training.conftest import raw, result  # noqa: E402
 from tests.training.test_trainer import Life, at  # noqa: E402
 
 Made = Callable[..., Session]
@@ -55,7 +55,7 @@ def joint(make_session: Made) -> Session:
 
 
 def weights(session: Session, step: int, part: str) -> dict[str, Any]:
-    loaded: dict[str, Any] = load_file(session.checkpoints / f"unet-{step:06d}" / f"{part}.safetensors")
+    loaded: dict[str, Any] = load_file(raw(session, f"unet-{step:06d}/{part}"))
     return loaded
 
 
@@ -142,16 +142,23 @@ def test_going_on_is_exact_with_all_of_it(make_session: Made, name: str) -> None
     assert result(one) == result(other)
 
 
-def test_the_text_encoder_is_found_wherever_weights_are_looked_for(joint: Session, mini: Path) -> None:
-    last = joint.checkpoints / "unet-000007"
-    expected = {part: last / f"{part}.safetensors" for part in ("text_encoder", "unet")}
-    assert standing(joint).weights == standing(joint).training_weights == expected
-    parts, told = export_parts(joint)
-    assert ({part: parts[part] for part in expected}, told) == (expected, "unet 7/7 with the text encoder")
-    fifth = next(one for one in complete(joint.checkpoints, "unet") if one.step == 5)
+@pytest.mark.parametrize("published", [False, True])
+def test_the_text_encoder_is_found_wherever_weights_are_looked_for(
+    joint: Session, copy: Callable[[Session], Session], mini: Path, published: bool
+) -> None:
+    session = copy(joint) if published else joint
+    folder, ending = (session.checkpoints, "packed") if published else (session.local_checkpoints, "safetensors")
+    expected = {part: folder / "unet-000007" / f"{part}.{ending}" for part in ("text_encoder", "unet")}
+    assert standing(session).weights == standing(session).training_weights == expected
+    unpacked = {part: raw(session, f"unet-000007/{part}") for part in expected}
+    parts, told = export_parts(session)
+    assert told == "unet 7/7 with the text encoder"
+    assert {part: parts[part] for part in expected} == (unpacked if published else expected)
+    assert all(parts[part].read_bytes() == path.read_bytes() for part, path in unpacked.items())
+    fifth = next(one for one in complete(session.checkpoints, "unet") if one.step == 5)
     assert set(weights_in(fifth)) == {"text_encoder", "unet"}
-    encoder = open_source(joint, None, None).load()._pipeline.text_encoder
-    assert equal(encoder.state_dict(), load_text_encoder(mini, weights=expected["text_encoder"]).state_dict())
+    encoder = open_source(session, None, None).load()._pipeline.text_encoder
+    assert equal(encoder.state_dict(), load_text_encoder(mini, weights=unpacked["text_encoder"]).state_dict())
 
 
 def test_it_is_said_in_the_overview_and_is_in_the_export(joint: Session, capsys: pytest.CaptureFixture[str]) -> None:

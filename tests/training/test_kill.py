@@ -7,15 +7,15 @@ import random
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from fastdb.runtime.places import work_folder  # noqa: E402
+from fastdb.sessions.events import Event, read_events  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.training import process  # noqa: E402
-from fastdb.training.events import read_events  # noqa: E402
 from tests.training.conftest import SETTINGS, outcome, result  # noqa: E402
 
 TOTAL = SETTINGS["text_encoder.steps"] + SETTINGS["unet.steps"]
@@ -49,14 +49,67 @@ def test_killed_anywhere_and_run_again_equals_never_stopped(number: int, straigh
     where = TOTAL * (number + 0.5) / POINTS
     victim = process.start(untrained)
     if number % 2 == 0:
-        moment = killed_while_saving(victim, untrained.checkpoints, after=where)
+        moment = killed_while_saving(victim, untrained, after=where)
     else:
         moment = killed_at_step(victim, where, random.Random(number))
     assert moment, "the trainer ended before it could be killed"
 
     assert outcome(process.start(untrained)) == "finished"
     assert result(untrained) == expected
-    assert not list(untrained.checkpoints.glob(".unfinished-*"))
+    assert not any(list(folder.glob(".unfinished-*")) for folder in untrained.checkpoint_folders)
+
+
+RUNS, KILLS = 20, 10
+
+
+@pytest.mark.parametrize(
+    "run", [pytest.param(run, marks=() if run == 0 else pytest.mark.full, id=f"run{run:02d}") for run in range(RUNS)]
+)
+def test_killed_again_and_again_while_it_trains_and_publishes(run: int, straight: Session, untrained: Session) -> None:
+    """Ten kills at random moments, by turns of the trainer alone and of its publisher too: all that was seen on the way
+    and the end are those of the run that was never interrupted, and no more than two intervals are done again.
+    """
+    chance, kills, killed = random.Random(run), KILLS if run else 3, 0
+    while killed < kills:
+        victim = process.start(untrained)
+        deadline = time.monotonic() + 120
+        while victim.alive() and not steps_done(victim) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        # A step takes about 0.15 s, saving about as long, and publishing seconds in which training goes on or ends.
+        time.sleep(chance.uniform(0, 1.5))
+        if not victim.alive():
+            break  # It was quicker than its killer: what it made is compared below.
+        if chance.random() < 0.5:
+            os.killpg(victim.pid, signal.SIGKILL)
+        assert kill(victim) or not victim.alive()
+        killed += 1
+    assert outcome(process.start(untrained)) == "finished"
+    assert killed
+    assert result(untrained) == result(straight)
+
+    told = [read_events(path) for path in sorted(work_folder(untrained.path).glob("run-*.jsonl"))]
+    lives = [seen(life) for life in told]
+    whole = seen(logged(straight))
+    done: list[tuple[str, int, str]] = []
+    for life in lives:
+        # Where a life begins there is one place in the sequence, and from there on it is the same.
+        if life:
+            begins = whole.index(life[0])
+            assert life == whole[begins : begins + len(life)]
+            assert len(done) - begins <= 2 * SETTINGS["checkpoints.every_steps"]
+            done = done[:begins] + life
+    assert done == whole
+
+
+def seen(events: list[Event]) -> list[tuple[str, int, str]]:
+    """The steps of a life in their order, each with a hash of its latents, noise, timesteps and prompts."""
+    return [(event["stage"], event["step"], event["batch"]) for event in events if event["event"] == "step"]
+
+
+def logged(session: Session) -> list[Event]:
+    """What the one run of a session that was never interrupted said, as its log has it."""
+    (log,) = session.logs.glob("run-*.jsonl")
+    return read_events(log)
 
 
 def killed_at_step(victim: process.Running, where: float, chance: random.Random) -> bool:
@@ -70,12 +123,16 @@ def killed_at_step(victim: process.Running, where: float, chance: random.Random)
     return False
 
 
-def killed_while_saving(victim: process.Running, checkpoints: Path, after: float) -> bool:
-    """SIGKILL while the first checkpoint after `after` steps is half written: its hidden folder is there."""
+def killed_while_saving(victim: process.Running, session: Session, after: float) -> bool:
+    """SIGKILL while the first checkpoint after `after` steps is half written, or half published."""
+
+    def half_written() -> bool:
+        return any(any(folder.glob(".unfinished-*")) for folder in session.checkpoint_folders)
+
     deadline = time.monotonic() + 120
     while victim.alive() and time.monotonic() < deadline:
-        if steps_done(victim) >= int(after) - 2 and any(checkpoints.glob(".unfinished-*")):
-            return kill(victim) and any(checkpoints.glob(".unfinished-*"))
+        if steps_done(victim) >= int(after) - 2 and half_written():
+            return kill(victim) and half_written()
         time.sleep(0.0005)
     return False
 

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 from diffusers import DDPMScheduler  # noqa: E402
 
 from fastdb.training.loss import add_noise, denoising_loss, timestep_weights  # noqa: E402
-from fastdb.training.optimizers import linear_rate  # noqa: E402
+from fastdb.training.schedules import linear_rate  # noqa: E402
 
 SD1 = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
 

@@ -18,10 +18,10 @@ from PIL import Image  # noqa: E402
 
 from fastdb import workflow  # noqa: E402
 from fastdb.errors import StorageError, TrainingError  # noqa: E402
+from fastdb.sessions.events import EventLog, follow_events, read_events  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.sessions.trained import standing  # noqa: E402
 from fastdb.training import trainer as trainer_room  # noqa: E402
-from fastdb.training.events import EventLog, follow_events, read_events  # noqa: E402
 from fastdb.training.samples import Sampler  # noqa: E402
 from tests.training.conftest import result  # noqa: E402
 from tests.training.test_trainer import Life, at  # noqa: E402
@@ -116,7 +116,8 @@ def test_class_images_of_another_prompt_are_set_aside(make_session: Made, photos
     assert Life(session).run() == "finished"
     first = (session.class_images / "class-0001.png").read_bytes()
     changed = session.with_config(session.config.changed({"prior.prompts": "a photo of a zebra"}))
-    (session.checkpoints / "unet-000001").rename(session.path / "away")
+    for folder in session.checkpoint_folders:
+        shutil.rmtree(folder / "unet-000001")
     life = Life(changed)
     assert life.run() == "finished"
     assert (session.class_images / "set-aside-1" / "class-0001.png").read_bytes() == first

@@ -20,10 +20,13 @@ from safetensors.torch import load_file  # noqa: E402
 
 from fastdb import workflow  # noqa: E402
 from fastdb.errors import FastDBError, SessionBusy, TrainingError  # noqa: E402
+from fastdb.models.sources import base_of  # noqa: E402
+from fastdb.models.unpacked import raw_file  # noqa: E402
+from fastdb.sessions.checkpoints import KEEP, complete  # noqa: E402
+from fastdb.sessions.events import read_events  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.sessions.trained import standing  # noqa: E402
 from fastdb.training import process  # noqa: E402
-from fastdb.training.events import read_events  # noqa: E402
 from fastdb.training.trainer import Trainer  # noqa: E402
 from tests.other_models import another  # noqa: E402
 from tests.training.conftest import outcome, result  # noqa: E402
@@ -156,20 +159,45 @@ def test_a_finished_session_is_left_as_it_is(straight: Session, copy: Copied) ->
     assert result(session) == before
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over_and_the_result_is_the_same(straight: Session, copy: Copied) -> None:
-    session = copy(straight)
-    last = session.checkpoints / "unet-000016" / "unet.safetensors"
+@pytest.fixture(scope="module")
+def kept(make_session: Made) -> Session:
+    """A session trained to its end, of which earlier checkpoints are kept for good too."""
+    session = make_session("kept", text_encoder__steps=3, unet__steps=7, checkpoints__keep_every=3)
+    assert Life(session).run() == "finished"
+    return Session.open(session.path)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_the_result_is_the_same(kept: Session, copy: Copied) -> None:
+    session = copy(kept)
+    last = session.checkpoints / "unet-000007" / "unet.packed"
     data = bytearray(last.read_bytes())
     data[len(data) // 2] ^= 1
     last.write_bytes(data)
     life = Life(session)
     assert life.run() == "finished"
     lines = life.said("plan")[0]["lines"]
-    assert "checkpoint unet-000016 is passed over: unet.safetensors has changed since it was written" in lines
-    assert life.said("stage")[0]["step"] == 15
+    assert "checkpoint unet-000007 is passed over: unet.packed has changed since it was written" in lines
+    assert life.said("stage")[0]["step"] == 6
     assert any("set-aside-1" in event["message"] for event in life.said("warning"))
-    assert (session.checkpoints / "set-aside-1" / "unet-000016" / "unet.safetensors").read_bytes() == bytes(data)
-    assert result(session) == result(straight)
+    assert (session.checkpoints / "set-aside-1" / "unet-000007" / "unet.packed").read_bytes() == bytes(data)
+    assert result(session) == result(kept)
+
+
+def test_of_a_damaged_checkpoint_on_this_machine_the_published_one_is_taken(make_session: Made) -> None:
+    session = make_session("twofold", text_encoder__steps=0, unet__steps=2, prior__class_images=0)
+    assert Life(session).run() == "finished"
+    before = result(session)
+    local = session.local_checkpoints / "unet-000002"
+    data = bytearray((local / "unet.safetensors").read_bytes())
+    data[len(data) // 2] ^= 1
+    (local / "unet.safetensors").write_bytes(data)
+    life = Life(Session.open(session.path))
+    assert life.run() == "finished"
+    lines = life.said("plan")[0]["lines"]
+    assert "checkpoint unet-000002 is passed over: unet.safetensors has changed since it was written" in lines
+    assert not life.said("step")
+    assert standing(session).checkpoints["unet"].path == session.checkpoints / "unet-000002"
+    assert result(session) == before
 
 
 def test_a_lost_text_encoder_is_trained_again_and_the_unet_kept(straight: Session, copy: Copied) -> None:
@@ -194,7 +222,9 @@ def test_a_lost_text_encoder_is_trained_again_and_the_unet_kept(straight: Sessio
     ],
 )
 def test_a_changed_recipe_is_refused_with_what_changed(half: Session, change: dict[str, Any], told: str) -> None:
-    before = {path: path.read_bytes() for path in half.checkpoints.rglob("*") if path.is_file()}
+    folders = half.checkpoint_folders
+    before = {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+    assert {path.parent for path in before} >= {folder / "unet-000002" for folder in folders}
     with pytest.raises(TrainingError) as caught:
         Life(half.with_config(half.config.changed(change))).run()
     assert told in str(caught.value)
@@ -244,7 +274,8 @@ def test_restart_begins_anew_and_loses_nothing(straight: Session, copy: Copied) 
     assert result(session) == before
     aside = session.checkpoints / "set-aside-1"
     assert {path.name for path in aside.iterdir()} >= {"unet-000016", "text_encoder-000008"}
-    assert (aside / "unet-000016" / "unet.safetensors").read_bytes() == before["unet-000016/unet.safetensors"]
+    unet = raw_file(aside / "unet-000016" / "unet.packed", base_of(session))
+    assert unet.read_bytes() == before["unet-000016/unet.safetensors"]
 
 
 def test_a_second_trainer_is_refused_and_a_second_caller_follows(make_session: Made, capsys: Any) -> None:
@@ -335,9 +366,33 @@ def test_every_step_and_the_plan_are_told(straight: Session) -> None:
     assert saved == [("text_encoder", step) for step in (3, 6, 8)] + [("unet", step) for step in (3, 6, 9, 12, 15, 16)]
 
 
-def test_old_checkpoints_go_only_under_two_newer_ones(straight: Session) -> None:
-    names = sorted(path.name for path in straight.checkpoints.iterdir() if path.is_dir())
-    assert names == ["text_encoder-000006", "text_encoder-000008", "unet-000015", "unet-000016"]
+def test_old_checkpoints_go_only_under_two_newer_ones(make_session: Made) -> None:
+    session = make_session("older", text_encoder__steps=0, unet__steps=11, prior__class_images=0)
+    there: dict[int, list[int]] = {}
+
+    def look(event: dict[str, Any]) -> bool:
+        if event["event"] == "saved":
+            there[event["step"]] = steps_in(session.local_checkpoints)
+        return False
+
+    assert Life(session, until=look).run() == "finished"
+    assert there == {3: [3], 6: [3, 6], 9: [6, 9], 11: [9, 11]}
+
+
+def test_after_a_run_the_last_of_each_stage_is_published_and_alone_on_this_machine(straight: Session) -> None:
+    names = ["text_encoder-000008", "unet-000016"]
+    assert sorted(path.name for path in straight.local_checkpoints.iterdir()) == names
+    assert {path.name for path in straight.checkpoints.iterdir()} >= set(names)
+    # Which of those before them were published depends on how fast that went.
+    assert all(len(steps_in(straight.checkpoints, stage)) <= KEEP for stage in ("text_encoder", "unet"))
+
+
+def test_those_to_be_kept_are_published_and_stay(kept: Session) -> None:
+    assert steps_in(kept.checkpoints) == [3, 6, 7]
+
+
+def steps_in(folder: Path, stage: str = "unet") -> list[int]:
+    return [one.step for one in complete(folder, stage)]
 
 
 def test_a_fault_of_the_person_is_one_line_from_the_trainers_process(make_session: Made) -> None:

@@ -17,17 +17,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO, TypeVar
 
+import numpy as np
 import torch
 
 from fastdb.errors import CheckpointError
-from fastdb.models.files.packed_index import DIFFERENCE, PackedTensor, read_index
-from fastdb.models.files.planes import EXPONENTS, Bits, bits_type, decode, exponents, restored
+from fastdb.models.files import moments
+from fastdb.models.files.packed_index import DIFFERENCE, PLANES, SECOND, Origin, PackedTensor, lines_length, read_index
+from fastdb.models.files.planes import CHUNK, EXPONENTS, Bits, bits_type, decode, exponents, restored, unpressed
 from fastdb.models.files.tensor_file import open_tensors
 from fastdb.models.files.tensors import Fault, TensorInfo, shown
 from fastdb.storage.durable import explained
 from fastdb.storage.manifest import sha256
 
-ENDING = ".packed"
 OLDER = "Go on from an older checkpoint, or take this file from a copy."
 
 Given = TypeVar("Given")
@@ -87,9 +88,13 @@ class Packed:
     base_sha256: str | None
     """Of the file that differences are to, in hex."""
     base: Base | None
+    origin: Origin | None
+    """The safetensors file that was packed, where it was one."""
     threads: int
     _entries: Mapping[str, PackedTensor] = field(repr=False)
     _length: int = field(repr=False)
+    _ahead: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    """The second moment that was last read for its first one: in a file's order it is the next to be asked for."""
 
     @classmethod
     def open(cls, path: Path, base: Base | None = None, *, threads: int = 1) -> Packed:
@@ -107,16 +112,16 @@ class Packed:
         with _told(path), path.open("rb") as file:
             length = file.seek(0, 2)
             file.seek(0)
-            entries, base_sha256 = read_index(file, length)
-        if base is not None and base_sha256 is not None and base.sha256 != base_sha256:
+            index = read_index(file, length)
+        if base is not None and index.base is not None and base.sha256 != index.base:
             raise CheckpointError(
-                f"its weights are differences to the base model's file {base_sha256[:12]}, and this one is "
+                f"its weights are differences to the base model's file {index.base[:12]}, and this one is "
                 f"{base.sha256[:12]}",
                 where=path,
                 fix="Put back the base model this session began with.",
             )
-        tensors = MappingProxyType({name: one.info for name, one in entries.items()})
-        return cls(path, tensors, base_sha256, base, threads, entries, length)
+        tensors = MappingProxyType({name: one.info for name, one in index.tensors.items()})
+        return cls(path, tensors, index.base, base, index.origin, threads, index.tensors, length)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -135,23 +140,26 @@ class Packed:
         one = self._entries.get(name)
         if one is None:
             raise CheckpointError(f"holds no tensor {name!r}", where=self.path, fix=OLDER)
-        dtype = getattr(torch, one.info.dtype)
-        known = self._known(one, dtype) if one.coding == DIFFERENCE else None
-        tensor = torch.empty(one.info.shape, dtype=dtype)
+        if name in self._ahead:
+            return self._ahead.pop(name)
+        tensor = torch.empty(one.info.shape, dtype=getattr(torch, one.info.dtype))
         bits, digest = bits_of(tensor), hashlib.sha256()
-
-        def decoded(chunk: tuple[int, int, list[bytes]]) -> tuple[int, int, Bits]:
-            start, end, planes = chunk
-            if known is None:
-                return start, end, decode(planes, end - start)
-            beside = known[start:end]
-            steps = decode(planes, end - start, exponents(beside, one.info.dtype))
-            return start, end, restored(steps, beside)
-
         with _told(self.path), self.path.open("rb") as file, ThreadPoolExecutor(self.threads) as pool:
             if file.seek(0, 2) != self._length:
                 raise Fault("it was changed while it was read")
-            for start, end, part in in_turn(pool, decoded, _blocks(file, one), self.threads + 1):
+            file.seek(one.info.start)
+            way = self._way(one, tensor.dtype, file)
+
+            def decoded(chunk: tuple[int, int, list[bytes]]) -> tuple[int, int, Bits]:
+                start, end, planes = chunk
+                return start, end, way(planes, start, end)
+
+            blocks = _blocks(file, one)
+            # A thread for one chunk alone would only be waited for.
+            parts = (
+                in_turn(pool, decoded, blocks, self.threads + 1) if one.info.elements > CHUNK else map(decoded, blocks)
+            )
+            for start, end, part in parts:
                 bits[start:end] = part
                 digest.update(bits[start:end].data)
             if digest.hexdigest() != one.sha256:
@@ -171,6 +179,46 @@ class Packed:
 
     def forget(self) -> None:
         """Nothing to give back: what is read is a copy. There because a `TensorFile` has it."""
+
+    def _way(self, one: PackedTensor, dtype: torch.dtype, file: BinaryIO) -> Callable[[list[bytes], int, int], Bits]:
+        """What makes the numbers from one to another of their planes."""
+        if one.coding == PLANES:
+            return lambda planes, start, end: decode(planes, end - start)
+        if one.coding == DIFFERENCE:
+            known = self._known(one, dtype)
+
+            def moved(planes: list[bytes], start: int, end: int) -> Bits:
+                beside = known[start:end]
+                return restored(decode(planes, end - start, exponents(beside, one.info.dtype)), beside)
+
+            return moved
+        expected = self._expected(one, file)
+        return lambda planes, start, end: decode(planes, end - start, expected.key(start, end))
+
+    def _expected(self, one: PackedTensor, file: BinaryIO) -> moments.Expected:
+        of, _, last = one.name.rpartition("/")
+
+        def told(other: str) -> tuple[str, int]:
+            there = self._entries.get(f"{of}/{other}")
+            # No moment but the second is read for another, so that none is asked for what it is itself read for.
+            if there is None or there.coding not in (PLANES, *([SECOND] if other == moments.SECOND else [])):
+                return "", 0
+            return there.info.dtype, there.info.elements
+
+        def beside(other: str) -> np.ndarray:
+            tensor = self.read(f"{of}/{other}")
+            if other == moments.SECOND:
+                self._ahead.clear()
+                self._ahead[f"{of}/{other}"] = tensor
+            known: np.ndarray = tensor.flatten().numpy()
+            return known
+
+        if not moments.fits(last, one.info.elements, told):
+            raise Fault(f"{shown(one.name)} is coded by tensors that are not there")
+        if one.coding != SECOND:
+            return moments.of_first(beside)
+        lines = np.frombuffer(unpressed(_block(file, one, *one.blocks[0]), lines_length(one.info.shape)), "<i2")
+        return moments.of_second(lines, moments.columns_of(one.info.shape), beside)
 
     def _known(self, one: PackedTensor, dtype: torch.dtype) -> Bits:
         known = self.base.like(one.name, dtype, one.info.shape) if self.base is not None else None
@@ -208,15 +256,15 @@ def _blocks(file: BinaryIO, one: PackedTensor) -> Iterator[tuple[int, int, list[
     Raises:
         Fault: one is cut short or damaged.
     """
-    file.seek(one.info.start)
     for start, end, blocks in one.chunks():
-        planes = []
-        for length, crc in blocks:
-            plane = file.read(length)
-            if len(plane) != length or zlib.crc32(plane) != crc:
-                raise Fault(f"{shown(one.name)} has changed since it was written")
-            planes.append(plane)
-        yield start, end, planes
+        yield start, end, [_block(file, one, length, crc) for length, crc in blocks]
+
+
+def _block(file: BinaryIO, one: PackedTensor, length: int, crc: int) -> bytes:
+    block = file.read(length)
+    if len(block) != length or zlib.crc32(block) != crc:
+        raise Fault(f"{shown(one.name)} has changed since it was written")
+    return block
 
 
 @contextmanager

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import torch
 
 from fastdb.errors import CheckpointError
+from fastdb.models.files import moments
 from fastdb.models.files.packed import Base, bits_of, in_turn
-from fastdb.models.files.packed_index import DIFFERENCE, MAGIC, MOST_BYTES, PLANES, PackedTensor, index_text
-from fastdb.models.files.planes import CHUNK, EXPONENTS, difference, encode, exponents
-from fastdb.models.files.sink import Sink, Written
+from fastdb.models.files.packed_index import (
+    DIFFERENCE,
+    MAGIC,
+    MOMENTS,
+    MOST_BYTES,
+    PLANES,
+    Origin,
+    PackedTensor,
+    index_text,
+)
+from fastdb.models.files.planes import CHUNK, EXPONENTS, Bits, difference, encode, exponents, pressed
+from fastdb.models.files.sink import Pace, Sink, Written
 from fastdb.models.files.tensors import TensorInfo, contiguous
 from fastdb.storage.durable import explained
 
@@ -28,7 +40,10 @@ def write_packed(
     tensors: Mapping[str, Content] | Iterable[tuple[str, Content]],
     *,
     base: Base | None = None,
+    beside: Mapping[str, Content] | None = None,
+    origin: Origin | None = None,
     threads: int = 1,
+    pace: Pace | None = None,
 ) -> Written:
     """Write `tensors` to `path`; those of a floating type that `base` has in the same shape as differences to it.
 
@@ -36,7 +51,10 @@ def write_packed(
         path: made or replaced.
         tensors: by name, from any device, of any type and shape, or what makes one when its turn comes.
         base: what reading will need again, to the byte.
+        beside: all tensors by name, where `tensors` gives them one by one: moments in 8 bit are coded by others.
+        origin: the file these tensors are of, kept in the index.
         threads: that code at the same time; the file is the same for any number.
+        pace: see `Sink`.
 
     Memory: the tensor at hand, that of the base, and about 100 MB for each thread.
 
@@ -48,8 +66,9 @@ def write_packed(
         StorageError: the disk is full, read-only, failing or gone.
     """
     named = tensors.items() if isinstance(tensors, Mapping) else tensors
+    others = beside if beside is not None else tensors if isinstance(tensors, Mapping) else {}
     found: dict[str, PackedTensor] = {}
-    with explained(path), Sink(path) as sink, ThreadPoolExecutor(threads) as pool:
+    with explained(path), Sink(path, pace) as sink, ThreadPoolExecutor(threads) as pool:
         sink.write(MAGIC)
         for name, content in named:
             tensor = (content if isinstance(content, torch.Tensor) else content()).detach().cpu()
@@ -59,32 +78,88 @@ def write_packed(
                     where=path,
                     fix="This is a mistake in what was to be saved; please report it.",
                 )
-            found[name] = _write(sink, name, tensor, base, pool, threads + 1)
-        sink.write(index_text(list(found.values()), base.sha256 if base else None))
+            way = _way(name, tensor, base, others)
+            found[name] = _write(sink, name, tensor, way, pool, threads + 1)
+            if base is not None:
+                base.forget()
+        sink.write(index_text(list(found.values()), base.sha256 if base else None, origin))
         return sink.finish()
 
 
+@dataclass(frozen=True)
+class _Way:
+    """How a tensor is coded: what becomes of the numbers from one to another, and what comes before them."""
+
+    coding: str
+    planes: Callable[[Bits, int, int], list[bytes]]
+    before: bytes | None = None
+
+
+def _way(name: str, tensor: torch.Tensor, base: Base | None, others: Mapping[str, Content]) -> _Way:
+    dtype, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
+    known = base.like(name, tensor.dtype, shape) if base is not None and dtype in EXPONENTS else None
+    if known is not None:
+
+        def moved(bits: Bits, start: int, end: int) -> list[bytes]:
+            beside = known[start:end]
+            return encode(difference(bits[start:end], beside), exponents(beside, dtype))
+
+        return _Way(DIFFERENCE, moved)
+    return _way_of_moment(name, dtype, shape, others) or _Way(PLANES, lambda bits, start, end: encode(bits[start:end]))
+
+
+def _way_of_moment(name: str, dtype: str, shape: tuple[int, ...], others: Mapping[str, Content]) -> _Way | None:
+    of, _, last = name.rpartition("/")
+
+    def read(one: str) -> torch.Tensor:
+        content = others[f"{of}/{one}"]
+        return (content if isinstance(content, torch.Tensor) else content()).detach().cpu()
+
+    def told(one: str) -> tuple[str, int]:
+        tensor = read(one) if f"{of}/{one}" in others else None
+        return ("", 0) if tensor is None else (str(tensor.dtype).removeprefix("torch."), tensor.numel())
+
+    columns, count = moments.columns_of(shape), math.prod(shape)
+    if (
+        last not in MOMENTS
+        or dtype != "uint8"
+        or not moments.fits(last, count, told)
+        or not (columns or last == moments.FIRST)
+    ):
+        return None
+    beside, lines = (lambda one: read(one).flatten().numpy()), None
+    if last == moments.SECOND:
+        lines = moments.lines_of(columns, beside)
+    expected = moments.of_first(beside) if lines is None else moments.of_second(lines, columns, beside)
+
+    def ordered(bits: Bits, start: int, end: int) -> list[bytes]:
+        return encode(bits[start:end], expected.key(start, end))
+
+    return _Way(MOMENTS[last], ordered, None if lines is None else pressed(lines.tobytes()))
+
+
 def _write(
-    sink: Sink, name: str, tensor: torch.Tensor, base: Base | None, pool: ThreadPoolExecutor, ahead: int
+    sink: Sink, name: str, tensor: torch.Tensor, way: _Way, pool: ThreadPoolExecutor, ahead: int
 ) -> PackedTensor:
     dtype, shape, start = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), sink.tell()
     bits, digest, blocks = bits_of(tensor), hashlib.sha256(), []
-    known = base.like(name, tensor.dtype, shape) if base is not None and dtype in EXPONENTS else None
 
-    def coded(at: int) -> list[bytes]:
-        part = bits[at : at + CHUNK]
-        if known is None:
-            return encode(part)
-        beside = known[at : at + CHUNK]
-        return encode(difference(part, beside), exponents(beside, dtype))
+    def put(block: bytes) -> None:
+        sink.write(block, name)
+        blocks.append((len(block), zlib.crc32(block)))
 
+    if way.before is not None:
+        put(way.before)
     places = range(0, len(bits), CHUNK)
-    for at, planes in zip(places, in_turn(pool, coded, places, ahead), strict=True):
+
+    def code(at: int) -> list[bytes]:
+        return way.planes(bits, at, min(at + CHUNK, len(bits)))
+
+    # A thread for one chunk alone would only be waited for.
+    coded = in_turn(pool, code, places, ahead) if len(places) > 1 else map(code, places)
+    for at, planes in zip(places, coded, strict=True):
         digest.update(bits[at : at + CHUNK].data)
         for plane in planes:
-            sink.write(plane, name)
-            blocks.append((len(plane), zlib.crc32(plane)))
-    if base is not None:
-        base.forget()
+            put(plane)
     info = TensorInfo(dtype, shape, contiguous(shape), start)
-    return PackedTensor(name, info, PLANES if known is None else DIFFERENCE, digest.hexdigest(), tuple(blocks))
+    return PackedTensor(name, info, way.coding, digest.hexdigest(), tuple(blocks))

@@ -57,22 +57,23 @@ def write_safetensors(
     Returns:
         What was meant to be written: what is read back can be held against it.
     """
-    header: dict[str, object] = {"__metadata__": dict(metadata)}
-    end = 0
-    for entry in entries:
-        start, end = end, end + entry.nbytes
-        header[entry.name] = {
-            "dtype": NAMES[entry.dtype],
-            "shape": list(entry.shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
     with Sink(path) as sink:
-        sink.write(len(text).to_bytes(8, "little") + text)
+        sink.write(header(entries, metadata))
         for entry, tensor in zip(entries, tensors, strict=True):
             sink.write(tensor_bytes(entry, tensor), entry.name)
         return sink.finish()
+
+
+def header(entries: Sequence[Entry], metadata: Mapping[str, str]) -> bytes:
+    """What comes before the data of a safetensors file with these tensors in this order."""
+    told: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for entry in entries:
+        start, end = end, end + entry.nbytes
+        told[entry.name] = {"dtype": NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": [start, end]}
+    text = json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:

@@ -16,6 +16,10 @@ from fastdb.models.files.direct import BLOCK, BlockWriter, blocks_of
 AGAIN = "Run the same command again; if it happens again, the disk is failing."
 
 
+Pace = Callable[[int], None]
+"""Told how many bytes have just gone out to the disk; it may wait before it returns, so that no more go for a while."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stretch:
     """Bytes written one after the other, their CRC-32, and what they are: a tensor's name, or "" between tensors."""
@@ -41,12 +45,14 @@ class Written:
 class Sink:
     """A file that can only be written from its beginning to its end, which is how it is hashed.
 
+    `pace` is called after each block, 2 MiB at most.
+
     Raises:
         OSError: the disk is full, failing or gone.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._file, self._digest = BlockWriter(path), hashlib.sha256()
+    def __init__(self, path: Path, pace: Pace | None = None) -> None:
+        self._file, self._digest, self._pace = BlockWriter(path), hashlib.sha256(), pace
         self._held = 0
         self._before = 0
         self._stretches: list[Stretch] = []
@@ -83,6 +89,8 @@ class Sink:
         # Hashed while the processor still has it near.
         self._digest.update(self._file.block[: self._held])
         self._file.put(self._held)
+        if self._pace is not None:
+            self._pace(self._held)
         self._before, self._held = self._before + self._held, 0
 
     def __enter__(self) -> Sink:

@@ -1,0 +1,97 @@
+"""What the trainer says: one JSON object a line, read alike by the terminal, the notebook, the log and the tests.
+
+| kind       | fields beside `time`                                                                  |
+|------------|---------------------------------------------------------------------------------------|
+| `plan`     | `lines`: what will be done and why; `begins`; `stages`: {name: {steps, done}}         |
+| `progress` | `task`, `done`, `total`: preparation (class images, latents)                          |
+| `stage`    | `stage`, `step`, `steps`: a stage begins or goes on                                   |
+| `step`     | `stage`, `step`, `steps`, `loss`, `prior_loss`, `learning_rate`, `seconds`, `batch`   |
+| `sample`   | `stage`, `step`, `path`                                                               |
+| `saved`    | `stage`, `step`, `path`, `seconds`, `blocked`: on this machine; seconds training waited |
+| `published`| `stage`, `step`, `path`, `bytes`, `seconds`: in the session's folder, read back         |
+| `warning`  | `message`                                                                             |
+| `end`      | `outcome`: finished, stopped, failed or crashed; `message`; `traceback` when crashed; |
+|            | `too_late` when another process was training the session already                      |
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from fastdb.storage.durable import make_folder
+
+Event = dict[str, Any]
+Tell = Callable[..., None]
+"""`tell(kind, **fields)`: how the rooms of training report."""
+
+
+class EventLog:
+    """Appends events to a file, a line at a time; a line once written is whole."""
+
+    def __init__(self, path: Path) -> None:
+        make_folder(path.parent)
+        self.path = path
+        self._turn = threading.Lock()
+        self._file: TextIO = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+
+    def tell(self, kind: str, **fields: Any) -> None:
+        """Append one event; from any thread."""
+        line = json.dumps({"event": kind, "time": round(time.time(), 3), **fields})
+        with self._turn:
+            self._file.write(line + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_events(path: Path) -> list[Event]:
+    """Every whole line of an event file so far; what cannot be read as an event is passed over."""
+    return [event for line in _lines(path) if (event := _parsed(line)) is not None]
+
+
+def follow_events(path: Path, alive: Callable[[], bool], interval: float = 0.1) -> Iterator[Event]:
+    """Yield the events of a file from its beginning and wait for more, until `end` comes or the writer is gone."""
+    position, gone = 0, 0
+    while True:
+        # Its last word may come an instant after it has let go of everything by which it is seen to live.
+        gone = 0 if alive() else gone + 1
+        lines, position = _more(path, position)
+        for line in lines:
+            event = _parsed(line)
+            if event is not None:
+                yield event
+                if event["event"] == "end":
+                    return
+        if not lines:
+            if gone > 2:
+                return
+            time.sleep(interval)
+
+
+def _more(path: Path, position: int) -> tuple[list[str], int]:
+    """The whole lines after a byte position, and the position after them."""
+    if not path.exists():
+        return [], position
+    with open(path, "rb") as file:
+        file.seek(position)
+        data = file.read()
+    whole = data.rfind(b"\n") + 1
+    return data[:whole].decode("utf-8", "replace").split("\n")[:-1], position + whole
+
+
+def _lines(path: Path) -> list[str]:
+    return _more(path, 0)[0]
+
+
+def _parsed(line: str) -> Event | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "event" in event else None

@@ -1,0 +1,269 @@
+"""Publishing itself: packed, paced, over errors, and only while the session is this machine's."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from fastdb.errors import SessionBusy, StorageError  # noqa: E402
+from fastdb.models.files.safetensors_writer import save_tensors  # noqa: E402
+from fastdb.models.unpacked import raw_file  # noqa: E402
+from fastdb.publishing.pace import Pace  # noqa: E402
+from fastdb.publishing.pending import pending  # noqa: E402
+from fastdb.publishing.publishing import Publishing, nothing_published, publishing_lock  # noqa: E402
+from fastdb.sessions.checkpoints import Checkpoint, complete, save  # noqa: E402
+from fastdb.sessions.record import BaseModelRecord  # noqa: E402
+from fastdb.sessions.session import Session  # noqa: E402
+from fastdb.sessions.trained import standing  # noqa: E402
+from fastdb.storage.manifest import faults  # noqa: E402
+from tests.faultfs.mount import Mount  # noqa: E402
+from tests.faultfs.upload import Late  # noqa: E402
+
+
+@pytest.fixture
+def session() -> Session:
+    return Session.create("cup", base_model=BaseModelRecord(folder="mini", fingerprint="0"))
+
+
+def saved(session: Session, step: int, steps: int = 1500, count: int = 20_000) -> Checkpoint:
+    """A checkpoint of the UNet's stage on this machine, with `count` random numbers for weights."""
+    numbers = torch.Generator().manual_seed(step)
+
+    def write(hidden: Path) -> dict[str, str]:
+        return {
+            f"{name}.safetensors": save_tensors(
+                hidden / f"{name}.safetensors", {"a": torch.randn(count, generator=numbers)}
+            )
+            for name in ("unet", "optimizer")
+        }
+
+    state = {"format": 2, "lineage": session.record.lineage, "stage": "unet", "step": step, "steps": steps}
+    session.local_checkpoints.parent.mkdir(parents=True, exist_ok=True)
+    return save(session.local_checkpoints, "unet", step, state, write)[0]
+
+
+class Told(list[tuple[str, dict[str, Any]]]):
+    """What was told."""
+
+    def __call__(self, kind: str, **fields: Any) -> None:
+        self.append((kind, fields))
+
+    @property
+    def warnings(self) -> list[str]:
+        return [fields["message"] for kind, fields in self if kind == "warning"]
+
+
+def publish(session: Session, mini: Path, **more: Any) -> Told:
+    told = Told()
+    Publishing(session, mini, told, **more).run(lambda: True)
+    return told
+
+
+def equal(local: Checkpoint, published: Path, mini: Path) -> bool:
+    """Whether what was published comes back as it was saved."""
+    return all(
+        raw_file(published / f"{name}.packed", mini).read_bytes() == (local.path / f"{name}.safetensors").read_bytes()
+        for name in ("unet", "optimizer")
+    )
+
+
+def test_what_is_published_is_packed_and_comes_back_to_the_byte(session: Session, mini: Path) -> None:
+    local = saved(session, 5)
+    told = publish(session, mini)
+    (published,) = complete(session.checkpoints)
+    assert sorted(path.name for path in published.path.iterdir()) == [
+        "MANIFEST.json",
+        "optimizer.packed",
+        "state.json",
+        "unet.packed",
+    ]
+    assert faults(published.path) == []
+    assert equal(local, published.path, mini)
+    kind, fields = told[-1]
+    assert (kind, fields["step"], fields["path"]) == ("published", 5, str(published.path))
+    progress = [fields for kind, fields in told if kind == "progress"]
+    assert progress[-1]["done"] == progress[-1]["total"]
+    assert pending(session) == []
+    assert publish(session, mini) == [], "there is nothing left to do"
+
+
+def test_the_one_on_this_machine_is_gone_on_from_and_the_published_one_where_it_is_damaged(
+    session: Session, mini: Path
+) -> None:
+    local = saved(session, 5, steps=5)
+    publish(session, mini)
+    session = session.with_config(session.config.changed({"text_encoder.steps": 0}))
+    assert standing(session).checkpoints["unet"].path == local.path
+    (local.path / "unet.safetensors").write_bytes(b"rotten")
+    stands = standing(session)
+    assert stands.checkpoints["unet"].path == session.checkpoints / "unet-000005"
+    assert (
+        stands.passed_over == ("checkpoint unet-000005 is passed over: unet.safetensors has 6 bytes instead of 80096",)
+        or "unet.safetensors has 6 bytes" in stands.passed_over[0]
+    )
+
+
+def test_a_damaged_one_on_this_machine_is_never_published(session: Session, mini: Path) -> None:
+    local = saved(session, 5)
+    data = bytearray((local.path / "unet.safetensors").read_bytes())
+    data[-1] ^= 1
+    (local.path / "unet.safetensors").write_bytes(data)
+    told = publish(session, mini)
+    assert complete(session.checkpoints) == []
+    assert len(told.warnings) == 1
+    assert "unet.safetensors has changed since it was written" in told.warnings[0]
+    assert (session.local_checkpoints / "set-aside-1" / "unet-000005").is_dir(), "it is kept"
+
+
+def test_a_published_one_that_rots_is_set_aside_and_published_anew(session: Session, mini: Path) -> None:
+    local = saved(session, 5)
+    publish(session, mini)
+    (session.checkpoints / "unet-000005" / "state.json").write_text("{}")
+    told = publish(session, mini)
+    assert equal(local, session.checkpoints / "unet-000005", mini)
+    assert told.warnings == ["unet-000005 was moved to set-aside-1: another of the same step took its place"]
+
+
+def test_it_is_no_faster_than_was_asked(session: Session, mini: Path) -> None:
+    slow = session.with_config(session.config.changed({"checkpoints.publish_mb_per_second": 0.2}))
+    saved(slow, 5)
+    began = time.monotonic()
+    publish(slow, mini)
+    taken, written = time.monotonic() - began, sum(path.stat().st_size for path in slow.checkpoints.rglob("*.packed"))
+    assert taken >= written / 0.2e6 - 0.05
+    pace = Pace(1e6)
+    began = time.monotonic()
+    for _ in range(10):
+        pace(20_000)
+    assert 0.19 < time.monotonic() - began < 5
+
+
+def test_only_one_process_publishes_at_a_time(session: Session, mini: Path) -> None:
+    saved(session, 5)
+    with publishing_lock(session.path):
+        thread = threading.Thread(target=publish, args=(session, mini))
+        thread.start()
+        time.sleep(0.5)
+        assert complete(session.checkpoints) == []
+    thread.join()
+    assert len(complete(session.checkpoints)) == 1
+
+
+def test_what_is_being_published_is_not_set_aside_underneath(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastdb.publishing.publishing.BUSY_WITHIN", 0.1)
+    with (
+        publishing_lock(session.path),
+        pytest.raises(SessionBusy, match="just being published"),
+        nothing_published(session),
+    ):
+        raise AssertionError("it was let in")
+
+
+def test_a_session_that_was_taken_over_gets_nothing(session: Session, mini: Path) -> None:
+    saved(session, 5)
+
+    def refused() -> None:
+        raise SessionBusy("was taken over by b at 12:00", where="cup", fix="Follow it there.")
+
+    with pytest.raises(SessionBusy, match="taken over"):
+        publish(session, mini, may=refused)
+    assert list(session.checkpoints.glob("*-0*")) == []
+
+
+def test_a_folder_that_is_gone_is_not_made_again(session: Session, mini: Path, tmp_path: Path) -> None:
+    saved(session, 5)
+    session.path.rename(tmp_path / "away")
+    with pytest.raises(StorageError, match="not there any more"):
+        publish(session, mini, patience=0)
+    assert not session.path.exists()
+
+
+ERRORS = [(error, persistent) for error in ("EIO", "ENOSPC", "ENOTCONN") for persistent in (False, True)]
+
+
+def attempt(drive: Mount, session: Session, mini: Path, nth: int, error: str, persistent: bool) -> bool:
+    """Publish with an error at the `nth` operation; whether there was one."""
+    case = (nth, error, persistent)
+    drive.reset()
+    drive.fail("any", nth, error, persistent=persistent)
+    told = Told()
+    healer = threading.Timer(0.7, drive.heal)
+    healer.start()
+    Publishing(session, mini, told, patience=60).run(lambda: True)
+    struck = any(error for _, _, error in drive.log())
+    healer.cancel()
+    drive.heal()
+    # One for what was not published, and one for an older checkpoint that stayed.
+    assert len(set(told.warnings)) == len(told.warnings) <= 2, (case, told.warnings)
+    assert all("\n" not in line for line in told.warnings), case
+    found = [one.step for one in complete(session.checkpoints)]
+    assert found[-1] == 3, case
+    assert all(faults(one.path) == [] for one in complete(session.checkpoints)), case
+    assert pending(session) == [], case
+    return struck
+
+
+def at_operations(tmp_path: Path, mini: Path, every: int) -> int:
+    """An error at each `every`-th operation of publishing a third checkpoint beside two, the kinds of errors in turn;
+    how many there were.
+    """
+    cases = 0
+    with Mount(tmp_path) as drive:
+        session = Session.create(
+            "cup", base_model=BaseModelRecord(folder="mini", fingerprint="0"), root=drive.path / "Sessions"
+        )
+        for step in (1, 2):
+            saved(session, step, count=200)
+            publish(session, mini)
+        good = tmp_path / "good"
+        shutil.copytree(drive.disk, good)
+        saved(session, 3, count=200)
+        drive.reset()
+        publish(session, mini)
+        for nth in range(1, sum(drive.counts().values()) + 1, every):
+            shutil.rmtree(drive.disk / "Sessions")
+            shutil.copytree(good, drive.disk, dirs_exist_ok=True)
+            error, persistent = ERRORS[nth // every % len(ERRORS)]
+            assert attempt(drive, session, mini, nth, error, persistent)
+            cases += 1
+    return cases
+
+
+@pytest.mark.full
+def test_an_error_at_every_operation_is_a_line_and_then_it_is_published(tmp_path: Path, mini: Path) -> None:
+    assert at_operations(tmp_path, mini, every=1) > 1000
+
+
+def test_an_error_at_some_operations_is_a_line_and_then_it_is_published(tmp_path: Path, mini: Path) -> None:
+    assert at_operations(tmp_path, mini, every=101) > 10
+
+
+def test_the_next_waits_until_the_one_before_is_uploaded(tmp_path: Path, mini: Path) -> None:
+    with Mount(tmp_path, Late(seed=1, delay=10_000)) as drive:
+        session = Session.create(
+            "cup", base_model=BaseModelRecord(folder="mini", fingerprint="0"), root=drive.path / "Sessions"
+        )
+        saved(session, 1)
+        ending = threading.Event()
+        told = Told()
+        thread = threading.Thread(target=Publishing(session, mini, told).run, args=(ending.is_set,))
+        thread.start()
+        while not any(kind == "published" for kind, _ in told):
+            time.sleep(0.05)
+        saved(session, 2)
+        time.sleep(2.5)
+        assert [one.step for one in complete(session.checkpoints)] == [1], "Drive has not taken it yet"
+        drive.settle()
+        deadline = time.monotonic() + 60
+        while len(complete(session.checkpoints)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert [one.step for one in complete(session.checkpoints)] == [1, 2]
+        ending.set()
+        thread.join()

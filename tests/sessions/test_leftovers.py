@@ -1,0 +1,220 @@
+"""Whatever lies among checkpoints is passed over with its reason, nothing is touched, and the right state is used."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastdb.config import Config
+from fastdb.errors import StorageError
+from fastdb.overview import show
+from fastdb.sessions.checkpoints import Checkpoint, newest, prune, save, spare
+from fastdb.sessions.leftovers import leftovers
+from fastdb.sessions.record import FILE, BaseModelRecord
+from fastdb.sessions.session import Session
+from fastdb.sessions.trained import needed, standing, weights_in
+from fastdb.storage.manifest import faults, sha256
+from tests.faultfs.mount import Mount
+from tests.leftovers import CASES, expected
+
+LAST, BEFORE = "unet-000006", "unet-000004"
+
+
+def tree(folder: Path) -> dict[str, object]:
+    """Everything below a folder: bytes of files, targets of links, kinds of the rest."""
+    found: dict[str, object] = {}
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(place, name)
+            kind = path.lstat().st_mode
+            content = path.read_bytes() if stat.S_ISREG(kind) else os.readlink(path) if stat.S_ISLNK(kind) else kind
+            found[str(path.relative_to(folder))] = content
+    return found
+
+
+def put(folder: Path, step: int, stage: str = "unet") -> Checkpoint:
+    def write(hidden: Path) -> dict[str, str]:
+        for part in (stage, "optimizer"):
+            (hidden / f"{part}.safetensors").write_bytes(f"{part}{step:05d}".encode() * 50)
+        return {f"{stage}.safetensors": sha256(hidden / f"{stage}.safetensors")}
+
+    return save(folder, stage, step, {"stage": stage, "step": step}, write)[0]
+
+
+def make(root: Path | None = None) -> Session:
+    """A session of one stage with three checkpoints."""
+    config = Config().changed({"text_encoder.steps": 0, "unet.steps": 8})
+    base = BaseModelRecord(folder="/models/some", fingerprint="0")
+    session = Session.create("dog", base_model=base, config=config, root=root)
+    for step in (2, 4, 6):
+        put(session.checkpoints, step)
+    return session
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_passed_over_with_its_reason(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    case, session = CASES[name], make()
+    case.make(session.checkpoints, LAST)
+    before, reason = tree(session.path), expected(case, LAST)
+    stands = standing(session)
+    assert stands.last is not None
+    assert stands.last.path.name == (BEFORE if case.older else LAST)
+    assert set(weights_in(stands.last)) == {"unet"}
+    assert weights_in(stands.last)["unet"].name == "unet.safetensors"
+    lines = stands.passed_over
+    assert len(lines) == bool(reason), lines
+    if reason:
+        assert lines[0].partition(" is passed over: ")[2].startswith(reason), lines
+        assert lines[0].isprintable()
+    show(session)
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("passed over")]
+    assert len(told) == bool(reason and case.seen_by_size), told
+    assert all(reason in line for line in told)
+    spare(session.checkpoints, "unet")
+    assert tree(session.path) == before, "nothing is touched by looking"
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.older])
+def test_no_older_one_goes_for_it_and_the_next_save_loses_nothing(name: str) -> None:
+    session = make()
+    CASES[name].make(session.checkpoints, LAST)
+    left = {entry for entry in tree(session.path).items() if LAST in entry[0]}
+    assert prune(session.checkpoints, "unet") == []
+    found, _ = newest(session.checkpoints, "unet", needs=needed("unet"))
+    assert found is not None
+    assert found.path.name == BEFORE
+    put(session.checkpoints, 6)
+    put(session.checkpoints, 8)
+    prune(session.checkpoints, "unet")
+    contents = list(tree(session.path).values())
+    assert all(content in contents for _, content in left)
+    assert standing(session).done("unet") == 8
+
+
+def test_a_whole_checkpoint_and_its_readme_are_told_nothing_of() -> None:
+    session = make()
+    assert standing(session).passed_over == ()
+    assert leftovers(session) == []
+
+
+def test_all_of_them_at_once_leave_the_oldest() -> None:
+    session = make()
+    for step in range(8, 8 + len(CASES)):
+        put(session.checkpoints, step)
+    for number, case in enumerate(CASES.values(), start=8):
+        if case.older:
+            case.make(session.checkpoints, f"unet-{number:06d}")
+        else:
+            (session.checkpoints / f"unet-{number:06d}" / "state.json").unlink()
+    stands = standing(session)
+    assert stands.last is not None
+    assert stands.last.path.name == LAST
+    assert len(stands.passed_over) == len(CASES)
+
+
+@pytest.mark.parametrize("error", ["EIO", "EACCES"])
+def test_one_that_cannot_be_read_is_passed_over(error: str, tmp_path: Path) -> None:
+    with Mount(tmp_path) as drive:
+        session = make(drive.path / "sessions")
+        before = tree(session.path)
+        drive.fail("open", 1, error, persistent=True, below=session.checkpoints / LAST)
+        stands = standing(session)
+        assert stands.last is not None
+        assert stands.last.path.name == BEFORE
+        kind = {"EIO": "OSError", "EACCES": "PermissionError"}[error]
+        assert stands.passed_over == (f"checkpoint {LAST} is passed over: its manifest cannot be read ({kind})",)
+        assert prune(session.checkpoints, "unet") == []
+        drive.heal()
+        assert tree(session.path) == before
+
+
+@pytest.mark.parametrize("error", ["EIO", "EACCES"])
+def test_checkpoints_that_cannot_be_listed_are_not_taken_for_none(error: str, tmp_path: Path) -> None:
+    with Mount(tmp_path) as drive:
+        session = make(drive.path / "sessions")
+        drive.unreadable(session.checkpoints, error)
+        for look in (standing, leftovers):
+            with pytest.raises(StorageError, match="checkpoints: "):
+                look(session)
+
+
+def test_a_drive_that_is_away_and_back(tmp_path: Path) -> None:
+    with Mount(tmp_path) as drive:
+        session = make(drive.path / "sessions")
+        before = tree(session.path)
+        drive.away(1.5)
+        with pytest.raises(StorageError, match="does not answer"):
+            standing(session)
+        while not os.path.exists(session.path):
+            os.sched_yield()
+        assert standing(session).done("unet") == 6
+        assert standing(session).passed_over == ()
+        assert tree(session.path) == before
+
+
+def test_on_a_read_only_mount_all_is_seen_and_nothing_written(tmp_path: Path) -> None:
+    with Mount(tmp_path) as drive:
+        session = make(drive.path / "sessions")
+        CASES["missing file"].make(session.checkpoints, LAST)
+        before = tree(session.path)
+        drive.read_only()
+        opened = Session.open("dog", drive.path / "sessions")
+        assert standing(opened).done("unet") == 4
+        show(opened)
+        with pytest.raises(StorageError, match="read-only"):
+            put(session.checkpoints, 8)
+        lines = prune(session.checkpoints, "unet")
+        assert all("could not be removed" in line for line in lines)
+        assert tree(session.path) == before
+
+
+def test_a_checkpoint_folder_that_drive_made_twice(tmp_path: Path) -> None:
+    """The mount had forgotten the first one: the trainer's own, written later, is the one called (1)."""
+    with Mount(tmp_path) as drive:
+        session = make(drive.path / "sessions")
+        drive.forget(session.checkpoints / LAST)
+        put(session.checkpoints, 6)
+        assert standing(session).done("unet") == 6
+        drive.hear()
+        stands = standing(session)
+        assert stands.done("unet") == 6
+        assert any(f"a second {LAST}" in line for line in stands.passed_over)
+
+
+def test_a_full_account_keeps_the_older_ones(tmp_path: Path) -> None:
+    """Nothing fails, and on the next machine the last uploaded state is whole."""
+    with Mount(tmp_path) as drive:
+        session = make(drive.path / "sessions")
+        drive.full()
+        for step in (8, 10, 12, 14, 16, 18):
+            put(session.checkpoints, step)
+            lines = prune(session.checkpoints, "unet")
+        assert lines == ["6 checkpoints wait for their upload to Google Drive, so older ones stay for now"]
+        other = drive.lose()
+        opened = Session.open("dog", other.path / "sessions")
+        stands = standing(opened)
+        assert stands.done("unet") == 6
+        assert all(line.endswith("it has no manifest, so it was never finished") for line in stands.passed_over)
+        assert len(stands.passed_over) == 6
+        assert faults(opened.checkpoints / LAST) == []
+
+
+def test_a_second_session_yaml_is_told_and_the_first_is_used(capsys: pytest.CaptureFixture[str]) -> None:
+    session = make()
+    (session.path / "session (1).yaml").write_text((session.path / FILE).read_text().replace("steps: 8", "steps: 9"))
+    assert show("dog").config.unet.steps == 8
+    assert "session (1).yaml: a second session.yaml, as Google Drive shows" in capsys.readouterr().out
+
+
+def test_a_pipe_among_checkpoints_does_not_hold_up_the_command() -> None:
+    session = make()
+    CASES["weights that are a pipe"].make(session.checkpoints, LAST)
+    command = [sys.executable, "-m", "fastdb", "show", "dog"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"checkpoint {LAST}: unet.safetensors is no plain file" in done.stdout

@@ -1,0 +1,153 @@
+"""A checkpoint of another session, or of an earlier beginning, is passed over with its reason and stays where it is."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastdb import sharing
+from fastdb.errors import ConfigError
+from fastdb.sessions.checkpoints import Checkpoint, complete, newest, own, prune, save, set_newer_aside, spare
+from fastdb.sessions.record import BaseModelRecord, read_record, write_record
+from fastdb.sessions.session import Session
+from fastdb.sessions.trained import standing, standings
+
+HERE, ELSEWHERE = "a" * 32, "b" * 32
+FOREIGN = "it belongs to another session or to an earlier beginning of this one"
+
+
+def put(folder: Path, step: int, stage: str = "unet", **state: Any) -> Checkpoint:
+    data = f"{stage} {step}".encode()
+
+    def write(hidden: Path) -> dict[str, str]:
+        (hidden / f"{stage}.safetensors").write_bytes(data)
+        return {f"{stage}.safetensors": hashlib.sha256(data).hexdigest()}
+
+    return save(folder, stage, step, {"step": step, **state}, write)[0]
+
+
+@pytest.fixture
+def session() -> Session:
+    """A session of a known lineage, its text encoder trained."""
+    made = Session.create("dog", base_model=BaseModelRecord(folder="mini", fingerprint="0"))
+    write_record(made.path, made.record.model_copy(update={"lineage": HERE}))
+    put(made.checkpoints, 350, "text_encoder", format=2, lineage=HERE)
+    return Session.open("dog")
+
+
+def test_every_session_has_one_of_its_own(session: Session) -> None:
+    other = Session.create("cat", base_model=BaseModelRecord(folder="mini", fingerprint="0"))
+    assert len({session.record.lineage, other.record.lineage, other.with_new_lineage().record.lineage}) == 3
+    assert Session.open("cat").record.lineage != other.record.lineage
+
+
+def test_a_stranger_is_passed_over_with_its_reason_and_stays(session: Session) -> None:
+    put(session.checkpoints, 100, format=2, lineage=HERE)
+    put(session.checkpoints, 300, format=2, lineage=ELSEWHERE)
+    put(session.checkpoints, 400, format=3, lineage=HERE)
+    stands = standing(session)
+    assert stands.done("unet") == 100
+    assert list(stands.passed_over) == [
+        "checkpoint unet-000400 is passed over: its state has format 3; this version knows 2",
+        f"checkpoint unet-000300 is passed over: {FOREIGN}",
+    ]
+    there, said = standings(session)
+    assert [one.done("unet") for one in there] == [100]
+    assert said == list(stands.passed_over)
+    assert [one.step for one in own(session.checkpoints, "unet", HERE)] == [100]
+    assert [one.step for one in complete(session.checkpoints, "unet")] == [100, 300, 400]
+
+
+@pytest.mark.parametrize("known", ["here", "there", "neither"])
+def test_a_lineage_that_is_not_known_is_let_pass(known: str, session: Session) -> None:
+    if known != "here":
+        write_record(session.path, session.record.model_copy(update={"lineage": ""}))
+    put(session.checkpoints, 100, **({"format": 2, "lineage": ELSEWHERE} if known == "there" else {}))
+    stands = standing(Session.open("dog"))
+    assert (stands.done("unet"), stands.passed_over) == (100, ())
+
+
+@pytest.mark.parametrize("state", [{"format": "2"}, {"format": True}, {"format": -1}, {"format": None}])
+def test_a_state_of_no_known_format_is_passed_over(state: dict[str, Any], session: Session) -> None:
+    put(session.checkpoints, 100, **state)
+    found, [line] = newest(session.checkpoints, "unet", HERE)
+    assert found is None
+    assert "is passed over: its state has format " in line
+
+
+def test_strangers_make_no_room_and_are_not_removed(session: Session) -> None:
+    """An own checkpoint goes under two newer ones of its own kind; a stranger is no step back to it."""
+    for step in (100, 200):
+        put(session.checkpoints, step, format=2, lineage=HERE)
+    for step in (50, 300, 400):
+        put(session.checkpoints, step, format=2, lineage=ELSEWHERE)
+    assert spare(session.checkpoints, "unet", 0, HERE) == []
+    assert prune(session.checkpoints, "unet", 0, HERE) == []
+    assert [one.step for one in complete(session.checkpoints, "unet")] == [50, 100, 200, 300, 400]
+    put(session.checkpoints, 500, format=2, lineage=HERE)
+    assert prune(session.checkpoints, "unet", 0, HERE) == []
+    assert [one.step for one in complete(session.checkpoints, "unet")] == [50, 200, 300, 400, 500]
+
+
+def test_it_goes_where_the_checkpoints_go(session: Session, tmp_path: Path) -> None:
+    heavy = sharing.share(session, tmp_path / "heavy.zip", checkpoints=True)
+    light = sharing.share(session, tmp_path / "light.zip")
+    shutil.copytree(session.path, tmp_path / "mount")
+    kept = [
+        sharing.adopt(heavy, "one"),
+        sharing.adopt(tmp_path / "mount", "two"),
+        sharing.duplicate(session, "three", checkpoints=True),
+    ]
+    assert {one.record.lineage for one in kept} == {HERE}
+    assert [standing(one).done("text_encoder") for one in kept] == [350, 350, 350]
+    anew = {sharing.adopt(light, "four").record.lineage, sharing.duplicate(session, "five").record.lineage}
+    assert len(anew - {HERE, ""}) == 2
+    assert read_record(session.path).lineage == HERE
+
+
+def test_a_lineage_that_is_none_is_refused(session: Session) -> None:
+    path = session.path / "session.yaml"
+    path.write_text(path.read_text().replace(HERE, "../../etc"))
+    with pytest.raises(ConfigError, match=r"lineage is '../../etc'"):
+        Session.open("dog")
+
+
+def test_newer_ones_are_set_aside_in_each_folder_of_several(tmp_path: Path) -> None:
+    here, there, empty = tmp_path / "here", tmp_path / "there", tmp_path / "empty"
+    for folder, numbers in ((here, (100, 200, 300)), (there, (200, 250))):
+        for step in numbers:
+            put(folder, step)
+    put(here, 350, "text_encoder")
+    (there / "set-aside-1").mkdir()
+    before = {path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    made = set_newer_aside([here, empty, there], "unet", 200)
+    assert made == [here / "set-aside-1", there / "set-aside-2"]
+    assert [one.step for one in complete(here)] == [350, 100, 200]
+    assert [one.step for one in complete(there)] == [200]
+    assert [[one.step for one in complete(folder)] for folder in made] == [[300], [250]]
+    assert {path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert set_newer_aside([here, empty, there], "unet", 200) == []
+
+
+CUT = """
+from fastdb.sessions.checkpoints import save, set_newer_aside
+def prepare(folder):
+    for step in (1, 2, 3, 4):
+        save(folder, "unet", step, {"step": step}, lambda hidden: {})
+def work(folder):
+    set_newer_aside([folder], "unet", 2)
+"""
+
+
+def test_cut_off_at_any_point_no_newer_one_is_left_above_a_gap(cut_everywhere: Callable[[str], list[Path]]) -> None:
+    folders = cut_everywhere(CUT)
+    left = [[one.step for one in complete(folder)] for folder in folders]
+    assert {tuple(steps) for steps in left} == {(1, 2, 3, 4), (1, 2, 3), (1, 2)}
+    assert left[-1] == [1, 2]
+    for folder in folders:
+        assert len(list(folder.rglob("state.json"))) == 4

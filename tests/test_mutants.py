@@ -1,0 +1,128 @@
+"""Saving, loading and publishing broken on purpose: each break is noticed by a test that is there anyway."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("mfusepy")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+FAULTS = "tests/sessions/test_drive_faults.py"
+PENDING = "tests/publishing/test_pending.py"
+PUBLISHING = "tests/publishing/test_publishing.py"
+
+MUTANTS = {
+    "an old checkpoint goes before the new one is there": (
+        "sessions/checkpoints.py",
+        "        remove(hidden)\n        hidden.mkdir()",
+        "        remove(hidden)\n        [remove(one.path) for one in complete(folder, stage)]\n        hidden.mkdir()",
+        [f"{FAULTS}::test_an_error_at_any_operation_leaves_a_good_checkpoint"],
+    ),
+    "a checkpoint has its name while it is written": (
+        "sessions/checkpoints.py",
+        '    hidden = folder / f"{UNFINISHED}{final.name}"',
+        "    hidden = final",
+        [f"{FAULTS}::test_an_error_at_any_operation_leaves_a_good_checkpoint"],
+    ),
+    "the manifest comes before the files": (
+        "sessions/checkpoints.py",
+        """            meant = write(hidden)
+            write_json(hidden / STATE, state)
+            write_manifest(hidden, meant)
+""",
+        """            write_manifest(hidden, {})
+            write(hidden)
+            write_json(hidden / STATE, state)
+""",
+        ["tests/sessions/test_checkpoints.py"],
+    ),
+    "reading skips the hash": (
+        "storage/manifest.py",
+        "if digest and sha256(path) != digest:",
+        "if False:",
+        ["tests/sessions/test_checkpoints.py"],
+    ),
+    "what was read back is not held against what was meant": (
+        "storage/manifest.py",
+        "    for name, digest in (meant or {}).items():",
+        "    for name, digest in ():",
+        ["tests/sessions/test_checkpoints.py"],
+    ),
+    "an old one goes though the newer ones are not uploaded": (
+        "sessions/checkpoints.py",
+        "        elif waits_for_upload(checkpoint.path):",
+        "        elif False:",
+        ["tests/sessions/test_uploads.py"],
+    ),
+    "the next is published though the one before is not uploaded": (
+        "publishing/publishing.py",
+        "if due and (hurry or self._settled()):",
+        "if due:",
+        [f"{PUBLISHING}::test_the_next_waits_until_the_one_before_is_uploaded"],
+    ),
+    "one that rotted on this machine is published": (
+        "publishing/publishing.py",
+        "        if wrong := faults(one.path):",
+        "        if wrong := list[str]():",
+        [f"{PUBLISHING}::test_a_damaged_one_on_this_machine_is_never_published"],
+    ),
+    "whatever has the name counts as published": (
+        "publishing/pending.py",
+        "        return bool(published.state.get(MADE_OF) == raw_hashes(local))",
+        "        return True",
+        [PENDING],
+    ),
+    "what is kept for good is not published": (
+        "publishing/pending.py",
+        "    if every and checkpoint.step % every == 0:\n        return True",
+        "    every = 0",
+        [PENDING],
+    ),
+    "what is pending leaves this machine": (
+        "publishing/pending.py",
+        "if one.path not in waiting]",
+        "]",
+        [PENDING],
+    ),
+    "it publishes into a session that was taken over": (
+        "publishing/publishing.py",
+        "                    self.may()\n",
+        "",
+        [f"{PUBLISHING}::test_a_session_that_was_taken_over_gets_nothing"],
+    ),
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", MUTANTS)
+def test_each_break_is_noticed(name: str, tmp_path: Path) -> None:
+    file, honest, broken, tests = MUTANTS[name]
+    copy = tmp_path / "repository"
+    shutil.copytree(
+        REPOSITORY,
+        copy,
+        ignore=shutil.ignore_patterns(".git", ".venv*", "*.egg-info", "__pycache__", ".*_cache", "benchmarks"),
+    )
+    path = copy / "fastdb" / file
+    text = path.read_text()
+    assert text.count(honest) == 1, "the code has changed: break it anew"
+    path.write_text(text.replace(honest, broken))
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests],
+        cwd=copy,
+        env={name: value for name, value in os.environ.items() if "PYTEST" not in name} | {"PYTHONPATH": str(copy)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert ran.returncode == 1, ran.stdout[-2000:]
+    assert " failed" in ran.stdout

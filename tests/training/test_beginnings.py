@@ -1,0 +1,42 @@
+"""A session begun anew knows its checkpoints from those of its earlier beginning, wherever they turn up again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+
+import pytest
+
+pytest.importorskip("torch")
+
+from fastdb import workflow
+from fastdb.sessions.checkpoints import complete
+from fastdb.sessions.session import Session
+from fastdb.sessions.trained import standing
+
+SHORT = {"text_encoder.steps": 1, "unet.steps": 2, "prior.class_images": 0}
+
+
+def test_a_checkpoint_of_an_earlier_beginning_is_passed_over(
+    make_session: Callable[..., Session], capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = make_session("again", **SHORT)
+    assert workflow.train(session) == "finished"
+    old = session.record.lineage
+    assert {(one.state["format"], one.state["lineage"]) for one in complete(session.checkpoints)} == {(2, old)}
+    assert workflow.train(session, restart=True, settings={"unet.learning_rate": 1e-3}) == "finished"
+    session = Session.open(session.path)
+    new = session.record.lineage
+    assert new != old
+    assert {one.state["lineage"] for one in complete(session.checkpoints)} == {new}
+    # As an upload that comes late would put it there.
+    late = session.checkpoints / "set-aside-1" / "unet-000002"
+    shutil.copytree(late, session.checkpoints / "unet-000009")
+    stands = standing(session)
+    assert (stands.done("unet"), stands.done("text_encoder")) == (2, 1)
+    reason = "it belongs to another session or to an earlier beginning of this one"
+    assert stands.passed_over == (f"checkpoint unet-000009 is passed over: {reason}",)
+    capsys.readouterr()
+    assert workflow.train(session, settings={"checkpoints.every_steps": 1}) == "finished", "its recipe is not looked at"
+    assert reason in capsys.readouterr().out
+    assert (session.checkpoints / "unet-000009").is_dir()

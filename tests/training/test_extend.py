@@ -1,0 +1,264 @@
+"""More steps for a session: to the last bit as if they had been asked for at the beginning, and never otherwise."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from fastdb import overview, workflow  # noqa: E402
+from fastdb.errors import ConfigError, SessionBusy, TrainingError  # noqa: E402
+from fastdb.models.session_export import export_metadata  # noqa: E402
+from fastdb.sessions.session import Session  # noqa: E402
+from fastdb.sessions.trained import how_far, progress_of, standing, steps_of  # noqa: E402
+from fastdb.training import process  # noqa: E402
+from fastdb.training.schedules import rate_at  # noqa: E402
+from fastdb.training.space_needed import need  # noqa: E402
+from tests.training.conftest import published, result  # noqa: E402
+from tests.training.test_trainer import Life, at  # noqa: E402
+
+Made = Callable[..., Session]
+SHORT: dict[str, Any] = {
+    "text_encoder__steps": 2,
+    "unet__steps": 4,
+    "unet__ema_decay": 0.9,
+    "prior__class_images": 0,
+    "captions__dropout": 0.3,
+    "checkpoints__every_steps": 2,
+}
+REWARM, DECAY, HOLD = (
+    {"steps": 4, "schedule": "rewarm", "learning_rate": 4e-4},
+    {"steps": 3, "schedule": "decay", "learning_rate": 2.5e-4},
+    {"steps": 2, "schedule": "hold", "learning_rate": 1e-4},
+)
+ALL = 4 + 4 + 3 + 2
+
+
+@pytest.fixture(scope="module")
+def from_the_beginning(make_session: Made) -> Session:
+    """A session that had its extensions before it began, trained without an interruption; every step is kept."""
+    settings = {**SHORT, "unet__extensions": [REWARM, DECAY, HOLD], "checkpoints__keep_every": 1}
+    session = make_session("whole", **settings)
+    life = Life(session)
+    assert life.run() == "finished"
+    assert (
+        "unet stage: 4 steps from rate 0.0005 + 4 steps, rewarm at 0.0004 + 3 steps, decay at 0.00025 + 2 steps, "
+        "hold at 0.0001"
+    ) in life.said("plan")[0]["lines"]
+    told = [
+        (event["step"], event["steps"], event["learning_rate"])
+        for event in life.said("step")
+        if event["stage"] == "unet"
+    ]
+    assert told == [(step + 1, ALL, rate_at(session.config.unet, step)) for step in range(ALL)]
+    return Session.open(session.path)
+
+
+@pytest.fixture
+def base(make_session: Made) -> Session:
+    """A session trained to the end it had at first."""
+    session = make_session("base", **SHORT)
+    assert Life(session).run() == "finished"
+    return Session.open(session.path)
+
+
+def more(session: Session, one: dict[str, Any]) -> Session:
+    return workflow.extend(session, one["steps"], schedule=one["schedule"], learning_rate=one["learning_rate"])
+
+
+def test_it_equals_a_run_that_had_it_from_the_beginning(base: Session, from_the_beginning: Session) -> None:
+    """Extended after its end, stopped within the extension, extended again there, and again after the end."""
+    session = more(base, REWARM)
+    assert Life(session, until=at("unet", 6)).run() == "stopped"
+    session = more(session, DECAY)
+    assert Life(session, until=at("unet", 7)).run() == "stopped"
+    assert Life(Session.open(session.path)).run() == "finished"
+    session = more(session, HOLD)
+    assert Life(session).run() == "finished"
+    session = Session.open(session.path)
+    assert session.config.unet == from_the_beginning.config.unet
+    assert result(session) == result(from_the_beginning)
+    assert list(result(session)) == [
+        "text_encoder-000002/optimizer",
+        "text_encoder-000002/text_encoder",
+        "unet-000013/optimizer",
+        "unet-000013/unet",
+        "unet-000013/unet_ema",
+    ]
+
+
+def test_what_was_done_before_is_untouched(base: Session, from_the_beginning: Session) -> None:
+    """The last checkpoint of the base is that of the longer run at this step, so there was no other way here."""
+    for name in ("unet", "unet_ema", "optimizer"):
+        assert published(base, 4, name) == published(from_the_beginning, 4, name)
+
+
+def test_another_schedule_is_another_result(base: Session, from_the_beginning: Session) -> None:
+    """What the tests above compare does differ where it should."""
+    assert Life(more(base, {**REWARM, "schedule": "hold"})).run() == "finished"
+    assert published(base, 8, "unet") != published(from_the_beginning, 8, "unet")
+
+
+def test_every_count_follows(base: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    session = more(base, DECAY)
+    said = capsys.readouterr().out
+    assert "base is extended after step 4 by 3 steps, decay at 0.00025: 7 in all" in said
+    assert "train them with: fastdb train base" in said
+    assert (steps_of(session, "unet"), steps_of(session, "text_encoder")) == (7, 2)
+    assert how_far(session, progress_of(session)) == "text_encoder 2/2, unet 4/7"
+    assert set(need(session, _base_of(session)).checkpoints) == {"unet"}
+    life = Life(session)
+    assert life.run() == "finished"
+    assert life.said("plan")[0]["stages"] == {
+        "text_encoder": {"steps": 2, "done": 2},
+        "unet": {"steps": 7, "done": 4},
+    }
+    assert life.said("plan")[0]["begins"] == "unet step 4"
+    assert [(event["step"], event["steps"]) for event in life.said("step")] == [(5, 7), (6, 7), (7, 7)]
+    assert standing(session).checkpoints["unet"].state["steps"] == 7
+    assert Life(session).run() == "finished", "nothing is left to do"
+
+
+def _base_of(session: Session) -> Any:
+    from fastdb.models.sources import base_of
+
+    return base_of(session)
+
+
+def test_it_is_in_the_history_and_in_the_export(base: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "fastdb.extended" not in export_metadata(base, "x")
+    session = more(more(base, REWARM), HOLD)
+    assert [one.model_dump(exclude={"when"}) for one in session.record.extended] == [
+        {"after": 4, **REWARM},
+        {"after": 8, **HOLD},
+    ]
+    assert [run.begins for run in session.record.runs] == ["text_encoder step 0"]
+    capsys.readouterr()
+    overview.show(session)
+    out = capsys.readouterr().out
+    when = session.record.extended[0].when
+    assert re.search(rf"extended +after step 4 by 4 steps, rewarm at 0\.0004, {re.escape(when)}\n", out), out
+    assert re.search(r"extended +after step 8 by 2 steps, hold at 0\.0001, ", out), out
+    told = export_metadata(session, "x")["fastdb.extended"]
+    assert told == "after step 4 by 4 steps, rewarm at 0.0004; after step 8 by 2 steps, hold at 0.0001"
+    assert Session.open(session.path) == session
+
+
+def test_it_may_come_before_the_end_or_the_beginning(make_session: Made) -> None:
+    session = make_session("early", **SHORT)
+    session = workflow.extend(session, 3)
+    assert session.config.unet.extensions[0].model_dump() == {"steps": 3, "schedule": "rewarm", "learning_rate": 2.5e-4}
+    assert Life(session, until=at("unet", 2)).run() == "stopped"
+    session = workflow.extend(session, 2, schedule="hold")
+    life = Life(session)
+    assert life.run() == "finished"
+    assert life.said("step")[-1]["step"] == 9
+    session = Session.open(session.path)
+    assert [one.after for one in session.record.extended] == [4, 7]
+    assert len(session.record.runs) == 2, "what the trainer noted meanwhile stays"
+
+
+@pytest.fixture(scope="module")
+def within(make_session: Made) -> Session:
+    """A session stopped in its first extension of two."""
+    session = make_session("within", **SHORT, unet__extensions=[REWARM, DECAY])
+    assert Life(session, until=at("unet", 5)).run() == "stopped"
+    return Session.open(session.path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        [],
+        [DECAY],
+        [DECAY, REWARM],
+        [{**REWARM, "steps": 5}, DECAY],
+        [{**REWARM, "schedule": "decay"}, DECAY],
+        [{**REWARM, "learning_rate": 1e-4}, DECAY],
+    ],
+)
+def test_one_that_has_begun_cannot_be_changed_or_removed(within: Session, change: list[dict[str, Any]]) -> None:
+    before = (within.path / "session.yaml").read_bytes()
+    with pytest.raises(TrainingError) as caught:
+        workflow.train(within, settings={"unet.extensions": change})
+    told = "changed since step 5 of the unet stage: unet.extensions 4 steps, rewarm at 0.0004 -> "
+    assert told in str(caught.value)
+    assert "--restart" in str(caught.value)
+    assert (within.path / "session.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("change", [[REWARM], [REWARM, HOLD], [REWARM, HOLD, DECAY], [REWARM, DECAY, HOLD]])
+def test_one_that_has_not_begun_can(
+    within: Session, change: list[dict[str, Any]], copy: Callable[[Session], Session]
+) -> None:
+    session = copy(within)
+    session = session.with_config(session.config.changed({"unet.extensions": change}))
+    life = Life(session)
+    assert life.run() == "finished"
+    assert life.said("step")[-1]["step"] == 4 + sum(one["steps"] for one in change)
+
+
+def test_just_before_it_begins_it_can_still_be_changed(base: Session) -> None:
+    session = more(base, REWARM)
+    session = session.with_config(session.config.changed({"unet.extensions": [HOLD]}))
+    life = Life(session)
+    assert life.run() == "finished"
+    assert [event["learning_rate"] for event in life.said("step")] == [1e-4, 1e-4]
+
+
+def test_the_steps_before_it_cannot_be_changed_any_more(base: Session) -> None:
+    with pytest.raises(TrainingError, match=r"unet\.steps 4 -> 5"):
+        workflow.train(more(base, HOLD), settings={"unet.steps": 5})
+
+
+def test_beside_it_the_text_encoder_trains_as_long_as_it_has_steps(make_session: Made) -> None:
+    """Joint mode: the extension is the UNet's alone but for the text encoder's own steps, by its own rate."""
+    settings = {**SHORT, "text_encoder__mode": "joint", "text_encoder__steps": 3, "unet__steps": 2}
+    session = make_session("joint", **settings)
+    assert Life(session).run() == "finished"
+    session = workflow.extend(session, 3, schedule="hold", learning_rate=1e-4)
+    life = Life(session)
+    assert life.run() == "finished"
+    assert "text encoder: trains beside the UNet until step 3, from rate 0.0001" in life.said("plan")[0]["lines"]
+    whole = make_session(
+        "joint",
+        **settings,
+        unet__extensions=[{"steps": 3, "schedule": "hold", "learning_rate": 1e-4}],
+        checkpoints__keep_every=1,
+    )
+    assert Life(whole).run() == "finished"
+    assert result(session) == result(whole)
+    encoder = [published(whole, step, "text_encoder") for step in (2, 3, 4, 5)]
+    assert [one == encoder[1] for one in encoder] == [False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("steps", "given", "told"),
+    [
+        (0, {}, "steps is 0, but should be greater than or equal to 1"),
+        (5, {"learning_rate": 0}, "learning_rate is 0, but should be greater than 0"),
+        (5, {"schedule": "cosine"}, "schedule is 'cosine', but should be 'hold', 'rewarm' or 'decay'"),
+    ],
+)
+def test_what_is_out_of_bounds_is_refused(make_session: Made, steps: int, given: dict[str, Any], told: str) -> None:
+    session = make_session("bounds", **SHORT)
+    before = (session.path / "session.yaml").read_bytes()
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        workflow.extend(session, steps, **given)
+    assert (session.path / "session.yaml").read_bytes() == before
+
+
+def test_a_session_that_is_being_trained_is_not_extended(make_session: Made) -> None:
+    session = make_session("busy", **{**SHORT, "unet__steps": 2000})
+    running = process.start(session)
+    try:
+        with pytest.raises(SessionBusy, match=r"is being trained, to an end that is settled.*fastdb stop busy"):
+            workflow.extend(session, 5)
+    finally:
+        running.stop()
+        list(running.follow())
+    assert Session.open(session.path).config.unet.extensions == ()

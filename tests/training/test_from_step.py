@@ -1,0 +1,169 @@
+"""Training goes back to a step that was chosen: to the bit what it was, nothing is deleted, and no recipe is mixed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from fastdb import sharing, workflow
+from fastdb.errors import ConfigError, FastDBError, TrainingError
+from fastdb.sessions.checkpoints import complete
+from fastdb.sessions.session import Session
+from fastdb.training.space_needed import need
+from tests.training.conftest import result
+from tests.training.test_trainer import Life
+
+Made = Callable[..., Session]
+Copied = Callable[[Session], Session]
+REWARM, HOLD = (
+    {"steps": 2, "schedule": "rewarm", "learning_rate": 4e-4},
+    {"steps": 2, "schedule": "hold", "learning_rate": 1e-4},
+)
+SHORT: dict[str, Any] = {
+    "text_encoder__steps": 2,
+    "unet__steps": 3,
+    "prior__class_images": 0,
+    "checkpoints__keep_every": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def finished(make_session: Made) -> Session:
+    """Five steps of the UNet's stage, two of them an extension; each has its checkpoint."""
+    session = make_session("cup", **SHORT, unet__extensions=[REWARM])
+    assert Life(session).run() == "finished"
+    return Session.open(session.path)
+
+
+def steps(session: Session) -> list[int]:
+    return [one.step for one in complete(session.checkpoints, "unet")]
+
+
+def tree(session: Session) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(session.path.rglob("*")) if path.is_file()}
+
+
+def test_it_goes_on_from_there_and_ends_where_it_ended(
+    finished: Session, copy: Copied, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = copy(finished)
+    before, last = result(session), (session.checkpoints / "unet-000005" / "unet.packed").read_bytes()
+    assert workflow.train(session, from_step=2) == "finished"
+    out = capsys.readouterr().out
+    aside = session.checkpoints / "set-aside-1"
+    assert f"checkpoints after step 2 of the UNet's stage are kept in {aside}\n" in out
+    assert "going on after step 2" in out
+    assert [one.step for one in complete(aside)] == [3, 4, 5]
+    assert (aside / "unet-000005" / "unet.packed").read_bytes() == last
+    session = Session.open(session.path)
+    assert session.record.runs[-1].begins == "unet step 2"
+    assert session.record.lineage == finished.record.lineage
+    assert (steps(session), result(session)) == ([1, 2, 3, 4, 5], before)
+
+
+def test_before_an_extension_another_one_may_be_chosen(finished: Session, copy: Copied, make_session: Made) -> None:
+    session = copy(finished)
+    with pytest.raises(TrainingError, match=r"unet\.extensions 2 steps, rewarm at 0\.0004 -> 2 steps, hold at 0\.0001"):
+        workflow.train(session, settings={"unet.extensions": [HOLD]})
+    assert workflow.train(session, settings={"unet.extensions": [HOLD]}, from_step=3) == "finished"
+    other = make_session("other", **SHORT, unet__extensions=[HOLD])
+    assert Life(other).run() == "finished"
+    assert result(Session.open(session.path)) == result(Session.open(other.path))
+    assert result(other) != result(finished)
+
+
+def test_from_0_the_stage_begins_again_with_what_it_is_to_have(
+    finished: Session, copy: Copied, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = copy(finished)
+    encoder = {name: data for name, data in tree(session).items() if "text_encoder-" in name}
+    with pytest.raises(
+        TrainingError, match=r"or begin the UNet's stage again with --from-step 0, or all with --restart"
+    ):
+        workflow.train(session, settings={"unet.steps": 2, "unet.extensions": []})
+    assert workflow.train(session, settings={"unet.steps": 2, "unet.extensions": []}, from_step=0) == "finished"
+    assert "text_encoder stage: done, 2 steps" in capsys.readouterr().out
+    assert steps(session) == [1, 2]
+    assert {name: data for name, data in tree(session).items() if "text_encoder-" in name} == encoder
+    capsys.readouterr()
+    assert workflow.train(session, from_step=2) == "finished"
+    assert "there were no checkpoints after step 2 of the UNet's stage" in capsys.readouterr().out
+    assert not (session.checkpoints / "set-aside-2").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "told"),
+    [
+        (
+            {"from_step": 2, "settings": {"unet.learning_rate": 1e-3}},
+            TrainingError,
+            "changed since step 2 of the unet stage: unet.learning_rate 0.0005 -> 0.001. Put it back to go on, or "
+            "begin the UNet's stage again with --from-step 0, or all with --restart (old checkpoints are set aside, "
+            "not lost). Its weights can be the base model of a new session: fastdb export cup --step 2 --precision "
+            "fp32, then fastdb new with --base cup_step_2.safetensors.",
+        ),
+        (
+            {"from_step": 0, "settings": {"seed": 5}},
+            TrainingError,
+            "changed since step 2 of the text_encoder stage: seed 11 -> 5. Put it back to go on, or start again with "
+            "--restart (old checkpoints are set aside, not lost).",
+        ),
+        ({"from_step": 9}, ConfigError, "cup has no checkpoint of the UNet stage at step 9. There are: 1, 2, 3, 4, 5."),
+        ({"from_step": 2, "restart": True}, ConfigError, "--from-step: is no way to begin anew. Give it, or --restart"),
+        ({"from_step": 2, "settings": {"unet.steps": -1}}, ConfigError, "unet.steps is -1"),
+    ],
+)
+def test_a_refusal_says_the_way_and_changes_nothing(
+    finished: Session, copy: Copied, given: dict[str, Any], kind: type[FastDBError], told: str
+) -> None:
+    session = copy(finished)
+    before = tree(session)
+    with pytest.raises(kind, match=re.escape(told)):
+        workflow.train(session, **given)
+    assert tree(session) == before
+
+
+def test_one_that_is_damaged_is_not_gone_back_to(finished: Session, copy: Copied) -> None:
+    """Else what is newer and good would be set aside for it, and an older one taken."""
+    session = copy(finished)
+    (session.checkpoints / "unet-000002" / "optimizer.packed").write_bytes(b"short")
+    before = tree(session)
+    reason = r"the checkpoint of step 2 cannot be gone on from: optimizer\.packed has 5 bytes instead of"
+    with pytest.raises(TrainingError, match=reason):
+        workflow.train(session, from_step=2)
+    with pytest.raises(TrainingError, match=reason):
+        sharing.duplicate(session, "new", from_step=2)
+    assert tree(session) == before
+
+
+def test_the_space_it_needs_is_that_of_the_steps_to_come(finished: Session, mini: Any) -> None:
+    assert need(finished, mini).checkpoints == {}
+    assert set(need(finished, mini, from_step=2).checkpoints) == {"unet"}
+
+
+def test_a_duplicate_up_to_a_step_goes_its_own_way(finished: Session, copy: Copied, make_session: Made) -> None:
+    session = copy(finished)
+    (session.checkpoints / "set-aside-1" / "unet-000001").mkdir(parents=True)
+    (session.checkpoints / "set-aside-1" / "unet-000001" / "state.json").write_text("{}")
+    before = tree(session)
+    new = sharing.duplicate(session, "new", from_step=3)
+    assert tree(session) == before
+    assert steps(new) == [1, 2, 3]
+    assert {path.name for path in new.checkpoints.iterdir()} == {
+        *(f"unet-00000{step}" for step in (1, 2, 3)),
+        "text_encoder-000001",
+        "text_encoder-000002",
+        "README.txt",
+    }
+    assert (new.record.lineage, new.record.runs) == (session.record.lineage, session.record.runs)
+    assert Life(new.with_config(new.config.changed({"unet.extensions": [HOLD]}))).run() == "finished"
+    assert steps(new) == [1, 2, 3, 4, 5]
+    bare = sharing.duplicate(session, "bare", from_step=0)
+    assert (steps(bare), len(complete(bare.checkpoints))) == ([], 2)
+    with pytest.raises(ConfigError, match=r"at step 7\. There are: 1, 2, 3, 4, 5\."):
+        sharing.duplicate(session, "more", from_step=7)

@@ -1,0 +1,91 @@
+"""Training among leftovers: it goes on from the state before them and ends in the same bytes; nothing is lost."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from fastdb import workflow
+from fastdb.errors import TrainingError
+from fastdb.sessions.session import Session
+from fastdb.sessions.trained import standing
+from fastdb.training import process
+from tests.leftovers import CASES, expected
+from tests.training.conftest import outcome, result
+
+USUAL = ["wrong hash", "checkpoint became a twin", "link that leads out"]
+
+
+def halfway(session: Session) -> Session:
+    """The session as it was before the last of its UNet checkpoints."""
+    last = sorted(session.checkpoints.glob("unet-*"))[-1]
+    shutil.rmtree(last)
+    return session
+
+
+def contents(folder: Path) -> set[bytes]:
+    return {path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *USUAL,
+        *(
+            pytest.param(name, marks=pytest.mark.full)
+            for name, case in CASES.items()
+            if case.older and name not in USUAL
+        ),
+    ],
+)
+def test_it_goes_on_from_before_and_ends_in_the_same(
+    name: str, straight: Session, copy: Callable[[Session], Session]
+) -> None:
+    session = copy(straight)
+    older, last = sorted(path.name for path in session.checkpoints.glob("unet-*"))[-2:]
+    CASES[name].make(session.checkpoints, last)
+    assert standing(session).checkpoints["unet"].path.name == older
+    left = [path for path in session.checkpoints.iterdir() if path.name.startswith(last)]
+    kept = {data for path in left for data in contents(path)}
+    running = process.start(session)
+    events = list(running.follow())
+    [plan] = [event for event in events if event["event"] == "plan"]
+    assert any(f" is passed over: {expected(CASES[name], last)}" in line for line in plan["lines"])
+    assert events[-1]["outcome"] == "finished"
+    assert result(session) == result(straight)
+    assert kept <= contents(session.path)
+
+
+def test_a_checkpoint_of_another_session_is_refused(
+    straight: Session, copy: Callable[[Session], Session], make_session: Callable[..., Session]
+) -> None:
+    """Its recipe tells: other photos, another seed. Depends on `lineage` to come: it will then be passed over, like
+    the leftovers above, in place of being refused."""
+    other = make_session("other", seed=12, unet__steps=4, text_encoder__steps=0, prior__class_images=0)
+    assert outcome(process.start(other)) == "finished"
+    session = copy(straight)
+    for path in session.checkpoints.glob("unet-*"):
+        shutil.rmtree(path)
+    shutil.copytree(other.checkpoints / "unet-000004", session.checkpoints / "unet-000004")
+    before = {str(path): path.read_bytes() for path in session.path.rglob("*") if path.is_file()}
+    with pytest.raises(TrainingError, match="changed since step 4 of the unet stage"):
+        workflow.train(session)
+    assert {str(path): path.read_bytes() for path in session.path.rglob("*") if path.is_file()} == before
+
+
+def test_copies_of_photos_that_drive_makes_are_not_trained_on(
+    straight: Session, copy: Callable[[Session], Session], capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = halfway(copy(straight))
+    for folder in (session.instance_images, session.class_images):
+        path = sorted(folder.glob("*.png"))[0]
+        shutil.copy(path, path.with_name(f"{path.stem} (1).png"))
+    assert workflow.train(session) == "finished"
+    said = capsys.readouterr().out
+    assert said.count("is passed over: a copy of the one beside it") == 2
+    assert result(session) == result(straight)
