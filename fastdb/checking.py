@@ -12,7 +12,7 @@ from fastdb.sessions import known
 from fastdb.sessions.checkpoints import ASIDE, Checkpoint, complete, wrong_with
 from fastdb.sessions.leftovers import leftovers
 from fastdb.sessions.session import Session
-from fastdb.sessions.trained import weights_file
+from fastdb.sessions.trained import needed
 from fastdb.storage.durable import explained
 from fastdb.storage.removal import bytes_of
 
@@ -49,7 +49,7 @@ def check(
         wrong = known.changes(session.path, quick=quick, progress=more)
         wrong += [line for path in known.unlisted(session.path) if (line := _unlisted(session, path))]
         for checkpoint in there:
-            if clause := wrong_with(checkpoint, quick=quick, needs=[weights_file(checkpoint.stage)]):
+            if clause := wrong_with(checkpoint, quick=quick, needs=needed(checkpoint.stage)):
                 wrong.append(f"{checkpoint.path.relative_to(session.path).as_posix()}: {clause}")
             more(bytes_of(checkpoint.path))
     for line in (*wrong, *remarks):

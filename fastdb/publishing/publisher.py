@@ -36,6 +36,7 @@ class Publisher:
     lease: Guard = field(default_factory=Guard)
     _process: subprocess.Popen[bytes] | None = None
     _relay: threading.Thread | None = None
+    _published: set[Path] = field(default_factory=set)
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def wake(self) -> None:
@@ -93,7 +94,8 @@ class Publisher:
             self.wake()
             return
         try:
-            Publishing(self.session, self.base, self.tell, self.lease.check).run(lambda: True, leaving)
+            last = Publishing(self.session, self.base, self.tell, self.lease.check, known=self._published)
+            last.run(lambda: True, leaving)
         except (StorageError, OSError) as error:
             raise StorageError(
                 f"{self._names()} could not be published and lies on this machine alone, in "
@@ -116,6 +118,8 @@ class Publisher:
             fields = {name: value for name, value in event.items() if name not in ("event", "time")}
             if event["event"] == "end":
                 break
+            if event["event"] == "published":
+                self._published.add(Path(event["path"]))
             self.tell(event["event"], **fields)
         code = process.wait()
         if code not in (0, -signal.SIGTERM):

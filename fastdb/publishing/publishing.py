@@ -18,6 +18,7 @@ from fastdb.sessions import checkpoints
 from fastdb.sessions.checkpoints import NOT_LOOKED_THROUGH, Checkpoint
 from fastdb.sessions.events import Tell
 from fastdb.sessions.session import Session
+from fastdb.sessions.trained import STAGES
 from fastdb.storage.durable import explained, make_folder
 from fastdb.storage.manifest import faults
 from fastdb.storage.removal import bytes_of
@@ -45,6 +46,7 @@ class Publishing:
         base: the folder of the session's base model, to which what is published is a difference.
         may: raises where the session belongs to another machine by now.
         patience: seconds of nothing but failures that the end of a run bears; None takes the session's setting.
+        known: the published checkpoints that were read back since this run began.
     """
 
     session: Session
@@ -52,6 +54,7 @@ class Publishing:
     tell: Tell
     may: Callable[[], None] = lambda: None
     patience: float | None = None
+    known: set[Path] = field(default_factory=set)
     _last: Path | None = None
     _written: float = 0.0
     _told: dict[str, float] = field(default_factory=dict)
@@ -60,7 +63,8 @@ class Publishing:
         """Publish until `ending` says that no more will come and nothing is pending, or `leaving` that it must stop.
 
         Before the end a checkpoint is begun only when the one before is uploaded, as far as Drive tells. What fails is
-        told and tried again, with growing pauses.
+        told and tried again, with growing pauses. At the end the newest of each stage is read once more if it was
+        published earlier: what rotted meanwhile is set aside, and published again from this machine where it still is.
 
         Raises:
             StorageError: at the end nothing has worked for so long as `patience` says.
@@ -81,7 +85,9 @@ class Publishing:
                         cleared = True
                     due = pending(self.session)
                     if not due and hurry:
-                        return
+                        if not self._rotten():
+                            return
+                        continue
                     if due and (hurry or self._settled()):
                         self._publish(due[0], hurry)
                         failures = 0
@@ -123,8 +129,23 @@ class Publishing:
             if not line.startswith(NOT_LOOKED_THROUGH):
                 self.tell("warning", message=line)
         self._last, self._written = done.path, time.monotonic()
+        self.known.add(done.path)
         told = {"bytes": bytes_of(done.path), "seconds": round(time.monotonic() - began, 3)}
         self.tell("published", stage=one.stage, step=one.step, path=str(done.path), **told)
+
+    def _rotten(self) -> bool:
+        """Set aside the newest of each stage where it is no longer what was published; whether there was one."""
+        found = False
+        for stage in STAGES:
+            there = checkpoints.own(self.session.checkpoints, stage, self.session.record.lineage)
+            if not there or there[-1].path in self.known:
+                continue
+            if wrong := faults(there[-1].path):
+                self.tell("warning", message=checkpoints.set_aside(there[-1].path, wrong[0]))
+                found = True
+            else:
+                self.known.add(there[-1].path)
+        return found
 
     def _settled(self) -> bool:
         """Whether Drive has taken the one before, as far as it tells; or has had long enough."""

@@ -28,6 +28,9 @@ SMALL = 4096
 """Weights below which a tensor's moments stay in 32 bits there."""
 NAMES = 110
 """Bytes of a tensor's entry in a safetensors header."""
+PACKED_WEIGHTS, PACKED_MOMENTS = 0.72, 0.9
+"""What is left of weights and of moments when a checkpoint is published, at most in what was measured
+(benchmarks/RESULTS.md, "Exact state in little room": SD 1.5's UNet 0.57 and 0.69, small models up to these)."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,12 @@ class Weights:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes on the session's disk."""
+    """Bytes on the session's disk, and `here` on this machine's."""
 
+    here: dict[str, int]
+    """One checkpoint as it is saved, of each stage that still has steps to go, by the stage's name."""
     checkpoints: dict[str, int]
-    """One checkpoint of each stage that still has steps to go, by the stage's name."""
+    """The same as it is published, about."""
     first: int
     """The least: the class images that are missing and one checkpoint of each of these stages."""
     most: int
@@ -80,7 +85,7 @@ def need(session: Session, base: Path, restart: bool = False, from_step: int | N
     """
     config, weights = session.config, {part: weights_of(base, part) for part in PARTS}
     images = _class_images(session)
-    each, kept, peak, optimizer = {}, 0, 0, _optimizer(config, [])
+    here, each, kept, peak, optimizer = {}, {}, 0, 0, _optimizer(config, [])
     for stage in STAGES:
         until = from_step if stage == "unet" else None
         lineage = session.record.lineage
@@ -90,16 +95,17 @@ def need(session: Session, base: Path, restart: bool = False, from_step: int | N
         if done >= steps:
             continue
         optimizer = _optimizer(config, there)
-        each[stage] = checkpoint_bytes(config, stage, weights, optimizer)
+        here[stage] = checkpoint_bytes(config, stage, weights, optimizer)
+        each[stage] = published_bytes(config, stage, weights, optimizer)
         before, milestones = min(len(there), KEEP), _milestones(config, done, steps)
         peak = max(peak, kept + each[stage] * (min(before + steps - done, KEEP + 1) - before + milestones))
         kept += each[stage] * (min(before + steps - done, KEEP) - before + milestones)
     if not each:
-        return Need({}, 0, 0, optimizer)
+        return Need({}, {}, 0, 0, optimizer)
     # Both kinds of file, in half precision.
     export = 2 * sum(one.file(2) for one in weights.values())
     first = images + sum(each[stage] for stage in each)
-    return Need(each, first, max(first, images + max(peak, kept + export)), optimizer)
+    return Need(here, each, first, max(first, images + max(peak, kept + export)), optimizer)
 
 
 def check_space(session: Session, base: Path, restart: bool = False, from_step: int | None = None) -> str:
@@ -145,7 +151,7 @@ def _check_here(session: Session, needed: Need) -> None:
         rest = sum(bytes_of(path) for path in session.local_checkpoints.glob(f"{UNFINISHED}*"))
         free = shutil.disk_usage(here).free + rest
         # Two of the largest: the one training can go on from stays while the next is written.
-        wanted = 2 * max(needed.checkpoints.values(), default=0)
+        wanted = 2 * max(needed.here.values(), default=0)
         if os.stat(here).st_dev == os.stat(session.path).st_dev:
             wanted += needed.first
     if free < wanted:
@@ -158,9 +164,20 @@ def _check_here(session: Session, needed: Need) -> None:
 
 def checkpoint_bytes(config: Config, stage: str, weights: dict[str, Weights], optimizer: str) -> int:
     """Bytes of one checkpoint of a stage: weights in single precision, moments, and the average where one is kept."""
+    return sum(_weights_and_moments(config, stage, weights, optimizer))
+
+
+def published_bytes(config: Config, stage: str, weights: dict[str, Weights], optimizer: str) -> int:
+    """Bytes of the same when it is published, by what such files were packed to: rather too many than too few."""
+    plain, moments = _weights_and_moments(config, stage, weights, optimizer)
+    return int(plain * PACKED_WEIGHTS + moments * PACKED_MOMENTS)
+
+
+def _weights_and_moments(config: Config, stage: str, weights: dict[str, Weights], optimizer: str) -> tuple[int, int]:
     parts = ["unet", "text_encoder"] if stage == "unet" and is_joint(config) else [stage]
-    total = sum(weights[part].file(4) + weights[part].moments(optimizer) for part in parts)
-    return total + (weights["unet"].file(4) if stage == "unet" and config.unet.ema_decay else 0)
+    plain = sum(weights[part].file(4) for part in parts)
+    plain += weights["unet"].file(4) if stage == "unet" and config.unet.ema_decay else 0
+    return plain, sum(weights[part].moments(optimizer) for part in parts)
 
 
 def weights_of(base: Path, part: str) -> Weights:

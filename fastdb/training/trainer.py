@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from fastdb.errors import FastDBError, TrainingError
+from fastdb.errors import FastDBError, StorageError, TrainingError
 from fastdb.publishing.publisher import Publisher
 from fastdb.runtime.device import release_memory
 from fastdb.sessions import checkpoints
@@ -19,7 +19,7 @@ from fastdb.sessions.events import Tell
 from fastdb.sessions.known import changes
 from fastdb.sessions.lease import Guard
 from fastdb.sessions.session import Session
-from fastdb.sessions.trained import STAGES, Standing, steps_of
+from fastdb.sessions.trained import STAGES, Standing, needed, standing, steps_of
 from fastdb.training.batches import Batches, Group
 from fastdb.training.checkpointing import Saver, restore
 from fastdb.training.loop import Loop
@@ -116,10 +116,8 @@ class Trainer:
             if done < steps:
                 return "stopped"
             self.lease.check()
-            # The next stage begins from what lies on the disk, whether this process wrote it or another.
-            lineage = prepared.session.record.lineage
-            last, _ = checkpoints.newest(prepared.session.local_checkpoints, name, lineage)
-            stands = replace(stands, checkpoints={**stands.checkpoints, **({name: last} if last else {})})
+            stands = self._now(name, prepared.session, stands)
+            check_recipes(stands.checkpoints.values(), recipe, prepared.session.name)
             if stands.done(name) < steps:
                 raise TrainingError(
                     "its last checkpoint does not verify when read back",
@@ -127,6 +125,18 @@ class Trainer:
                     fix="Check the disk and run the same command again.",
                 )
         return "finished"
+
+    @staticmethod
+    def _now(ended: str, session: Session, before: Standing) -> Standing:
+        """Where training stands when a stage has ended: the next begins from what lies on the disk, whether this
+        process wrote it or another.
+        """
+        try:
+            return standing(session)
+        except StorageError:
+            # The session's disk is away. What it has of the next stage, if anything, is then trained again.
+            last, _ = checkpoints.newest(session.local_checkpoints, ended, session.record.lineage, needed(ended))
+            return replace(before, checkpoints={**before.checkpoints, **({ended: last} if last else {})})
 
     def _stage(
         self,

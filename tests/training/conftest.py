@@ -14,7 +14,11 @@ torch = pytest.importorskip("torch")
 from fastdb import workflow  # noqa: E402
 from fastdb.models.sources import base_of  # noqa: E402
 from fastdb.models.unpacked import raw_file  # noqa: E402
+from fastdb.publishing.pending import MADE_OF  # noqa: E402
+from fastdb.sessions import checkpoints  # noqa: E402
+from fastdb.sessions.checkpoints import Checkpoint  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
+from fastdb.storage.manifest import sha256  # noqa: E402
 from fastdb.training import process  # noqa: E402
 
 SETTINGS: dict[str, Any] = {
@@ -43,8 +47,10 @@ def make_session(mini: Path, photos: list[Path], tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(scope="session")
 def straight(make_session: Callable[..., Session]) -> Session:
-    """A session trained to its end by the real trainer process, without an interruption."""
-    session = make_session()
+    """A session trained to its end by the real trainer process, without an interruption; steps 15 and 16 of its UNet
+    are published.
+    """
+    session = make_session(checkpoints__keep_every=15)
     assert outcome(process.start(session)) == "finished"
     return Session.open(session.path)
 
@@ -88,6 +94,23 @@ def result(session: Session) -> dict[str, bytes]:
     assert {f"{path.parent.name}/{path.stem}" for path in files} == expected
     base = base_of(session)
     return {f"{path.parent.name}/{path.stem}.safetensors": raw_file(path, base).read_bytes() for path in files}
+
+
+def as_saved(session: Session, folder: Path) -> Session:
+    """A copy of a session in `folder`, its published checkpoints raw, as they were when they were saved."""
+    made = Session.open(shutil.copytree(session.path, folder / session.name))
+    shutil.rmtree(made.checkpoints)
+    for one in checkpoints.complete(session.checkpoints):
+
+        def write(hidden: Path, one: Checkpoint = one) -> dict[str, str]:
+            files = {f"{path.stem}.safetensors": path for path in one.path.glob("*.packed")}
+            for name, path in files.items():
+                shutil.copy(raw_file(path, base_of(session)), hidden / name)
+            return {name: sha256(hidden / name) for name in files}
+
+        state = {name: value for name, value in one.state.items() if name != MADE_OF}
+        checkpoints.save(made.checkpoints, one.stage, one.step, state, write)
+    return made
 
 
 def raw(session: Session, name: str) -> Path:
