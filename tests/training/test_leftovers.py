@@ -11,7 +11,6 @@ import pytest
 pytest.importorskip("torch")
 
 from fastdb import workflow
-from fastdb.errors import TrainingError
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import standing
 from fastdb.training import process
@@ -61,21 +60,22 @@ def test_it_goes_on_from_before_and_ends_in_the_same(
     assert kept <= contents(session.path)
 
 
-def test_a_checkpoint_of_another_session_is_refused(
+def test_a_checkpoint_of_another_session_is_passed_over(
     straight: Session, copy: Callable[[Session], Session], make_session: Callable[..., Session]
 ) -> None:
-    """Its recipe tells: other photos, another seed. Depends on `lineage` to come: it will then be passed over, like
-    the leftovers above, in place of being refused."""
     other = make_session("other", seed=12, unet__steps=4, text_encoder__steps=0, prior__class_images=0)
     assert outcome(process.start(other)) == "finished"
     session = copy(straight)
     for path in session.checkpoints.glob("unet-*"):
         shutil.rmtree(path)
     shutil.copytree(other.checkpoints / "unet-000004", session.checkpoints / "unet-000004")
-    before = {str(path): path.read_bytes() for path in session.path.rglob("*") if path.is_file()}
-    with pytest.raises(TrainingError, match="changed since step 4 of the unet stage"):
-        workflow.train(session)
-    assert {str(path): path.read_bytes() for path in session.path.rglob("*") if path.is_file()} == before
+    theirs = contents(session.checkpoints / "unet-000004")
+    events = list(process.start(session).follow())
+    [plan] = [event for event in events if event["event"] == "plan"]
+    assert any("unet-000004 is passed over: it belongs to another session or to an" in line for line in plan["lines"])
+    assert events[-1]["outcome"] == "finished"
+    assert result(session) == result(straight)
+    assert theirs <= contents(session.path)
 
 
 def test_copies_of_photos_that_drive_makes_are_not_trained_on(
