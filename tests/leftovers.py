@@ -34,8 +34,10 @@ class Case:
 
 
 def weights(folder: Path, last: str) -> Path:
-    """The weights of a checkpoint."""
-    return folder / last / f"{last.rpartition('-')[0]}.safetensors"
+    """The weights of a checkpoint, packed or raw."""
+    stem = folder / last / last.rpartition("-")[0]
+    packed = stem.with_suffix(".packed")
+    return packed if os.path.lexists(packed) else stem.with_suffix(".safetensors")
 
 
 def rewrite(folder: Path, last: str, change: Callable[[dict[str, Any]], None]) -> None:
@@ -121,21 +123,19 @@ CASES: dict[str, Case] = {
         lambda f, n: rewrite(f, n, lambda record: record.update(format=2)),
         "its manifest has format 2; this version knows 1",
     ),
-    "missing file": Case(lambda f, n: weights(f, n).unlink(), "{stage}.safetensors is missing"),
+    "missing file": Case(lambda f, n: weights(f, n).unlink(), "{file} is missing"),
     "missing state": Case(lambda f, n: (f / n / STATE).unlink(), "state.json is missing"),
-    "short file": Case(lambda f, n: cut(weights(f, n), -1), "{stage}.safetensors has "),
+    "short file": Case(lambda f, n: cut(weights(f, n), -1), "{file} has "),
     "long file": Case(
-        lambda f, n: weights(f, n).write_bytes(weights(f, n).read_bytes() + b"x") and None, "{stage}.safetensors has "
+        lambda f, n: weights(f, n).write_bytes(weights(f, n).read_bytes() + b"x") and None, "{file} has "
     ),
-    "zero-byte placeholder": Case(lambda f, n: cut(weights(f, n), 0), "{stage}.safetensors has 0 bytes instead of"),
-    "wrong hash": Case(
-        lambda f, n: flip(weights(f, n)), "{stage}.safetensors has changed since it was written", seen_by_size=False
-    ),
+    "zero-byte placeholder": Case(lambda f, n: cut(weights(f, n), 0), "{file} has 0 bytes instead of"),
+    "wrong hash": Case(lambda f, n: flip(weights(f, n)), "{file} has changed since it was written", seen_by_size=False),
     "wrong hash of the state": Case(lambda f, n: flip(f / n / STATE), "state.json has changed since it was written"),
-    "weights that are a folder": Case(lambda f, n: in_place_of(weights(f, n), Path.mkdir), "{stage}.safetensors is no"),
-    "weights that are a pipe": Case(lambda f, n: in_place_of(weights(f, n), os.mkfifo), "{stage}.safetensors is no"),
+    "weights that are a folder": Case(lambda f, n: in_place_of(weights(f, n), Path.mkdir), "{file} is no"),
+    "weights that are a pipe": Case(lambda f, n: in_place_of(weights(f, n), os.mkfifo), "{file} is no"),
     "file became a twin": Case(
-        lambda f, n: rename(weights(f, n), f"{weights(f, n).stem} (1).safetensors"), "{stage}.safetensors is missing"
+        lambda f, n: rename(weights(f, n), f"{weights(f, n).stem} (1){weights(f, n).suffix}"), "{file} is missing"
     ),
     "manifest became a twin": Case(
         lambda f, n: rename(f / n / MANIFEST, "MANIFEST (1).json"), "it has no manifest, so it was never finished"
@@ -143,7 +143,9 @@ CASES: dict[str, Case] = {
     "checkpoint became a twin": Case(lambda f, n: rename(f / n, f"{n} (1)"), TWIN),
     "twin of a checkpoint": Case(lambda f, n: shutil.copytree(f / n, f / f"{n} (1)") and None, TWIN, older=False),
     "twin of a file": Case(
-        lambda f, n: (f / n / f"{weights(f, n).stem} (1).safetensors").write_bytes(b"") or None, "", older=False
+        lambda f, n: (f / n / f"{weights(f, n).stem} (1){weights(f, n).suffix}").write_bytes(b"") or None,
+        "",
+        older=False,
     ),
     "empty folder": Case(lambda f, n: (f / higher(n)).mkdir(), "it has no manifest, so it was", older=False),
     "file of a checkpoint's name": Case(
@@ -160,7 +162,7 @@ CASES: dict[str, Case] = {
     "manifest that leads out": Case(lambda f, n: names_elsewhere(f, n, "../../elsewhere"), LEADS_OUT),
     "manifest that leads away": Case(lambda f, n: names_elsewhere(f, n, "{}"), LEADS_OUT),
     "manifest of Windows": Case(lambda f, n: names_elsewhere(f, n, "C:\\elsewhere"), LEADS_OUT),
-    "link that leads out": Case(link_out, "{stage}.safetensors is a link that leads out of it"),
+    "link that leads out": Case(link_out, "{file} is a link that leads out of it"),
     "state that is a list": Case(lambda f, n: other_state(f, n, "[1]"), "its state cannot be read"),
     "state of another step": Case(
         lambda f, n: other_state(f, n, json.dumps({"stage": "unet", "step": 2})),
@@ -175,7 +177,7 @@ CASES: dict[str, Case] = {
 """By name. Where the name has a twin or another checkpoint beside it, `last` stays what is used."""
 
 
-def expected(case: Case, last: str) -> str:
-    """What is said of a case made of the checkpoint `last`."""
+def expected(case: Case, last: str, suffix: str = ".safetensors") -> str:
+    """What is said of a case made of the checkpoint `last`, whose weights have a name that ends so."""
     stage, _, step = last.rpartition("-")
-    return case.said.format(last=last, stage=stage, step=int(step))
+    return case.said.format(last=last, stage=stage, step=int(step), file=f"{stage}{suffix}")

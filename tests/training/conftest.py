@@ -18,6 +18,7 @@ from fastdb.publishing.pending import MADE_OF  # noqa: E402
 from fastdb.sessions import checkpoints  # noqa: E402
 from fastdb.sessions.checkpoints import Checkpoint  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
+from fastdb.sessions.trained import PACKED, RAW  # noqa: E402
 from fastdb.storage.manifest import sha256  # noqa: E402
 from fastdb.training import process  # noqa: E402
 
@@ -79,7 +80,7 @@ def published(session: Session, step: int, name: str) -> bytes:
 
 
 def result(session: Session) -> dict[str, bytes]:
-    """Everything the last published checkpoints of the stages hold in tensors, byte for byte as they were saved."""
+    """Everything the last checkpoints in the session's folder hold in tensors, byte for byte as they were saved."""
     config = session.config
     unet, encoder = f"unet-{config.unet.all_steps:06d}", f"text_encoder-{config.text_encoder.steps:06d}"
     expected = {f"{unet}/unet", f"{unet}/optimizer"}
@@ -90,7 +91,8 @@ def result(session: Session) -> dict[str, bytes]:
             expected |= {f"{encoder}/text_encoder", f"{encoder}/optimizer"}
     if config.unet.ema_decay:
         expected |= {f"{unet}/unet_ema"}
-    files = [path for name in (encoder, unet) for path in sorted((session.checkpoints / name).glob("*.packed"))]
+    there = [path for name in (encoder, unet) for path in sorted((session.checkpoints / name).glob("*"))]
+    files = [path for path in there if path.suffix in (PACKED, RAW)]
     assert {f"{path.parent.name}/{path.stem}" for path in files} == expected
     base = base_of(session)
     return {f"{path.parent.name}/{path.stem}.safetensors": raw_file(path, base).read_bytes() for path in files}

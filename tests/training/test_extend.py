@@ -83,11 +83,11 @@ def test_it_equals_a_run_that_had_it_from_the_beginning(base: Session, from_the_
     assert session.config.unet == from_the_beginning.config.unet
     assert result(session) == result(from_the_beginning)
     assert list(result(session)) == [
-        "text_encoder-000002/optimizer",
-        "text_encoder-000002/text_encoder",
-        "unet-000013/optimizer",
-        "unet-000013/unet",
-        "unet-000013/unet_ema",
+        "text_encoder-000002/optimizer.safetensors",
+        "text_encoder-000002/text_encoder.safetensors",
+        "unet-000013/optimizer.safetensors",
+        "unet-000013/unet.safetensors",
+        "unet-000013/unet_ema.safetensors",
     ]
 
 
