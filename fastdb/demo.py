@@ -81,15 +81,15 @@ def run_demo(root: Path | None = None, name: str = "demo") -> Path:
     name = _free(root, name)
     console.say(f"1. The model that ships, five photos of a {CLASS_WORD} it has never seen, a new session")
     session = workflow.new(name, MINI, demo_photos(), token=TOKEN, class_word=CLASS_WORD, root=root, settings=SETTINGS)
-    console.say("\n2. What the model makes of the prompts before it has learned anything")
+    part("2. What the model makes of the prompts before it has learned anything")
     before = pictures(session)
-    console.say("\n3. Two-stage training, and in the midst of it the trainer is killed on purpose")
+    part("3. Two-stage training, and in the midst of it the trainer is killed on purpose")
     killed = train_and_kill(session)
-    console.say("\n4. The same command again: it goes on from the last checkpoint")
+    part("4. The same command again: it goes on from the last checkpoint")
     workflow.train(session)
-    console.say("\n5. One file in the original layout, twice")
+    part("5. One file in the original layout, twice")
     files = results.export(session)
-    console.say("\n6. What the exported file makes of the same prompts and seeds")
+    part("6. What the exported file makes of the same prompts and seeds")
     after = pictures(files[0])
     sheet = session.path / "contact_sheet.png"
     save_sheet(draw(session, killed, before, after), sheet)
@@ -137,6 +137,12 @@ def pictures(source: Session | Path) -> list[Taken]:
     requests = [opened.request(shot.prompt, seed=shot.seed, **DRAWING) for shot in wanted]
     made = opened.load().generate_together(requests)
     return [Taken(shot, picture) for shot, picture in zip(wanted, made, strict=True)]
+
+
+def part(line: str) -> None:
+    """Print the first line of a part of the journey, apart from the one before."""
+    console.say()
+    console.say(line)
 
 
 def train_and_kill(session: Session) -> int:
@@ -198,7 +204,7 @@ def measure(before: Sequence[Taken], after: Sequence[Taken]) -> None:
 
     drawn = Drawn(SUBJECTS[CLASS_WORD])
     first, then = drawn.read(before).values, drawn.read(after).values
-    console.say(f"\nRead back from {len(before)} pictures before training and {len(after)} after, so a rough measure:")
+    part(f"Read back from {len(before)} pictures before training and {len(after)} after, so a rough measure:")
     rows = [
         (figure.about.removeprefix("share of "), _count(first[figure.name]), _count(then[figure.name]))
         for figure in FIGURES
@@ -209,7 +215,7 @@ def measure(before: Sequence[Taken], after: Sequence[Taken]) -> None:
 
 def summary(session: Session, files: Sequence[Path], sheet: Path, seconds: float) -> None:
     """Say where everything lies."""
-    console.say(f"\nDone in {seconds:.0f} s.")
+    part(f"Done in {seconds:.0f} s.")
     rows = [
         ("session", str(session.path)),
         ("checkpoints", str(session.checkpoints)),

@@ -32,7 +32,7 @@ from pathlib import Path
 
 from fastdb.errors import SessionBusy, StorageError
 from fastdb.runtime import machine
-from fastdb.runtime.places import cache_folder
+from fastdb.runtime.places import cache_folder, work_folder
 from fastdb.sessions import lease_file
 from fastdb.sessions.lease_file import FILE, Lease, shown
 from fastdb.sessions.lease_watch import QUIET, Verdict, busy, judged, minutes, when
@@ -309,8 +309,10 @@ def held(session: Path, tell: Tell, lost: Callable[[], None], *, take_over: bool
 
 def taken_over(session: Path, by: Lease) -> SessionBusy:
     """The refusal for whoever was taken over."""
+    here = work_folder(session) / "checkpoints"
+    kept = f"; what was trained here since is kept in {here}" if here.is_dir() else ""
     return SessionBusy(
-        f"was taken over by {by.whose} at {when(by.since)}, so nothing more is written into it here",
+        f"was taken over by {by.whose} at {when(by.since)}, so nothing more is written into it here{kept}",
         where=session.name,
         fix=f"Follow it there; or, when it has stopped there, go on here: fastdb train {session.name}",
     )

@@ -15,6 +15,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError  # noqa: E40
 
 from fastdb.errors import SessionError  # noqa: E402
 from fastdb.sessions.events import read_events  # noqa: E402
+from fastdb.sessions.known import FILES, known  # noqa: E402
 from fastdb.sessions.session import Session, check_name  # noqa: E402
 from fastdb.training.process import find  # noqa: E402
 from tests.notebooks.kernel import fill, kernel, opened, pictures, text  # noqa: E402
@@ -56,7 +57,7 @@ def test_the_first_hour_and_the_next_evening(home, photos):
     assert "pet (unet step 6)" in text(cells["generate"]), "the pictures come from all that was trained"
 
     # Another kernel, as after a restart or on another day; and every cell twice.
-    before = contents(session)
+    before, listed = contents(session), known(session.path).files
     with kernel(notebook, home) as second:
         second.run("set-up", "drive")
         assert "1 session in" in text(cells["drive"])
@@ -68,7 +69,9 @@ def test_the_first_hour_and_the_next_evening(home, photos):
         second.run("images", "images", "samples", "samples", "finish", "finish")
     after = contents(session)
     changed = {name for name in before | after if before.get(name) != after.get(name)}
-    assert {name for name in changed if not name.startswith("logs/")} == set()
+    assert {name for name in changed if not name.startswith("logs/")} <= {FILES}
+    newly = set(known(session.path).files.items()) - set(listed.items())
+    assert {name for name, _ in newly if not name.startswith("logs/")} == set()
     assert [run.outcome for run in Session.open("pet").record.runs] == ["finished"]
 
 

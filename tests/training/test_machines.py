@@ -168,9 +168,13 @@ def test_another_machine_is_refused_whatever_it_wants_and_can_take_over(
     assert all(faults(one.path) == [] for one in complete(session.checkpoints))
 
 
-def test_a_copy_of_a_session_is_nobodys(session: Session, fastdb: Callable[..., subprocess.Popen]) -> None:
-    fastdb("train", session.path, "--set", "unet.steps=4000")
-    pid = trains(session, published=True)
+def test_a_copy_of_a_session_is_nobodys(
+    make_session: Callable[..., Session], fastdb: Callable[..., subprocess.Popen]
+) -> None:
+    session = make_session("cup", prior__class_images=0, text_encoder__steps=0, unet__steps=4000)
+    assert Life(session, until=at("unet", 1)).run() == "stopped"
+    fastdb("train", session.path)
+    pid = trains(session, 3)
     os.kill(pid, signal.SIGKILL)
     copied = fastdb("duplicate", session.path, "other", "--checkpoints", "--root", session.path.parent)
     text = said(copied)
