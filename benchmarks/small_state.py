@@ -27,6 +27,7 @@ from full_size import WIDTHS
 
 from fastdb.console import size
 from fastdb.models.base_model import read_config, weight_file
+from fastdb.models.files.numbers import Numbers
 from fastdb.models.files.packed import Base, Packed
 from fastdb.models.files.packed_writer import write_packed
 from fastdb.models.files.safetensors_writer import Entry, write_safetensors
@@ -85,13 +86,13 @@ def measure(name: str, file: Path, target: Path, base: Base | None) -> int:
     """Pack one file, check it, restore it, compare it; returns the bytes stored."""
     source = open_tensors(file)
 
-    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+    def tensors() -> Iterator[tuple[str, Numbers]]:
         for one in source.tensors:
-            yield one, source.read(one)
+            yield one, source.numbers(one)
             source.forget()
 
     with taken() as packing:
-        beside = {one: partial(source.read, one) for one in source.tensors}
+        beside = {one: partial(source.numbers, one) for one in source.tensors}
         meant = write_packed(target, tensors(), base=base, beside=beside, threads=THREADS)
     with taken() as checking:
         if sha256(target) != meant.sha256:
@@ -209,8 +210,8 @@ def moved() -> None:
         for dtype in DTYPES.values():
             known = start.to(dtype)
             weight = known.float() + torch.randn_like(start) * distance * (torch.pi / 2) ** 0.5
-            base = Base("0" * 64, {"weight": lambda known=known: known})
-            stored = write_packed(target, {"weight": weight}, base=base).bytes
+            base = Base("0" * 64, {"weight": lambda known=known: Numbers.of(known)})
+            stored = write_packed(target, {"weight": Numbers.of(weight)}, base=base).bytes
             row.append(f"{stored * 8 / start.numel():.2f}")
         print(f"moved {distance:.1e}: {' / '.join(row)} bits a weight from a base in {' / '.join(DTYPES)}")
     target.unlink()

@@ -11,16 +11,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-
-import torch
-from safetensors.torch import load_file
+from typing import TYPE_CHECKING
 
 from fastdb.errors import CheckpointError, ModelError
 from fastdb.models.base_model import weight_file
-from fastdb.models.files.packed import OLDER, Base, Packed, bits_of
+from fastdb.models.files.numbers import Numbers
+from fastdb.models.files.packed import OLDER, Base, Packed
 from fastdb.models.files.packed_index import Origin
 from fastdb.models.files.packed_writer import write_packed
-from fastdb.models.files.safetensors_writer import NAMES, Entry, header
+from fastdb.models.files.safetensors_header import WRITTEN, header
 from fastdb.models.files.sink import Pace, Sink
 from fastdb.models.files.tensor_file import TensorFile, open_tensors
 from fastdb.models.layouts.mapping import modern_name
@@ -28,6 +27,9 @@ from fastdb.sessions.checkpoints import Checkpoint
 from fastdb.sessions.trained import AVERAGE, PACKED, RAW, STAGES, tensors_file
 from fastdb.storage.durable import explained, flush
 from fastdb.storage.manifest import hashes_in
+
+if TYPE_CHECKING:
+    import torch
 
 PUT_BACK = "Put back the base model this session began with."
 BLOCK = 1 << 20
@@ -85,7 +87,7 @@ def open_packed(path: Path, base_folder: Path, *, threads: int = 1) -> Packed:
     if path != beside and beside.is_file():
         weights = open_packed(beside, base_folder, threads=threads)
         if weights.origin is not None and weights.origin.sha256 == packed.base_sha256:
-            known = {name: partial(weights.read, name) for name in weights.names}
+            known = {name: partial(weights.numbers, name) for name in weights.names}
             return Packed.open(path, Base(weights.origin.sha256, known), threads=threads)
     return Packed.open(path, _base(part, base_folder, packed.names, packed.path), threads=threads)
 
@@ -102,6 +104,8 @@ def tensors_of(checkpoint: Checkpoint, name: str, base_folder: Path) -> dict[str
     if path is None:
         raise CheckpointError(f"it has no {name}", where=checkpoint.path, fix=OLDER)
     if path.suffix != PACKED:
+        from safetensors.torch import load_file  # imports torch, which packing does without
+
         with explained(path):
             return load_file(path)
     return dict(open_packed(path, base_folder).items())
@@ -129,34 +133,30 @@ def raw_sha256(path: Path) -> str:
     return origin_of(path).sha256 if path.suffix == PACKED else hashes_in(path.parent)[path.name]
 
 
-def entries_of(raw: TensorFile | Packed) -> list[Entry]:
-    """The tensors of a file as a safetensors file announces them."""
-    return [Entry(name, getattr(torch, info.dtype), info.shape) for name, info in raw.tensors.items()]
-
-
 def _is_plain(raw: TensorFile) -> bool:
     """Whether a file is, to the byte, what our writer would make of its tensors and metadata."""
-    entries = entries_of(raw)
-    if not all(entry.dtype in NAMES for entry in entries):
+    if not all(info.dtype in WRITTEN for info in raw.tensors.values()):
         return False
-    head = header(entries, raw.metadata)
+    head = header(raw.tensors, raw.metadata)
     with explained(raw.path), raw.path.open("rb") as file:
-        return file.read(len(head)) == head and raw.length == len(head) + sum(entry.nbytes for entry in entries)
+        return file.read(len(head)) == head and raw.length == len(head) + sum(
+            info.nbytes for info in raw.tensors.values()
+        )
 
 
 def _pack(raw: TensorFile, digest: str, target: Path, base: Base | None, threads: int, pace: Pace | None) -> str:
-    seen = hashlib.sha256(header(entries_of(raw), raw.metadata))
+    seen = hashlib.sha256(header(raw.tensors, raw.metadata))
 
-    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+    def tensors() -> Iterator[tuple[str, Numbers]]:
         for name in raw.tensors:
-            tensor = raw.read(name)
-            seen.update(bits_of(tensor).data)
-            yield name, tensor
-            del tensor
+            numbers = raw.numbers(name)
+            seen.update(numbers.bits.data)
+            yield name, numbers
+            del numbers
             raw.forget()
 
     origin = Origin(raw.length, digest, raw.metadata)
-    beside = {name: partial(raw.read, name) for name in raw.tensors}
+    beside = {name: partial(raw.numbers, name) for name in raw.tensors}
     written = write_packed(target, tensors(), base=base, beside=beside, origin=origin, threads=threads, pace=pace)
     if seen.hexdigest() != digest:
         raise CheckpointError("has changed since it was written", where=raw.path, fix=OLDER)

@@ -9,15 +9,17 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from filelock import FileLock
 
 from fastdb.console import size
 from fastdb.errors import CheckpointError, StorageError
 from fastdb.models.files.packed import OLDER
 from fastdb.models.files.packed_index import Origin
-from fastdb.models.files.safetensors_writer import header, write_safetensors
+from fastdb.models.files.safetensors_header import header
+from fastdb.models.files.safetensors_writer import Entry, write_safetensors
 from fastdb.models.files.sink import read_back
-from fastdb.models.packed_checkpoint import entries_of, open_packed, origin_of
+from fastdb.models.packed_checkpoint import open_packed, origin_of
 from fastdb.runtime.places import cache_folder
 from fastdb.sessions.trained import PACKED, RAW
 from fastdb.storage.durable import TEMPORARY, explained, make_folder, writing
@@ -75,8 +77,8 @@ def raw_files(weights: Mapping[str, Path], base_folder: Path) -> dict[str, Path]
 
 def _unpack(path: Path, origin: Origin, base_folder: Path, final: Path) -> None:
     packed = open_packed(path, base_folder, threads=min(4, os.cpu_count() or 1))
-    entries = entries_of(packed)
-    length = len(header(entries, origin.metadata)) + sum(entry.nbytes for entry in entries)
+    entries = [Entry(name, getattr(torch, info.dtype), info.shape) for name, info in packed.tensors.items()]
+    length = len(header(packed.tensors, origin.metadata)) + sum(entry.nbytes for entry in entries)
     if length != origin.bytes:
         raise CheckpointError("its tensors do not make the file it says it was made of", where=path, fix=OLDER)
     with writing(final) as beside:

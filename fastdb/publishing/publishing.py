@@ -108,7 +108,7 @@ class Publishing:
             checkpoints.set_aside(one.path, wrong[0])
             self.tell("warning", message=f"checkpoint {one.path.name} on this machine is passed over: {wrong[0]}")
             return
-        from fastdb.models.packed_checkpoint import fill  # needs torch, which whoever only asks does not
+        from fastdb.models.packed_checkpoint import fill  # needs numpy, which whoever only asks does not
 
         total = bytes_of(one.path)
         pace = Pace(self.session.config.checkpoints.publish_mb_per_second * 1e6)

@@ -15,19 +15,22 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
-import torch
 
 from fastdb.errors import CheckpointError
 from fastdb.models.files import moments
+from fastdb.models.files.numbers import Bits, Numbers, bits_type
 from fastdb.models.files.packed_index import DIFFERENCE, PLANES, SECOND, Origin, PackedTensor, lines_length, read_index
-from fastdb.models.files.planes import CHUNK, EXPONENTS, Bits, bits_type, decode, exponents, restored, unpressed
+from fastdb.models.files.planes import CHUNK, EXPONENTS, decode, exponents, restored, unpressed
 from fastdb.models.files.tensor_file import open_tensors
-from fastdb.models.files.tensors import Fault, TensorInfo, shown
+from fastdb.models.files.tensors import SIZES, Fault, TensorInfo, shown
 from fastdb.storage.durable import explained
 from fastdb.storage.manifest import sha256
+
+if TYPE_CHECKING:
+    import torch
 
 OLDER = "Go on from an older checkpoint, or take this file from a copy."
 
@@ -41,7 +44,7 @@ class Base:
 
     sha256: str
     """Of the file they come from, in hex: with another one nothing is read."""
-    tensors: Mapping[str, Callable[[], torch.Tensor]]
+    tensors: Mapping[str, Callable[[], Numbers]]
     forget: Callable[[], None] = lambda: None
     """Give back the memory that reading one took."""
 
@@ -59,23 +62,19 @@ class Base:
             StorageError: the disk fails.
         """
         file = open_tensors(path)
-        tensors = {rename(name): partial(file.read, name) for name in file.tensors}
+        tensors = {rename(name): partial(file.numbers, name) for name in file.tensors}
         with explained(path):
             return cls(digest or sha256(path), tensors, file.forget)
 
-    def like(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Bits | None:
+    def like(self, name: str, dtype: str, shape: tuple[int, ...]) -> Bits | None:
         """The bits of a tensor of the base in a type, (numbers,), if it has one of this name and shape.
 
         None too where its numbers cannot be brought to that type alike by every machine: NaN is not.
         """
         if name not in self.tensors:
             return None
-        tensor = self.tensors[name]()
-        if tuple(tensor.shape) != shape or str(tensor.dtype).removeprefix("torch.") not in EXPONENTS:
-            return None
-        if tensor.dtype != dtype and tensor.isnan().any():
-            return None
-        return bits_of(tensor.to(dtype))
+        known = self.tensors[name]()
+        return known.to(dtype) if known.shape == shape and known.dtype in EXPONENTS else None
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class Packed:
     threads: int
     _entries: Mapping[str, PackedTensor] = field(repr=False)
     _length: int = field(repr=False)
-    _ahead: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    _ahead: dict[str, Numbers] = field(default_factory=dict, repr=False)
     """The second moment that was last read for its first one: in a file's order it is the next to be asked for."""
 
     @classmethod
@@ -131,6 +130,13 @@ class Packed:
     def read(self, name: str) -> torch.Tensor:
         """A tensor, bit for bit as it was written; a copy.
 
+        Memory, Raises: see `numbers`.
+        """
+        return self.numbers(name).tensor()
+
+    def numbers(self, name: str) -> Numbers:
+        """The numbers of a tensor, bit for bit as they were written; a copy.
+
         Memory: the tensor, that of the base, and about 100 MB for each thread.
 
         Raises:
@@ -142,13 +148,12 @@ class Packed:
             raise CheckpointError(f"holds no tensor {name!r}", where=self.path, fix=OLDER)
         if name in self._ahead:
             return self._ahead.pop(name)
-        tensor = torch.empty(one.info.shape, dtype=getattr(torch, one.info.dtype))
-        bits, digest = bits_of(tensor), hashlib.sha256()
+        bits, digest = np.empty(one.info.elements, bits_type(SIZES[one.info.dtype])), hashlib.sha256()
         with _told(self.path), self.path.open("rb") as file, ThreadPoolExecutor(self.threads) as pool:
             if file.seek(0, 2) != self._length:
                 raise Fault("it was changed while it was read")
             file.seek(one.info.start)
-            way = self._way(one, tensor.dtype, file)
+            way = self._way(one, file)
 
             def decoded(chunk: tuple[int, int, list[bytes]]) -> tuple[int, int, Bits]:
                 start, end, planes = chunk
@@ -166,7 +171,7 @@ class Packed:
                 raise Fault(f"{shown(name)} is not what was written")
         if self.base is not None:
             self.base.forget()
-        return tensor
+        return Numbers(one.info.dtype, one.info.shape, bits)
 
     def items(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Each name and its tensor, in the file's order, one in memory at a time.
@@ -180,12 +185,12 @@ class Packed:
     def forget(self) -> None:
         """Nothing to give back: what is read is a copy. There because a `TensorFile` has it."""
 
-    def _way(self, one: PackedTensor, dtype: torch.dtype, file: BinaryIO) -> Callable[[list[bytes], int, int], Bits]:
+    def _way(self, one: PackedTensor, file: BinaryIO) -> Callable[[list[bytes], int, int], Bits]:
         """What makes the numbers from one to another of their planes."""
         if one.coding == PLANES:
             return lambda planes, start, end: decode(planes, end - start)
         if one.coding == DIFFERENCE:
-            known = self._known(one, dtype)
+            known = self._known(one)
 
             def moved(planes: list[bytes], start: int, end: int) -> Bits:
                 beside = known[start:end]
@@ -206,12 +211,11 @@ class Packed:
             return there.info.dtype, there.info.elements
 
         def beside(other: str) -> np.ndarray:
-            tensor = self.read(f"{of}/{other}")
+            numbers = self.numbers(f"{of}/{other}")
             if other == moments.SECOND:
                 self._ahead.clear()
-                self._ahead[f"{of}/{other}"] = tensor
-            known: np.ndarray = tensor.flatten().numpy()
-            return known
+                self._ahead[f"{of}/{other}"] = numbers
+            return numbers.values
 
         if not moments.fits(last, one.info.elements, told):
             raise Fault(f"{shown(one.name)} is coded by tensors that are not there")
@@ -220,8 +224,8 @@ class Packed:
         lines = np.frombuffer(unpressed(_block(file, one, *one.blocks[0]), lines_length(one.info.shape)), "<i2")
         return moments.of_second(lines, moments.columns_of(one.info.shape), beside)
 
-    def _known(self, one: PackedTensor, dtype: torch.dtype) -> Bits:
-        known = self.base.like(one.name, dtype, one.info.shape) if self.base is not None else None
+    def _known(self, one: PackedTensor) -> Bits:
+        known = self.base.like(one.name, one.info.dtype, one.info.shape) if self.base is not None else None
         if known is None:
             raise CheckpointError(
                 f"{shown(one.name)} is a difference to a tensor of the base model, which is not there",
@@ -229,12 +233,6 @@ class Packed:
                 fix="Put back the base model this session began with.",
             )
         return known
-
-
-def bits_of(tensor: torch.Tensor) -> Bits:
-    """The bits of a tensor in C order, (numbers,); the tensor's own memory where it is in that order."""
-    bits: Bits = tensor.contiguous().flatten().view(torch.uint8).numpy().view(bits_type(tensor.dtype.itemsize))
-    return bits
 
 
 def in_turn(

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-import torch
-
 from fastdb.errors import CheckpointError
 from fastdb.models.files import moments
-from fastdb.models.files.packed import Base, bits_of, in_turn
+from fastdb.models.files.numbers import Bits, Numbers
+from fastdb.models.files.packed import Base, in_turn
 from fastdb.models.files.packed_index import (
     DIFFERENCE,
     MAGIC,
@@ -26,12 +25,12 @@ from fastdb.models.files.packed_index import (
     PackedTensor,
     index_text,
 )
-from fastdb.models.files.planes import CHUNK, EXPONENTS, Bits, difference, encode, exponents, pressed
+from fastdb.models.files.planes import CHUNK, EXPONENTS, difference, encode, exponents, pressed
 from fastdb.models.files.sink import Pace, Sink, Written
 from fastdb.models.files.tensors import TensorInfo, contiguous
 from fastdb.storage.durable import explained
 
-Content: TypeAlias = "torch.Tensor | Callable[[], torch.Tensor]"
+Content: TypeAlias = Numbers | Callable[[], Numbers]
 """A tensor, or what makes it when its turn comes."""
 
 
@@ -49,7 +48,7 @@ def write_packed(
 
     Args:
         path: made or replaced.
-        tensors: by name, from any device, of any type and shape, or what makes one when its turn comes.
+        tensors: by name, of any type and shape, or what makes one when its turn comes.
         base: what reading will need again, to the byte.
         beside: all tensors by name, where `tensors` gives them one by one: moments in 8 bit are coded by others.
         origin: the file these tensors are of, kept in the index.
@@ -71,7 +70,7 @@ def write_packed(
     with explained(path), Sink(path, pace) as sink, ThreadPoolExecutor(threads) as pool:
         sink.write(MAGIC)
         for name, content in named:
-            tensor = (content if isinstance(content, torch.Tensor) else content()).detach().cpu()
+            tensor = _numbers(content)
             if name in found or tensor.nbytes > MOST_BYTES:
                 raise CheckpointError(
                     f"the tensor {name} {'comes twice' if name in found else 'is too large to be packed'}",
@@ -95,9 +94,13 @@ class _Way:
     before: bytes | None = None
 
 
-def _way(name: str, tensor: torch.Tensor, base: Base | None, others: Mapping[str, Content]) -> _Way:
-    dtype, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
-    known = base.like(name, tensor.dtype, shape) if base is not None and dtype in EXPONENTS else None
+def _numbers(content: Content) -> Numbers:
+    return content if isinstance(content, Numbers) else content()
+
+
+def _way(name: str, tensor: Numbers, base: Base | None, others: Mapping[str, Content]) -> _Way:
+    dtype, shape = tensor.dtype, tensor.shape
+    known = base.like(name, dtype, shape) if base is not None and dtype in EXPONENTS else None
     if known is not None:
 
         def moved(bits: Bits, start: int, end: int) -> list[bytes]:
@@ -111,13 +114,9 @@ def _way(name: str, tensor: torch.Tensor, base: Base | None, others: Mapping[str
 def _way_of_moment(name: str, dtype: str, shape: tuple[int, ...], others: Mapping[str, Content]) -> _Way | None:
     of, _, last = name.rpartition("/")
 
-    def read(one: str) -> torch.Tensor:
-        content = others[f"{of}/{one}"]
-        return (content if isinstance(content, torch.Tensor) else content()).detach().cpu()
-
     def told(one: str) -> tuple[str, int]:
-        tensor = read(one) if f"{of}/{one}" in others else None
-        return ("", 0) if tensor is None else (str(tensor.dtype).removeprefix("torch."), tensor.numel())
+        tensor = _numbers(others[f"{of}/{one}"]) if f"{of}/{one}" in others else None
+        return ("", 0) if tensor is None else (tensor.dtype, len(tensor.bits))
 
     columns, count = moments.columns_of(shape), math.prod(shape)
     if (
@@ -127,7 +126,7 @@ def _way_of_moment(name: str, dtype: str, shape: tuple[int, ...], others: Mappin
         or not (columns or last == moments.FIRST)
     ):
         return None
-    beside, lines = (lambda one: read(one).flatten().numpy()), None
+    beside, lines = (lambda one: _numbers(others[f"{of}/{one}"]).values), None
     if last == moments.SECOND:
         lines = moments.lines_of(columns, beside)
     expected = moments.of_first(beside) if lines is None else moments.of_second(lines, columns, beside)
@@ -138,11 +137,8 @@ def _way_of_moment(name: str, dtype: str, shape: tuple[int, ...], others: Mappin
     return _Way(MOMENTS[last], ordered, None if lines is None else pressed(lines.tobytes()))
 
 
-def _write(
-    sink: Sink, name: str, tensor: torch.Tensor, way: _Way, pool: ThreadPoolExecutor, ahead: int
-) -> PackedTensor:
-    dtype, shape, start = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), sink.tell()
-    bits, digest, blocks = bits_of(tensor), hashlib.sha256(), []
+def _write(sink: Sink, name: str, tensor: Numbers, way: _Way, pool: ThreadPoolExecutor, ahead: int) -> PackedTensor:
+    start, bits, digest, blocks = sink.tell(), tensor.bits, hashlib.sha256(), []
 
     def put(block: bytes) -> None:
         sink.write(block, name)
@@ -161,5 +157,5 @@ def _write(
         digest.update(bits[at : at + CHUNK].data)
         for plane in planes:
             put(plane)
-    info = TensorInfo(dtype, shape, contiguous(shape), start)
+    info = TensorInfo(tensor.dtype, tensor.shape, contiguous(tensor.shape), start)
     return PackedTensor(name, info, way.coding, digest.hexdigest(), tuple(blocks))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import zstandard
 
+from fastdb.models.files.numbers import Bits, bits_type
 from fastdb.models.files.tensors import Fault
 
 CHUNK = 1 << 20
@@ -25,14 +26,6 @@ rest; a table of frequencies for every 16 KiB follows the key more closely than 
 
 EXPONENTS = {"float16": (10, 0x1F), "bfloat16": (7, 0xFF), "float32": (23, 0xFF), "float64": (52, 0x7FF)}
 """Of the types a difference can be made of (IEEE 754): where the exponent lies in the bits, and its mask."""
-
-Bits = np.ndarray
-"""Numbers of any type as unsigned integers of the same width, one dimension, little-endian."""
-
-
-def bits_type(width: int) -> str:
-    """numpy's name for the bits of numbers of `width` bytes; there are no integers of 16, and none are needed."""
-    return f"<u{width}" if width <= 8 else f"V{width}"
 
 
 def encode(bits: Bits, key: np.ndarray | None = None) -> list[bytes]:

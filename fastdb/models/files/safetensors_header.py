@@ -1,4 +1,4 @@
-"""The header of a safetensors file, read by us: 8 bytes length, a JSON object, the data.
+"""The header of a safetensors file, read and written by us: 8 bytes length, a JSON object, the data.
 
 Format: github.com/huggingface/safetensors, README. Stricter than the library where that lets things pass: a name given
 twice is refused. Nothing is read beyond the header.
@@ -7,6 +7,7 @@ twice is refused. Nothing is read beyond the header.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 from fastdb.models.files.tensors import (
@@ -48,6 +49,9 @@ TYPES = {
     "BOOL": "bool",
 }
 
+WRITTEN = {TYPES[sign]: sign for sign in ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")}
+"""The signs of the types that our writer knows, by torch's names."""
+
 
 def read_header(file: BinaryIO, length: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """The tensors and the metadata of a safetensors file of `length` bytes.
@@ -71,6 +75,20 @@ def read_header(file: BinaryIO, length: int) -> tuple[dict[str, TensorInfo], dic
     tensors = {name: _tensor(name, entry, 8 + size, ends) for name, entry in header.items()}
     _check_filled(sorted(ends), length - 8 - size)
     return tensors, metadata
+
+
+def header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> bytes:
+    """What comes before the data of a safetensors file with these tensors in this order, each of a type in `WRITTEN`;
+    where they lie in another file does not matter.
+    """
+    told: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, info in tensors.items():
+        start, end = end, end + info.nbytes
+        told[name] = {"dtype": WRITTEN[info.dtype], "shape": list(info.shape), "data_offsets": [start, end]}
+    text = json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def parsed(data: bytes) -> dict[str, Any]:

@@ -5,7 +5,6 @@ Format: 8 bytes length, a JSON header, the data (github.com/huggingface/safetens
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -13,20 +12,9 @@ from pathlib import Path
 
 import torch
 
+from fastdb.models.files.safetensors_header import header
 from fastdb.models.files.sink import Sink, Written
-
-NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+from fastdb.models.files.tensors import TensorInfo, contiguous
 
 
 @dataclass(frozen=True)
@@ -41,6 +29,11 @@ class Entry:
     def nbytes(self) -> int:
         """Size of its data."""
         return prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def info(self) -> TensorInfo:
+        """The same for `header`, without a place."""
+        return TensorInfo(str(self.dtype).removeprefix("torch."), self.shape, contiguous(self.shape), 0)
 
 
 def write_safetensors(
@@ -58,22 +51,10 @@ def write_safetensors(
         What was meant to be written: what is read back can be held against it.
     """
     with Sink(path) as sink:
-        sink.write(header(entries, metadata))
+        sink.write(header({entry.name: entry.info for entry in entries}, metadata))
         for entry, tensor in zip(entries, tensors, strict=True):
             sink.write(tensor_bytes(entry, tensor), entry.name)
         return sink.finish()
-
-
-def header(entries: Sequence[Entry], metadata: Mapping[str, str]) -> bytes:
-    """What comes before the data of a safetensors file with these tensors in this order."""
-    told: dict[str, object] = {"__metadata__": dict(metadata)}
-    end = 0
-    for entry in entries:
-        start, end = end, end + entry.nbytes
-        told[entry.name] = {"dtype": NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": [start, end]}
-    text = json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:

@@ -19,6 +19,8 @@ from fastdb.storage.durable import explained
 if TYPE_CHECKING:
     import torch
 
+    from fastdb.models.files.numbers import Numbers
+
 AGAIN = "Download it again."
 OR_ANOTHER = "Download it again, or take the model from another source."
 OTHERS = (
@@ -63,9 +65,7 @@ class TensorFile:
         """
         import torch
 
-        info = self.tensors.get(name)
-        if info is None:
-            raise ModelError(f"holds no tensor {name!r}", where=self.path, fix="See what it holds with fastdb inspect.")
+        info = self._info(name)
         dtype = getattr(torch, info.dtype)
         if not info.elements:
             return torch.empty(info.shape, dtype=dtype)
@@ -77,10 +77,33 @@ class TensorFile:
             flat = torch.frombuffer(view, dtype=dtype, count=info.span, offset=info.start)
         return flat.as_strided(info.shape, info.stride)
 
+    def numbers(self, name: str) -> Numbers:
+        """The numbers of a tensor, without torch; mapped from the file where they lie there in C order, else copied.
+
+        Raises:
+            ModelError, StorageError: see `read`.
+        """
+        import numpy as np
+
+        from fastdb.models.files.numbers import Numbers, bits_type
+
+        info, width = self._info(name), SIZES[self._info(name).dtype]
+        if not info.elements:
+            return Numbers(info.dtype, info.shape, np.empty(0, bits_type(width)))
+        flat = np.frombuffer(self._mapped(), bits_type(width), info.span, info.start)
+        stride = [width * step for step in info.stride]
+        return Numbers(info.dtype, info.shape, np.lib.stride_tricks.as_strided(flat, info.shape, stride).reshape(-1))
+
     def forget(self) -> None:
         """Give back the memory of what was read; tensors that are still about read it from the file again."""
         if self._map and hasattr(mmap, "MADV_DONTNEED"):
             self._map[0].madvise(mmap.MADV_DONTNEED)
+
+    def _info(self, name: str) -> TensorInfo:
+        info = self.tensors.get(name)
+        if info is None:
+            raise ModelError(f"holds no tensor {name!r}", where=self.path, fix="See what it holds with fastdb inspect.")
+        return info
 
     def _mapped(self) -> mmap.mmap:
         if not self._map:

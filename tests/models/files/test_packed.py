@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from hypothesis import strategies as st  # noqa: E402
 
 from fastdb.errors import CheckpointError, FastDBError, StorageError  # noqa: E402
 from fastdb.models.base_model import weight_file  # noqa: E402
+from fastdb.models.files import packed_writer  # noqa: E402
 from fastdb.models.files import planes as coding  # noqa: E402
-from fastdb.models.files.packed import Base, Packed, bits_of  # noqa: E402
+from fastdb.models.files.numbers import Numbers  # noqa: E402
+from fastdb.models.files.packed import Base, Packed  # noqa: E402
 from fastdb.models.files.packed_index import MAGIC, TAIL  # noqa: E402
-from fastdb.models.files.packed_writer import write_packed  # noqa: E402
 from fastdb.models.files.safetensors_writer import save_tensors  # noqa: E402
-from fastdb.models.files.sink import read_back  # noqa: E402
+from fastdb.models.files.sink import Written, read_back  # noqa: E402
 from fastdb.models.layouts.families import layout_of  # noqa: E402
 from fastdb.models.plans import from_parts, opened  # noqa: E402
 from fastdb.models.sources import base_folder  # noqa: E402
@@ -55,11 +56,18 @@ def of_bits(values: list[int], dtype: torch.dtype, shape: tuple[int, ...] | None
 def same(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Whether two tensors are of one type and shape and have the same bits."""
     alike = left.dtype == right.dtype and left.shape == right.shape
-    return alike and bits_of(left).tobytes() == bits_of(right).tobytes()
+    return alike and Numbers.of(left).bits.tobytes() == Numbers.of(right).bits.tobytes()
 
 
 def base_of(tensors: Tensors, digest: str = "ab" * 32) -> Base:
-    return Base(digest, {name: (lambda tensor=tensor: tensor) for name, tensor in tensors.items()})
+    return Base(digest, {name: (lambda tensor=tensor: Numbers.of(tensor)) for name, tensor in tensors.items()})
+
+
+def write_packed(path: Path, tensors: Tensors | Iterable[tuple[str, torch.Tensor]], **more: Any) -> Written:
+    """Write a packed file of torch's tensors."""
+    if isinstance(tensors, dict):
+        return packed_writer.write_packed(path, {name: Numbers.of(tensor) for name, tensor in tensors.items()}, **more)
+    return packed_writer.write_packed(path, ((name, Numbers.of(tensor)) for name, tensor in tensors), **more)
 
 
 def written(path: Path, tensors: Tensors, base: Base | None = None) -> bytes:
@@ -107,10 +115,10 @@ def test_any_difference_comes_back_bit_for_bit(
 @given(data=st.data(), dtype=st.sampled_from(list(FLOATS)))
 def test_steps_are_small_across_zero_and_undo_themselves(data: st.DataObject, dtype: torch.dtype) -> None:
     shape = (data.draw(st.integers(1, 20)),)
-    bits, base = (bits_of(data.draw(tensors(dtype, shape))) for _ in range(2))
+    bits, base = (Numbers.of(data.draw(tensors(dtype, shape))).bits for _ in range(2))
     steps = coding.difference(bits, base)
     assert coding.restored(steps, base).tobytes() == bits.tobytes()
-    rising = bits_of(of_bits([2 + (1 << 31), 1 + (1 << 31), 1 << 31, 0, 1, 2], torch.float32))
+    rising = Numbers.of(of_bits([2 + (1 << 31), 1 + (1 << 31), 1 << 31, 0, 1, 2], torch.float32)).bits
     assert [int(one) for one in coding.difference(rising[1:], rising[:-1])] == [2] * 5
     assert [int(one) for one in coding.difference(rising[:-1], rising[1:])] == [1] * 5
 
@@ -123,7 +131,8 @@ def test_large_tensors_come_back_and_more_threads_write_the_same(tmp_path: Path)
     content = {"weight": known + 1e-5 * torch.randn(count), "moment": (large * 20).to(torch.uint8), "raw": large}
     base = base_of({"weight": known})
     alone = written(tmp_path / "a.packed", content, base)
-    write_packed(tmp_path / "b.packed", {name: lambda t=t: t for name, t in content.items()}, base=base, threads=3)
+    turns = {name: lambda tensor=tensor: Numbers.of(tensor) for name, tensor in content.items()}
+    packed_writer.write_packed(tmp_path / "b.packed", turns, base=base, threads=3)
     assert (tmp_path / "b.packed").read_bytes() == alone
     back = Packed.open(tmp_path / "b.packed", base, threads=3)
     assert all(same(content[name], back.read(name)) for name in content)
