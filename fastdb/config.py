@@ -121,6 +121,7 @@ class CheckpointConfig(Settings):
 
     every_steps: int = Field(500, ge=1, le=100_000, description="Save after this many steps.")
     every_minutes: float = Field(10, gt=0, le=1440, description="Save after this many minutes, whichever is first.")
+    keep_last: int = Field(2, ge=2, le=100, description="Keep so many of the newest that verify, of each stage.")
     keep_every: int = Field(
         0, ge=0, le=100_000, description="Save at multiples of this step too, and never remove those; 0 keeps none."
     )

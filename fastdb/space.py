@@ -15,6 +15,7 @@ from fastdb.runtime.places import cache_folder, sessions_root
 from fastdb.sessions.carried import rests
 from fastdb.sessions.costs import KINDS, REMOVABLE, Cost, costs_of, is_session, removable
 from fastdb.sessions.lease_watch import refuse_elsewhere
+from fastdb.sessions.retention import KEEP, retention
 from fastdb.storage.durable import explained
 from fastdb.storage.removal import bytes_of, mapped_files, remove
 
@@ -300,9 +301,13 @@ def _say_going(session: Session, kind: str, going: Sequence[Cost]) -> None:
 
 def _why(session: Session, kind: str) -> str:
     if kind == "checkpoints":
-        every = session.config.checkpoints.keep_every
-        kept = f", nor one at a multiple of {every} steps (checkpoints.keep_every in its session.yaml)" if every else ""
-        return f": none goes that has not two newer ones of its stage which verify{kept}"
+        keep = retention(session)
+        kept = f", nor one at a multiple of {keep.every} steps (checkpoints.keep_every in its session.yaml)"
+        found = f", nor that of step {keep.best}, which its evaluation says to use"
+        return (
+            f": none goes that has not {'two' if keep.last == KEEP else keep.last} newer ones of its stage which verify"
+            f"{kept if keep.every else ''}{'' if keep.best is None else found}"
+        )
     if kind == "class-images" and any(session.class_images.glob("class-*.png")):
         return " before training is over: checkpoints go on only with the very images they began with"
     return ""

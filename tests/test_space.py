@@ -171,6 +171,15 @@ def test_of_checkpoints_two_that_verify_stay_and_so_do_milestones(session: Sessi
         assert (faults(one.path) == []) == (one.path.name != "unet-000040")
 
 
+def test_the_checkpoint_that_the_evaluation_names_stays(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    (session.path / "evaluation").mkdir(exist_ok=True)
+    (session.path / "evaluation" / "evaluation.json").write_text('{"picked": {"step": 10}}')
+    gone(session, "checkpoints")
+    assert [one.step for one in complete(session.checkpoints, "unet")] == [10, 30, 40, 50]
+    assert gone(session, "checkpoints") == set()
+    assert "verify, nor that of step 10, which its evaluation says to use" in capsys.readouterr().out
+
+
 def test_class_images_stay_while_checkpoints_need_them(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
     session = session.with_config(session.config.changed({"unet.steps": 60}))
     assert gone(session, "class-images") == set()

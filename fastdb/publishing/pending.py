@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from fastdb.errors import CheckpointError, StorageError
 from fastdb.sessions import checkpoints
-from fastdb.sessions.checkpoints import KEEP, STATE, Checkpoint, complete
+from fastdb.sessions.checkpoints import STATE, Checkpoint, complete
+from fastdb.sessions.retention import KEEP, retention
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES
 from fastdb.storage.manifest import hashes_in
@@ -69,8 +70,7 @@ def raw_hashes(local: Checkpoint) -> dict[str, str]:
 
 def _stays(session: Session, checkpoint: Checkpoint) -> bool:
     """Whether it is the last of its stage, or one to be kept for good."""
-    every = session.config.checkpoints.keep_every
-    if every and checkpoint.step % every == 0:
+    if retention(session).stays(checkpoint.stage, checkpoint.step):
         return True
     try:
         return checkpoint.step == checkpoint.state["steps"]

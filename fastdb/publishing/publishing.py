@@ -17,6 +17,7 @@ from fastdb.runtime.places import work_folder
 from fastdb.sessions import checkpoints
 from fastdb.sessions.checkpoints import NOT_LOOKED_THROUGH, Checkpoint
 from fastdb.sessions.events import Tell
+from fastdb.sessions.retention import retention
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES
 from fastdb.storage.durable import explained, make_folder
@@ -122,8 +123,8 @@ class Publishing:
         state = {**one.state, MADE_OF: raw_hashes(one)}
         done, said = checkpoints.save(self.session.checkpoints, one.stage, one.step, state, write)
         pace.progress(total)
-        every, lineage = self.session.config.checkpoints.keep_every, self.session.record.lineage
-        said += checkpoints.prune(self.session.checkpoints, one.stage, every, lineage)
+        keep, lineage = retention(self.session), self.session.record.lineage
+        said += checkpoints.prune(self.session.checkpoints, one.stage, keep, lineage)
         for line in said:
             # That the disk went away meanwhile is told when it is wanted next, and older ones go the next time.
             if not line.startswith(NOT_LOOKED_THROUGH):

@@ -13,6 +13,7 @@ from typing import Any
 
 from fastdb.errors import CheckpointError, StorageError
 from fastdb.sessions.portable import shown
+from fastdb.sessions.retention import Retention
 from fastdb.storage.durable import explained, flush, write_json
 from fastdb.storage.manifest import faults, named, write_manifest
 from fastdb.storage.removal import remove
@@ -23,9 +24,7 @@ STATE = "state.json"
 FORMAT = 2
 """Of the state. 1, which did not say so, had no lineage."""
 README = "README.txt"
-KEEP = 2
-"""An old checkpoint goes only when this many newer ones of its stage verify on a fresh read."""
-
+USUAL = Retention()
 NOT_LOOKED_THROUGH = "older checkpoints could not be looked through"
 MANY = 3
 """When more wait for their upload, it is said."""
@@ -236,19 +235,19 @@ def _strange(entry: os.DirEntry[str]) -> str:
     return "it has a checkpoint's name and is no folder" if _NAME.fullmatch(entry.name) else "no checkpoint"
 
 
-def spare(folder: Path, stage: str, keep_every: int = 0, lineage: str = "") -> list[Checkpoint]:
-    """The checkpoints of a stage that have `KEEP` newer ones which verify on a fresh read, newest first.
+def spare(folder: Path, stage: str, keep: Retention = USUAL, lineage: str = "") -> list[Checkpoint]:
+    """The checkpoints of a stage that have `keep.last` newer ones which verify on a fresh read, newest first.
 
     On Google Drive only those newer ones count that were uploaded: the others go with the machine. Damaged ones are not
-    among them, nor are those of another lineage, nor those at multiples of `keep_every` steps, where that is not 0.
+    among them, nor are those of another lineage, nor those that `keep` says stay.
 
     Raises:
         StorageError, OSError: the disk does not answer.
     """
-    return _superseded(folder, stage, keep_every, lineage)[0]
+    return _superseded(folder, stage, keep, lineage)[0]
 
 
-def prune(folder: Path, stage: str, keep_every: int = 0, lineage: str = "") -> list[str]:
+def prune(folder: Path, stage: str, keep: Retention = USUAL, lineage: str = "") -> list[str]:
     """Remove the checkpoints of a stage that are to spare.
 
     Returns a line for each that could not be removed, and one where many wait. Nothing is raised: what was just saved
@@ -256,7 +255,7 @@ def prune(folder: Path, stage: str, keep_every: int = 0, lineage: str = "") -> l
     """
     said: list[str] = []
     try:
-        older, waiting = _superseded(folder, stage, keep_every, lineage)
+        older, waiting = _superseded(folder, stage, keep, lineage)
     except (StorageError, OSError) as error:
         what = error.what if isinstance(error, StorageError) else error.strerror
         return [f"{NOT_LOOKED_THROUGH}: {what}"]
@@ -270,15 +269,14 @@ def prune(folder: Path, stage: str, keep_every: int = 0, lineage: str = "") -> l
     return said
 
 
-def _superseded(folder: Path, stage: str, keep_every: int, lineage: str) -> tuple[list[Checkpoint], int]:
-    """The good checkpoints of a stage under `KEEP` newer good ones that no longer wait, newest first; how many wait."""
+def _superseded(folder: Path, stage: str, keep: Retention, lineage: str) -> tuple[list[Checkpoint], int]:
+    """The good checkpoints of a stage under enough newer good ones that no longer wait, newest first; how many wait."""
     settled, waiting = 0, 0
     older = []
     for checkpoint in reversed(complete(folder, stage)):
-        milestone = settled == KEEP and keep_every and checkpoint.step % keep_every == 0
-        if milestone or wrong_with(checkpoint, lineage):
+        if (settled == keep.last and keep.stays(stage, checkpoint.step)) or wrong_with(checkpoint, lineage):
             continue
-        if settled == KEEP:
+        if settled == keep.last:
             older.append(checkpoint)
         elif waits_for_upload(checkpoint.path):
             waiting += 1

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fastdb.sessions.checkpoints import ASIDE, UNFINISHED, complete, spare
 from fastdb.sessions.record import FILE
+from fastdb.sessions.retention import retention
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES, progress_of, steps_of
 from fastdb.storage.durable import TEMPORARY
@@ -92,9 +93,8 @@ def removable(session: Session, kind: str) -> list[Cost]:
         OSError: a folder may not be read.
     """
     if kind == "checkpoints":
-        keep_every = session.config.checkpoints.keep_every
-        lineage = session.record.lineage
-        going = [one for stage in STAGES for one in spare(session.checkpoints, stage, keep_every, lineage)]
+        keep, lineage = retention(session), session.record.lineage
+        going = [one for stage in STAGES for one in spare(session.checkpoints, stage, keep, lineage)]
         return [Cost(kind, one.path, bytes_of(one.path)) for one in going]
     if kind == "samples":
         return _files(session.samples, kind, _SAMPLE)

@@ -16,7 +16,8 @@ from fastdb.models.base_model import PARTS, weight_file
 from fastdb.models.files.tensor_file import open_tensors
 from fastdb.models.files.tensors import TensorInfo
 from fastdb.runtime.places import work_folder
-from fastdb.sessions.checkpoints import KEEP, UNFINISHED, Checkpoint, complete, own
+from fastdb.sessions.checkpoints import UNFINISHED, Checkpoint, complete, own
+from fastdb.sessions.retention import KEEP
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES, is_joint, steps_of
 from fastdb.storage.durable import explained, make_folder
@@ -84,7 +85,7 @@ def need(session: Session, base: Path, restart: bool = False, from_step: int | N
         ModelError: the base model's weights cannot be read.
     """
     config, weights = session.config, {part: weights_of(base, part) for part in PARTS}
-    images = _class_images(session)
+    images, last = _class_images(session), config.checkpoints.keep_last
     here, each, kept, peak, optimizer = {}, {}, 0, 0, _optimizer(config, [])
     for stage in STAGES:
         until = from_step if stage == "unet" else None
@@ -97,9 +98,9 @@ def need(session: Session, base: Path, restart: bool = False, from_step: int | N
         optimizer = _optimizer(config, there)
         here[stage] = checkpoint_bytes(config, stage, weights, optimizer)
         each[stage] = published_bytes(config, stage, weights, optimizer)
-        before, milestones = min(len(there), KEEP), _milestones(config, done, steps)
-        peak = max(peak, kept + each[stage] * (min(before + steps - done, KEEP + 1) - before + milestones))
-        kept += each[stage] * (min(before + steps - done, KEEP) - before + milestones)
+        before, milestones = min(len(there), last), _milestones(config, done, steps)
+        peak = max(peak, kept + each[stage] * (min(before + steps - done, last + 1) - before + milestones))
+        kept += each[stage] * (min(before + steps - done, last) - before + milestones)
     if not each:
         return Need({}, {}, 0, 0, optimizer)
     # Both kinds of file, in half precision.
@@ -237,4 +238,6 @@ def _ways(session: Session, needed: Need) -> str:
         ways.append("set unet.ema_decay=0")
     if session.config.checkpoints.keep_every:
         ways.append("keep fewer with checkpoints.keep_every=0")
+    if session.config.checkpoints.keep_last > KEEP:
+        ways.append(f"keep fewer with checkpoints.keep_last={KEEP}")
     return ", or ".join(ways)

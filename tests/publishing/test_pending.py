@@ -55,6 +55,14 @@ def test_of_a_stage_that_goes_on_only_the_newest(session: Session) -> None:
     assert names(session) == ["text_encoder-000006"]
 
 
+def test_the_one_found_best_is_published_however_many_come_after_it(session: Session) -> None:
+    here(session, ("unet", 5), ("unet", 10), ("unet", 12))
+    assert names(session) == ["unet-000012"]
+    (session.path / "evaluation").mkdir()
+    (session.path / "evaluation" / "evaluation.json").write_text('{"picked": {"step": 5}}')
+    assert names(session) == ["unet-000005", "unet-000012"]
+
+
 def test_the_last_of_each_stage_comes_first_and_in_order(session: Session) -> None:
     here(session, ("unet", 5), ("text_encoder", 3), ("text_encoder", 8), ("unet", 10))
     assert names(session) == ["text_encoder-000008", "unet-000010"]

@@ -16,7 +16,6 @@ import pytest
 
 from fastdb.errors import CheckpointError, StorageError
 from fastdb.sessions.checkpoints import (
-    KEEP,
     STATE,
     Checkpoint,
     clear_unfinished,
@@ -26,6 +25,7 @@ from fastdb.sessions.checkpoints import (
     save,
     set_all_aside,
 )
+from fastdb.sessions.retention import KEEP, Retention
 from fastdb.storage.manifest import faults
 
 
@@ -120,12 +120,25 @@ def test_old_ones_go_only_under_two_that_verify(tmp_path: Path) -> None:
 def test_those_at_multiples_stay(tmp_path: Path) -> None:
     for step in range(1, 11):
         put(tmp_path, step)
-        assert prune(tmp_path, "unet", keep_every=4) == []
+        assert prune(tmp_path, "unet", Retention(every=4)) == []
     assert steps(tmp_path) == [4, 8, 9, 10]
     flip(tmp_path / "unet-000004" / "weights")
     put(tmp_path, 11)
     prune(tmp_path, "unet")
     assert steps(tmp_path) == [4, 10, 11], "4 is damaged; 8 goes like any other when nothing keeps it"
+
+
+def test_more_of_the_last_stay_and_the_one_found_best(tmp_path: Path) -> None:
+    for stage in ("text_encoder", "unet"):
+        for step in range(1, 9):
+            put(tmp_path, step, stage)
+            assert prune(tmp_path, stage, Retention(last=3, best=2)) == []
+    assert steps(tmp_path) == [2, 6, 7, 8]
+    assert steps(tmp_path, "text_encoder") == [6, 7, 8], "the best is one of the UNet's stage"
+    flip(tmp_path / "unet-000007" / "weights")
+    put(tmp_path, 9)
+    prune(tmp_path, "unet", Retention(last=3))
+    assert steps(tmp_path) == [6, 7, 8, 9], "7 counts for nothing; 2 goes when another was found better"
 
 
 def test_the_same_step_again_sets_the_first_aside(tmp_path: Path) -> None:
