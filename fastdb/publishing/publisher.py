@@ -86,6 +86,7 @@ class Publisher:
         if self._process is not None and self._process.poll() is None and not leaving():
             # It ends after the one it is at; the others are published here, where their progress is seen.
             self._process.terminate()
+            no_longer_nice(self._process.pid)
             while self._relay is not None and self._relay.is_alive() and not leaving():
                 self._relay.join(0.2)
             if leaving():
@@ -126,3 +127,10 @@ class Publisher:
             self.tell(
                 "warning", message=f"the publisher ended with {code}; its words are in {events.with_suffix('.out')}"
             )
+
+
+def no_longer_nice(process: int) -> None:
+    """Let a process take part in the processor's time like any other, where this user may: it is waited for."""
+    with suppress(OSError):
+        for thread in os.listdir(f"/proc/{process}/task"):
+            os.setpriority(os.PRIO_PROCESS, int(thread), 0)

@@ -86,11 +86,11 @@ def test_strangers_make_no_room_and_are_not_removed(session: Session) -> None:
         put(session.checkpoints, step, format=2, lineage=HERE)
     for step in (50, 300, 400):
         put(session.checkpoints, step, format=2, lineage=ELSEWHERE)
-    assert spare(session.checkpoints, "unet", 0, HERE) == []
-    assert prune(session.checkpoints, "unet", 0, HERE) == []
+    assert spare(session.checkpoints, "unet", lineage=HERE) == []
+    assert prune(session.checkpoints, "unet", lineage=HERE) == []
     assert [one.step for one in complete(session.checkpoints, "unet")] == [50, 100, 200, 300, 400]
     put(session.checkpoints, 500, format=2, lineage=HERE)
-    assert prune(session.checkpoints, "unet", 0, HERE) == []
+    assert prune(session.checkpoints, "unet", lineage=HERE) == []
     assert [one.step for one in complete(session.checkpoints, "unet")] == [50, 200, 300, 400, 500]
 
 

@@ -104,7 +104,13 @@ def test_a_full_drive_ends_with_a_line_and_nothing_is_lost(
     assert result(session) == result(straight)
 
 
-@pytest.mark.parametrize("uploads", [Late(seed=3, delay=400), Slow(seed=3, rate=200_000)], ids=["late", "slow"])
+@pytest.mark.parametrize(
+    "uploads",
+    [
+        pytest.param(Late(seed=3, delay=400), marks=pytest.mark.full, id="late"),
+        pytest.param(Slow(seed=3, rate=200_000), id="slow"),
+    ],
+)
 def test_a_machine_lost_in_the_middle_costs_no_more_than_what_was_not_uploaded(
     uploads: Uploads, straight: Session, tmp_path: Path, machine: Callable[[], None]
 ) -> None:

@@ -118,6 +118,7 @@ def test_a_killed_trainer_is_said_in_both_tabs_and_the_next_start_goes_on_at_onc
     assert runs(session) == ["", "finished"]
 
 
+@pytest.mark.full
 def test_another_machine_is_refused_whatever_it_wants_and_can_take_over(
     make_session: Callable[..., Session], fastdb: Callable[..., subprocess.Popen], photos: list[Path], tmp_path: Path
 ) -> None:

@@ -88,7 +88,7 @@ def test_sigterm_saves_the_step_it_is_in_and_going_on_equals_never_stopping(
     assert runs[1].begins == f"unet step {saved[-1]['step']}"
 
 
-@pytest.mark.parametrize("name", ["adamw8bit", "adamw"])
+@pytest.mark.parametrize("name", ["adamw8bit", pytest.param("adamw", marks=pytest.mark.full)])
 def test_resume_is_exact_with_each_optimizer(make_session: Made, name: str) -> None:
     pytest.importorskip("bitsandbytes")
     settings = {"text_encoder__steps": 2, "unet__steps": 6, "optimizer__name": name, "batch_size": 2}
