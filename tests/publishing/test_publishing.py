@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -17,6 +20,7 @@ from fastdb.models.files.safetensors_writer import save_tensors  # noqa: E402
 from fastdb.models.unpacked import raw_file  # noqa: E402
 from fastdb.publishing.pace import Pace  # noqa: E402
 from fastdb.publishing.pending import pending  # noqa: E402
+from fastdb.publishing.publisher import no_longer_nice  # noqa: E402
 from fastdb.publishing.publishing import Publishing, nothing_published, publishing_lock  # noqa: E402
 from fastdb.sessions.checkpoints import Checkpoint, complete, save  # noqa: E402
 from fastdb.sessions.record import BaseModelRecord  # noqa: E402
@@ -129,6 +133,23 @@ def test_a_published_one_that_rots_is_set_aside_and_published_anew(session: Sess
     told = publish(session, mini)
     assert equal(local, session.checkpoints / "unet-000005", mini)
     assert told.warnings == ["unet-000005 was moved to set-aside-1: another of the same step took its place"]
+
+
+def test_one_whose_weights_rot_is_found_at_the_end_of_a_run(session: Session, mini: Path) -> None:
+    """Its state says still what it was made of; only reading every byte tells."""
+    local = saved(session, 5)
+    publish(session, mini)
+    weights = session.checkpoints / "unet-000005" / "unet.packed"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    assert pending(session) == []
+    told = publish(session, mini, known={weights.parent})
+    assert told == [], "this run has written and read it already"
+    told = publish(session, mini)
+    assert told.warnings == ["unet-000005 was moved to set-aside-1: unet.packed has changed since it was written"]
+    assert equal(local, weights.parent, mini)
+    assert faults(weights.parent) == []
 
 
 def test_it_is_no_faster_than_was_asked(session: Session, mini: Path) -> None:
@@ -267,3 +288,24 @@ def test_the_next_waits_until_the_one_before_is_uploaded(tmp_path: Path, mini: P
         assert [one.step for one in complete(session.checkpoints)] == [1, 2]
         ending.set()
         thread.join()
+
+
+def test_who_is_waited_for_is_not_nice_any_more() -> None:
+    """Every thread of it, where this user may; where not, it just takes longer."""
+    code = (
+        "import os, threading, time; os.nice(12)\n"
+        "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+        "print('nice', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "nice\n"
+            threads = [int(name) for name in os.listdir(f"/proc/{process.pid}/task")]
+            assert [os.getpriority(os.PRIO_PROCESS, one) for one in threads] == [12, 12]
+            no_longer_nice(process.pid)
+            expected = 0 if os.geteuid() == 0 else 12
+            assert [os.getpriority(os.PRIO_PROCESS, one) for one in threads] == [expected, expected]
+        finally:
+            process.kill()
+    no_longer_nice(process.pid)
