@@ -82,8 +82,8 @@ MUTANTS = {
     ),
     "what is kept for good is not published": (
         "publishing/pending.py",
-        "    if every and checkpoint.step % every == 0:\n        return True",
-        "    every = 0",
+        "    if retention(session).stays(checkpoint.stage, checkpoint.step):",
+        "    if False:",
         [PENDING],
     ),
     "what is pending leaves this machine": (
@@ -99,6 +99,15 @@ MUTANTS = {
         [f"{PUBLISHING}::test_a_session_that_was_taken_over_gets_nothing"],
     ),
 }
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_each_break_is_one_of_the_code_as_it_is(name: str) -> None:
+    """They are made in the full suite; that they can be is held here."""
+    file, honest, broken, _ = MUTANTS[name]
+    text = (REPOSITORY / "fastdb" / file).read_text()
+    assert text.count(honest) == 1, "the code has changed: break it anew"
+    compile(text.replace(honest, broken), file, "exec")
 
 
 @pytest.mark.full

@@ -47,6 +47,7 @@ class Saver:
     saved: Callable[[], None] = lambda: None
     _next: float = field(init=False)
     _snapshot: Snapshot = field(default_factory=Snapshot)
+    _ready: bool = False
     _writer: threading.Thread | None = None
     _failed: Exception | None = None
     _bug: BaseException | None = None
@@ -63,6 +64,12 @@ class Saver:
         config = self.session.config.checkpoints
         counted = step % config.every_steps == 0 or (config.keep_every and step % config.keep_every == 0)
         return step == steps or bool(counted) or time.monotonic() >= self._next
+
+    def make_ready(self, stage: Stage, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:
+        """See to it, in the background, that the first save need not wait for memory; a step must have been made."""
+        if not self._ready:
+            self._ready = True
+            self._snapshot.make_ready(self._state(stage, 0, optimizer, accelerator)[0])
 
     def save(
         self, stage: Stage, step: int, optimizer: torch.optim.Optimizer, accelerator: Accelerator, last: bool = False

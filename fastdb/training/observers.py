@@ -34,6 +34,8 @@ class Observers:
             return self.stop.is_set()
         self._report(report)
         stopping = self.stop.is_set()
+        if not stopping and report.step < stage.steps:
+            self.saver.make_ready(stage, self.loop.optimizer, accelerator)
         if stopping or self.saver.due(report.step, stage.steps):
             last = stopping or report.step == stage.steps
             self.saver.save(stage, report.step, self.loop.optimizer, accelerator, last)

@@ -1,0 +1,63 @@
+"""Copies of a stage's state: exact, apart from what training does next, and none where memory is short."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from fastdb.training import snapshot  # noqa: E402
+from fastdb.training.snapshot import RESERVE, Snapshot  # noqa: E402
+
+
+def contents() -> dict[str, dict[str, Any]]:
+    return {
+        "unet.safetensors": {"a": torch.randn(3, 5), "b": torch.randn(7).to(torch.float16)},
+        "optimizer.safetensors": {"a": torch.arange(9, dtype=torch.uint8), "step": torch.tensor(3.0)},
+    }
+
+
+@pytest.mark.parametrize("ready", [True, False], ids=["made ready", "not made ready"])
+def test_a_copy_stays_as_it_was_and_its_memory_is_used_again(ready: bool) -> None:
+    live, taken = contents(), Snapshot()
+    if ready:
+        taken.make_ready(live)
+        taken.make_ready(live)
+    copied = taken.of(live)
+    assert copied is not None
+    places = {}
+    for file, tensors in live.items():
+        assert copied[file].keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            before = tensor.clone()
+            tensor.add_(1)
+            assert torch.equal(copied[file][name], before)
+            assert copied[file][name].dtype == before.dtype
+            places[file, name] = copied[file][name].data_ptr()
+    again = taken.of(live)
+    assert again is not None
+    for (file, name), place in places.items():
+        assert again[file][name].data_ptr() == place
+        assert torch.equal(again[file][name], live[file][name])
+
+
+def test_another_shape_gets_memory_of_its_own() -> None:
+    taken, live = Snapshot(), contents()
+    taken.make_ready(live)
+    live["optimizer.safetensors"]["a"] = torch.arange(20, dtype=torch.uint8)
+    live["optimizer.safetensors"]["new"] = torch.ones(2)
+    copied = taken.of(live)
+    assert copied is not None
+    for name, tensor in live["optimizer.safetensors"].items():
+        assert torch.equal(copied["optimizer.safetensors"][name], tensor)
+
+
+def test_where_memory_is_short_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshot, "memory_to_be_had", lambda: RESERVE + 10)
+    taken = Snapshot()
+    taken.make_ready(contents())
+    assert taken.of(contents()) is None
+    monkeypatch.setattr(snapshot, "memory_to_be_had", lambda: RESERVE + 10_000)
+    assert taken.of(contents()) is not None
