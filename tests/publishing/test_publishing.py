@@ -276,18 +276,20 @@ def test_the_next_waits_until_the_one_before_is_uploaded(tmp_path: Path, mini: P
         told = Told()
         thread = threading.Thread(target=Publishing(session, mini, told).run, args=(ending.is_set,))
         thread.start()
-        while not any(kind == "published" for kind, _ in told):
-            time.sleep(0.05)
-        saved(session, 2)
-        time.sleep(2.5)
-        assert [one.step for one in complete(session.checkpoints)] == [1], "Drive has not taken it yet"
-        drive.settle()
-        deadline = time.monotonic() + 60
-        while len(complete(session.checkpoints)) < 2 and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert [one.step for one in complete(session.checkpoints)] == [1, 2]
-        ending.set()
-        thread.join()
+        try:
+            while not any(kind == "published" for kind, _ in told):
+                time.sleep(0.05)
+            saved(session, 2)
+            time.sleep(2.5)
+            assert [one.step for one in complete(session.checkpoints)] == [1], "Drive has not taken it yet"
+            drive.settle()
+            deadline = time.monotonic() + 60
+            while len(complete(session.checkpoints)) < 2 and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert [one.step for one in complete(session.checkpoints)] == [1, 2]
+        finally:
+            ending.set()
+            thread.join()
 
 
 def test_who_is_waited_for_is_not_nice_any_more() -> None:
