@@ -196,6 +196,9 @@ def test_a_session_that_was_taken_over_gets_nothing(session: Session, mini: Path
     with pytest.raises(SessionBusy, match="taken over"):
         publish(session, mini, may=refused)
     assert list(session.checkpoints.glob("*-0*")) == []
+    publish(session, mini)
+    with pytest.raises(SessionBusy, match="taken over"):
+        publish(session, mini, may=refused)
 
 
 def test_a_folder_that_is_gone_is_not_made_again(session: Session, mini: Path, tmp_path: Path) -> None:
