@@ -83,7 +83,7 @@ MUTANTS = {
     ),
     "what is kept for good is not published": (
         "publishing/pending.py",
-        "    if retention(session).stays(checkpoint.stage, checkpoint.step):",
+        "    if keep.stays(checkpoint.stage, checkpoint.step):",
         "    if False:",
         [PENDING],
     ),

@@ -26,6 +26,7 @@ from fastdb.inference.samplers import DEFAULT
 from fastdb.models.sources import MINI
 from fastdb.runtime.device import choose_device
 from fastdb.sessions.lease_watch import refuse_elsewhere
+from fastdb.sessions.retention import PICKED
 from fastdb.sessions.session import Session
 from fastdb.storage.durable import make_folder, write_json
 from fastdb.training.prepare import check_base
@@ -204,7 +205,7 @@ def _leave(session: Session, report: Report, gallery: Gallery, file: Path | None
     session.check_there()
     make_folder(folder)
     stem = "" if file is None else f"{file.name}-"
-    told = folder / ("evaluation.json" if file is None else f"{file.name}.json")
+    told = folder / (PICKED if file is None else f"{file.name}.json")
     report.say()
     if file is None:
         step = report.candidates[report.picked.row].step
@@ -221,7 +222,7 @@ def _leave(session: Session, report: Report, gallery: Gallery, file: Path | None
         made.append(folder / "curves.png")
     write_json(told, report.as_json(gallery))
     if file is not None:
-        say_difference(report, folder / "evaluation.json")
+        say_difference(report, folder / PICKED)
     for path in (*made, told):
         console.say(str(path))
 

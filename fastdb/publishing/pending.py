@@ -10,7 +10,7 @@ from __future__ import annotations
 from fastdb.errors import CheckpointError, StorageError
 from fastdb.sessions import checkpoints
 from fastdb.sessions.checkpoints import STATE, Checkpoint, complete
-from fastdb.sessions.retention import KEEP, retention
+from fastdb.sessions.retention import KEEP, Retention, retention
 from fastdb.sessions.session import Session
 from fastdb.sessions.trained import STAGES
 from fastdb.storage.manifest import hashes_in
@@ -36,7 +36,8 @@ def pending(session: Session) -> list[Checkpoint]:
     by_name = {one.path.name: one for one in out}
     missing = [one for one in there if one.path.name not in by_name or not is_same(one, by_name[one.path.name])]
     newest = there[-1]
-    return [one for one in missing if _stays(session, one) or (one == newest and not _is_behind(one, out))]
+    keep = retention(session)
+    return [one for one in missing if _stays(keep, one) or (one == newest and not _is_behind(one, out))]
 
 
 def _in_order(found: list[Checkpoint]) -> list[Checkpoint]:
@@ -68,9 +69,9 @@ def raw_hashes(local: Checkpoint) -> dict[str, str]:
     return {name: digest for name, digest in hashes_in(local.path).items() if name != STATE}
 
 
-def _stays(session: Session, checkpoint: Checkpoint) -> bool:
+def _stays(keep: Retention, checkpoint: Checkpoint) -> bool:
     """Whether it is the last of its stage, or one to be kept for good."""
-    if retention(session).stays(checkpoint.stage, checkpoint.step):
+    if keep.stays(checkpoint.stage, checkpoint.step):
         return True
     try:
         return checkpoint.step == checkpoint.state["steps"]

@@ -32,6 +32,7 @@ from fastdb.errors import (  # noqa: E402
 from fastdb.evaluation.report import Report  # noqa: E402
 from fastdb.images.photos import read_photo  # noqa: E402
 from fastdb.inference.engine import Engine  # noqa: E402
+from fastdb.sessions.retention import retention  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.training import process  # noqa: E402
 
@@ -61,6 +62,12 @@ def done(kept: Path, clip: Path, dino: Path, common: Path) -> Path:
 def evaluated(done: Path, sessions_folder: Path) -> Session:
     """A copy of it."""
     return Session.open(shutil.copytree(done, sessions_folder / "cup"))
+
+
+def test_the_checkpoint_it_names_is_the_one_that_is_kept(evaluated: Session) -> None:
+    picked = told(evaluated)["picked"]["step"]
+    assert picked > 0
+    assert retention(evaluated).best == picked
 
 
 def told(session: Session, name: str = "evaluation.json") -> dict[str, Any]:
