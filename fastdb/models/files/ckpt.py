@@ -1,4 +1,4 @@
-"""Files of torch.save, described without torch: the zip of torch 1.6 and later, the stream and the tar before it."""
+"""Files of torch.save, described without torch: the zip of torch 1.6 and later, and the stream before it."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, BinaryIO
 from fastdb.errors import ModelError
 from fastdb.models.files.ckpt import Contents, read_stream, read_zip
 from fastdb.models.files.safetensors_header import read_header
-from fastdb.models.files.tar import read_tar
 from fastdb.models.files.tensors import SIZES, Fault, Scalar, TensorInfo
 from fastdb.storage.durable import explained
 
@@ -157,6 +156,12 @@ def _check_head(path: Path, head: bytes) -> None:
     for begin, what, fix in OTHERS:
         if head.startswith(begin):
             raise ModelError(what, where=path, fix=fix)
+    if head[257:262] == b"ustar" and head[8:9] != b"{":
+        raise ModelError(
+            "is a tar archive; the tar format of torch.save (2016) is not supported",
+            where=path,
+            fix="Extract it, or save the model again with a current version of PyTorch.",
+        )
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<body", b"<script")):
         raise ModelError(
@@ -171,7 +176,6 @@ def _check_head(path: Path, head: bytes) -> None:
 def _described(path: Path, head: bytes, file: BinaryIO, length: int) -> TensorFile:
     readers: tuple[tuple[bool, Callable[[BinaryIO, int], Contents]], ...] = (
         (head.startswith(b"PK\x03\x04"), read_zip),
-        (head[257:262] == b"ustar", read_tar),
         (head.startswith(b"\x80") and head[8:9] != b"{", read_stream),
     )
     for fits, reader in readers:

@@ -32,7 +32,6 @@ ENTRIES = {"a.weight": hostile.entry(0, 16), "b": hostile.entry(16, 20, (2, 1), 
 GOOD = {
     "zip": hostile.zipped(hostile.state(hostile.tensor(), "a.weight")),
     "stream": hostile.streamed(hostile.state(hostile.tensor(), "a.weight")),
-    "tar": hostile.tarred(**hostile.OLD),
     "safetensors": hostile.safetensors({"__metadata__": {"format": "pt"}, **ENTRIES}, bytes(20)),
 }
 HEADS = [b"", b"PK\x03\x04", b"PK\x05\x06" + bytes(18), hostile.MAGIC, b"\x80\x02", bytes([20, *[0] * 7]) + b"{"]

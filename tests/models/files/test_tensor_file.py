@@ -126,15 +126,6 @@ def test_newer_types_are_read(tmp_path: Path) -> None:
     assert torch.equal(found.read("f8").float(), torch.ones(3))
 
 
-def test_the_first_form_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "a.pt"
-    path.write_bytes(hostile.tarred(**hostile.OLD))
-    found = open_tensors(path)
-    assert equal(found.read("a"), torch.tensor([2.0, 3.0, 4.0]))
-    # torch still reads it too, which shows that the file made by hand is one.
-    assert equal(torch.load(path, weights_only=False)["a"], torch.tensor([2.0, 3.0, 4.0]))
-
-
 def test_our_own_files_are_read(tmp_path: Path) -> None:
     weights = {name: tensors()[name].contiguous() for name in ("fp32", "fp16", "int64", "transposed", "empty")}
     entries = [Entry(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in weights.items()]
