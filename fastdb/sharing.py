@@ -99,7 +99,7 @@ def adopt(
         ModelError: the base model, or a file on Google Drive, cannot be had.
         StorageError: a disk is full or cannot be written.
     """
-    from fastdb.models.fetch.drive_folder import fetch_folder, folder_number
+    from fastdb.sharing.drive_folder import fetch_folder, folder_number
 
     if name is not None:
         check_name(name)
@@ -183,9 +183,9 @@ def _adopt_link(link: str, name: str | None, base: str | Path | None, root: str 
         ModelError: it cannot be had.
         SessionError: it is larger than any session, or cannot be adopted.
     """
-    from fastdb.models.fetch.download import download
-    from fastdb.models.fetch.hosted import remote_of
-    from fastdb.models.fetch.named import CivitaiFile, DriveFile, WebFile, parse
+    from fastdb.downloads.download import download
+    from fastdb.downloads.civitai_and_drive import remote_of
+    from fastdb.downloads.source import CivitaiFile, DriveFile, WebFile, parse
 
     named = parse(link)
     if not isinstance(named, DriveFile | WebFile) or isinstance(named, CivitaiFile):

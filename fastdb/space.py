@@ -20,7 +20,7 @@ from fastdb.storage.durable import explained
 from fastdb.storage.removal import bytes_of, mapped_files, remove
 
 if TYPE_CHECKING:
-    from fastdb.models.fetch.store import Entry
+    from fastdb.downloads.model_cache import Entry
     from fastdb.sessions.session import Session
 
 Confirm = Callable[[str], bool]
@@ -144,7 +144,7 @@ def free_models(*, confirm: Confirm, wanted: int = 0) -> int:
         SessionBusy: a session is being trained on this machine, which may need any of them.
         StorageError: something cannot be removed.
     """
-    from fastdb.models.fetch.store import entries, locked_now, remove_entry
+    from fastdb.downloads.model_cache import entries, locked_now, remove_entry
 
     _check_none_trains()
     with explained(cache_folder()):
@@ -232,7 +232,7 @@ def _size(count: int) -> str:
 
 def _caches() -> list[tuple[str, int]]:
     """What this machine keeps that can be made or fetched again: models one by one, the rest by folder."""
-    from fastdb.models.fetch.store import entries
+    from fastdb.downloads.model_cache import entries
 
     found = [(f"models: {entry.source}", entry.bytes) for entry in entries() if entry.bytes > 1000]
     folder = cache_folder()

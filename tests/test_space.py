@@ -16,7 +16,7 @@ import pytest
 
 from fastdb import space
 from fastdb.errors import ConfigError, SessionBusy
-from fastdb.models.fetch.store import entries, locked, note_use, place, remember
+from fastdb.downloads.model_cache import entries, locked, note_use, place, remember
 from fastdb.sessions.checkpoints import complete, save
 from fastdb.sessions.costs import KINDS, REMOVABLE, costs_of
 from fastdb.sessions.record import BaseModelRecord
@@ -317,7 +317,7 @@ def test_models_go_by_their_last_use(models: dict[str, Path]) -> None:
 
 def test_a_model_that_is_being_fetched_stays(models: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     code = (
-        "import sys; from pathlib import Path; from fastdb.models.fetch.store import locked\n"
+        "import sys; from pathlib import Path; from fastdb.downloads.model_cache import locked\n"
         "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.readline()"
     )
     other = subprocess.Popen(

@@ -15,8 +15,8 @@ from typing import Any
 from fastdb.errors import ModelError
 from fastdb.models.base_model import read_config
 from fastdb.models.family import SD1, SD1_INPAINTING, SD2, SDXL, Family, TextEncoder
-from fastdb.models.fetch.fetch import fetch
-from fastdb.models.fetch.named import HubFile
+from fastdb.downloads.fetch import fetch
+from fastdb.downloads.source import HubFile
 from fastdb.models.layouts.mapping import modern_name
 from fastdb.models.plans import Planned
 from fastdb.storage.durable import make_folder, write_bytes, write_json

@@ -11,8 +11,8 @@ from fastdb import console
 from fastdb.errors import ModelError
 from fastdb.models import recognise
 from fastdb.models.family import FAMILIES, FLUX, SD35, SDXL, Family
-from fastdb.models.fetch.download import check_room
-from fastdb.models.fetch.store import came_from, locked, place, recall, remember
+from fastdb.downloads.download import check_room
+from fastdb.downloads.model_cache import came_from, locked, place, recall, remember
 from fastdb.models.files.tensor_file import open_tensors
 from fastdb.models.inspect import Inspection, inspect
 from fastdb.models.registry import NO_BASE, check_trainable

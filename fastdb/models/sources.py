@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from fastdb import console
 from fastdb.errors import ModelError
-from fastdb.models.fetch.fetch import fetch
-from fastdb.models.fetch.named import HubFile, LocalPath, Source, parse
-from fastdb.models.fetch.store import came_from, note_use
+from fastdb.downloads.fetch import fetch
+from fastdb.downloads.source import HubFile, LocalPath, Source, parse
+from fastdb.downloads.model_cache import came_from, note_use
 from fastdb.models.registry import KnownModel, check_choice, find_model, known_model
 from fastdb.models.single_file import folder_of
 from fastdb.runtime.places import expanded

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from fastdb.errors import ModelError
-from fastdb.models.fetch import hosted
-from fastdb.models.fetch.fetch import fetch
-from fastdb.models.fetch.store import came_from
+from fastdb.downloads import civitai_and_drive
+from fastdb.downloads.fetch import fetch
+from fastdb.downloads.model_cache import came_from
 from tests.models.fetch.server import File, Server
 
 DOWNLOAD = "/api/download/models/128713"
@@ -40,14 +40,14 @@ def refused(named: str) -> str:
 
 @pytest.fixture
 def civitai(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
-    monkeypatch.setattr(hosted, "CIVITAI", server.url)
+    monkeypatch.setattr(civitai_and_drive, "CIVITAI", server.url)
     return server
 
 
 @pytest.fixture
 def google(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     pytest.importorskip("gdown")
-    monkeypatch.setattr(hosted, "DRIVE", server.url)
+    monkeypatch.setattr(civitai_and_drive, "DRIVE", server.url)
     return server
 
 
@@ -184,7 +184,7 @@ def test_two_that_want_the_same_get_it_once(server: Server, data: bytes, tmp_pat
     import sys
 
     server.files["/model.ckpt"] = File(data, delay=0.02)
-    code = "import sys; from fastdb.models.fetch.fetch import fetch; print(fetch(sys.argv[1]))"
+    code = "import sys; from fastdb.downloads.fetch import fetch; print(fetch(sys.argv[1]))"
     command = [sys.executable, "-c", code, f"{server.url}/model.ckpt"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [one.communicate(timeout=60)[0] for one in both]

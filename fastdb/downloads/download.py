@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 from fastdb.console import size
 from fastdb.errors import ModelError, StorageError
-from fastdb.models.fetch.answers import AGAIN, a_page, file_name, is_encoded, is_page, placed, refusal, wait_asked
-from fastdb.models.fetch.part import Part, begin, find
-from fastdb.models.fetch.remote import WAIT, Remote, asked, connection
-from fastdb.models.fetch.verify import fault_of
+from fastdb.downloads.http_response import AGAIN, a_page, file_name, is_encoded, is_page, placed, refusal, wait_asked
+from fastdb.downloads.partial_file import Part, begin, find
+from fastdb.downloads.http_request import WAIT, Remote, asked, connection
+from fastdb.downloads.verify import fault_of
 from fastdb.storage.durable import explained, make_folder
 
 if TYPE_CHECKING:

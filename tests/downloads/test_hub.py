@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from fastdb.errors import ModelError, StorageError
-from fastdb.models.fetch import download as downloads
-from fastdb.models.fetch import secrets
-from fastdb.models.fetch.fetch import fetch
-from fastdb.models.fetch.needed import needed
-from fastdb.models.fetch.store import came_from
+from fastdb.downloads import download as downloads
+from fastdb.downloads import tokens
+from fastdb.downloads.fetch import fetch
+from fastdb.downloads.hub_selection import needed
+from fastdb.downloads.model_cache import came_from
 from tests.models.fetch.server import COMMIT, LATER, File, Hub, Server
 
 NAME = "owner/model"
@@ -372,4 +372,4 @@ def test_the_token_reaches_the_hub_alone_and_no_text(
     assert all("authorization" not in one.headers for one in other.log)
     assert "s3cr3t" not in other.seen() + caplog.text + "".join(capfd.readouterr())
     assert [path for path in tmp_path.rglob("*") if path.is_file() and b"s3cr3t" in path.read_bytes()] == []
-    assert secrets.hub_token("https://huggingface.co").headers(hub.url) == {}  # type: ignore[union-attr]
+    assert tokens.hub_token("https://huggingface.co").headers(hub.url) == {}  # type: ignore[union-attr]

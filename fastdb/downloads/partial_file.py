@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastdb.models.fetch.answers import is_encoded
+from fastdb.downloads.http_response import is_encoded
 from fastdb.storage.durable import TEMPORARY, explained, flush, unfinished, write_json
 
 if TYPE_CHECKING:
     import httpx
 
-    from fastdb.models.fetch.remote import Remote
+    from fastdb.downloads.http_request import Remote
 
 MEMORY = f"{TEMPORARY}.json"
 

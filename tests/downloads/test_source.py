@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastdb.errors import ModelError
-from fastdb.models.fetch.named import (
+from fastdb.downloads.source import (
     CivitaiFile,
     DriveFile,
     HubFile,

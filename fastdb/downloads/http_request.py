@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from fastdb.errors import ModelError
-from fastdb.models.fetch.answers import refusal
-from fastdb.models.fetch.secrets import Token, origin
+from fastdb.downloads.http_response import refusal
+from fastdb.downloads.tokens import Token, origin
 
 if TYPE_CHECKING:
     import httpx

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastdb.errors import ModelError
-from fastdb.models.fetch.answers import AGAIN, safe_name
-from fastdb.models.fetch.download import Again, Patience
-from fastdb.models.fetch.named import HubFile, HubRepository, hub_endpoint
-from fastdb.models.fetch.remote import Remote
-from fastdb.models.fetch.secrets import Token, hub_token
+from fastdb.downloads.http_response import AGAIN, safe_name
+from fastdb.downloads.download import Again, Patience
+from fastdb.downloads.source import HubFile, HubRepository, hub_endpoint
+from fastdb.downloads.http_request import Remote
+from fastdb.downloads.tokens import Token, hub_token
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from fastdb.errors import ModelError
 if TYPE_CHECKING:
     import httpx
 
-    from fastdb.models.fetch.remote import Remote
+    from fastdb.downloads.http_request import Remote
 
 AGAIN = (408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524)
 """Answers that another try may change."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, parse_qs, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from fastdb.errors import ModelError
-from fastdb.models.fetch.secrets import redacted
+from fastdb.downloads.tokens import redacted
 from fastdb.runtime.places import expanded
 
 HUB = "https://huggingface.co"

@@ -8,9 +8,9 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from fastdb.errors import SessionError
-from fastdb.models.fetch.download import Progress, download
-from fastdb.models.fetch.hosted import DRIVE_GATE, remote_of
-from fastdb.models.fetch.named import DriveFile
+from fastdb.downloads.download import Progress, download
+from fastdb.downloads.civitai_and_drive import DRIVE_GATE, remote_of
+from fastdb.downloads.source import DriveFile
 from fastdb.sessions.portable import MOST_FILES, double, inside_a_file, litter, name_fault, shown
 from fastdb.storage.durable import make_folder
 

@@ -18,12 +18,12 @@ import httpx
 import pytest
 
 from fastdb.errors import ModelError, StorageError
-from fastdb.models.fetch import download as downloads
-from fastdb.models.fetch.answers import safe_name, wait_asked
-from fastdb.models.fetch.download import download, download_first
-from fastdb.models.fetch.remote import Remote
-from fastdb.models.fetch.secrets import Token, origin
-from fastdb.models.fetch.store import recall, remember
+from fastdb.downloads import download as downloads
+from fastdb.downloads.http_response import safe_name, wait_asked
+from fastdb.downloads.download import download, download_first
+from fastdb.downloads.http_request import Remote
+from fastdb.downloads.tokens import Token, origin
+from fastdb.downloads.model_cache import recall, remember
 from tests.models.fetch.server import File, Server
 
 
@@ -300,7 +300,7 @@ def test_nobody_there_is_said(server: Server, tmp_path: Path) -> None:
 def test_a_server_that_falls_silent_is_given_up(
     server: Server, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastdb.models.fetch.remote.WAIT", 0.1)
+    monkeypatch.setattr("fastdb.downloads.http_request.WAIT", 0.1)
     monkeypatch.setattr(downloads, "TRIES", 2)
     server.files["/model.ckpt"] = File(data, delay=0.5)
     with pytest.raises(ModelError, match="the server says nothing for"):
@@ -442,7 +442,7 @@ def test_a_failing_disk_is_said(server: Server, data: bytes, tmp_path: Path, mon
         raise OSError(errno.EIO, "Input/output error")
 
     server.files["/model.ckpt"] = File(data)
-    monkeypatch.setattr("fastdb.models.fetch.part.flush", fails)
+    monkeypatch.setattr("fastdb.downloads.partial_file.flush", fails)
     with pytest.raises(StorageError, match="the disk does not answer"):
         download(at(server), tmp_path)
     assert not (tmp_path / "model.ckpt").exists()
@@ -469,9 +469,9 @@ def test_cut_at_each_point_it_is_the_whole_file_or_none_and_nothing_is_left_over
 ) -> None:
     server.files["/model.ckpt"] = File(data[:200_000])
     folders = cut_everywhere(f"""
-from fastdb.models.fetch.download import download
-from fastdb.models.fetch.remote import Remote
-from fastdb.models.fetch.store import recall, remember
+from fastdb.downloads.download import download
+from fastdb.downloads.http_request import Remote
+from fastdb.downloads.model_cache import recall, remember
 remote = Remote(url="{server.url}/model.ckpt", shown="{server.url}/model.ckpt")
 download(remote, Path(sys.argv[1]).parent / "warm")  # so that nothing has to be imported under the knife
 def prepare(folder):

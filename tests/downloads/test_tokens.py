@@ -10,8 +10,8 @@ from types import ModuleType
 import pytest
 
 from fastdb.errors import ModelError
-from fastdb.models.fetch import secrets
-from fastdb.models.fetch.secrets import civitai_token, hub_token, origin, redacted
+from fastdb.downloads import tokens
+from fastdb.downloads.tokens import civitai_token, hub_token, origin, redacted
 from fastdb.runtime import drive, places
 
 HUB = "https://huggingface.co"
@@ -61,7 +61,7 @@ def test_the_order_in_which_they_are_looked_for(
     my_drive, login = tmp_path / "drive", tmp_path / "login"
     my_drive.mkdir()
     monkeypatch.setattr(places, "DRIVES", (my_drive,))
-    monkeypatch.setattr(secrets, "_login_file", lambda: login)
+    monkeypatch.setattr(tokens, "_login_file", lambda: login)
     assert value() == ""
     (my_drive / "token.txt").write_text("hf_drive\n")
     assert value() == "hf_drive"
@@ -78,7 +78,7 @@ def test_the_order_in_which_they_are_looked_for(
 def test_the_hubs_login_is_where_the_hub_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.undo()
-    assert secrets._login_file() == Path(constants.HF_TOKEN_PATH)
+    assert tokens._login_file() == Path(constants.HF_TOKEN_PATH)
 
 
 @pytest.mark.parametrize("fault", ["SecretNotFoundError", "NotebookAccessError", "TimeoutException"])

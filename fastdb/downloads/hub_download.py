@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fastdb.errors import ModelError
-from fastdb.models.fetch.download import Progress, check_room, download
-from fastdb.models.fetch.hub import Listing, list_repository
-from fastdb.models.fetch.named import HubFile, HubRepository
-from fastdb.models.fetch.needed import INDEX, LEFT_OUT, needed
-from fastdb.models.fetch.store import locked, place, recall, remember
-from fastdb.models.fetch.verify import fault_of
+from fastdb.downloads.download import Progress, check_room, download
+from fastdb.downloads.hub_listing import Listing, list_repository
+from fastdb.downloads.source import HubFile, HubRepository
+from fastdb.downloads.hub_selection import INDEX, LEFT_OUT, needed
+from fastdb.downloads.model_cache import locked, place, recall, remember
+from fastdb.downloads.verify import fault_of
 from fastdb.storage.durable import TEMPORARY
 
 

@@ -24,7 +24,7 @@ BY_DEFAULT = {0, 5, 13, 18}
 
 FETCH = """
 import sys
-from fastdb.models.fetch.fetch import fetch
+from fastdb.downloads.fetch import fetch
 print(fetch(sys.argv[1]), flush=True)
 """
 

@@ -16,8 +16,8 @@ pytest.importorskip("gdown")
 
 from fastdb import sharing  # noqa: E402
 from fastdb.errors import FastDBError, SessionError  # noqa: E402
-from fastdb.models.fetch import hosted  # noqa: E402
-from fastdb.models.fetch.drive_folder import folder_number  # noqa: E402
+from fastdb.downloads import civitai_and_drive  # noqa: E402
+from fastdb.sharing.drive_folder import folder_number  # noqa: E402
 from fastdb.runtime.places import cache_folder  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 
@@ -89,7 +89,7 @@ def drive(monkeypatch: pytest.MonkeyPatch) -> Iterator[Drive]:
         return send(session, request, **more)
 
     monkeypatch.setattr(requests.Session, "send", sent_here)
-    monkeypatch.setattr(hosted, "DRIVE", here)
+    monkeypatch.setattr(civitai_and_drive, "DRIVE", here)
     yield google
     server.shutdown()
     server.server_close()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fastdb.models.fetch import download, secrets
+from fastdb.downloads import download
+from fastdb.downloads import tokens
 from tests.models.fetch.server import Hub, Server
 
 SIZE = 1_300_001
@@ -20,7 +21,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     monkeypatch.setenv("FASTDB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(secrets, "_login_file", lambda: tmp_path / "no-login")
+    monkeypatch.setattr(tokens, "_login_file", lambda: tmp_path / "no-login")
     monkeypatch.setattr(download, "FIRST_WAIT", 0.01)
     monkeypatch.chdir(tmp_path)
 

@@ -7,9 +7,9 @@ import re
 from urllib.parse import urlsplit
 
 from fastdb.errors import ModelError
-from fastdb.models.fetch.named import CivitaiFile, DriveFile, WebFile
-from fastdb.models.fetch.remote import Remote
-from fastdb.models.fetch.secrets import civitai_token
+from fastdb.downloads.source import CivitaiFile, DriveFile, WebFile
+from fastdb.downloads.http_request import Remote
+from fastdb.downloads.tokens import civitai_token
 
 CIVITAI = "https://civitai.com"
 DRIVE = "https://drive.google.com"

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastdb.errors import ModelError
-from fastdb.models.fetch.download import Progress, download, together
-from fastdb.models.fetch.hosted import remote_of
-from fastdb.models.fetch.named import (
+from fastdb.downloads.download import Progress, download, together
+from fastdb.downloads.civitai_and_drive import remote_of
+from fastdb.downloads.source import (
     WAYS,
     CivitaiFile,
     DriveFile,
@@ -19,8 +19,8 @@ from fastdb.models.fetch.named import (
     WebFile,
     parse,
 )
-from fastdb.models.fetch.repository import fetch_file, fetch_repository
-from fastdb.models.fetch.store import locked, place, recall, remember
+from fastdb.downloads.hub_download import fetch_file, fetch_repository
+from fastdb.downloads.model_cache import locked, place, recall, remember
 
 
 def fetch(
