@@ -66,7 +66,7 @@ def main() -> None:
 
 def weights(folder: Path) -> int:
     """How many numbers a part has."""
-    from fastdb.models.files.tensor_file import open_tensors
+    from fastdb.formats.reader import open_tensors
 
     return sum(info.elements for info in open_tensors(next(folder.glob("*.safetensors"))).tensors.values())
 

@@ -27,11 +27,11 @@ from full_size import WIDTHS
 
 from fastdb.console import size
 from fastdb.models.base_model import read_config, weight_file
-from fastdb.models.files.numbers import Numbers
+from fastdb.formats.tensor_bits import Numbers
 from fastdb.models.files.packed import Base, Packed
 from fastdb.models.files.packed_writer import write_packed
-from fastdb.models.files.safetensors_writer import Entry, write_safetensors
-from fastdb.models.files.tensor_file import open_tensors
+from fastdb.formats.safetensors_writer import Entry, write_safetensors
+from fastdb.formats.reader import open_tensors
 from fastdb.models.sources import base_folder, base_of
 from fastdb.overview import open_session
 from fastdb.sessions.trained import standing

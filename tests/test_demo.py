@@ -31,7 +31,7 @@ from fastdb.evaluation.measures import Taken  # noqa: E402
 from fastdb.evaluation.protocol import CLASS, CONTEXT, OTHERS, SUBJECT  # noqa: E402
 from fastdb.images.photos import photos_in, read_photo  # noqa: E402
 from fastdb.models.export import check_described  # noqa: E402
-from fastdb.models.files.tensor_file import open_tensors  # noqa: E402
+from fastdb.formats.reader import open_tensors  # noqa: E402
 from fastdb.models.layouts.families import layout_of  # noqa: E402
 from fastdb.models.plans import from_parts, opened  # noqa: E402
 from fastdb.models.recommended import recommended  # noqa: E402

@@ -16,7 +16,7 @@ from fastdb.errors import ModelError
 from fastdb.images.sheet import Cell, Row, contact_sheet, save_sheet
 from fastdb.inference.engine import Engine, Request
 from fastdb.models.base_model import PARTS, read_config, weight_file
-from fastdb.models.files.tensor_file import open_tensors
+from fastdb.formats.reader import open_tensors
 from fastdb.models.importing import import_original
 from fastdb.models.inspect import inspect
 from fastdb.models.loading import empty, fill, load_scheduler, load_tokenizer

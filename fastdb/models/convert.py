@@ -18,8 +18,8 @@ from fastdb.models.base_model import WEIGHTS, read_config, weight_file
 from fastdb.models.configs import lay_out
 from fastdb.models.export import ENDINGS, Precision, Progress, Steps, made, verify, write_model
 from fastdb.models.family import FAMILIES
-from fastdb.models.files.safetensors_writer import write_safetensors
-from fastdb.models.files.tensor_file import open_tensors
+from fastdb.formats.safetensors_writer import write_safetensors
+from fastdb.formats.reader import open_tensors
 from fastdb.models.inspect import UNKNOWN_V, Inspection, inspect
 from fastdb.models.layouts.families import layout_of
 from fastdb.models.layouts.mapping import Layout

@@ -14,10 +14,10 @@ from typing import Literal
 import torch
 
 from fastdb.errors import ModelError, StorageError
-from fastdb.models.files.ckpt_writer import write_ckpt
-from fastdb.models.files.safetensors_writer import write_safetensors
-from fastdb.models.files.sink import AGAIN, Written, read_back
-from fastdb.models.files.tensor_file import TensorFile, open_tensors
+from fastdb.formats.ckpt_writer import write_ckpt
+from fastdb.formats.safetensors_writer import write_safetensors
+from fastdb.formats.hashing_writer import AGAIN, Written, read_back
+from fastdb.formats.reader import TensorFile, open_tensors
 from fastdb.models.layouts.families import layout_of
 from fastdb.models.ldm_config import write_config
 from fastdb.models.plans import DTYPES, Planned, from_parts, opened

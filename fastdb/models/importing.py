@@ -11,7 +11,7 @@ import torch
 
 from fastdb.errors import ModelError
 from fastdb.models.convert import family_of
-from fastdb.models.files.tensor_file import open_tensors
+from fastdb.formats.reader import open_tensors
 from fastdb.models.inspect import inspect
 from fastdb.models.layouts.families import layout_of
 from fastdb.models.loading import empty, give

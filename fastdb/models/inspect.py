@@ -11,8 +11,8 @@ from typing import Any
 from fastdb.console import size
 from fastdb.errors import ModelError
 from fastdb.models.base_model import read_config
-from fastdb.models.files.tensor_file import open_tensors
-from fastdb.models.files.tensors import Scalar, TensorInfo, shown
+from fastdb.formats.reader import open_tensors
+from fastdb.formats.tensor_info import Scalar, TensorInfo, shown
 from fastdb.models.recognise import FLUX, REFINER, SD1, SD2, SD3, XL, Recognised, recognise
 from fastdb.storage.durable import explained
 

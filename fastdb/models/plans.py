@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from fastdb.errors import ModelError
-from fastdb.models.files.safetensors_writer import Entry
-from fastdb.models.files.tensor_file import TensorFile, open_tensors
+from fastdb.formats.safetensors_writer import Entry
+from fastdb.formats.reader import TensorFile, open_tensors
 from fastdb.models.layouts import vae as vae_layout
 from fastdb.models.layouts.mapping import Layout, Move, ema_key
 

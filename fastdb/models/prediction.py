@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from fastdb.errors import ModelError
-from fastdb.models.files.tensor_file import TensorFile, open_tensors
+from fastdb.formats.reader import TensorFile, open_tensors
 from fastdb.models.inspect import UNKNOWN_V, inspect
 from fastdb.models.layouts.families import layout_of
 from fastdb.models.layouts.line import Line, Shape

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastdb.models.files.tensors import shown
+from fastdb.formats.tensor_info import shown
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]

@@ -13,7 +13,7 @@ from fastdb.models import recognise
 from fastdb.models.family import FAMILIES, FLUX, SD35, SDXL, Family
 from fastdb.downloads.download import check_room
 from fastdb.downloads.model_cache import came_from, locked, place, recall, remember
-from fastdb.models.files.tensor_file import open_tensors
+from fastdb.formats.reader import open_tensors
 from fastdb.models.inspect import Inspection, inspect
 from fastdb.models.registry import NO_BASE, check_trainable
 from fastdb.storage.durable import explained, unfinished

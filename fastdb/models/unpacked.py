@@ -16,9 +16,9 @@ from fastdb.console import size
 from fastdb.errors import CheckpointError, StorageError
 from fastdb.models.files.packed import OLDER
 from fastdb.models.files.packed_index import Origin
-from fastdb.models.files.safetensors_header import header
-from fastdb.models.files.safetensors_writer import Entry, write_safetensors
-from fastdb.models.files.sink import read_back
+from fastdb.formats.safetensors_header import header
+from fastdb.formats.safetensors_writer import Entry, write_safetensors
+from fastdb.formats.hashing_writer import read_back
 from fastdb.models.packed_checkpoint import open_packed, origin_of
 from fastdb.runtime.places import cache_folder
 from fastdb.sessions.trained import PACKED, RAW

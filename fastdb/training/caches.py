@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from fastdb.images.photos import read_photo
-from fastdb.models.files.safetensors_writer import save_tensors
+from fastdb.formats.safetensors_writer import save_tensors
 from fastdb.runtime.places import cache_folder
 from fastdb.storage.durable import make_folder, writing
 

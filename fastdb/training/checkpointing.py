@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from fastdb.console import size
 from fastdb.errors import StorageError
-from fastdb.models.files.safetensors_writer import save_tensors
+from fastdb.formats.safetensors_writer import save_tensors
 from fastdb.models.packed_checkpoint import tensors_of
 from fastdb.publishing.pending import pending, spare_here
 from fastdb.sessions import checkpoints

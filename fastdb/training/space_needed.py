@@ -13,8 +13,8 @@ from fastdb.console import size
 from fastdb.errors import CheckpointError, StorageError
 from fastdb.images.photos import photos_in
 from fastdb.models.base_model import PARTS, weight_file
-from fastdb.models.files.tensor_file import open_tensors
-from fastdb.models.files.tensors import TensorInfo
+from fastdb.formats.reader import open_tensors
+from fastdb.formats.tensor_info import TensorInfo
 from fastdb.runtime.places import work_folder
 from fastdb.sessions.checkpoints import UNFINISHED, Checkpoint, complete, own
 from fastdb.sessions.retention import KEEP

@@ -18,7 +18,7 @@ from fastdb.models import configs as room  # noqa: E402
 from fastdb.models.base_model import open_base_model  # noqa: E402
 from fastdb.models.configs import configs, lay_out  # noqa: E402
 from fastdb.models.family import FAMILIES  # noqa: E402
-from fastdb.models.files.safetensors_writer import Entry  # noqa: E402
+from fastdb.formats.safetensors_writer import Entry  # noqa: E402
 from fastdb.models.layouts.families import layout_of  # noqa: E402
 from fastdb.models.plans import Planned  # noqa: E402
 

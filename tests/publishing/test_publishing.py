@@ -16,7 +16,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from fastdb.errors import SessionBusy, StorageError  # noqa: E402
-from fastdb.models.files.safetensors_writer import save_tensors  # noqa: E402
+from fastdb.formats.safetensors_writer import save_tensors  # noqa: E402
 from fastdb.models.unpacked import raw_file  # noqa: E402
 from fastdb.publishing.pace import Pace  # noqa: E402
 from fastdb.publishing.pending import pending  # noqa: E402

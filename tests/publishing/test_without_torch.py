@@ -14,7 +14,7 @@ pytest.importorskip("zstandard")
 
 from fastdb.models.base_model import weight_file
 from fastdb.models.files.packed_index import read_index
-from fastdb.models.files.tensor_file import open_tensors
+from fastdb.formats.reader import open_tensors
 from fastdb.sessions.checkpoints import complete, save
 from fastdb.sessions.record import BaseModelRecord
 from fastdb.sessions.session import Session

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 import numpy as np
 
 from fastdb.errors import CheckpointError
-from fastdb.models.files import moments
-from fastdb.models.files.numbers import Bits, Numbers, bits_type
+from fastdb.formats import moments
+from fastdb.formats.tensor_bits import Bits, Numbers, bits_type
 from fastdb.models.files.packed_index import DIFFERENCE, PLANES, SECOND, Origin, PackedTensor, lines_length, read_index
 from fastdb.models.files.planes import CHUNK, EXPONENTS, decode, exponents, restored, unpressed
-from fastdb.models.files.tensor_file import open_tensors
-from fastdb.models.files.tensors import SIZES, Fault, TensorInfo, shown
+from fastdb.formats.reader import open_tensors
+from fastdb.formats.tensor_info import SIZES, Fault, TensorInfo, shown
 from fastdb.storage.durable import explained
 from fastdb.storage.manifest import sha256
 

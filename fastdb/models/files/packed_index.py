@@ -22,10 +22,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from fastdb.models.files import moments
+from fastdb.formats import moments
 from fastdb.models.files.planes import CHUNK, EXPONENTS
-from fastdb.models.files.safetensors_header import LARGEST, parsed
-from fastdb.models.files.tensors import (
+from fastdb.formats.safetensors_header import LARGEST, parsed
+from fastdb.formats.tensor_info import (
     MOST_TENSORS,
     SIZES,
     Fault,

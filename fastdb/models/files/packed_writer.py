@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from fastdb.errors import CheckpointError
-from fastdb.models.files import moments
-from fastdb.models.files.numbers import Bits, Numbers
+from fastdb.formats import moments
+from fastdb.formats.tensor_bits import Bits, Numbers
 from fastdb.models.files.packed import Base, in_turn
 from fastdb.models.files.packed_index import (
     DIFFERENCE,
@@ -26,8 +26,8 @@ from fastdb.models.files.packed_index import (
     index_text,
 )
 from fastdb.models.files.planes import CHUNK, EXPONENTS, difference, encode, exponents, pressed
-from fastdb.models.files.sink import Pace, Sink, Written
-from fastdb.models.files.tensors import TensorInfo, contiguous
+from fastdb.formats.hashing_writer import Pace, Sink, Written
+from fastdb.formats.tensor_info import TensorInfo, contiguous
 from fastdb.storage.durable import explained
 
 Content: TypeAlias = Numbers | Callable[[], Numbers]

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import zstandard
 
-from fastdb.models.files.numbers import Bits, bits_type
-from fastdb.models.files.tensors import Fault
+from fastdb.formats.tensor_bits import Bits, bits_type
+from fastdb.formats.tensor_info import Fault
 
 CHUNK = 1 << 20
 """Numbers that are coded together; what coding takes in memory is some twenty times as many bytes for each thread."""

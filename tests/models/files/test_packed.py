@@ -20,13 +20,13 @@ from hypothesis import strategies as st  # noqa: E402
 
 from fastdb.errors import CheckpointError, FastDBError, StorageError  # noqa: E402
 from fastdb.models.base_model import weight_file  # noqa: E402
-from fastdb.models.files import packed_writer  # noqa: E402
-from fastdb.models.files import planes as coding  # noqa: E402
-from fastdb.models.files.numbers import Numbers  # noqa: E402
+from fastdb.formats import packed_writer  # noqa: E402
+from fastdb.formats import planes as coding  # noqa: E402
+from fastdb.formats.tensor_bits import Numbers  # noqa: E402
 from fastdb.models.files.packed import Base, Packed  # noqa: E402
 from fastdb.models.files.packed_index import MAGIC, TAIL  # noqa: E402
-from fastdb.models.files.safetensors_writer import save_tensors  # noqa: E402
-from fastdb.models.files.sink import Written, read_back  # noqa: E402
+from fastdb.formats.safetensors_writer import save_tensors  # noqa: E402
+from fastdb.formats.hashing_writer import Written, read_back  # noqa: E402
 from fastdb.models.layouts.families import layout_of  # noqa: E402
 from fastdb.models.plans import from_parts, opened  # noqa: E402
 from fastdb.models.sources import base_folder  # noqa: E402

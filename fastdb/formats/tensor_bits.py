@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastdb.models.files.tensors import SIZES
+from fastdb.formats.tensor_info import SIZES
 
 if TYPE_CHECKING:
     import torch

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from fastdb.models.files import direct
-from fastdb.models.files.direct import BLOCK, blocks_of
-from fastdb.models.files.sink import Sink
-from fastdb.models.files.zip_writer import ZipWriter
+from fastdb.formats import direct_io
+from fastdb.formats.direct_io import BLOCK, blocks_of
+from fastdb.formats.hashing_writer import Sink
+from fastdb.formats.zip_writer import ZipWriter
 from tests.faultfs.mount import Mount
 
 LENGTHS = [0, 1, 4095, 4096, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 3 * BLOCK + 4096, 3 * BLOCK + 5000]
@@ -41,7 +41,7 @@ def test_what_goes_in_lies_there(where: str, length: int, tmp_path: Path, monkey
             nonlocal refused
             import fcntl
 
-            if direct.DIRECT and fcntl.fcntl(file, fcntl.F_GETFL) & direct.DIRECT:
+            if direct_io.DIRECT and fcntl.fcntl(file, fcntl.F_GETFL) & direct_io.DIRECT:
                 refused += 1
                 raise OSError(errno.EINVAL, "Invalid argument")
             return real(file, block[:100_000])

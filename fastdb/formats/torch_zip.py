@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from fastdb.models.files.tensors import MOST_TENSORS, Fault, shown
+from fastdb.formats.tensor_info import MOST_TENSORS, Fault, shown
 
 LARGEST_DIRECTORY = 16 << 20
 END = struct.Struct("<4s4H2LH")

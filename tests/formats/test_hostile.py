@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fastdb.errors import ModelError
-from fastdb.models.files.tensor_file import open_tensors
+from fastdb.formats.reader import open_tensors
 
 sys.path.insert(0, str(Path(__file__).parent))
 import hostile

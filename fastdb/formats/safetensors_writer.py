@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from fastdb.models.files.safetensors_header import header
-from fastdb.models.files.sink import Sink, Written
-from fastdb.models.files.tensors import TensorInfo, contiguous
+from fastdb.formats.safetensors_header import header
+from fastdb.formats.hashing_writer import Sink, Written
+from fastdb.formats.tensor_info import TensorInfo, contiguous
 
 
 @dataclass(frozen=True)

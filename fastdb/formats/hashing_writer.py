@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from fastdb.errors import ModelError
-from fastdb.models.files.direct import BLOCK, BlockWriter, blocks_of
+from fastdb.formats.direct_io import BLOCK, BlockWriter, blocks_of
 
 AGAIN = "Run the same command again; if it happens again, the disk is failing."
 

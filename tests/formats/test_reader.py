@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from fastdb.errors import ModelError
-from fastdb.models.files.tensor_file import open_tensors
+from fastdb.formats.reader import open_tensors
 
 torch = pytest.importorskip("torch")
 np = pytest.importorskip("numpy")
 
-from fastdb.models.files import ckpt_writer  # noqa: E402
-from fastdb.models.files.safetensors_writer import Entry, save_tensors  # noqa: E402
+from fastdb.formats import ckpt_writer  # noqa: E402
+from fastdb.formats.safetensors_writer import Entry, save_tensors  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
 import hostile  # noqa: E402
@@ -209,7 +209,7 @@ def test_no_torch_is_needed_to_list(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from fastdb.models.files.tensor_file import open_tensors
+from fastdb.formats.reader import open_tensors
 for name in sys.argv[1:]:
     assert open_tensors(Path(name)).tensors["a"].shape == (4,)
 assert not {"torch", "numpy", "safetensors"} & set(sys.modules)

@@ -10,15 +10,15 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO
 
 from fastdb.errors import ModelError
-from fastdb.models.files.ckpt import Contents, read_stream, read_zip
-from fastdb.models.files.safetensors_header import read_header
-from fastdb.models.files.tensors import SIZES, Fault, Scalar, TensorInfo
+from fastdb.formats.torch_ckpt import Contents, read_stream, read_zip
+from fastdb.formats.safetensors_header import read_header
+from fastdb.formats.tensor_info import SIZES, Fault, Scalar, TensorInfo
 from fastdb.storage.durable import explained
 
 if TYPE_CHECKING:
     import torch
 
-    from fastdb.models.files.numbers import Numbers
+    from fastdb.formats.tensor_bits import Numbers
 
 AGAIN = "Download it again."
 OR_ANOTHER = "Download it again, or take the model from another source."
@@ -84,7 +84,7 @@ class TensorFile:
         """
         import numpy as np
 
-        from fastdb.models.files.numbers import Numbers, bits_type
+        from fastdb.formats.tensor_bits import Numbers, bits_type
 
         info, width = self._info(name), SIZES[self._info(name).dtype]
         if not info.elements:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
-from fastdb.models.files.tensors import (
+from fastdb.formats.tensor_info import (
     MOST_TENSORS,
     SIZES,
     Fault,

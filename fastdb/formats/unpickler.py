@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from fastdb.models.files.pickled_data import (
+from fastdb.formats.unpickled_types import (
     CALLS,
     DATA,
     Global,
@@ -26,7 +26,7 @@ from fastdb.models.files.pickled_data import (
     storage_dtype,
     torch_reference,
 )
-from fastdb.models.files.tensors import Fault, shown
+from fastdb.formats.tensor_info import Fault, shown
 
 LARGEST = 32 << 20
 """Bytes of a pickle; that of a Stable Diffusion with its optimizer has less than one million."""

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from fastdb.models.files.safetensors_writer import Entry, tensor_bytes
-from fastdb.models.files.sink import Sink, Written
-from fastdb.models.files.zip_writer import ZipWriter
+from fastdb.formats.safetensors_writer import Entry, tensor_bytes
+from fastdb.formats.hashing_writer import Sink, Written
+from fastdb.formats.zip_writer import ZipWriter
 
 ROOT = "archive"
 VERSION = b"3\n"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 
-from fastdb.models.files.sink import Sink
+from fastdb.formats.hashing_writer import Sink
 
 LIMIT = 0xFFFFFFFF
 """From here on an offset or a size is kept in a zip64 field."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from fastdb.models.files.tensors import SIZES, Fault, checked_shape, is_count, shown, span
+from fastdb.formats.tensor_info import SIZES, Fault, checked_shape, is_count, shown, span
 
 SHORT = 64
 """Longest key of a storage, and longest text that is turned into bytes: numbers of numpy are written so."""
