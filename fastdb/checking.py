@@ -9,10 +9,10 @@ from fastdb.errors import StorageError
 from fastdb.images.png_chunks import png_fault
 from fastdb.overview import SessionLike, open_session
 from fastdb.sessions import known
-from fastdb.sessions.checkpoints import ASIDE, Checkpoint, complete, wrong_with
-from fastdb.sessions.leftovers import leftovers
+from fastdb.checkpoints.checkpoint import ASIDE, Checkpoint, complete, wrong_with
+from fastdb.checkpoints.leftovers import leftovers
 from fastdb.sessions.session import Session
-from fastdb.sessions.trained import needed
+from fastdb.checkpoints.progress import needed
 from fastdb.storage.durable import explained
 from fastdb.storage.removal import bytes_of
 

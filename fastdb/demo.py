@@ -21,7 +21,7 @@ from fastdb.models.sources import MINI
 from fastdb.runtime.places import cache_folder
 from fastdb.runtime.quiet import hush_libraries
 from fastdb.sessions.session import Session
-from fastdb.sessions.trained import steps_of
+from fastdb.checkpoints.progress import steps_of
 from fastdb.storage.durable import make_folder, write_text
 from fastdb.training import process
 

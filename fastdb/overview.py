@@ -50,7 +50,7 @@ def list_sessions(root: str | Path | None = None) -> list[Session]:
 def show(session: SessionLike, root: str | Path | None = None) -> Session:
     """Say what a session holds."""
     from fastdb.sessions.known import changes
-    from fastdb.sessions.leftovers import leftovers
+    from fastdb.checkpoints.leftovers import leftovers
 
     session = open_session(session, root)
     record, config = session.record, session.config
@@ -88,14 +88,14 @@ def exports_of(session: Session) -> list[Path]:
 
 def _alone(session: Session) -> list[str]:
     """The checkpoints that lie on this machine only and that another would need to go on."""
-    from fastdb.publishing.pending import pending
+    from fastdb.checkpoints.pending import pending
 
     return [one.path.name for one in pending(session)]
 
 
 def _waiting(session: Session) -> list[str]:
     """What of a session would go with this machine, as far as Google Drive's mount tells: the newest first."""
-    from fastdb.sessions.checkpoints import complete
+    from fastdb.checkpoints.checkpoint import complete
     from fastdb.storage.durable import explained
     from fastdb.storage.uploads import waits_for_upload
 
@@ -112,6 +112,6 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _stand(session: Session) -> str:
-    from fastdb.sessions.trained import how_far, progress_of
+    from fastdb.checkpoints.progress import how_far, progress_of
 
     return how_far(session, progress_of(session))

@@ -37,7 +37,7 @@ def export(
         StorageError: the disk is full or read-only.
     """
     from fastdb.models.export import export_model
-    from fastdb.models.session_export import export_metadata, export_parts
+    from fastdb.checkpoints.export_parts import export_metadata, export_parts
     from fastdb.models.sources import base_of
     from fastdb.sessions.known import note
 

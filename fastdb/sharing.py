@@ -17,7 +17,7 @@ from fastdb import console
 from fastdb.config import Config
 from fastdb.errors import ImageError, SessionBusy, SessionError, StorageError
 from fastdb.overview import SessionLike, exports_of, open_session
-from fastdb.publishing.pending import pending
+from fastdb.checkpoints.pending import pending
 from fastdb.runtime.places import cache_folder, expanded
 from fastdb.sessions.archive import MOST_BYTES, Archive, Member, opened
 from fastdb.sessions.arrival import Found, locate, locate_in, read_come, settle, without_history
@@ -31,11 +31,11 @@ from fastdb.sessions.carried import (
     staged,
     write_archive,
 )
-from fastdb.sessions.checkpoints import ASIDE, complete
+from fastdb.checkpoints.checkpoint import ASIDE, complete
 from fastdb.sessions.known import begin, changes
 from fastdb.sessions.record import BaseModelRecord, Record, new_lineage, read_record, write_record
 from fastdb.sessions.session import Session, check_name, lay_out, near_name, now
-from fastdb.sessions.trained import check_step
+from fastdb.checkpoints.progress import check_step
 from fastdb.storage.manifest import MANIFEST
 
 if TYPE_CHECKING:

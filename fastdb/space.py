@@ -13,9 +13,9 @@ from fastdb.errors import ConfigError, SessionBusy
 from fastdb.overview import SessionLike, open_session
 from fastdb.runtime.places import cache_folder, sessions_root
 from fastdb.sessions.carried import rests
-from fastdb.sessions.costs import KINDS, REMOVABLE, Cost, costs_of, is_session, removable
+from fastdb.checkpoints.disk_usage import KINDS, REMOVABLE, Cost, costs_of, is_session, removable
 from fastdb.sessions.lease_watch import refuse_elsewhere
-from fastdb.sessions.retention import KEEP, retention
+from fastdb.checkpoints.retention import KEEP, retention
 from fastdb.storage.durable import explained
 from fastdb.storage.removal import bytes_of, mapped_files, remove
 
@@ -314,7 +314,7 @@ def _why(session: Session, kind: str) -> str:
 
 
 def _take(cost: Cost, mapped: Collection[int]) -> None:
-    from fastdb.sessions.checkpoints import Checkpoint, take_away
+    from fastdb.checkpoints.checkpoint import Checkpoint, take_away
 
     if cost.kind == "checkpoints":
         stage, _, step = cost.path.name.rpartition("-")

@@ -207,9 +207,9 @@ def _ready(session: Session, config: Config, restart: bool, from_step: int | Non
     Raises:
         FastDBError: training cannot start or go on so.
     """
-    from fastdb.publishing.publishing import nothing_published
-    from fastdb.sessions import checkpoints
-    from fastdb.sessions.trained import check_step
+    from fastdb.checkpoints.publish import nothing_published
+    from fastdb.checkpoints import checkpoint
+    from fastdb.checkpoints.progress import check_step
     from fastdb.training.preflight import preflight
 
     if from_step is not None:
@@ -220,7 +220,7 @@ def _ready(session: Session, config: Config, restart: bool, from_step: int | Non
     places = session.checkpoint_folders[::-1]
     if restart:
         with nothing_published(session):
-            kept = [one for folder in places if (one := checkpoints.set_all_aside(folder))]
+            kept = [one for folder in places if (one := checkpoint.set_all_aside(folder))]
             session = session.with_new_lineage()
         for folder in kept:
             console.say(f"earlier checkpoints are kept in {folder}")
@@ -228,7 +228,7 @@ def _ready(session: Session, config: Config, restart: bool, from_step: int | Non
             console.say("there were no checkpoints")
     elif from_step is not None:
         with nothing_published(session):
-            kept = checkpoints.set_newer_aside(places, "unet", from_step)
+            kept = checkpoint.set_newer_aside(places, "unet", from_step)
         for folder in kept:
             console.say(f"checkpoints after step {from_step} of the UNet's stage are kept in {folder}")
         if not kept:
@@ -333,8 +333,8 @@ def publish(session: SessionLike, root: str | Path | None = None) -> Session:
         ModelError: its base model cannot be had.
     """
     from fastdb.models.sources import base_of
-    from fastdb.publishing.pending import pending
-    from fastdb.publishing.publishing import Publishing
+    from fastdb.checkpoints.pending import pending
+    from fastdb.checkpoints.publish import Publishing
     from fastdb.training.process import find
 
     session = open_session(session, root)

@@ -1,6 +1,6 @@
 """What may lie where checkpoints lie, as data: how each is made, the reason it is passed over with, what is used.
 
-Made in any folder of checkpoints that has at least two, each as `fastdb.sessions.checkpoints.save` leaves it.
+Made in any folder of checkpoints that has at least two, each as `fastdb.checkpoints.checkpoint.save` leaves it.
 """
 
 from __future__ import annotations

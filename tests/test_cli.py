@@ -20,7 +20,7 @@ pytest.importorskip("torch")
 
 from fastdb.cli import app
 from fastdb.runtime.places import work_folder
-from fastdb.sessions.checkpoints import complete
+from fastdb.checkpoints.checkpoint import complete
 from fastdb.sessions.session import Session
 from fastdb.storage.manifest import faults
 from fastdb.training.process import start

@@ -16,25 +16,25 @@ pytest.importorskip("mfusepy")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-FAULTS = "tests/sessions/test_drive_faults.py"
-PENDING = "tests/publishing/test_pending.py"
-PUBLISHING = "tests/publishing/test_publishing.py"
+FAULTS = "tests/checkpoints/test_drive_faults.py"
+PENDING = "tests/checkpoints/test_pending.py"
+PUBLISHING = "tests/checkpoints/test_publish.py"
 
 MUTANTS = {
     "an old checkpoint goes before the new one is there": (
-        "sessions/checkpoints.py",
+        "checkpoints/checkpoint.py",
         "        remove(hidden)\n        hidden.mkdir()",
         "        remove(hidden)\n        [remove(one.path) for one in complete(folder, stage)]\n        hidden.mkdir()",
         [f"{FAULTS}::test_an_error_at_any_operation_leaves_a_good_checkpoint"],
     ),
     "a checkpoint has its name while it is written": (
-        "sessions/checkpoints.py",
+        "checkpoints/checkpoint.py",
         '    hidden = folder / f"{UNFINISHED}{final.name}"',
         "    hidden = final",
         [f"{FAULTS}::test_an_error_at_any_operation_leaves_a_good_checkpoint"],
     ),
     "the manifest comes before the files": (
-        "sessions/checkpoints.py",
+        "checkpoints/checkpoint.py",
         """            meant = write(hidden)
             write_json(hidden / STATE, state)
             write_manifest(hidden, meant)
@@ -43,58 +43,58 @@ MUTANTS = {
             write(hidden)
             write_json(hidden / STATE, state)
 """,
-        ["tests/sessions/test_checkpoints.py"],
+        ["tests/checkpoints/test_checkpoint.py"],
     ),
     "reading skips the hash": (
         "storage/manifest.py",
         "if digest and sha256(path) != digest:",
         "if False:",
-        ["tests/sessions/test_checkpoints.py"],
+        ["tests/checkpoints/test_checkpoint.py"],
     ),
     "what was read back is not held against what was meant": (
         "storage/manifest.py",
         "    for name, digest in (meant or {}).items():",
         "    for name, digest in ():",
-        ["tests/sessions/test_checkpoints.py"],
+        ["tests/checkpoints/test_checkpoint.py"],
     ),
     "an old one goes though the newer ones are not uploaded": (
-        "sessions/checkpoints.py",
+        "checkpoints/checkpoint.py",
         "        elif waits_for_upload(checkpoint.path):",
         "        elif False:",
         [f"{FAULTS}::test_checkpoints_that_wait_for_their_upload_are_told_and_do_not_count"],
     ),
     "the next is published though the one before is not uploaded": (
-        "publishing/publishing.py",
+        "checkpoints/publish.py",
         "if due and (hurry or self._settled()):",
         "if due:",
         [f"{PUBLISHING}::test_the_next_waits_until_the_one_before_is_uploaded"],
     ),
     "one that rotted on this machine is published": (
-        "publishing/publishing.py",
+        "checkpoints/publish.py",
         "        if wrong := faults(one.path):",
         "        if wrong := list[str]():",
         [f"{PUBLISHING}::test_a_damaged_one_on_this_machine_is_never_published"],
     ),
     "whatever has the name counts as published": (
-        "publishing/pending.py",
+        "checkpoints/pending.py",
         "        return bool(published.state.get(MADE_OF) == raw_hashes(local))",
         "        return True",
         [PENDING],
     ),
     "what is kept for good is not published": (
-        "publishing/pending.py",
+        "checkpoints/pending.py",
         "    if keep.stays(checkpoint.stage, checkpoint.step):",
         "    if False:",
         [PENDING],
     ),
     "what is pending leaves this machine": (
-        "publishing/pending.py",
+        "checkpoints/pending.py",
         "if one.path not in waiting]",
         "]",
         [PENDING],
     ),
     "it publishes into a session that was taken over": (
-        "publishing/publishing.py",
+        "checkpoints/publish.py",
         "                    self.may()\n",
         "",
         [f"{PUBLISHING}::test_a_session_that_was_taken_over_gets_nothing"],

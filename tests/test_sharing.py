@@ -31,7 +31,7 @@ from fastdb.errors import (
 )
 from fastdb.images.intake import instance_images_of
 from fastdb.sessions import carried
-from fastdb.sessions.checkpoints import save
+from fastdb.checkpoints.checkpoint import save
 from fastdb.sessions.known import FILES
 from fastdb.sessions.record import FILE, Run, read_record, write_record
 from fastdb.sessions.session import Session
@@ -349,7 +349,7 @@ def test_an_adopted_session_trains_and_the_original_stays(session: Session, tmp_
 
 
 def test_a_checkpoint_that_came_is_believed_by_its_manifest_alone(session: Session, tmp_path: Path) -> None:
-    from fastdb.sessions.checkpoints import newest
+    from fastdb.checkpoints.checkpoint import newest
 
     (session.checkpoints / "unet-000002" / "unet.safetensors").write_bytes(b"weighty")
     adopted = sharing.adopt(sharing.share(session, tmp_path / "a.zip", checkpoints=True), "new")

@@ -17,8 +17,8 @@ import pytest
 from fastdb import space
 from fastdb.errors import ConfigError, SessionBusy
 from fastdb.downloads.model_cache import entries, locked, note_use, place, remember
-from fastdb.sessions.checkpoints import complete, save
-from fastdb.sessions.costs import KINDS, REMOVABLE, costs_of
+from fastdb.checkpoints.checkpoint import complete, save
+from fastdb.checkpoints.disk_usage import KINDS, REMOVABLE, costs_of
 from fastdb.sessions.record import BaseModelRecord
 from fastdb.sessions.session import Session
 from fastdb.storage.manifest import faults

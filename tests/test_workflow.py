@@ -31,8 +31,8 @@ from fastdb.errors import (  # noqa: E402
     StorageError,
     TrainingError,
 )
-from fastdb.models.unpacked import raw_file  # noqa: E402
-from fastdb.sessions.checkpoints import complete  # noqa: E402
+from fastdb.checkpoints.decompressed_cache import raw_file  # noqa: E402
+from fastdb.checkpoints.checkpoint import complete  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.training import process  # noqa: E402
 

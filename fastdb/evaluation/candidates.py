@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 from fastdb.inference.engine import Engine
 from fastdb.inference.source import open_source
 from fastdb.models.base_model import BaseModel
-from fastdb.models.packed_checkpoint import raw_sha256
+from fastdb.checkpoints.compressed_checkpoint import raw_sha256
 from fastdb.sessions.session import Session
-from fastdb.sessions.trained import Standing, standings
+from fastdb.checkpoints.progress import Standing, standings
 from fastdb.storage.durable import explained
 from fastdb.storage.manifest import sha256
 from fastdb.training.process import find

@@ -26,7 +26,7 @@ from fastdb.inference.samplers import DEFAULT
 from fastdb.models.sources import MINI
 from fastdb.runtime.device import choose_device
 from fastdb.sessions.lease_watch import refuse_elsewhere
-from fastdb.sessions.retention import PICKED
+from fastdb.checkpoints.retention import PICKED
 from fastdb.sessions.session import Session
 from fastdb.storage.durable import make_folder, write_json
 from fastdb.training.prepare import check_base

@@ -14,7 +14,7 @@ from fastdb.models.single_file import folder_of
 from fastdb.models.sources import base_folder, base_of
 from fastdb.sessions.record import FILE
 from fastdb.sessions.session import Session
-from fastdb.sessions.trained import standing
+from fastdb.checkpoints.progress import standing
 
 
 @dataclass(frozen=True)

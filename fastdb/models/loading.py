@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from fastdb.errors import ModelError
 from fastdb.models.base_model import read_config, weight_file
 from fastdb.models.layouts.mapping import modern_name
-from fastdb.models.unpacked import raw_file
+from fastdb.checkpoints.decompressed_cache import raw_file
 from fastdb.storage.durable import explained
 
 if TYPE_CHECKING:

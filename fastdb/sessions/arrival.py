@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from fastdb.errors import ConfigError, FastDBError, SessionError
 from fastdb.sessions.carried import EXPORTS
-from fastdb.sessions.checkpoints import complete
+from fastdb.checkpoints.checkpoint import complete
 from fastdb.sessions.portable import shown
 from fastdb.sessions.record import FILE, BaseModelRecord, Record, new_lineage, read_record, write_record
 from fastdb.sessions.session import Session, lay_out

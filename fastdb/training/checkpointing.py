@@ -17,13 +17,13 @@ from accelerate import Accelerator
 from fastdb.console import size
 from fastdb.errors import StorageError
 from fastdb.formats.safetensors_writer import save_tensors
-from fastdb.models.packed_checkpoint import tensors_of
-from fastdb.publishing.pending import pending, spare_here
-from fastdb.sessions import checkpoints
-from fastdb.sessions.checkpoints import Checkpoint
+from fastdb.checkpoints.compressed_checkpoint import tensors_of
+from fastdb.checkpoints.pending import pending, spare_here
+from fastdb.checkpoints import checkpoint
+from fastdb.checkpoints.checkpoint import Checkpoint
 from fastdb.sessions.events import Tell
 from fastdb.sessions.session import Session
-from fastdb.sessions.trained import average_file, weights_file
+from fastdb.checkpoints.progress import average_file, weights_file
 from fastdb.storage.durable import explained, flush, make_folder
 from fastdb.training.optimizers import restore_state, state_tensors
 from fastdb.training.snapshot import Contents, Snapshot
@@ -123,7 +123,7 @@ class Saver:
         if stage.average is not None:
             contents[average_file(stage.name)] = stage.average.state_dict()
         state = {
-            "format": checkpoints.FORMAT,
+            "format": checkpoint.FORMAT,
             "lineage": self.session.record.lineage,
             "stage": stage.name,
             "step": step,
@@ -158,7 +158,7 @@ class Saver:
         try:
             make_folder(folder)
             self._make_room(sum(tensor.nbytes for tensors in contents.values() for tensor in tensors.values()))
-            checkpoint, said = checkpoints.save(folder, stage, step, state, write)
+            checkpoint, said = checkpoint.save(folder, stage, step, state, write)
         except (StorageError, OSError) as error:
             self._failed = error
             self._next = min(self._next, time.monotonic() + AGAIN_AFTER)

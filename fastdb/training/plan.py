@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fastdb.runtime.device import Device
 from fastdb.sessions.session import Session
-from fastdb.sessions.trained import STAGES, Standing, is_joint, steps_of
+from fastdb.checkpoints.progress import STAGES, Standing, is_joint, steps_of
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from fastdb.models.sources import base_of
 from fastdb.runtime.device import Device, choose_device, cpu_threads, make_deterministic
 from fastdb.sessions.events import Tell
 from fastdb.sessions.session import Session
-from fastdb.sessions.trained import STAGES, Standing, standing, steps_of
+from fastdb.checkpoints.progress import STAGES, Standing, standing, steps_of
 from fastdb.training.batches import Group
 from fastdb.training.caches import LatentCache, cache_latents, too_long
 from fastdb.training.class_images import ClassImage, class_images

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastdb.config import Config, flat, setting_told
 from fastdb.errors import ConfigError, TrainingError
 from fastdb.images.intake import InstanceImage
-from fastdb.sessions.checkpoints import Checkpoint
+from fastdb.checkpoints.checkpoint import Checkpoint
 from fastdb.sessions.session import Session
 from fastdb.storage.manifest import sha256
 

@@ -16,10 +16,10 @@ from fastdb.models.base_model import PARTS, weight_file
 from fastdb.formats.reader import open_tensors
 from fastdb.formats.tensor_info import TensorInfo
 from fastdb.runtime.places import work_folder
-from fastdb.sessions.checkpoints import UNFINISHED, Checkpoint, complete, own
-from fastdb.sessions.retention import KEEP
+from fastdb.checkpoints.checkpoint import UNFINISHED, Checkpoint, complete, own
+from fastdb.checkpoints.retention import KEEP
 from fastdb.sessions.session import Session
-from fastdb.sessions.trained import STAGES, is_joint, steps_of
+from fastdb.checkpoints.progress import STAGES, is_joint, steps_of
 from fastdb.storage.durable import explained, make_folder
 from fastdb.storage.removal import bytes_of
 

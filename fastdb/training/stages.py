@@ -15,7 +15,7 @@ from fastdb.config import Config, TextEncoderConfig, UNetConfig
 from fastdb.models.base_model import BaseModel
 from fastdb.models.loading import load_text_encoder, load_tokenizer, load_unet
 from fastdb.runtime.device import Device
-from fastdb.sessions.trained import is_joint
+from fastdb.checkpoints.progress import is_joint
 from fastdb.training.averaging import Average
 from fastdb.training.caches import cache_embeddings, token_ids
 from fastdb.training.schedules import rate_at

@@ -15,10 +15,10 @@ import yaml
 from fastdb import __version__, overview, sharing
 from fastdb.errors import SessionError
 from fastdb.sessions import migrations
-from fastdb.sessions.checkpoints import Checkpoint, complete, newest
+from fastdb.checkpoints.checkpoint import Checkpoint, complete, newest
 from fastdb.sessions.record import FILE, WRITER, read_record, write_record
 from fastdb.sessions.session import Session
-from fastdb.sessions.trained import standing
+from fastdb.checkpoints.progress import standing
 from fastdb.storage.manifest import faults
 
 SAMPLES = Path(__file__).resolve().parent
@@ -175,7 +175,7 @@ def test_their_tensors_go_back_into_an_optimizer(first: Session) -> None:
     from accelerate import Accelerator
     from safetensors.torch import load_file
 
-    from fastdb.sessions.trained import weights_in
+    from fastdb.checkpoints.progress import weights_in
     from fastdb.training.checkpointing import OPTIMIZER, restore
     from fastdb.training.optimizers import make_optimizer
     from fastdb.training.stages import Stage
@@ -222,7 +222,7 @@ def test_a_packed_file_of_format_1_is_read() -> None:
     torch = pytest.importorskip("torch")
     from safetensors.torch import load_file
 
-    from fastdb.models.files.packed import Base, Packed
+    from fastdb.checkpoints.compressed_reader import Base, Packed
 
     folder = SAMPLES / "packed-1"
     packed, plain = (

@@ -12,10 +12,10 @@ import pytest
 
 from fastdb import sharing
 from fastdb.errors import ConfigError
-from fastdb.sessions.checkpoints import Checkpoint, complete, newest, own, prune, save, set_newer_aside, spare
+from fastdb.checkpoints.checkpoint import Checkpoint, complete, newest, own, prune, save, set_newer_aside, spare
 from fastdb.sessions.record import BaseModelRecord, read_record, write_record
 from fastdb.sessions.session import Session
-from fastdb.sessions.trained import standing, standings
+from fastdb.checkpoints.progress import standing, standings
 
 HERE, ELSEWHERE = "a" * 32, "b" * 32
 FOREIGN = "it belongs to another session or to an earlier beginning of this one"
@@ -135,7 +135,7 @@ def test_newer_ones_are_set_aside_in_each_folder_of_several(tmp_path: Path) -> N
 
 
 CUT = """
-from fastdb.sessions.checkpoints import save, set_newer_aside
+from fastdb.checkpoints.checkpoint import save, set_newer_aside
 def prepare(folder):
     for step in (1, 2, 3, 4):
         save(folder, "unet", step, {"step": step}, lambda hidden: {})

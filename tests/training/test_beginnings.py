@@ -10,9 +10,9 @@ import pytest
 pytest.importorskip("torch")
 
 from fastdb import workflow
-from fastdb.sessions.checkpoints import complete
+from fastdb.checkpoints.checkpoint import complete
 from fastdb.sessions.session import Session
-from fastdb.sessions.trained import standing
+from fastdb.checkpoints.progress import standing
 
 SHORT = {"text_encoder.steps": 1, "unet.steps": 2, "prior.class_images": 0}
 

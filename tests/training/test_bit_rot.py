@@ -19,7 +19,7 @@ from fastdb.results import export, generate
 from fastdb.sessions.known import FILES, changes, unlisted
 from fastdb.sessions.record import FILE
 from fastdb.sessions.session import Session
-from fastdb.sessions.trained import standing
+from fastdb.checkpoints.progress import standing
 from fastdb.training import process
 from tests.training.conftest import outcome, result
 

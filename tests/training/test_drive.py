@@ -18,7 +18,7 @@ pytest.importorskip("mfusepy")
 from fastdb import workflow  # noqa: E402
 from fastdb.sessions.events import read_events  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.sessions.trained import standing  # noqa: E402
+from fastdb.checkpoints.progress import standing  # noqa: E402
 from fastdb.training import process  # noqa: E402
 from tests.faultfs.mount import Mount  # noqa: E402
 from tests.faultfs.upload import Late, Slow, Uploads  # noqa: E402

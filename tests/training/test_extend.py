@@ -12,9 +12,9 @@ torch = pytest.importorskip("torch")
 
 from fastdb import overview, workflow  # noqa: E402
 from fastdb.errors import ConfigError, SessionBusy, TrainingError  # noqa: E402
-from fastdb.models.session_export import export_metadata  # noqa: E402
+from fastdb.checkpoints.export_parts import export_metadata  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.sessions.trained import how_far, progress_of, standing, steps_of  # noqa: E402
+from fastdb.checkpoints.progress import how_far, progress_of, standing, steps_of  # noqa: E402
 from fastdb.training import process  # noqa: E402
 from fastdb.training.schedules import rate_at  # noqa: E402
 from fastdb.training.space_needed import need  # noqa: E402

@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 
 from fastdb import sharing, workflow
 from fastdb.errors import ConfigError, FastDBError, TrainingError
-from fastdb.sessions.checkpoints import complete
+from fastdb.checkpoints.checkpoint import complete
 from fastdb.sessions.session import Session
 from fastdb.training.space_needed import need
 from tests.training.conftest import result

@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 
 from fastdb import workflow
 from fastdb.sessions.session import Session
-from fastdb.sessions.trained import standing
+from fastdb.checkpoints.progress import standing
 from fastdb.training import process
 from tests.leftovers import CASES, expected
 from tests.training.conftest import outcome, result

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 
 
 from fastdb.runtime.places import cache_folder, work_folder  # noqa: E402
-from fastdb.sessions.checkpoints import complete  # noqa: E402
+from fastdb.checkpoints.checkpoint import complete  # noqa: E402
 from fastdb.sessions.events import read_events  # noqa: E402
 from fastdb.sessions.lease_file import FILE, Lease, read  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402

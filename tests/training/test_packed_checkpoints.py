@@ -26,16 +26,16 @@ from fastdb.errors import CheckpointError, FastDBError, ModelError, StorageError
 from fastdb.evaluation.candidates import checkpoints_of  # noqa: E402
 from fastdb.inference.engine import Request  # noqa: E402
 from fastdb.inference.source import open_source  # noqa: E402
-from fastdb.models import unpacked  # noqa: E402
+from fastdb.checkpoints import decompressed_cache  # noqa: E402
 from fastdb.models.base_model import open_base_model, weight_file  # noqa: E402
-from fastdb.models.files.packed import Packed  # noqa: E402
-from fastdb.models.packed_checkpoint import fill, open_packed, raw_sha256  # noqa: E402
-from fastdb.models.session_export import export_parts  # noqa: E402
-from fastdb.models.unpacked import raw_file  # noqa: E402
-from fastdb.sessions import checkpoints  # noqa: E402
-from fastdb.sessions.checkpoints import Checkpoint  # noqa: E402
+from fastdb.checkpoints.compressed_reader import Packed  # noqa: E402
+from fastdb.checkpoints.compressed_checkpoint import fill, open_packed, raw_sha256  # noqa: E402
+from fastdb.checkpoints.export_parts import export_parts  # noqa: E402
+from fastdb.checkpoints.decompressed_cache import raw_file  # noqa: E402
+from fastdb.checkpoints import checkpoint  # noqa: E402
+from fastdb.checkpoints.checkpoint import Checkpoint  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.sessions.trained import standing, weights_in  # noqa: E402
+from fastdb.checkpoints.progress import standing, weights_in  # noqa: E402
 from fastdb.storage.manifest import faults, sha256, write_manifest  # noqa: E402
 from fastdb.storage.removal import bytes_of  # noqa: E402
 from tests.other_models import another  # noqa: E402
@@ -73,7 +73,7 @@ def averaged(make_session: Made) -> Session:
 def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of this test's own, in which nothing was unpacked yet."""
     monkeypatch.setenv("FASTDB_CACHE", str(tmp_path / "cache"))
-    unpacked._given.clear()
+    decompressed_cache._given.clear()
     return tmp_path / "cache" / "unpacked"
 
 
@@ -82,7 +82,7 @@ def twins(session: Session, folder: Path, mini: Path) -> tuple[Session, Session]
     raw = as_saved(session, folder / "raw")
     packed = Session.open(shutil.copytree(raw.path, folder / "packed" / session.name))
     shutil.rmtree(packed.checkpoints)
-    for one in checkpoints.complete(raw.checkpoints):
+    for one in checkpoint.complete(raw.checkpoints):
         pack(one, packed.checkpoints, mini)
     assert not list(packed.checkpoints.rglob("*.safetensors"))
     return raw, packed
@@ -92,7 +92,7 @@ def pack(raw: Checkpoint, folder: Path, mini: Path) -> Checkpoint:
     """The packed twin of a raw checkpoint."""
     assert faults(raw.path) == []
     state = raw.state
-    made, said = checkpoints.save(folder, raw.stage, raw.step, state, lambda hidden: fill(raw, hidden, mini))
+    made, said = checkpoint.save(folder, raw.stage, raw.step, state, lambda hidden: fill(raw, hidden, mini))
     assert (said, faults(made.path), made.state) == ([], [], state)
     return made
 
@@ -140,7 +140,7 @@ def test_training_goes_on_the_same(stopped: Session, tmp_path: Path, mini: Path,
 def test_each_file_comes_back_to_the_byte(stopped: Session, tmp_path: Path, mini: Path, caches: Path) -> None:
     raw, packed = twins(stopped, tmp_path, mini)
     count = 0
-    for one in checkpoints.complete(packed.checkpoints):
+    for one in checkpoint.complete(packed.checkpoints):
         for path in sorted(one.path.glob("*.packed")):
             before = raw.checkpoints / one.path.name / f"{path.stem}.safetensors"
             assert raw_file(path, mini).read_bytes() == before.read_bytes()
@@ -234,7 +234,7 @@ def test_a_full_disk_leaves_nothing(both: tuple[Session, Session], small_disk: C
 
 
 def pack_unchecked(raw: Checkpoint, folder: Path, mini: Path) -> None:
-    checkpoints.save(folder, raw.stage, raw.step, raw.state, lambda hidden: fill(raw, hidden, mini))
+    checkpoint.save(folder, raw.stage, raw.step, raw.state, lambda hidden: fill(raw, hidden, mini))
 
 
 # Damage.
@@ -338,17 +338,17 @@ def test_what_was_damaged_in_the_cache_is_never_used(weights: Path, plain: bytes
 
 def test_what_was_not_used_for_longest_goes(weights: Path, mini: Path, caches: Path) -> None:
     caches.mkdir(parents=True)
-    before = [caches / f"{number:064x}.safetensors" for number in range(unpacked.KEPT + 2)]
+    before = [caches / f"{number:064x}.safetensors" for number in range(decompressed_cache.KEPT + 2)]
     for number, path in enumerate(before):
         path.write_bytes(b"x")
         os.utime(path, (time.time() - 10_000 + number,) * 2)
-    unpacked._given.append(before[0])  # This process was given it and may be reading it.
+    decompressed_cache._given.append(before[0])  # This process was given it and may be reading it.
     os.utime(before[1])  # Another was given it just now.
     (caches / ".left.safetensors.123.part").write_bytes(b"of a dead process")
     file = raw_file(weights, mini)
     left = sorted(path for path in caches.iterdir() if path.name != ".lock")
     assert left == sorted([before[0], before[1], before[-1], file])
-    assert len(left) == unpacked.KEPT
+    assert len(left) == decompressed_cache.KEPT
 
 
 def test_a_full_disk_of_the_cache_is_told(
@@ -374,7 +374,7 @@ def test_a_disk_that_fills_meanwhile_leaves_nothing(
 ) -> None:
     disk = small_disk("8m")
     monkeypatch.setenv("FASTDB_CACHE", str(disk))
-    monkeypatch.setattr(unpacked, "_make_room", lambda folder, wanted: None)
+    monkeypatch.setattr(decompressed_cache, "_make_room", lambda folder, wanted: None)
     assert "the disk is full" in line_of(lambda: raw_file(weights, mini), StorageError)
     assert [path.name for path in (disk / "unpacked").iterdir()] == [".lock"]
 
@@ -386,7 +386,7 @@ def sha256_of(data: bytes) -> str:
 ASKING = """
     import sys
     from pathlib import Path
-    from fastdb.models.unpacked import raw_file
+    from fastdb.checkpoints.decompressed_cache import raw_file
     from fastdb.storage.manifest import sha256
     print("ready", flush=True)
     sys.stdin.readline()

@@ -13,7 +13,7 @@ import pytest
 
 from fastdb.config import Config
 from fastdb.errors import StorageError
-from fastdb.sessions.checkpoints import complete
+from fastdb.checkpoints.checkpoint import complete
 from fastdb.sessions.session import Session
 from fastdb.storage.removal import bytes_of
 from fastdb.training import process

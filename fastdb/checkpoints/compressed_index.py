@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from fastdb.formats import moments
-from fastdb.models.files.planes import CHUNK, EXPONENTS
+from fastdb.checkpoints.byte_planes import CHUNK, EXPONENTS
 from fastdb.formats.safetensors_header import LARGEST, parsed
 from fastdb.formats.tensor_info import (
     MOST_TENSORS,

@@ -8,9 +8,9 @@ from pathlib import Path
 from fastdb.errors import TrainingError
 from fastdb.models.base_model import open_base_model, weight_file
 from fastdb.models.sources import base_of
-from fastdb.models.unpacked import raw_files
+from fastdb.checkpoints.decompressed_cache import raw_files
 from fastdb.sessions.session import Session
-from fastdb.sessions.trained import STAGES, how_far, standing, standings
+from fastdb.checkpoints.progress import STAGES, how_far, standing, standings
 
 
 def export_parts(session: Session, step: int | None = None) -> tuple[dict[str, Path], str]:

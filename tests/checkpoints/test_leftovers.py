@@ -13,11 +13,11 @@ import pytest
 from fastdb.config import Config
 from fastdb.errors import StorageError
 from fastdb.overview import show
-from fastdb.sessions.checkpoints import Checkpoint, newest, prune, save, spare
-from fastdb.sessions.leftovers import leftovers
+from fastdb.checkpoints.checkpoint import Checkpoint, newest, prune, save, spare
+from fastdb.checkpoints.leftovers import leftovers
 from fastdb.sessions.record import FILE, BaseModelRecord
 from fastdb.sessions.session import Session
-from fastdb.sessions.trained import needed, standing, weights_in
+from fastdb.checkpoints.progress import needed, standing, weights_in
 from fastdb.storage.manifest import faults, sha256
 from tests.faultfs.mount import Mount
 from tests.leftovers import CASES, expected

@@ -22,8 +22,8 @@ import numpy as np
 from fastdb.errors import CheckpointError
 from fastdb.formats import moments
 from fastdb.formats.tensor_bits import Bits, Numbers, bits_type
-from fastdb.models.files.packed_index import DIFFERENCE, PLANES, SECOND, Origin, PackedTensor, lines_length, read_index
-from fastdb.models.files.planes import CHUNK, EXPONENTS, decode, exponents, restored, unpressed
+from fastdb.checkpoints.compressed_index import DIFFERENCE, PLANES, SECOND, Origin, PackedTensor, lines_length, read_index
+from fastdb.checkpoints.byte_planes import CHUNK, EXPONENTS, decode, exponents, restored, unpressed
 from fastdb.formats.reader import open_tensors
 from fastdb.formats.tensor_info import SIZES, Fault, TensorInfo, shown
 from fastdb.storage.durable import explained

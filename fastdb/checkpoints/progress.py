@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastdb.config import Config
 from fastdb.errors import ConfigError, TrainingError
-from fastdb.sessions.checkpoints import Checkpoint, complete, newest, oddments, passed_over, wrong_with
+from fastdb.checkpoints.checkpoint import Checkpoint, complete, newest, oddments, passed_over, wrong_with
 from fastdb.sessions.session import Session
 from fastdb.storage.manifest import hashes_in
 
@@ -21,7 +21,7 @@ In the joint mode the text encoder has no stage of its own: it trains in the UNe
 
 RAW = ".safetensors"
 PACKED = ".packed"
-"""Endings of the files with tensors in a checkpoint, by its form; what reads either is `models/packed_checkpoint`."""
+"""Endings of the files with tensors in a checkpoint, by its form; what reads either is `checkpoints/compressed_checkpoint`."""
 
 AVERAGE = "_ema"
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from fastdb.config import Config
-from fastdb.publishing.pending import MADE_OF, is_same, pending, raw_hashes, spare_here
-from fastdb.sessions.checkpoints import Checkpoint, complete, save
+from fastdb.checkpoints.pending import MADE_OF, is_same, pending, raw_hashes, spare_here
+from fastdb.checkpoints.checkpoint import Checkpoint, complete, save
 from fastdb.sessions.record import BaseModelRecord
 from fastdb.sessions.session import Session
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastdb.sessions.checkpoints import complete, oddments, passed_over, wrong_with
+from fastdb.checkpoints.checkpoint import complete, oddments, passed_over, wrong_with
 from fastdb.sessions.portable import shown
 from fastdb.sessions.record import FILE
 from fastdb.sessions.session import Session
-from fastdb.sessions.trained import needed
+from fastdb.checkpoints.progress import needed
 from fastdb.storage.durable import explained
 from fastdb.storage.twins import first_name, is_copy
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fastdb.errors import CheckpointError, StorageError
-from fastdb.sessions.checkpoints import (
+from fastdb.checkpoints.checkpoint import (
     STATE,
     Checkpoint,
     clear_unfinished,
@@ -25,7 +25,7 @@ from fastdb.sessions.checkpoints import (
     save,
     set_all_aside,
 )
-from fastdb.sessions.retention import KEEP, Retention
+from fastdb.checkpoints.retention import KEEP, Retention
 from fastdb.storage.manifest import faults
 
 
@@ -171,7 +171,7 @@ def test_setting_aside_cut_off_leaves_an_earlier_state_and_no_mixed_one(
 ) -> None:
     """UNet checkpoints without the text encoder they were trained on must never be gone on from."""
     folders = cut_everywhere("""
-from fastdb.sessions.checkpoints import save, set_all_aside
+from fastdb.checkpoints.checkpoint import save, set_all_aside
 def prepare(folder):
     for stage, step in (("text_encoder", 1), ("text_encoder", 2), ("unet", 1), ("unet", 2)):
         save(folder, stage, step, {}, lambda hidden: {})
@@ -203,7 +203,7 @@ def test_cut_at_each_point_of_saving_and_pruning_the_newest_is_whole(
     cut_everywhere: Callable[[str], list[Path]],
 ) -> None:
     folders = cut_everywhere("""
-from fastdb.sessions.checkpoints import prune, save
+from fastdb.checkpoints.checkpoint import prune, save
 def write(step):
     def fill(hidden):
         for name in ("weights", "optimizer"):
@@ -241,7 +241,7 @@ def work(folder):
 SAVER = """
 import sys
 from pathlib import Path
-from fastdb.sessions.checkpoints import clear_unfinished, newest, prune, save
+from fastdb.checkpoints.checkpoint import clear_unfinished, newest, prune, save
 from fastdb.storage.durable import flush
 folder = Path(sys.argv[1])
 clear_unfinished(folder)
@@ -321,7 +321,7 @@ def test_the_rest_of_a_dead_trainer_on_a_read_only_disk_is_said(small_disk: Call
 def test_pruning_cut_off_leaves_nothing_half_removed_for_good(cut_everywhere: Callable[[str], list[Path]]) -> None:
     """A half removed checkpoint would count as damaged, and what is damaged is kept: gigabytes, for ever."""
     folders = cut_everywhere("""
-from fastdb.sessions.checkpoints import prune, save
+from fastdb.checkpoints.checkpoint import prune, save
 def write(hidden):
     for number in range(5):
         (hidden / f"part{number}").write_bytes(b"x")

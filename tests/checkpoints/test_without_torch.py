@@ -13,9 +13,9 @@ pytest.importorskip("numpy")
 pytest.importorskip("zstandard")
 
 from fastdb.models.base_model import weight_file
-from fastdb.models.files.packed_index import read_index
+from fastdb.checkpoints.compressed_index import read_index
 from fastdb.formats.reader import open_tensors
-from fastdb.sessions.checkpoints import complete, save
+from fastdb.checkpoints.checkpoint import complete, save
 from fastdb.sessions.record import BaseModelRecord
 from fastdb.sessions.session import Session
 from fastdb.storage.manifest import faults, sha256
@@ -24,7 +24,7 @@ from tests.models.test_packing import STATE, write
 PROCESS = """
 import json, sys
 from pathlib import Path
-from fastdb.publishing.__main__ import main
+from fastdb.checkpoints.__main__ import main
 code = main(*map(Path, sys.argv[1:]), trainer=0, lease=[])
 print(json.dumps([code, sorted({name.partition(".")[0] for name in sys.modules})]))
 """

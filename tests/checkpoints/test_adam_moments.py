@@ -15,8 +15,8 @@ from hypothesis import strategies as st  # noqa: E402
 from fastdb.errors import CheckpointError  # noqa: E402
 from fastdb.formats import moments  # noqa: E402
 from fastdb.formats.tensor_bits import Numbers  # noqa: E402
-from fastdb.models.files.packed import Packed  # noqa: E402
-from fastdb.models.files.planes import CHUNK  # noqa: E402
+from fastdb.checkpoints.compressed_reader import Packed  # noqa: E402
+from fastdb.checkpoints.byte_planes import CHUNK  # noqa: E402
 from fastdb.training.optimizers import state_tensors  # noqa: E402
 from tests.models.files.test_packed import rebuilt, same, sets, write_packed  # noqa: E402
 

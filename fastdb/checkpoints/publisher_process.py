@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fastdb.errors import StorageError
-from fastdb.publishing.pending import pending, spare_here
-from fastdb.publishing.publishing import Publishing
+from fastdb.checkpoints.pending import pending, spare_here
+from fastdb.checkpoints.publish import Publishing
 from fastdb.runtime.places import work_folder
 from fastdb.sessions.events import Tell, follow_events
 from fastdb.sessions.lease import Guard
@@ -55,7 +55,7 @@ class Publisher:
                 [
                     sys.executable,
                     "-m",
-                    "fastdb.publishing",
+                    "fastdb.checkpoints",
                     str(self.session.path),
                     str(self.base),
                     str(events),

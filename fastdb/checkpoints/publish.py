@@ -11,15 +11,15 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fastdb.errors import SessionBusy, StorageError
-from fastdb.publishing.pace import Pace
-from fastdb.publishing.pending import MADE_OF, pending, raw_hashes
+from fastdb.checkpoints.rate_limit import Pace
+from fastdb.checkpoints.pending import MADE_OF, pending, raw_hashes
 from fastdb.runtime.places import work_folder
-from fastdb.sessions import checkpoints
-from fastdb.sessions.checkpoints import NOT_LOOKED_THROUGH, Checkpoint
+from fastdb.checkpoints import checkpoint
+from fastdb.checkpoints.checkpoint import NOT_LOOKED_THROUGH, Checkpoint
 from fastdb.sessions.events import Tell
-from fastdb.sessions.retention import retention
+from fastdb.checkpoints.retention import retention
 from fastdb.sessions.session import Session
-from fastdb.sessions.trained import STAGES
+from fastdb.checkpoints.progress import STAGES
 from fastdb.storage.durable import explained, make_folder
 from fastdb.storage.manifest import faults
 from fastdb.storage.removal import bytes_of
@@ -82,7 +82,7 @@ class Publishing:
                     self.may()
                     self.session.check_there()
                     if not cleared:
-                        checkpoints.clear_unfinished(self.session.checkpoints)
+                        checkpoint.clear_unfinished(self.session.checkpoints)
                         cleared = True
                     due = pending(self.session)
                     if not due and hurry:
@@ -106,10 +106,10 @@ class Publishing:
     def _publish(self, one: Checkpoint, hurry: bool) -> None:
         began = time.monotonic()
         if wrong := faults(one.path):
-            checkpoints.set_aside(one.path, wrong[0])
+            checkpoint.set_aside(one.path, wrong[0])
             self.tell("warning", message=f"checkpoint {one.path.name} on this machine is passed over: {wrong[0]}")
             return
-        from fastdb.models.packed_checkpoint import fill  # needs numpy, which whoever only asks does not
+        from fastdb.checkpoints.compressed_checkpoint import fill  # needs numpy, which whoever only asks does not
 
         total = bytes_of(one.path)
         pace = Pace(self.session.config.checkpoints.publish_mb_per_second * 1e6)
@@ -121,10 +121,10 @@ class Publishing:
 
         self.may()
         state = {**one.state, MADE_OF: raw_hashes(one)}
-        done, said = checkpoints.save(self.session.checkpoints, one.stage, one.step, state, write)
+        done, said = checkpoint.save(self.session.checkpoints, one.stage, one.step, state, write)
         pace.progress(total)
         keep, lineage = retention(self.session), self.session.record.lineage
-        said += checkpoints.prune(self.session.checkpoints, one.stage, keep, lineage)
+        said += checkpoint.prune(self.session.checkpoints, one.stage, keep, lineage)
         for line in said:
             # That the disk went away meanwhile is told when it is wanted next, and older ones go the next time.
             if not line.startswith(NOT_LOOKED_THROUGH):
@@ -138,11 +138,11 @@ class Publishing:
         """Set aside the newest of each stage where it is no longer what was published; whether there was one."""
         found = False
         for stage in STAGES:
-            there = checkpoints.own(self.session.checkpoints, stage, self.session.record.lineage)
+            there = checkpoint.own(self.session.checkpoints, stage, self.session.record.lineage)
             if not there or there[-1].path in self.known:
                 continue
             if wrong := faults(there[-1].path):
-                self.tell("warning", message=checkpoints.set_aside(there[-1].path, wrong[0]))
+                self.tell("warning", message=checkpoint.set_aside(there[-1].path, wrong[0]))
                 found = True
             else:
                 self.known.add(there[-1].path)

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastdb.errors import CheckpointError, StorageError
 from fastdb.sessions.portable import shown
-from fastdb.sessions.retention import Retention
+from fastdb.checkpoints.retention import Retention
 from fastdb.storage.durable import explained, flush, write_json
 from fastdb.storage.manifest import faults, named, write_manifest
 from fastdb.storage.removal import remove

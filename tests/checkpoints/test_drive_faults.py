@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fastdb.errors import FastDBError, StorageError
-from fastdb.sessions.checkpoints import Checkpoint, clear_unfinished, complete, newest, prune, save
+from fastdb.checkpoints.checkpoint import Checkpoint, clear_unfinished, complete, newest, prune, save
 from tests.faultfs.mount import Mount
 from tests.faultfs.upload import AtOnce, Late, Slow, Uploads
 

@@ -14,8 +14,8 @@ from typing import TypeAlias
 from fastdb.errors import CheckpointError
 from fastdb.formats import moments
 from fastdb.formats.tensor_bits import Bits, Numbers
-from fastdb.models.files.packed import Base, in_turn
-from fastdb.models.files.packed_index import (
+from fastdb.checkpoints.compressed_reader import Base, in_turn
+from fastdb.checkpoints.compressed_index import (
     DIFFERENCE,
     MAGIC,
     MOMENTS,
@@ -25,7 +25,7 @@ from fastdb.models.files.packed_index import (
     PackedTensor,
     index_text,
 )
-from fastdb.models.files.planes import CHUNK, EXPONENTS, difference, encode, exponents, pressed
+from fastdb.checkpoints.byte_planes import CHUNK, EXPONENTS, difference, encode, exponents, pressed
 from fastdb.formats.hashing_writer import Pace, Sink, Written
 from fastdb.formats.tensor_info import TensorInfo, contiguous
 from fastdb.storage.durable import explained

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastdb.sessions.checkpoints import ASIDE, UNFINISHED, complete, spare
+from fastdb.checkpoints.checkpoint import ASIDE, UNFINISHED, complete, spare
 from fastdb.sessions.record import FILE
-from fastdb.sessions.retention import retention
+from fastdb.checkpoints.retention import retention
 from fastdb.sessions.session import Session
-from fastdb.sessions.trained import STAGES, progress_of, steps_of
+from fastdb.checkpoints.progress import STAGES, progress_of, steps_of
 from fastdb.storage.durable import TEMPORARY
 from fastdb.storage.removal import bytes_of
 

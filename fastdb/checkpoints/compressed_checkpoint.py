@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING
 from fastdb.errors import CheckpointError, ModelError
 from fastdb.models.base_model import weight_file
 from fastdb.formats.tensor_bits import Numbers
-from fastdb.models.files.packed import OLDER, Base, Packed
-from fastdb.models.files.packed_index import Origin
-from fastdb.models.files.packed_writer import write_packed
+from fastdb.checkpoints.compressed_reader import OLDER, Base, Packed
+from fastdb.checkpoints.compressed_index import Origin
+from fastdb.checkpoints.compressed_writer import write_packed
 from fastdb.formats.safetensors_header import WRITTEN, header
 from fastdb.formats.hashing_writer import Pace, Sink
 from fastdb.formats.reader import TensorFile, open_tensors
 from fastdb.models.layouts.mapping import modern_name
-from fastdb.sessions.checkpoints import Checkpoint
-from fastdb.sessions.trained import AVERAGE, PACKED, RAW, STAGES, tensors_file
+from fastdb.checkpoints.checkpoint import Checkpoint
+from fastdb.checkpoints.progress import AVERAGE, PACKED, RAW, STAGES, tensors_file
 from fastdb.storage.durable import explained, flush
 from fastdb.storage.manifest import hashes_in
 

@@ -10,7 +10,7 @@ import pytest
 
 from fastdb.config import Config
 from fastdb.sessions.record import BaseModelRecord
-from fastdb.sessions.retention import KEEP, Retention, best, retention
+from fastdb.checkpoints.retention import KEEP, Retention, best, retention
 from fastdb.sessions.session import Session
 
 

@@ -14,14 +14,14 @@ from filelock import FileLock
 
 from fastdb.console import size
 from fastdb.errors import CheckpointError, StorageError
-from fastdb.models.files.packed import OLDER
-from fastdb.models.files.packed_index import Origin
+from fastdb.checkpoints.compressed_reader import OLDER
+from fastdb.checkpoints.compressed_index import Origin
 from fastdb.formats.safetensors_header import header
 from fastdb.formats.safetensors_writer import Entry, write_safetensors
 from fastdb.formats.hashing_writer import read_back
-from fastdb.models.packed_checkpoint import open_packed, origin_of
+from fastdb.checkpoints.compressed_checkpoint import open_packed, origin_of
 from fastdb.runtime.places import cache_folder
-from fastdb.sessions.trained import PACKED, RAW
+from fastdb.checkpoints.progress import PACKED, RAW
 from fastdb.storage.durable import TEMPORARY, explained, make_folder, writing
 from fastdb.storage.manifest import sha256
 

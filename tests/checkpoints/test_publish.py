@@ -17,15 +17,15 @@ torch = pytest.importorskip("torch")
 
 from fastdb.errors import SessionBusy, StorageError  # noqa: E402
 from fastdb.formats.safetensors_writer import save_tensors  # noqa: E402
-from fastdb.models.unpacked import raw_file  # noqa: E402
-from fastdb.publishing.pace import Pace  # noqa: E402
-from fastdb.publishing.pending import pending  # noqa: E402
-from fastdb.publishing.publisher import no_longer_nice  # noqa: E402
-from fastdb.publishing.publishing import Publishing, nothing_published, publishing_lock  # noqa: E402
-from fastdb.sessions.checkpoints import Checkpoint, complete, save  # noqa: E402
+from fastdb.checkpoints.decompressed_cache import raw_file  # noqa: E402
+from fastdb.checkpoints.rate_limit import Pace  # noqa: E402
+from fastdb.checkpoints.pending import pending  # noqa: E402
+from fastdb.checkpoints.publisher_process import no_longer_nice  # noqa: E402
+from fastdb.checkpoints.publish import Publishing, nothing_published, publishing_lock  # noqa: E402
+from fastdb.checkpoints.checkpoint import Checkpoint, complete, save  # noqa: E402
 from fastdb.sessions.record import BaseModelRecord  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.sessions.trained import standing  # noqa: E402
+from fastdb.checkpoints.progress import standing  # noqa: E402
 from fastdb.storage.manifest import faults  # noqa: E402
 from tests.faultfs.mount import Mount  # noqa: E402
 from tests.faultfs.upload import Late  # noqa: E402
@@ -178,7 +178,7 @@ def test_only_one_process_publishes_at_a_time(session: Session, mini: Path) -> N
 
 
 def test_what_is_being_published_is_not_set_aside_underneath(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastdb.publishing.publishing.BUSY_WITHIN", 0.1)
+    monkeypatch.setattr("fastdb.checkpoints.publish.BUSY_WITHIN", 0.1)
     with (
         publishing_lock(session.path),
         pytest.raises(SessionBusy, match="just being published"),

@@ -23,8 +23,8 @@ from fastdb.models.base_model import weight_file  # noqa: E402
 from fastdb.formats import packed_writer  # noqa: E402
 from fastdb.formats import planes as coding  # noqa: E402
 from fastdb.formats.tensor_bits import Numbers  # noqa: E402
-from fastdb.models.files.packed import Base, Packed  # noqa: E402
-from fastdb.models.files.packed_index import MAGIC, TAIL  # noqa: E402
+from fastdb.checkpoints.compressed_reader import Base, Packed  # noqa: E402
+from fastdb.checkpoints.compressed_index import MAGIC, TAIL  # noqa: E402
 from fastdb.formats.safetensors_writer import save_tensors  # noqa: E402
 from fastdb.formats.hashing_writer import Written, read_back  # noqa: E402
 from fastdb.models.layouts.families import layout_of  # noqa: E402

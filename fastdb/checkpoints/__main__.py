@@ -1,4 +1,4 @@
-"""The publisher's process: `python -m fastdb.publishing SESSION BASE_FOLDER EVENTS_FILE TRAINER [LEASE]`.
+"""The publisher's process: `python -m fastdb.checkpoints SESSION BASE_FOLDER EVENTS_FILE TRAINER [LEASE]`.
 
 SIGTERM asks it to end after the checkpoint it is at. Where the trainer, of the process number TRAINER, is gone, it ends
 when all is published.
@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fastdb.errors import FastDBError, StorageError
-from fastdb.publishing.publishing import NOT_YET, Publishing
+from fastdb.checkpoints.publish import NOT_YET, Publishing
 from fastdb.runtime.quiet import hush_libraries
 from fastdb.sessions.events import EventLog
 from fastdb.sessions.lease import Fence
