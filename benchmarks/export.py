@@ -22,7 +22,7 @@ import numpy as np
 from fastdb import console, demo, overview, workflow
 from fastdb.evaluation.protocol import words_of
 from fastdb.models.sources import MINI, base_of
-from fastdb.runtime.quiet import hush_libraries
+from fastdb.runtime.library_logging import hush_libraries
 from fastdb.sessions.session import Session
 
 hush_libraries()

@@ -27,7 +27,7 @@ from fastdb.console import size
 from fastdb.images.intake import save_png
 from fastdb.models.base_model import read_config, weight_file
 from fastdb.models.sources import base_folder
-from fastdb.storage.durable import write_json
+from fastdb.storage.atomic_write import write_json
 from fastdb.training import process
 
 WIDTHS: dict[str, dict[str, Any]] = {

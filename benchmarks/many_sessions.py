@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from fastdb.sessions.record import BaseModelRecord, Run, write_record
+from fastdb.sessions.session_yaml import BaseModelRecord, Run, write_record
 from fastdb.sessions.session import Session
 
 

@@ -8,13 +8,13 @@ from fastdb import console
 from fastdb.errors import StorageError
 from fastdb.images.png_chunks import png_fault
 from fastdb.overview import SessionLike, open_session
-from fastdb.sessions import known
+from fastdb.sessions import file_hashes
 from fastdb.checkpoints.checkpoint import ASIDE, Checkpoint, complete, wrong_with
 from fastdb.checkpoints.leftovers import leftovers
 from fastdb.sessions.session import Session
 from fastdb.checkpoints.progress import needed
-from fastdb.storage.durable import explained
-from fastdb.storage.removal import bytes_of
+from fastdb.storage.atomic_write import explained
+from fastdb.storage.delete import bytes_of
 
 
 def check(
@@ -34,7 +34,7 @@ def check(
     """
     session = open_session(session, root)
     if accept:
-        known.accept(session.path)
+        file_hashes.accept(session.path)
         console.say(f"taken for right: the files of {session.name} as they are now")
     there = [*complete(session.checkpoints), *_set_aside(session)]
     remarks = _remarks(session)
@@ -46,8 +46,8 @@ def check(
             done = min(done + size, total)
             update(done, total)
 
-        wrong = known.changes(session.path, quick=quick, progress=more)
-        wrong += [line for path in known.unlisted(session.path) if (line := _unlisted(session, path))]
+        wrong = file_hashes.changes(session.path, quick=quick, progress=more)
+        wrong += [line for path in file_hashes.unlisted(session.path) if (line := _unlisted(session, path))]
         for checkpoint in there:
             if clause := wrong_with(checkpoint, quick=quick, needs=needed(checkpoint.stage)):
                 wrong.append(f"{checkpoint.path.relative_to(session.path).as_posix()}: {clause}")

@@ -18,11 +18,11 @@ from fastdb.images.intake import save_png
 from fastdb.images.photos import photos_in, read_photo
 from fastdb.images.sheet import Cell, Row, arrowed, contact_sheet, save_sheet
 from fastdb.models.sources import MINI
-from fastdb.runtime.places import cache_folder
-from fastdb.runtime.quiet import hush_libraries
+from fastdb.runtime.paths import cache_folder
+from fastdb.runtime.library_logging import hush_libraries
 from fastdb.sessions.session import Session
 from fastdb.checkpoints.progress import steps_of
-from fastdb.storage.durable import make_folder, write_text
+from fastdb.storage.atomic_write import make_folder, write_text
 from fastdb.training import process
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ def inspect(file: str | Path, *, probe: bool = False) -> Inspection:
     """
     from fastdb.models.inspect import UNKNOWN_V
     from fastdb.models.inspect import inspect as inspect_model
-    from fastdb.runtime.places import expanded
+    from fastdb.runtime.paths import expanded
 
     found = inspect_model(expanded(file))
     if probe and found.prediction == UNKNOWN_V:
@@ -64,7 +64,7 @@ def convert(
             by more than the precision explains, and the result stays for you to look at.
         StorageError: the target cannot be written.
     """
-    from fastdb.runtime.places import expanded
+    from fastdb.runtime.paths import expanded
 
     def place(path: str | Path | None) -> Path | None:
         return None if path is None else expanded(path).absolute()

@@ -19,7 +19,7 @@ from fastdb import __version__, console, overview, results, space, workflow
 from fastdb.errors import FastDBError, ImageError, ModelError, SessionBusy, StorageError
 from fastdb.images.faces import fetch_yunet
 from fastdb.runtime.drive import colab, leave_drive, mount_drive
-from fastdb.runtime.places import sessions_root
+from fastdb.runtime.paths import sessions_root
 from fastdb.sessions.session import Session
 
 if TYPE_CHECKING:

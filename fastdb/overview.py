@@ -7,7 +7,7 @@ from pathlib import Path
 from fastdb import console
 from fastdb.config import Config
 from fastdb.errors import FastDBError
-from fastdb.sessions.lease_watch import in_use
+from fastdb.sessions.lease_status import in_use
 from fastdb.sessions.session import Session
 
 SessionLike = Session | str | Path
@@ -25,7 +25,7 @@ def open_session(session: SessionLike, root: str | Path | None = None) -> Sessio
 
 def list_sessions(root: str | Path | None = None) -> list[Session]:
     """List the sessions below `root` and show them; one that cannot be opened is shown with its reason."""
-    from fastdb.runtime.places import sessions_root
+    from fastdb.runtime.paths import sessions_root
 
     good, rows, bad = [], [], []
     for session in Session.list(root):
@@ -49,7 +49,7 @@ def list_sessions(root: str | Path | None = None) -> list[Session]:
 
 def show(session: SessionLike, root: str | Path | None = None) -> Session:
     """Say what a session holds."""
-    from fastdb.sessions.known import changes
+    from fastdb.sessions.file_hashes import changes
     from fastdb.checkpoints.leftovers import leftovers
 
     session = open_session(session, root)
@@ -96,8 +96,8 @@ def _alone(session: Session) -> list[str]:
 def _waiting(session: Session) -> list[str]:
     """What of a session would go with this machine, as far as Google Drive's mount tells: the newest first."""
     from fastdb.checkpoints.checkpoint import complete
-    from fastdb.storage.durable import explained
-    from fastdb.storage.uploads import waits_for_upload
+    from fastdb.storage.atomic_write import explained
+    from fastdb.storage.drive_uploads import waits_for_upload
 
     there = [checkpoint.path for checkpoint in reversed(complete(session.checkpoints))]
     there += [*exports_of(session), session.instance_images]

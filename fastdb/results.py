@@ -39,7 +39,7 @@ def export(
     from fastdb.models.export import export_model
     from fastdb.checkpoints.export_parts import export_metadata, export_parts
     from fastdb.models.sources import base_of
-    from fastdb.sessions.known import note
+    from fastdb.sessions.file_hashes import note
 
     session = open_session(session, root)
     parts, stands = export_parts(session, step)
@@ -81,8 +81,8 @@ def generate(
         FastDBError: a value is out of bounds, or the model cannot be loaded.
     """
     from fastdb.inference.samplers import DEFAULT, check_sampler
-    from fastdb.runtime.places import expanded
-    from fastdb.runtime.quiet import hush_libraries
+    from fastdb.runtime.paths import expanded
+    from fastdb.runtime.library_logging import hush_libraries
 
     # Before torch is loaded, which takes seconds.
     check_sampler(request.get("sampler", DEFAULT))
@@ -92,9 +92,9 @@ def generate(
     from fastdb.inference.pictures import save_pictures
     from fastdb.inference.source import open_source
     from fastdb.runtime.device import release_memory
-    from fastdb.sessions.known import note
-    from fastdb.sessions.record import FILE
-    from fastdb.storage.durable import make_folder
+    from fastdb.sessions.file_hashes import note
+    from fastdb.sessions.session_yaml import FILE
+    from fastdb.storage.atomic_write import make_folder
 
     opened = open_source(source if isinstance(source, Session) else str(source), base, root)
     wanted = opened.request(prompt, **request)
@@ -135,8 +135,8 @@ def evaluate(
         FastDBError: there is nothing to evaluate, a value is out of bounds, or a model that measures cannot be had.
     """
     from fastdb.inference.samplers import check_sampler
-    from fastdb.runtime.places import expanded
-    from fastdb.runtime.quiet import hush_libraries
+    from fastdb.runtime.paths import expanded
+    from fastdb.runtime.library_logging import hush_libraries
 
     # Before torch is loaded, which takes seconds.
     if wanted.get("sampler") is not None:
@@ -144,7 +144,7 @@ def evaluate(
     session = open_session(session, root)
     hush_libraries()
     from fastdb.evaluation.evaluate import Wanted, evaluate_session
-    from fastdb.sessions.known import note
+    from fastdb.sessions.file_hashes import note
 
     report = evaluate_session(
         session,

@@ -18,10 +18,10 @@ from fastdb.config import Config
 from fastdb.errors import ImageError, SessionBusy, SessionError, StorageError
 from fastdb.overview import SessionLike, exports_of, open_session
 from fastdb.checkpoints.pending import pending
-from fastdb.runtime.places import cache_folder, expanded
-from fastdb.sessions.archive import MOST_BYTES, Archive, Member, opened
-from fastdb.sessions.arrival import Found, locate, locate_in, read_come, settle, without_history
-from fastdb.sessions.carried import (
+from fastdb.runtime.paths import cache_folder, expanded
+from fastdb.sharing.untrusted_zip import MOST_BYTES, Archive, Member, opened
+from fastdb.sharing.incoming import Found, locate, locate_in, read_come, settle, without_history
+from fastdb.sharing.transfer import (
     EXPORTS,
     HEAVY,
     README,
@@ -32,8 +32,8 @@ from fastdb.sessions.carried import (
     write_archive,
 )
 from fastdb.checkpoints.checkpoint import ASIDE, complete
-from fastdb.sessions.known import begin, changes
-from fastdb.sessions.record import BaseModelRecord, Record, new_lineage, read_record, write_record
+from fastdb.sessions.file_hashes import begin, changes
+from fastdb.sessions.session_yaml import BaseModelRecord, Record, new_lineage, read_record, write_record
 from fastdb.sessions.session import Session, check_name, lay_out, near_name, now
 from fastdb.checkpoints.progress import check_step
 from fastdb.storage.manifest import MANIFEST
@@ -266,7 +266,7 @@ def _take_classic(folder: Path, beside: Path, name: str, base: str | Path | None
         ImageError: no picture can be used.
         ModelError: the base model cannot be had.
     """
-    from fastdb.images.classic import add_classic, add_concept_images, only_zipped, read_classic, unzipped
+    from fastdb.sharing.classic_notebook import add_classic, add_concept_images, only_zipped, read_classic, unzipped
     from fastdb.models.base_model import open_base_model
     from fastdb.models.recommended import recommended
     from fastdb.models.sources import MINI, find_base
@@ -354,7 +354,7 @@ def _check_still(folder: Path, called: str, state: bool) -> None:
     Raises:
         SessionBusy: one does.
     """
-    from fastdb.sessions.lease_watch import refuse_elsewhere
+    from fastdb.sessions.lease_status import refuse_elsewhere
     from fastdb.training.lock import is_training
 
     if state and is_training(folder):

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from fastdb import console
 from fastdb.errors import ConfigError, SessionBusy
 from fastdb.overview import SessionLike, open_session
-from fastdb.runtime.places import cache_folder, sessions_root
-from fastdb.sessions.carried import rests
+from fastdb.runtime.paths import cache_folder, sessions_root
+from fastdb.sharing.transfer import rests
 from fastdb.checkpoints.disk_usage import KINDS, REMOVABLE, Cost, costs_of, is_session, removable
-from fastdb.sessions.lease_watch import refuse_elsewhere
+from fastdb.sessions.lease_status import refuse_elsewhere
 from fastdb.checkpoints.retention import KEEP, retention
-from fastdb.storage.durable import explained
-from fastdb.storage.removal import bytes_of, mapped_files, remove
+from fastdb.storage.atomic_write import explained
+from fastdb.storage.delete import bytes_of, mapped_files, remove
 
 if TYPE_CHECKING:
     from fastdb.downloads.model_cache import Entry
@@ -95,7 +95,7 @@ def free(session: SessionLike, what: Sequence[str], *, confirm: Confirm, root: s
         SessionBusy: it is being trained, or has changed while the question was open.
         StorageError: something cannot be removed; what went before it is gone.
     """
-    from fastdb.sessions.known import forget
+    from fastdb.sessions.file_hashes import forget
     from fastdb.training.lock import training_lock
 
     session = open_session(session, root)

@@ -14,8 +14,8 @@ from fastdb import console
 from fastdb.config import Config, Extension, build
 from fastdb.errors import ConfigError, ImageError, SessionBusy, SessionNotFound, TrainingError
 from fastdb.overview import SessionLike, open_session, show
-from fastdb.sessions.lease_watch import refuse_elsewhere
-from fastdb.sessions.record import BaseModelRecord, Subject
+from fastdb.sessions.lease_status import refuse_elsewhere
+from fastdb.sessions.session_yaml import BaseModelRecord, Subject
 from fastdb.sessions.session import Session, check_free, check_name
 
 PUBLISH_WITHIN = 30.0
@@ -112,7 +112,7 @@ def add_images(session: SessionLike, photos: Sequence[str | Path], root: str | P
     from fastdb.images.intake import add_photos
     from fastdb.images.review import review_sheet
     from fastdb.images.sheet import save_sheet
-    from fastdb.sessions.known import note
+    from fastdb.sessions.file_hashes import note
     from fastdb.training.process import find
 
     session = open_session(session, root)
@@ -363,6 +363,6 @@ def _files_of(session: Session, stems: Sequence[str]) -> list[Path]:
 
 def _found(photos: Sequence[str | Path]) -> list[Path]:
     from fastdb.images.photos import find_photos
-    from fastdb.runtime.places import expanded
+    from fastdb.runtime.paths import expanded
 
     return find_photos([expanded(photo) for photo in photos]) if photos else []

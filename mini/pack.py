@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 
 from fastdb.formats.safetensors_writer import save_tensors
-from fastdb.storage.durable import write_bytes, write_json
+from fastdb.storage.atomic_write import write_bytes, write_json
 
 
 def pack(

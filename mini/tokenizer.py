@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from fastdb.storage.durable import write_json, write_text
+from fastdb.storage.atomic_write import write_json, write_text
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 

@@ -17,8 +17,8 @@ from PIL import Image
 
 from fastdb import sharing, space, workflow
 from fastdb.errors import ModelError, SessionError
-from fastdb.runtime.places import cache_folder
-from fastdb.sessions.carried import rests
+from fastdb.runtime.paths import cache_folder
+from fastdb.sharing.transfer import rests
 from fastdb.sessions.session import Session
 from tests.models.fetch.server import File, Server
 

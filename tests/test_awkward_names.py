@@ -18,8 +18,8 @@ from fastdb import sharing, workflow
 from fastdb.errors import FastDBError
 from fastdb.images.intake import instance_images_of
 from fastdb.overview import list_sessions, show
-from fastdb.sessions.carried import files_of
-from fastdb.sessions.record import read_record
+from fastdb.sharing.transfer import files_of
+from fastdb.sessions.session_yaml import read_record
 from fastdb.sessions.session import Session
 
 NAMES = [

@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("torch")
 
 from fastdb.cli import app
-from fastdb.runtime.places import work_folder
+from fastdb.runtime.paths import work_folder
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.sessions.session import Session
 from fastdb.storage.manifest import faults

@@ -201,7 +201,7 @@ def test_a_group_is_no_setting() -> None:
 
 
 def test_what_is_missing_is_said_without_the_rest() -> None:
-    from fastdb.sessions.record import BaseModelRecord
+    from fastdb.sessions.session_yaml import BaseModelRecord
 
     with pytest.raises(ConfigError, match=r"^file: fingerprint is missing\. "):
         build(BaseModelRecord, {"folder": "x" * 1000}, where="file")

@@ -36,7 +36,7 @@ from fastdb.models.layouts.families import layout_of  # noqa: E402
 from fastdb.models.plans import from_parts, opened  # noqa: E402
 from fastdb.models.recommended import recommended  # noqa: E402
 from fastdb.checkpoints.export_parts import export_parts  # noqa: E402
-from fastdb.runtime.places import work_folder  # noqa: E402
+from fastdb.runtime.paths import work_folder  # noqa: E402
 from fastdb.checkpoints.checkpoint import complete  # noqa: E402
 from fastdb.sessions.events import read_events  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402

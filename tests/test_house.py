@@ -178,7 +178,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 
 def test_the_quick_commands_need_no_torch(sessions_folder: Path) -> None:
-    from fastdb.sessions.record import BaseModelRecord
+    from fastdb.sessions.session_yaml import BaseModelRecord
     from fastdb.sessions.session import Session
 
     Session.create("dog", base_model=BaseModelRecord(folder="/m", fingerprint="0"))
@@ -363,7 +363,7 @@ def test_a_session_of_the_installed_package_equals_the_template(wheel: Path, tmp
 import json, sys
 sys.path.insert(0, {str(installed)!r})
 from fastdb.sessions import session
-from fastdb.sessions.record import BaseModelRecord
+from fastdb.sessions.session_yaml import BaseModelRecord
 made = session.Session.create("dog", base_model=BaseModelRecord(folder="/m", fingerprint="0"), root={str(tmp_path)!r})
 print(json.dumps({{"home": [session.__file__, str(session.template())]}}))
 """

@@ -30,10 +30,10 @@ from fastdb.errors import (
     StorageError,
 )
 from fastdb.images.intake import instance_images_of
-from fastdb.sessions import carried
+from fastdb.sharing import transfer
 from fastdb.checkpoints.checkpoint import save
-from fastdb.sessions.known import FILES
-from fastdb.sessions.record import FILE, Run, read_record, write_record
+from fastdb.sessions.file_hashes import FILES
+from fastdb.sessions.session_yaml import FILE, Run, read_record, write_record
 from fastdb.sessions.session import Session
 from fastdb.storage.manifest import MANIFEST, faults
 from fastdb.training.lock import training_lock
@@ -261,7 +261,7 @@ def test_the_base_model_may_lie_elsewhere_but_be_no_other(session: Session, mini
 def test_a_file_that_changes_while_it_is_read_spoils_nothing(
     session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = carried._blocks
+    read = transfer._blocks
 
     going = session.instance_images / "sks cät (2).png"
     data = going.read_bytes()
@@ -270,7 +270,7 @@ def test_a_file_that_changes_while_it_is_read_spoils_nothing(
         going.unlink(missing_ok=True)
         return read(path)
 
-    monkeypatch.setattr(carried, "_blocks", vanishing)
+    monkeypatch.setattr(transfer, "_blocks", vanishing)
     for attempt in (lambda: sharing.share(session, tmp_path / "a.zip"), lambda: sharing.duplicate(session, "new")):
         going.write_bytes(data)
         with pytest.raises(SessionError, match="changed or went away while it was read"):
@@ -290,7 +290,7 @@ def test_an_archive_that_reads_back_otherwise_gets_no_name(
         def sha256(*given: bytes):  # type: ignore[no-untyped-def]
             return next(digests, real(*given))
 
-    monkeypatch.setattr(carried, "hashlib", Hashes)
+    monkeypatch.setattr(transfer, "hashlib", Hashes)
     with pytest.raises(SessionError, match="was not read back as it was written"):
         sharing.share(session, tmp_path / "a.zip")
     assert listed(tmp_path) == ["photos", "sessions"]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fastdb.errors import FastDBError, StorageError
 from fastdb.checkpoints.publish import NOT_YET, Publishing
-from fastdb.runtime.quiet import hush_libraries
+from fastdb.runtime.library_logging import hush_libraries
 from fastdb.sessions.events import EventLog
 from fastdb.sessions.lease import Fence
 from fastdb.sessions.session import Session

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from fastdb.errors import CheckpointError, StorageError
-from fastdb.sessions.portable import shown
+from fastdb.storage.safe_names import shown
 from fastdb.checkpoints.retention import Retention
-from fastdb.storage.durable import explained, flush, write_json
+from fastdb.storage.atomic_write import explained, flush, write_json
 from fastdb.storage.manifest import faults, named, write_manifest
-from fastdb.storage.removal import remove
-from fastdb.storage.twins import first_name
-from fastdb.storage.uploads import waits_for_upload
+from fastdb.storage.delete import remove
+from fastdb.storage.drive_duplicates import first_name
+from fastdb.storage.drive_uploads import waits_for_upload
 
 STATE = "state.json"
 FORMAT = 2

@@ -25,7 +25,7 @@ from fastdb.formats.reader import TensorFile, open_tensors
 from fastdb.models.layouts.mapping import modern_name
 from fastdb.checkpoints.checkpoint import Checkpoint
 from fastdb.checkpoints.progress import AVERAGE, PACKED, RAW, STAGES, tensors_file
-from fastdb.storage.durable import explained, flush
+from fastdb.storage.atomic_write import explained, flush
 from fastdb.storage.manifest import hashes_in
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from fastdb.checkpoints.compressed_index import DIFFERENCE, PLANES, SECOND, Orig
 from fastdb.checkpoints.byte_planes import CHUNK, EXPONENTS, decode, exponents, restored, unpressed
 from fastdb.formats.reader import open_tensors
 from fastdb.formats.tensor_info import SIZES, Fault, TensorInfo, shown
-from fastdb.storage.durable import explained
+from fastdb.storage.atomic_write import explained
 from fastdb.storage.manifest import sha256
 
 if TYPE_CHECKING:

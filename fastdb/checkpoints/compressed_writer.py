@@ -28,7 +28,7 @@ from fastdb.checkpoints.compressed_index import (
 from fastdb.checkpoints.byte_planes import CHUNK, EXPONENTS, difference, encode, exponents, pressed
 from fastdb.formats.hashing_writer import Pace, Sink, Written
 from fastdb.formats.tensor_info import TensorInfo, contiguous
-from fastdb.storage.durable import explained
+from fastdb.storage.atomic_write import explained
 
 Content: TypeAlias = Numbers | Callable[[], Numbers]
 """A tensor, or what makes it when its turn comes."""

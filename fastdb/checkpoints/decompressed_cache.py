@@ -20,9 +20,9 @@ from fastdb.formats.safetensors_header import header
 from fastdb.formats.safetensors_writer import Entry, write_safetensors
 from fastdb.formats.hashing_writer import read_back
 from fastdb.checkpoints.compressed_checkpoint import open_packed, origin_of
-from fastdb.runtime.places import cache_folder
+from fastdb.runtime.paths import cache_folder
 from fastdb.checkpoints.progress import PACKED, RAW
-from fastdb.storage.durable import TEMPORARY, explained, make_folder, writing
+from fastdb.storage.atomic_write import TEMPORARY, explained, make_folder, writing
 from fastdb.storage.manifest import sha256
 
 KEPT = 4

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastdb.checkpoints.checkpoint import ASIDE, UNFINISHED, complete, spare
-from fastdb.sessions.record import FILE
+from fastdb.sessions.session_yaml import FILE
 from fastdb.checkpoints.retention import retention
 from fastdb.sessions.session import Session
 from fastdb.checkpoints.progress import STAGES, progress_of, steps_of
-from fastdb.storage.durable import TEMPORARY
-from fastdb.storage.removal import bytes_of
+from fastdb.storage.atomic_write import TEMPORARY
+from fastdb.storage.delete import bytes_of
 
 KINDS = (
     "checkpoints",

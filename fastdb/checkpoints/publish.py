@@ -13,17 +13,17 @@ from filelock import FileLock, Timeout
 from fastdb.errors import SessionBusy, StorageError
 from fastdb.checkpoints.rate_limit import Pace
 from fastdb.checkpoints.pending import MADE_OF, pending, raw_hashes
-from fastdb.runtime.places import work_folder
+from fastdb.runtime.paths import work_folder
 from fastdb.checkpoints import checkpoint
 from fastdb.checkpoints.checkpoint import NOT_LOOKED_THROUGH, Checkpoint
 from fastdb.sessions.events import Tell
 from fastdb.checkpoints.retention import retention
 from fastdb.sessions.session import Session
 from fastdb.checkpoints.progress import STAGES
-from fastdb.storage.durable import explained, make_folder
+from fastdb.storage.atomic_write import explained, make_folder
 from fastdb.storage.manifest import faults
-from fastdb.storage.removal import bytes_of
-from fastdb.storage.uploads import waits_for_upload
+from fastdb.storage.delete import bytes_of
+from fastdb.storage.drive_uploads import waits_for_upload
 
 NOT_YET = "not in the session's folder yet"
 """How the line begins by which a person learns that publishing fails."""

@@ -16,11 +16,11 @@ from pathlib import Path
 from fastdb.errors import StorageError
 from fastdb.checkpoints.pending import pending, spare_here
 from fastdb.checkpoints.publish import Publishing
-from fastdb.runtime.places import work_folder
+from fastdb.runtime.paths import work_folder
 from fastdb.sessions.events import Tell, follow_events
 from fastdb.sessions.lease import Guard
 from fastdb.sessions.session import Session
-from fastdb.storage.durable import make_folder
+from fastdb.storage.atomic_write import make_folder
 
 
 @dataclass

@@ -10,7 +10,7 @@ from fastdb import __version__
 from fastdb.cli import models, results, sessions, sharing, space, training
 from fastdb.cli.options import Root
 from fastdb.console import boundary, say
-from fastdb.runtime.quiet import hush_libraries
+from fastdb.runtime.library_logging import hush_libraries
 
 app = typer.Typer(
     name="fastdb",

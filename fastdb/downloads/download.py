@@ -19,7 +19,7 @@ from fastdb.downloads.http_response import AGAIN, a_page, file_name, is_encoded,
 from fastdb.downloads.partial_file import Part, begin, find
 from fastdb.downloads.http_request import WAIT, Remote, asked, connection
 from fastdb.downloads.verify import fault_of
-from fastdb.storage.durable import explained, make_folder
+from fastdb.storage.atomic_write import explained, make_folder
 
 if TYPE_CHECKING:
     import httpx

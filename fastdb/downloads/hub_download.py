@@ -14,7 +14,7 @@ from fastdb.downloads.source import HubFile, HubRepository
 from fastdb.downloads.hub_selection import INDEX, LEFT_OUT, needed
 from fastdb.downloads.model_cache import locked, place, recall, remember
 from fastdb.downloads.verify import fault_of
-from fastdb.storage.durable import TEMPORARY
+from fastdb.storage.atomic_write import TEMPORARY
 
 
 def fetch_repository(

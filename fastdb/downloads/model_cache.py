@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fastdb.runtime.places import cache_folder
-from fastdb.storage.durable import explained, make_folder, unfinished, write_json
-from fastdb.storage.removal import bytes_of, remove
+from fastdb.runtime.paths import cache_folder
+from fastdb.storage.atomic_write import explained, make_folder, unfinished, write_json
+from fastdb.storage.delete import bytes_of, remove
 
 FILE = ".fetched.json"
 

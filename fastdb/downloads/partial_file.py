@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdb.downloads.http_response import is_encoded
-from fastdb.storage.durable import TEMPORARY, explained, flush, unfinished, write_json
+from fastdb.storage.atomic_write import TEMPORARY, explained, flush, unfinished, write_json
 
 if TYPE_CHECKING:
     import httpx

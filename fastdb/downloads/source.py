@@ -10,7 +10,7 @@ from urllib.parse import SplitResult, parse_qs, parse_qsl, unquote, urlencode, u
 
 from fastdb.errors import ModelError
 from fastdb.downloads.tokens import redacted
-from fastdb.runtime.places import expanded
+from fastdb.runtime.paths import expanded
 
 HUB = "https://huggingface.co"
 SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")

@@ -12,7 +12,8 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from fastdb.errors import ModelError
-from fastdb.runtime import drive, places
+from fastdb.runtime import paths
+from fastdb.runtime import drive
 
 CLASSIC = "token.txt"
 """Where the classic notebook keeps a token for the Hub: the current folder, or My Drive."""
@@ -71,7 +72,7 @@ def hub_token(endpoint: str) -> Token | None:
         (os.environ.get("HF_TOKEN", ""), "HF_TOKEN"),
         (_colab_secret("HF_TOKEN"), "Colab's secret HF_TOKEN"),
         (_first_line(_login_file()), "the Hub's login"),
-        *((_classic(folder / CLASSIC), folder / CLASSIC) for folder in (Path.cwd(), *places.DRIVES)),
+        *((_classic(folder / CLASSIC), folder / CLASSIC) for folder in (Path.cwd(), *paths.DRIVES)),
     ):
         if found.strip():
             return Token(_checked(found, where), origin(endpoint))

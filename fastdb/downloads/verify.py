@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from fastdb.storage.durable import explained
+from fastdb.storage.atomic_write import explained
 
 _LONGEST_HEADER = 100_000_000
 

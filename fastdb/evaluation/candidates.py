@@ -14,7 +14,7 @@ from fastdb.models.base_model import BaseModel
 from fastdb.checkpoints.compressed_checkpoint import raw_sha256
 from fastdb.sessions.session import Session
 from fastdb.checkpoints.progress import Standing, standings
-from fastdb.storage.durable import explained
+from fastdb.storage.atomic_write import explained
 from fastdb.storage.manifest import sha256
 from fastdb.training.process import find
 

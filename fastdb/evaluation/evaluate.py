@@ -25,10 +25,10 @@ from fastdb.inference.engine import Request
 from fastdb.inference.samplers import DEFAULT
 from fastdb.models.sources import MINI
 from fastdb.runtime.device import choose_device
-from fastdb.sessions.lease_watch import refuse_elsewhere
+from fastdb.sessions.lease_status import refuse_elsewhere
 from fastdb.checkpoints.retention import PICKED
 from fastdb.sessions.session import Session
-from fastdb.storage.durable import make_folder, write_json
+from fastdb.storage.atomic_write import make_folder, write_json
 from fastdb.training.prepare import check_base
 
 FOLDER = "evaluation"

@@ -17,7 +17,7 @@ from fastdb.images.png_chunks import png_fault
 from fastdb.inference.engine import Request
 from fastdb.inference.pictures import parameters, png
 from fastdb.runtime.device import release_memory
-from fastdb.storage.durable import make_folder, write_bytes
+from fastdb.storage.atomic_write import make_folder, write_bytes
 from fastdb.training.class_images import group_size
 
 

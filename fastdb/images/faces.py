@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from fastdb.errors import ImageError, StorageError
-from fastdb.runtime.places import cache_folder
-from fastdb.storage.durable import explained, write_bytes
+from fastdb.runtime.paths import cache_folder
+from fastdb.storage.atomic_write import explained, write_bytes
 
 YUNET_NAME = "yunet_n_640_640.onnx"
 YUNET_URL = (

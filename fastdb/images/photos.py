@@ -15,8 +15,8 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 from fastdb.errors import ImageError
 from fastdb.images.png_chunks import SIGNATURE, png_fault
-from fastdb.storage.durable import explained
-from fastdb.storage.twins import is_copy
+from fastdb.storage.atomic_write import explained
+from fastdb.storage.drive_duplicates import is_copy
 
 PHOTO_ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".heic", ".heif"})
 """What counts as a photo in a folder. HEIC is among them so that it is refused aloud, not passed over."""

@@ -10,7 +10,7 @@ from PIL.Image import Image
 from PIL.PngImagePlugin import PngInfo
 
 from fastdb.inference.engine import Request
-from fastdb.storage.durable import make_folder, write_bytes
+from fastdb.storage.atomic_write import make_folder, write_bytes
 
 
 def save_pictures(pictures: Sequence[Image], request: Request, folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from fastdb.inference.engine import Engine, Request
 from fastdb.models.base_model import open_base_model
 from fastdb.models.single_file import folder_of
 from fastdb.models.sources import base_folder, base_of
-from fastdb.sessions.record import FILE
+from fastdb.sessions.session_yaml import FILE
 from fastdb.sessions.session import Session
 from fastdb.checkpoints.progress import standing
 

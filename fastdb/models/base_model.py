@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdb.errors import ModelError
-from fastdb.storage.durable import explained
+from fastdb.storage.atomic_write import explained
 
 PARTS = ("unet", "vae", "text_encoder")
 """Parts with weights; a model also has a tokenizer and a scheduler."""

@@ -19,7 +19,7 @@ from fastdb.downloads.fetch import fetch
 from fastdb.downloads.source import HubFile
 from fastdb.models.layouts.mapping import modern_name
 from fastdb.models.plans import Planned
-from fastdb.storage.durable import make_folder, write_bytes, write_json
+from fastdb.storage.atomic_write import make_folder, write_bytes, write_json
 
 Config = dict[str, Any]
 

@@ -26,7 +26,7 @@ from fastdb.models.layouts.mapping import Layout
 from fastdb.models.ldm_config import write_config
 from fastdb.models.plans import DTYPES, Planned, from_file, from_parts, opened, to_parts
 from fastdb.models.prediction import Prediction, ask_unet, told
-from fastdb.storage.durable import explained, flush
+from fastdb.storage.atomic_write import explained, flush
 
 LAYOUTS = {recognise.SD1: "sd1", recognise.SD2: "sd2", recognise.XL: "sdxl"}
 

@@ -22,7 +22,7 @@ from fastdb.models.layouts.families import layout_of
 from fastdb.models.ldm_config import write_config
 from fastdb.models.plans import DTYPES, Planned, from_parts, opened
 from fastdb.models.prediction import ask_unet, told
-from fastdb.storage.durable import flush, writing
+from fastdb.storage.atomic_write import flush, writing
 
 Precision = Literal["fp16", "bf16", "fp32"]
 Progress = Callable[[int, int], None]

@@ -12,7 +12,7 @@ from typing import Any
 from fastdb.models.layouts.line import Shape
 from fastdb.models.layouts.sizes import unet_sizes, vae_sizes
 from fastdb.models.prediction import Prediction
-from fastdb.storage.durable import write_text
+from fastdb.storage.atomic_write import write_text
 
 HEAD = (
     "# What the model file of the same name is, for programs that read it with the code of latent diffusion:\n"

@@ -17,7 +17,7 @@ from fastdb.errors import ModelError
 from fastdb.models.base_model import read_config, weight_file
 from fastdb.models.layouts.mapping import modern_name
 from fastdb.checkpoints.decompressed_cache import raw_file
-from fastdb.storage.durable import explained
+from fastdb.storage.atomic_write import explained
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel

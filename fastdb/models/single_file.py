@@ -16,7 +16,7 @@ from fastdb.downloads.model_cache import came_from, locked, place, recall, remem
 from fastdb.formats.reader import open_tensors
 from fastdb.models.inspect import Inspection, inspect
 from fastdb.models.registry import NO_BASE, check_trainable
-from fastdb.storage.durable import explained, unfinished
+from fastdb.storage.atomic_write import explained, unfinished
 
 OTHERS = {recognise.XL: SDXL, recognise.REFINER: SDXL, recognise.SD3: SD35, recognise.FLUX: FLUX}
 """Families by what a file is recognised as, where that is not their title."""

@@ -13,8 +13,8 @@ from fastdb.downloads.source import HubFile, LocalPath, Source, parse
 from fastdb.downloads.model_cache import came_from, note_use
 from fastdb.models.registry import KnownModel, check_choice, find_model, known_model
 from fastdb.models.single_file import folder_of
-from fastdb.runtime.places import expanded
-from fastdb.sessions.record import FILE
+from fastdb.runtime.paths import expanded
+from fastdb.sessions.session_yaml import FILE
 
 if TYPE_CHECKING:
     from fastdb.sessions.session import Session

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from fastdb.errors import StorageError
-from fastdb.runtime import places
+from fastdb.runtime import paths
 
 COLAB = Path("/var/colab/hostname")
 """Google's own machines have it. The `google.colab` package alone proves nothing: it can be installed anywhere."""
@@ -37,13 +37,13 @@ def mount_drive() -> Path | None:
         StorageError: consent was refused, or Drive did not appear.
     """
     # isdir says no to a mount whose other end has died, and mounting again is what helps then.
-    mounted = next((drive for drive in places.DRIVES if os.path.isdir(drive)), None)
+    mounted = next((drive for drive in paths.DRIVES if os.path.isdir(drive)), None)
     if mounted is not None:
         return mounted
     drive = colab("drive")
     if drive is None:
         return None
-    wanted = places.DRIVES[0]
+    wanted = paths.DRIVES[0]
     try:
         drive.mount(str(wanted.parent))
     except Exception as error:
@@ -71,14 +71,14 @@ def leave_drive() -> bool:
         StorageError: something could not be uploaded.
     """
     drive = colab("drive")
-    if drive is None or not any(os.path.isdir(path) for path in places.DRIVES):
+    if drive is None or not any(os.path.isdir(path) for path in paths.DRIVES):
         return False
     try:
         drive.flush_and_unmount()
     except (ValueError, NotImplementedError) as error:
         raise StorageError(
             f"Google Drive did not take everything that was written ({_reason(error)})",
-            where=places.DRIVES[0].parent,
+            where=paths.DRIVES[0].parent,
             fix="Keep this machine, look whether your Drive is full, and try again.",
         ) from error
     return True

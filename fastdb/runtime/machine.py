@@ -10,7 +10,7 @@ import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fastdb.runtime.places import cache_folder
+from fastdb.runtime.paths import cache_folder
 
 _NUMBER = "this-machine"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")

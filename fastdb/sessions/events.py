@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from fastdb.storage.durable import make_folder
+from fastdb.storage.atomic_write import make_folder
 
 Event = dict[str, Any]
 Tell = Callable[..., None]

@@ -32,11 +32,11 @@ from pathlib import Path
 
 from fastdb.errors import SessionBusy, StorageError
 from fastdb.runtime import machine
-from fastdb.runtime.places import cache_folder, work_folder
+from fastdb.runtime.paths import cache_folder, work_folder
 from fastdb.sessions import lease_file
 from fastdb.sessions.lease_file import FILE, Lease, shown
-from fastdb.sessions.lease_watch import QUIET, Verdict, busy, judged, minutes, when
-from fastdb.storage.durable import explained
+from fastdb.sessions.lease_status import QUIET, Verdict, busy, judged, minutes, when
+from fastdb.storage.atomic_write import explained
 
 BEAT = 120.0
 """Seconds from one renewal to the next; three may be missed within `QUIET`."""

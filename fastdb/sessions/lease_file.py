@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from fastdb.storage.durable import write_bytes
+from fastdb.storage.atomic_write import write_bytes
 
 FILE = "in-use.json"
 SIZE = 1536

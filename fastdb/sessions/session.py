@@ -14,9 +14,9 @@ from pathlib import Path
 
 from fastdb.config import Config, Extension
 from fastdb.errors import FastDBError, SessionError, SessionExists, SessionNotFound, StorageError
-from fastdb.runtime.places import expanded, sessions_root, work_folder
-from fastdb.sessions.portable import litter
-from fastdb.sessions.record import (
+from fastdb.runtime.paths import expanded, sessions_root, work_folder
+from fastdb.storage.safe_names import litter
+from fastdb.sessions.session_yaml import (
     FILE,
     BaseModelRecord,
     Extended,
@@ -27,7 +27,7 @@ from fastdb.sessions.record import (
     read_record,
     write_record,
 )
-from fastdb.storage.durable import explained, flush, make_folder
+from fastdb.storage.atomic_write import explained, flush, make_folder
 
 NAME = re.compile(r"[^\W_][\w.-]{0,62}")
 

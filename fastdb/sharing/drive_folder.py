@@ -11,8 +11,8 @@ from fastdb.errors import SessionError
 from fastdb.downloads.download import Progress, download
 from fastdb.downloads.civitai_and_drive import DRIVE_GATE, remote_of
 from fastdb.downloads.source import DriveFile
-from fastdb.sessions.portable import MOST_FILES, double, inside_a_file, litter, name_fault, shown
-from fastdb.storage.durable import make_folder
+from fastdb.storage.safe_names import MOST_FILES, double, inside_a_file, litter, name_fault, shown
+from fastdb.storage.atomic_write import make_folder
 
 FIX = "Zip the folder on Drive's page, download that, and adopt the zip; or mount Drive and give the folder's path."
 

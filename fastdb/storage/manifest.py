@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from fastdb.errors import StorageError
-from fastdb.storage.durable import explained, write_json
+from fastdb.storage.atomic_write import explained, write_json
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from fastdb.errors import FastDBError, SessionBusy
-from fastdb.runtime.quiet import hush_libraries
+from fastdb.runtime.library_logging import hush_libraries
 from fastdb.sessions.events import EventLog
-from fastdb.sessions.known import note
+from fastdb.sessions.file_hashes import note
 from fastdb.sessions.lease import Guard, held
 from fastdb.sessions.session import Session
-from fastdb.storage.durable import write_text
+from fastdb.storage.atomic_write import write_text
 from fastdb.training.lock import training_lock
 from fastdb.training.process import TAKE_OVER, announce
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from fastdb.images.photos import read_photo
 from fastdb.formats.safetensors_writer import save_tensors
-from fastdb.runtime.places import cache_folder
-from fastdb.storage.durable import make_folder, writing
+from fastdb.runtime.paths import cache_folder
+from fastdb.storage.atomic_write import make_folder, writing
 
 
 @dataclass(frozen=True)

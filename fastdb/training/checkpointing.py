@@ -24,7 +24,7 @@ from fastdb.checkpoints.checkpoint import Checkpoint
 from fastdb.sessions.events import Tell
 from fastdb.sessions.session import Session
 from fastdb.checkpoints.progress import average_file, weights_file
-from fastdb.storage.durable import explained, flush, make_folder
+from fastdb.storage.atomic_write import explained, flush, make_folder
 from fastdb.training.optimizers import restore_state, state_tensors
 from fastdb.training.snapshot import Contents, Snapshot
 from fastdb.training.stages import Stage

@@ -14,9 +14,9 @@ from fastdb.images.captions import read_caption
 from fastdb.images.photos import own_photos_in, photos_in
 from fastdb.inference.engine import Engine, Request
 from fastdb.inference.pictures import parameters, png
-from fastdb.sessions.known import forget, note
+from fastdb.sessions.file_hashes import forget, note
 from fastdb.sessions.session import Session
-from fastdb.storage.durable import explained, make_folder, write_bytes
+from fastdb.storage.atomic_write import explained, make_folder, write_bytes
 from fastdb.training.randomness import generator
 
 NAME = "class-{number:04d}.png"

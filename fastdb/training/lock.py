@@ -9,8 +9,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fastdb.errors import SessionBusy
-from fastdb.runtime.places import cache_folder, work_folder
-from fastdb.storage.durable import make_folder
+from fastdb.runtime.paths import cache_folder, work_folder
+from fastdb.storage.atomic_write import make_folder
 
 _NAME = "training.lock"
 

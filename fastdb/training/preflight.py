@@ -10,12 +10,12 @@ from fastdb.images.intake import InstanceImage, instance_images_of
 from fastdb.models.base_model import open_base_model
 from fastdb.models.sources import base_of
 from fastdb.checkpoints.checkpoint import own
-from fastdb.sessions.known import changes, yaml_changed
+from fastdb.sessions.file_hashes import changes, yaml_changed
 from fastdb.checkpoints.leftovers import second_things
-from fastdb.sessions.record import FILE
+from fastdb.sessions.session_yaml import FILE
 from fastdb.sessions.session import Session
 from fastdb.checkpoints.progress import STAGES, is_joint, steps_of
-from fastdb.storage.durable import explained, write_bytes
+from fastdb.storage.atomic_write import explained, write_bytes
 from fastdb.training.recipe import check_recipes, make_recipe
 from fastdb.training.space_needed import check_space
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from fastdb.errors import TrainingError
-from fastdb.runtime.places import work_folder
+from fastdb.runtime.paths import work_folder
 from fastdb.sessions.events import Event, follow_events
 from fastdb.sessions.session import Session
-from fastdb.storage.durable import explained, make_folder, write_json
+from fastdb.storage.atomic_write import explained, make_folder, write_json
 from fastdb.training.lock import is_training
 
 TAKE_OVER = "--take-over"

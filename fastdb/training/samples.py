@@ -16,7 +16,7 @@ from fastdb.models.base_model import BaseModel
 from fastdb.models.loading import load_scheduler, load_tokenizer, load_vae
 from fastdb.sessions.events import Tell
 from fastdb.sessions.session import Session
-from fastdb.storage.durable import make_folder, write_bytes
+from fastdb.storage.atomic_write import make_folder, write_bytes
 from fastdb.training.stages import Stage
 
 

@@ -15,13 +15,13 @@ from fastdb.images.photos import photos_in
 from fastdb.models.base_model import PARTS, weight_file
 from fastdb.formats.reader import open_tensors
 from fastdb.formats.tensor_info import TensorInfo
-from fastdb.runtime.places import work_folder
+from fastdb.runtime.paths import work_folder
 from fastdb.checkpoints.checkpoint import UNFINISHED, Checkpoint, complete, own
 from fastdb.checkpoints.retention import KEEP
 from fastdb.sessions.session import Session
 from fastdb.checkpoints.progress import STAGES, is_joint, steps_of
-from fastdb.storage.durable import explained, make_folder
-from fastdb.storage.removal import bytes_of
+from fastdb.storage.atomic_write import explained, make_folder
+from fastdb.storage.delete import bytes_of
 
 BLOCK = 256
 """Weights that share one scale in bitsandbytes' 8-bit moments (Dettmers et al. 2022, section 2.1)."""

@@ -16,7 +16,7 @@ from fastdb.checkpoints.publisher_process import Publisher
 from fastdb.runtime.device import release_memory
 from fastdb.checkpoints import checkpoint
 from fastdb.sessions.events import Tell
-from fastdb.sessions.known import changes
+from fastdb.sessions.file_hashes import changes
 from fastdb.sessions.lease import Guard
 from fastdb.sessions.session import Session
 from fastdb.checkpoints.progress import STAGES, Standing, needed, standing, steps_of

@@ -242,7 +242,7 @@ SAVER = """
 import sys
 from pathlib import Path
 from fastdb.checkpoints.checkpoint import clear_unfinished, newest, prune, save
-from fastdb.storage.durable import flush
+from fastdb.storage.atomic_write import flush
 folder = Path(sys.argv[1])
 clear_unfinished(folder)
 found, said = newest(folder, "unet")

@@ -15,7 +15,7 @@ from fastdb.errors import StorageError
 from fastdb.overview import show
 from fastdb.checkpoints.checkpoint import Checkpoint, newest, prune, save, spare
 from fastdb.checkpoints.leftovers import leftovers
-from fastdb.sessions.record import FILE, BaseModelRecord
+from fastdb.sessions.session_yaml import FILE, BaseModelRecord
 from fastdb.sessions.session import Session
 from fastdb.checkpoints.progress import needed, standing, weights_in
 from fastdb.storage.manifest import faults, sha256

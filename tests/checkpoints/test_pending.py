@@ -11,7 +11,7 @@ import pytest
 from fastdb.config import Config
 from fastdb.checkpoints.pending import MADE_OF, is_same, pending, raw_hashes, spare_here
 from fastdb.checkpoints.checkpoint import Checkpoint, complete, save
-from fastdb.sessions.record import BaseModelRecord
+from fastdb.sessions.session_yaml import BaseModelRecord
 from fastdb.sessions.session import Session
 
 STEPS = {"text_encoder": 8, "unet": 16}

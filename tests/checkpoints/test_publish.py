@@ -23,7 +23,7 @@ from fastdb.checkpoints.pending import pending  # noqa: E402
 from fastdb.checkpoints.publisher_process import no_longer_nice  # noqa: E402
 from fastdb.checkpoints.publish import Publishing, nothing_published, publishing_lock  # noqa: E402
 from fastdb.checkpoints.checkpoint import Checkpoint, complete, save  # noqa: E402
-from fastdb.sessions.record import BaseModelRecord  # noqa: E402
+from fastdb.sessions.session_yaml import BaseModelRecord  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.checkpoints.progress import standing  # noqa: E402
 from fastdb.storage.manifest import faults  # noqa: E402

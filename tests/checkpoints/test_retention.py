@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fastdb.config import Config
-from fastdb.sessions.record import BaseModelRecord
+from fastdb.sessions.session_yaml import BaseModelRecord
 from fastdb.checkpoints.retention import KEEP, Retention, best, retention
 from fastdb.sessions.session import Session
 

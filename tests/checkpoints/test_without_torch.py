@@ -16,7 +16,7 @@ from fastdb.models.base_model import weight_file
 from fastdb.checkpoints.compressed_index import read_index
 from fastdb.formats.reader import open_tensors
 from fastdb.checkpoints.checkpoint import complete, save
-from fastdb.sessions.record import BaseModelRecord
+from fastdb.sessions.session_yaml import BaseModelRecord
 from fastdb.sessions.session import Session
 from fastdb.storage.manifest import faults, sha256
 from tests.models.test_packing import STATE, write

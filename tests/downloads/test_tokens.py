@@ -12,7 +12,8 @@ import pytest
 from fastdb.errors import ModelError
 from fastdb.downloads import tokens
 from fastdb.downloads.tokens import civitai_token, hub_token, origin, redacted
-from fastdb.runtime import drive, places
+from fastdb.runtime import paths
+from fastdb.runtime import drive
 
 HUB = "https://huggingface.co"
 
@@ -60,7 +61,7 @@ def test_the_order_in_which_they_are_looked_for(
 ) -> None:
     my_drive, login = tmp_path / "drive", tmp_path / "login"
     my_drive.mkdir()
-    monkeypatch.setattr(places, "DRIVES", (my_drive,))
+    monkeypatch.setattr(paths, "DRIVES", (my_drive,))
     monkeypatch.setattr(tokens, "_login_file", lambda: login)
     assert value() == ""
     (my_drive / "token.txt").write_text("hf_drive\n")

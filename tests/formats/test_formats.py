@@ -16,7 +16,7 @@ from fastdb import __version__, overview, sharing
 from fastdb.errors import SessionError
 from fastdb.sessions import migrations
 from fastdb.checkpoints.checkpoint import Checkpoint, complete, newest
-from fastdb.sessions.record import FILE, WRITER, read_record, write_record
+from fastdb.sessions.session_yaml import FILE, WRITER, read_record, write_record
 from fastdb.sessions.session import Session
 from fastdb.checkpoints.progress import standing
 from fastdb.storage.manifest import faults

@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastdb.runtime.quiet import hush_libraries  # noqa: E402
+from fastdb.runtime.library_logging import hush_libraries  # noqa: E402
 
 hush_libraries()
 

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from fastdb.runtime.quiet import hush_libraries
+from fastdb.runtime.library_logging import hush_libraries
 
 hush_libraries()
 

@@ -27,7 +27,7 @@ from fastdb.models.export import export_model  # noqa: E402
 from fastdb.models.inspect import UNKNOWN_V, inspect  # noqa: E402
 from fastdb.models.ldm_config import ldm_config  # noqa: E402
 from fastdb.models.loading import load_tokenizer  # noqa: E402
-from fastdb.storage import durable  # noqa: E402
+from fastdb.storage import atomic_write  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
 import original_names  # noqa: E402
@@ -191,14 +191,14 @@ def test_other_families_get_none_and_keep_what_is_there(mini: Path, tmp_path: Pa
 def test_it_is_whole_or_not_there(model: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, folder = model
     (tmp_path / "a.yaml").write_text("old")
-    real = durable.os.replace
+    real = atomic_write.os.replace
 
     def full(source: Any, target: Any) -> None:
         if str(target).endswith(".yaml"):
             raise OSError(28, "No space left on device", str(source))
         real(source, target)
 
-    monkeypatch.setattr(durable.os, "replace", full)
+    monkeypatch.setattr(atomic_write.os, "replace", full)
     with pytest.raises(StorageError, match="the disk is full"):
         convert(folder, tmp_path / "a.safetensors")
     assert (tmp_path / "a.yaml").read_text() == "old"

@@ -9,7 +9,8 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
-from fastdb.runtime import drive, places
+from fastdb.runtime import paths
+from fastdb.runtime import drive
 
 
 @pytest.fixture(scope="session")
@@ -103,7 +104,7 @@ def colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeColab:
     (machine / "hostname").write_text("colab")
     fake = FakeColab(machine)
     monkeypatch.setattr(drive, "COLAB", machine / "hostname")
-    monkeypatch.setattr(places, "DRIVES", (fake.mountpoint / "MyDrive", machine / "content" / "gdrive" / "MyDrive"))
+    monkeypatch.setattr(paths, "DRIVES", (fake.mountpoint / "MyDrive", machine / "content" / "gdrive" / "MyDrive"))
     monkeypatch.setitem(sys.modules, "google", ModuleType("google"))
     monkeypatch.setitem(sys.modules, "google.colab", fake.module)
     for name in ("errors", "drive", "files", "runtime"):

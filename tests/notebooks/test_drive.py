@@ -10,7 +10,7 @@ import pytest
 from fastdb.errors import StorageError
 from fastdb.notebook import open_drive
 from fastdb.runtime import drive
-from fastdb.runtime.places import sessions_root
+from fastdb.runtime.paths import sessions_root
 
 
 def test_elsewhere_there_is_no_drive_and_that_is_no_error(monkeypatch):

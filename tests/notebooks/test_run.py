@@ -15,7 +15,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError  # noqa: E40
 
 from fastdb.errors import SessionError  # noqa: E402
 from fastdb.sessions.events import read_events  # noqa: E402
-from fastdb.sessions.known import FILES, known  # noqa: E402
+from fastdb.sessions.file_hashes import FILES, known  # noqa: E402
 from fastdb.sessions.session import Session, check_name  # noqa: E402
 from fastdb.training.process import find  # noqa: E402
 from tests.notebooks.kernel import fill, kernel, opened, pictures, text  # noqa: E402

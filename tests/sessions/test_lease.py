@@ -19,10 +19,11 @@ import pytest
 
 from fastdb.errors import SessionBusy, StorageError
 from fastdb.runtime import machine
-from fastdb.sessions import lease, lease_file, lease_watch
-from fastdb.sessions.carried import files_of
+from fastdb.sessions import lease_status
+from fastdb.sessions import lease, lease_file
+from fastdb.sharing.transfer import files_of
 from fastdb.sessions.lease_file import FILE, Lease, read
-from fastdb.sessions.lease_watch import in_use, refuse_elsewhere
+from fastdb.sessions.lease_status import in_use, refuse_elsewhere
 from tests.faultfs.mount import Mount
 
 HOLDER = """
@@ -207,9 +208,9 @@ def test_another_machine_is_refused_with_who_since_when_and_what_to_do(session: 
 def test_a_dead_machine_is_waited_for_as_long_as_it_may_be_slow_and_no_longer(session: Path, other: Machine) -> None:
     holder, _ = other.hold(session)
     kill(holder)
-    age(session, seconds=lease_watch.QUIET - 20)
+    age(session, seconds=lease_status.QUIET - 20)
     assert "run the same command again in 1 minute;" in refusal(lambda: taken(session))
-    age(session, seconds=lease_watch.QUIET + 1)
+    age(session, seconds=lease_status.QUIET + 1)
     assert in_use(session) == ""
     refuse_elsewhere(session)
     held = taken(session)
@@ -412,16 +413,16 @@ def test_a_look_again_tells_what_no_clock_can(session: Path, other: Machine, mon
     for ago in ({"days": 3 * year}, {"days": -3 * year}, {"days": -9}, {"days": 30 * year}):
         renew(**ago)
         assert look(0), "no clock can be believed, and it was not watched for long"
-        assert look(lease_watch.QUIET - 1)
-        assert not look(lease_watch.QUIET + 1)
-        now += 10 * lease_watch.QUIET
+        assert look(lease_status.QUIET - 1)
+        assert not look(lease_status.QUIET + 1)
+        now += 10 * lease_status.QUIET
     renew(hours=1)
     assert not look(0), "by its clock it is gone, and nothing speaks against that"
     renew(hours=1)
     assert look(60), "by its clock it is gone, but it was seen to be renewed"
-    assert look(60 + lease_watch.QUIET - 1)
-    assert not look(60 + lease_watch.QUIET + 1)
-    now += 10 * lease_watch.QUIET
+    assert look(60 + lease_status.QUIET - 1)
+    assert not look(60 + lease_status.QUIET + 1)
+    now += 10 * lease_status.QUIET
     renew(hours=1)
     assert not look(0), "when in that long time it was renewed is not known, so its clock is asked"
 
@@ -431,7 +432,7 @@ def test_a_look_of_another_boot_is_no_look(session: Path, other: Machine, monkey
     age(session, days=-1)
     now = machine.ticking()
     assert in_use(session)
-    monkeypatch.setattr(machine, "ticking", lambda: now + 10 * lease_watch.QUIET)
+    monkeypatch.setattr(machine, "ticking", lambda: now + 10 * lease_status.QUIET)
     monkeypatch.setattr(machine, "boot", lambda: "another")
     assert in_use(session)
 

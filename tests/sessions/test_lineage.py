@@ -13,7 +13,7 @@ import pytest
 from fastdb import sharing
 from fastdb.errors import ConfigError
 from fastdb.checkpoints.checkpoint import Checkpoint, complete, newest, own, prune, save, set_newer_aside, spare
-from fastdb.sessions.record import BaseModelRecord, read_record, write_record
+from fastdb.sessions.session_yaml import BaseModelRecord, read_record, write_record
 from fastdb.sessions.session import Session
 from fastdb.checkpoints.progress import standing, standings
 

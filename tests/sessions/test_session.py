@@ -14,7 +14,7 @@ import yaml
 import fastdb
 from fastdb.config import Config
 from fastdb.errors import ConfigError, FastDBError, SessionError, SessionExists, SessionNotFound, StorageError
-from fastdb.sessions.record import FILE, BaseModelRecord, Record, Subject, read_record
+from fastdb.sessions.session_yaml import FILE, BaseModelRecord, Record, Subject, read_record
 from fastdb.sessions.session import Session, check_name, template
 
 BASE = BaseModelRecord(folder="/models/some", fingerprint="0" * 64)
@@ -114,7 +114,7 @@ def test_anything_else_of_that_name_is_left_alone(kind: str, sessions_folder: Pa
 RACER = """
 import sys, time
 from fastdb.errors import SessionExists
-from fastdb.sessions.record import BaseModelRecord
+from fastdb.sessions.session_yaml import BaseModelRecord
 from fastdb.sessions.session import Session
 print("ready", flush=True)
 sys.stdin.readline()
@@ -151,7 +151,7 @@ def test_cut_at_each_point_there_is_no_session_or_a_whole_one(
     cut_everywhere: Callable[[str], list[Path]],
 ) -> None:
     folders = cut_everywhere("""
-from fastdb.sessions.record import BaseModelRecord
+from fastdb.sessions.session_yaml import BaseModelRecord
 from fastdb.sessions.session import Session
 def prepare(folder):
     pass

@@ -18,7 +18,7 @@ from fastdb import sharing  # noqa: E402
 from fastdb.errors import FastDBError, SessionError  # noqa: E402
 from fastdb.downloads import civitai_and_drive  # noqa: E402
 from fastdb.sharing.drive_folder import folder_number  # noqa: E402
-from fastdb.runtime.places import cache_folder  # noqa: E402
+from fastdb.runtime.paths import cache_folder  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 
 TOP = "1ZXEhzbLRLU1giKKRJkjm8N04cO_JoYE2"

@@ -16,8 +16,8 @@ from fastdb import checking, workflow
 from fastdb.errors import FastDBError
 from fastdb.overview import show
 from fastdb.results import export, generate
-from fastdb.sessions.known import FILES, changes, unlisted
-from fastdb.sessions.record import FILE
+from fastdb.sessions.file_hashes import FILES, changes, unlisted
+from fastdb.sessions.session_yaml import FILE
 from fastdb.sessions.session import Session
 from fastdb.checkpoints.progress import standing
 from fastdb.training import process

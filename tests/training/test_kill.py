@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastdb.runtime.places import work_folder  # noqa: E402
+from fastdb.runtime.paths import work_folder  # noqa: E402
 from fastdb.sessions.events import Event, read_events  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.training import process  # noqa: E402

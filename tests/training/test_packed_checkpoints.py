@@ -37,7 +37,7 @@ from fastdb.checkpoints.checkpoint import Checkpoint  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.checkpoints.progress import standing, weights_in  # noqa: E402
 from fastdb.storage.manifest import faults, sha256, write_manifest  # noqa: E402
-from fastdb.storage.removal import bytes_of  # noqa: E402
+from fastdb.storage.delete import bytes_of  # noqa: E402
 from tests.other_models import another  # noqa: E402
 from tests.training.conftest import as_saved, result  # noqa: E402
 from tests.training.test_trainer import Life, at  # noqa: E402

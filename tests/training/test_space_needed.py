@@ -15,7 +15,7 @@ from fastdb.config import Config
 from fastdb.errors import StorageError
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.sessions.session import Session
-from fastdb.storage.removal import bytes_of
+from fastdb.storage.delete import bytes_of
 from fastdb.training import process
 from fastdb.training.preflight import preflight
 from fastdb.training.space_needed import Weights, check_space, checkpoint_bytes, need, published_bytes, weights_of

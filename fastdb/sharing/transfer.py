@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from fastdb.errors import SessionError, SessionExists
-from fastdb.sessions.archive import BLOCK, opened
+from fastdb.sharing.untrusted_zip import BLOCK, opened
 from fastdb.sessions.lease_file import is_lease_file
-from fastdb.sessions.portable import MOST_FILES, double, litter, name_fault, shown
+from fastdb.storage.safe_names import MOST_FILES, double, litter, name_fault, shown
 from fastdb.sessions.session import check_free, near_name
-from fastdb.storage.durable import explained, flush, make_folder, writing
+from fastdb.storage.atomic_write import explained, flush, make_folder, writing
 from fastdb.storage.manifest import FORMAT, MANIFEST, faults
 
 HEAVY = ("checkpoints", "class_images", "logs")

@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fastdb.errors import SessionBusy, StorageError
 from fastdb.runtime import machine
-from fastdb.runtime.places import work_folder
+from fastdb.runtime.paths import work_folder
 from fastdb.sessions import lease_file
 from fastdb.sessions.lease_file import Lease, shown
-from fastdb.storage.durable import explained, make_folder, write_json
+from fastdb.storage.atomic_write import explained, make_folder, write_json
 
 QUIET = 420.0
 """Seconds without a renewal after which a lease counts as left behind: three renewals, and a minute for Google Drive

@@ -15,12 +15,12 @@ from typing import Any
 
 from filelock import FileLock
 
-from fastdb.runtime.places import work_folder
-from fastdb.sessions.portable import name_fault, shown
-from fastdb.sessions.record import FILE
-from fastdb.storage.durable import explained, make_folder, write_text
+from fastdb.runtime.paths import work_folder
+from fastdb.storage.safe_names import name_fault, shown
+from fastdb.sessions.session_yaml import FILE
+from fastdb.storage.atomic_write import explained, make_folder, write_text
 from fastdb.storage.manifest import sha256
-from fastdb.storage.seal import is_broken, sealed
+from fastdb.storage.checksum_line import is_broken, sealed
 
 FILES = ".files.json"
 FORMAT = 1

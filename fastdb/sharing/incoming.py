@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from fastdb.errors import ConfigError, FastDBError, SessionError
-from fastdb.sessions.carried import EXPORTS
+from fastdb.sharing.transfer import EXPORTS
 from fastdb.checkpoints.checkpoint import complete
-from fastdb.sessions.portable import shown
-from fastdb.sessions.record import FILE, BaseModelRecord, Record, new_lineage, read_record, write_record
+from fastdb.storage.safe_names import shown
+from fastdb.sessions.session_yaml import FILE, BaseModelRecord, Record, new_lineage, read_record, write_record
 from fastdb.sessions.session import Session, lay_out
-from fastdb.storage.durable import explained
+from fastdb.storage.atomic_write import explained
 
 CLASSIC = "instance_images"
 """What a session of the classic notebook has, and no `session.yaml`."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastdb.storage.manifest import MANIFEST, faults, write_manifest
-from fastdb.storage.removal import bytes_of, remove
+from fastdb.storage.delete import bytes_of, remove
 
 READER = """
 import mmap, sys
@@ -81,7 +81,7 @@ def test_what_others_hold_is_left_to_them(tmp_path: Path) -> None:
 def test_cut_off_anywhere_nothing_is_left_that_verifies(cut_everywhere: Callable[[str], list[Path]]) -> None:
     folders = cut_everywhere("""
 from fastdb.storage.manifest import write_manifest
-from fastdb.storage.removal import remove
+from fastdb.storage.delete import remove
 def prepare(folder):
     (folder / "one" / "inner").mkdir(parents=True)
     for name in ("a", "b", "inner/c"):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from fastdb.errors import StorageError
-from fastdb.storage.durable import (
+from fastdb.storage.atomic_write import (
     TEMPORARY,
     explained,
     make_folder,
@@ -56,7 +56,7 @@ def test_an_error_inside_leaves_the_old_file_alone(tmp_path: Path) -> None:
 
 def test_cut_at_each_point_it_is_the_old_file_or_the_new_one(cut_everywhere: Callable[[str], list[Path]]) -> None:
     folders = cut_everywhere("""
-from fastdb.storage.durable import writing
+from fastdb.storage.atomic_write import writing
 def prepare(folder):
     (folder / "file").write_bytes(b"old " * 30_000)
 def work(folder):
@@ -80,7 +80,7 @@ def work(folder):
 WRITER = """
 import sys
 from pathlib import Path
-from fastdb.storage.durable import flush, writing
+from fastdb.storage.atomic_write import flush, writing
 number = int(sys.argv[2])
 while True:
     number += 1
@@ -144,7 +144,7 @@ def test_a_forbidden_folder_is_said(tmp_path: Path, forbidden: list[str]) -> Non
     folder.mkdir()
     (folder / "file").write_bytes(OLD)
     folder.chmod(0o555)
-    script = "import sys; from pathlib import Path; from fastdb.storage.durable import write_bytes\n"
+    script = "import sys; from pathlib import Path; from fastdb.storage.atomic_write import write_bytes\n"
     script += "write_bytes(Path(sys.argv[1]), b'new')"
     command = [*forbidden, sys.executable, "-c", script, str(folder / "file")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from fastdb import sharing
 from fastdb.errors import FastDBError, SessionError, SessionExists
-from fastdb.sessions import archive as archives
-from fastdb.sessions.portable import name_fault
-from fastdb.sessions.record import BaseModelRecord
+from fastdb.sharing import untrusted_zip as archives
+from fastdb.storage.safe_names import name_fault
+from fastdb.sessions.session_yaml import BaseModelRecord
 from fastdb.sessions.session import Session
 
 Entry = tuple[str | zipfile.ZipInfo, bytes]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from fastdb.storage.plain_yaml import parse
+from fastdb.storage.safe_yaml import parse
 
 SAME = [
     "", "a", "a: 1", "a: [1, 2.5, 1e-6, 1.0e-06, .inf, -.5, 0x1F, 010, 1_000, 12:30]", "a: {b: {c: [d, {e: f}]}}",

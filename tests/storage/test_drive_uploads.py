@@ -8,9 +8,9 @@ import pytest
 
 from fastdb.config import Config
 from fastdb.overview import show
-from fastdb.sessions.record import BaseModelRecord
+from fastdb.sessions.session_yaml import BaseModelRecord
 from fastdb.sessions.session import Session
-from fastdb.storage.uploads import waits_for_upload
+from fastdb.storage.drive_uploads import waits_for_upload
 from tests.faultfs.mount import Mount
 from tests.faultfs.upload import Slow
 from tests.sessions.test_drive_faults import put
