@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from fastdb import console
 from fastdb.models.layouts.families import layout_of
-from fastdb.models.layouts.sizes import UNetSizes
+from fastdb.models.layouts.sd2_sizes import UNetSizes
 
 ASK = """
 import sys

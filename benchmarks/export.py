@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from fastdb import console, demo, overview, workflow
-from fastdb.evaluation.protocol import words_of
-from fastdb.models.sources import MINI, base_of
+from fastdb.evaluation.prompts import words_of
+from fastdb.models.resolve import MINI, base_of
 from fastdb.runtime.library_logging import hush_libraries
 from fastdb.sessions.session import Session
 

@@ -27,7 +27,7 @@ OURS = """
 import sys
 from pathlib import Path
 from fastdb.models.export import export_model
-from fastdb.models.base_model import weight_file
+from fastdb.models.diffusers_folder import weight_file
 from fastdb.models.layouts.families import layout_of
 folder, target, dtype, family = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
 parts = {part: weight_file(folder, part) for part in layout_of(family).parts}

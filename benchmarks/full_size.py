@@ -25,8 +25,8 @@ from skimage import data
 from fastdb import results, workflow
 from fastdb.console import size
 from fastdb.images.intake import save_png
-from fastdb.models.base_model import read_config, weight_file
-from fastdb.models.sources import base_folder
+from fastdb.models.diffusers_folder import read_config, weight_file
+from fastdb.models.resolve import base_folder
 from fastdb.storage.atomic_write import write_json
 from fastdb.training import process
 

@@ -24,8 +24,8 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel
-from fastdb.models.base_model import read_config
-from fastdb.models.importing import import_original
+from fastdb.models.diffusers_folder import read_config
+from fastdb.models.load_single_file import import_original
 """
 OURS = """
 file, folder, dtype = Path(sys.argv[1]), Path(sys.argv[2]), getattr(torch, sys.argv[3])

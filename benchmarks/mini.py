@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from fastdb.images.sheet import Cell, Row, contact_sheet, save_sheet
+from fastdb.images.contact_sheet import Cell, Row, contact_sheet, save_sheet
 from fastdb.inference.engine import Engine, Request
 from fastdb.models.loading import load_vae
-from fastdb.models.sources import base_folder
+from fastdb.models.resolve import base_folder
 from fastdb.world.draw import SIDE, draw
 from fastdb.world.judge import HEADS, to_tensor
 from fastdb.world.readings import Reading, read, shows, truth

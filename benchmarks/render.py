@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from fastdb import console
 from fastdb.inference import compare
 from fastdb.models.convert import Precision, convert
-from fastdb.models.sources import base_folder
+from fastdb.models.resolve import base_folder
 
 PROMPTS = (compare.PROMPT, "a photo of a blue mug", "a green house on a yellow background", "fish")
 KINDS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")

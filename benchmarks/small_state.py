@@ -26,13 +26,13 @@ import torch
 from full_size import WIDTHS
 
 from fastdb.console import size
-from fastdb.models.base_model import read_config, weight_file
+from fastdb.models.diffusers_folder import read_config, weight_file
 from fastdb.formats.tensor_bits import Numbers
 from fastdb.checkpoints.compressed_reader import Base, Packed
 from fastdb.checkpoints.compressed_writer import write_packed
 from fastdb.formats.safetensors_writer import Entry, write_safetensors
 from fastdb.formats.reader import open_tensors
-from fastdb.models.sources import base_folder, base_of
+from fastdb.models.resolve import base_folder, base_of
 from fastdb.overview import open_session
 from fastdb.checkpoints.progress import standing
 from fastdb.storage.manifest import sha256

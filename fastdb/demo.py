@@ -13,11 +13,11 @@ from PIL.Image import Image
 
 from fastdb import console, overview, results, workflow
 from fastdb.errors import TrainingError
-from fastdb.evaluation.protocol import CLASS, CONTEXT, OTHERS, SUBJECT, Shot
+from fastdb.evaluation.prompts import CLASS, CONTEXT, OTHERS, SUBJECT, Shot
 from fastdb.images.intake import save_png
 from fastdb.images.photos import photos_in, read_photo
-from fastdb.images.sheet import Cell, Row, arrowed, contact_sheet, save_sheet
-from fastdb.models.sources import MINI
+from fastdb.images.contact_sheet import Cell, Row, arrowed, contact_sheet, save_sheet
+from fastdb.models.resolve import MINI
 from fastdb.runtime.paths import cache_folder
 from fastdb.runtime.library_logging import hush_libraries
 from fastdb.sessions.session import Session
@@ -199,7 +199,7 @@ def draw(session: Session, killed: int, before: Sequence[Taken], after: Sequence
 
 def measure(before: Sequence[Taken], after: Sequence[Taken]) -> None:
     """Say what the pictures show, read back from their pixels."""
-    from fastdb.evaluation.drawn import FIGURES, Drawn
+    from fastdb.evaluation.mini_measures import FIGURES, Drawn
     from fastdb.world.subjects import SUBJECTS
 
     drawn = Drawn(SUBJECTS[CLASS_WORD])

@@ -25,7 +25,7 @@ from fastdb.sessions.session import Session
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from fastdb.images.sheet import Cell
+    from fastdb.images.contact_sheet import Cell
 
 Ending = Literal["nothing", "download the safetensors", "download the ckpt", "disconnect"]
 
@@ -89,7 +89,7 @@ def add_images(session: Session, folder: str = "", *, upload_more: bool = False)
 
 def samples(session: Session) -> Image | None:
     """One picture of the samples made so far, stage by stage in the order of their steps."""
-    from fastdb.images.sheet import Cell
+    from fastdb.images.contact_sheet import Cell
     from fastdb.checkpoints.progress import STAGES
 
     found: dict[str, list[Cell]] = {stage: [] for stage in STAGES}
@@ -112,7 +112,7 @@ def compare(session: Session, seeds: int) -> Image | None:
     Raises:
         FastDBError: there is nothing to evaluate, or a model that measures cannot be had.
     """
-    from fastdb.images.sheet import stacked
+    from fastdb.images.contact_sheet import stacked
 
     if not seeds:
         console.say("left out: choose how many pictures of each prompt to compare the checkpoints by")
@@ -128,7 +128,7 @@ def pictures(paths: Sequence[Path]) -> Image:
     Raises:
         ImageError: one of them cannot be read.
     """
-    from fastdb.images.sheet import Cell
+    from fastdb.images.contact_sheet import Cell
 
     opened = results.pictures_of(paths)
     return _sheet({"": [Cell(image, path.name) for image, path in zip(opened, paths, strict=True)]})
@@ -208,7 +208,7 @@ def _picture(path: Path) -> Image | None:
 
 def _sheet(groups: dict[str, list[Cell]]) -> Image:
     """Rows of a few cells under one label each, thumbs as large as a notebook's column takes."""
-    from fastdb.images.sheet import Row, contact_sheet
+    from fastdb.images.contact_sheet import Row, contact_sheet
 
     rows = [
         Row(label if first == 0 else "", cells[first : first + _COLUMNS])

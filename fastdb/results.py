@@ -38,7 +38,7 @@ def export(
     """
     from fastdb.models.export import export_model
     from fastdb.checkpoints.export_parts import export_metadata, export_parts
-    from fastdb.models.sources import base_of
+    from fastdb.models.resolve import base_of
     from fastdb.sessions.file_hashes import note
 
     session = open_session(session, root)

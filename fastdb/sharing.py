@@ -39,7 +39,7 @@ from fastdb.checkpoints.progress import check_step
 from fastdb.storage.manifest import MANIFEST
 
 if TYPE_CHECKING:
-    from fastdb.models.sources import Base
+    from fastdb.models.resolve import Base
 
 ENDING = ".zip"
 
@@ -267,9 +267,9 @@ def _take_classic(folder: Path, beside: Path, name: str, base: str | Path | None
         ModelError: the base model cannot be had.
     """
     from fastdb.sharing.classic_notebook import add_classic, add_concept_images, only_zipped, read_classic, unzipped
-    from fastdb.models.base_model import open_base_model
-    from fastdb.models.recommended import recommended
-    from fastdb.models.sources import MINI, find_base
+    from fastdb.models.diffusers_folder import open_base_model
+    from fastdb.models.mini_settings import recommended
+    from fastdb.models.resolve import MINI, find_base
 
     unpacked = beside / ".images"
     if only_zipped(folder):
@@ -305,13 +305,13 @@ def _take_classic(folder: Path, beside: Path, name: str, base: str | Path | None
 
 
 def _base(base: str | Path | None) -> BaseModelRecord | None:
-    from fastdb.models.sources import find_base
+    from fastdb.models.resolve import find_base
 
     return None if base is None else _record(find_base(base))
 
 
 def _record(model: Base) -> BaseModelRecord:
-    from fastdb.models.base_model import fingerprint
+    from fastdb.models.diffusers_folder import fingerprint
 
     return BaseModelRecord(folder=model.named, fingerprint=fingerprint(model.folder), source=model.source)
 

@@ -42,10 +42,10 @@ def new(
         ImageError: a photo cannot be used; the session is made and the others are in it.
         StorageError: the folder cannot be written.
     """
-    from fastdb.models.base_model import fingerprint, open_base_model
-    from fastdb.models.recommended import recommended
+    from fastdb.models.diffusers_folder import fingerprint, open_base_model
+    from fastdb.models.mini_settings import recommended
     from fastdb.models.registry import check_choice
-    from fastdb.models.sources import MINI, find_base, known_base
+    from fastdb.models.resolve import MINI, find_base, known_base
 
     check_name(name)
     config = Config().changed({**recommended(base, class_word), **(settings or {})})
@@ -111,7 +111,7 @@ def add_images(session: SessionLike, photos: Sequence[str | Path], root: str | P
     """
     from fastdb.images.intake import add_photos
     from fastdb.images.review import review_sheet
-    from fastdb.images.sheet import save_sheet
+    from fastdb.images.contact_sheet import save_sheet
     from fastdb.sessions.file_hashes import note
     from fastdb.training.process import find
 
@@ -332,7 +332,7 @@ def publish(session: SessionLike, root: str | Path | None = None) -> Session:
         StorageError: its disk is full, read-only or away.
         ModelError: its base model cannot be had.
     """
-    from fastdb.models.sources import base_of
+    from fastdb.models.resolve import base_of
     from fastdb.checkpoints.pending import pending
     from fastdb.checkpoints.publish import Publishing
     from fastdb.training.process import find

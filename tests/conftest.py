@@ -50,7 +50,7 @@ def sessions_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def mini() -> Path:
     """The folder of the base model that ships, which tests only read."""
-    from fastdb.models.sources import MINI, base_folder
+    from fastdb.models.resolve import MINI, base_folder
 
     return base_folder(MINI)
 

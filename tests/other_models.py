@@ -21,7 +21,7 @@ def another(mini: Path, folder: Path, seed: int = 1) -> Path:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from fastdb.models.base_model import PARTS, weight_file
+    from fastdb.models.diffusers_folder import PARTS, weight_file
 
     shutil.copytree(mini, folder)
     numbers = torch.Generator().manual_seed(seed)
@@ -40,7 +40,7 @@ def wider(mini: Path, folder: Path) -> Path:
     from diffusers import UNet2DConditionModel
     from safetensors.torch import save_file
 
-    from fastdb.models.base_model import weight_file
+    from fastdb.models.diffusers_folder import weight_file
 
     shutil.copytree(mini, folder)
     file = folder / "unet" / "config.json"

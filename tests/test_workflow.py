@@ -103,7 +103,7 @@ def half_base(photos: list[Path], folder: Path) -> dict[str, Any]:
 
 
 def workflow_base() -> Path:
-    from fastdb.models.sources import MINI, base_folder
+    from fastdb.models.resolve import MINI, base_folder
 
     return base_folder(MINI)
 

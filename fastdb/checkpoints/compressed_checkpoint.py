@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdb.errors import CheckpointError, ModelError
-from fastdb.models.base_model import weight_file
+from fastdb.models.diffusers_folder import weight_file
 from fastdb.formats.tensor_bits import Numbers
 from fastdb.checkpoints.compressed_reader import OLDER, Base, Packed
 from fastdb.checkpoints.compressed_index import Origin
@@ -22,7 +22,7 @@ from fastdb.checkpoints.compressed_writer import write_packed
 from fastdb.formats.safetensors_header import WRITTEN, header
 from fastdb.formats.hashing_writer import Pace, Sink
 from fastdb.formats.reader import TensorFile, open_tensors
-from fastdb.models.layouts.mapping import modern_name
+from fastdb.models.layouts.layout import modern_name
 from fastdb.checkpoints.checkpoint import Checkpoint
 from fastdb.checkpoints.progress import AVERAGE, PACKED, RAW, STAGES, tensors_file
 from fastdb.storage.atomic_write import explained, flush

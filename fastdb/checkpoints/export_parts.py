@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from fastdb.errors import TrainingError
-from fastdb.models.base_model import open_base_model, weight_file
-from fastdb.models.sources import base_of
+from fastdb.models.diffusers_folder import open_base_model, weight_file
+from fastdb.models.resolve import base_of
 from fastdb.checkpoints.decompressed_cache import raw_files
 from fastdb.sessions.session import Session
 from fastdb.checkpoints.progress import STAGES, how_far, standing, standings

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from fastdb.inference.engine import Engine
 from fastdb.inference.source import open_source
-from fastdb.models.base_model import BaseModel
+from fastdb.models.diffusers_folder import BaseModel
 from fastdb.checkpoints.compressed_checkpoint import raw_sha256
 from fastdb.sessions.session import Session
 from fastdb.checkpoints.progress import Standing, standings

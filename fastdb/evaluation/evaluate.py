@@ -13,17 +13,17 @@ from fastdb import console
 from fastdb.errors import ConfigError, ImageError, ModelError, SessionBusy, TrainingError
 from fastdb.evaluation.candidates import Candidate, busy, checkpoints_of, file_of, untrained
 from fastdb.evaluation.curves import curves
-from fastdb.evaluation.gallery import Gallery
+from fastdb.evaluation.picture_cache import Gallery
 from fastdb.evaluation.grid import grid
 from fastdb.evaluation.measures import Measure, Measured
-from fastdb.evaluation.pick import pick
-from fastdb.evaluation.protocol import Protocol, asked_for, protocol_of, words_of
+from fastdb.evaluation.choose import pick
+from fastdb.evaluation.prompts import Protocol, asked_for, protocol_of, words_of
 from fastdb.evaluation.report import Report, rows_of, say_difference
 from fastdb.images.photos import photos_in, read_photo
-from fastdb.images.sheet import save_sheet
+from fastdb.images.contact_sheet import save_sheet
 from fastdb.inference.engine import Request
 from fastdb.inference.samplers import DEFAULT
-from fastdb.models.sources import MINI
+from fastdb.models.resolve import MINI
 from fastdb.runtime.device import choose_device
 from fastdb.sessions.lease_status import refuse_elsewhere
 from fastdb.checkpoints.retention import PICKED
@@ -139,7 +139,7 @@ def _choose(session: Session, wanted: Wanted) -> tuple[Measure, Protocol]:
     images = [read_photo(path) for path in photos]
     asked = asked_for(wanted.prompts, words, wanted.seeds) if wanted.prompts else None
     if wanted.measure == "drawn" or (wanted.measure == "auto" and _of_drawn_world(session)):
-        from fastdb.evaluation.drawn import Drawn, drawn_protocol
+        from fastdb.evaluation.mini_measures import Drawn, drawn_protocol
         from fastdb.world.readings import recognise
 
         subject = recognise(images)
@@ -149,7 +149,7 @@ def _choose(session: Session, wanted: Wanted) -> tuple[Measure, Protocol]:
             raise ConfigError(
                 "the instance images show no subject of the drawn world", where=session.name, fix="Try --measure clip."
             )
-    from fastdb.evaluation.likeness import CLIP, DINO, Clip, Dino, Likeness
+    from fastdb.evaluation.clip_dino_measures import CLIP, DINO, Clip, Dino, Likeness
 
     device = choose_device().kind
     clip = Clip(wanted.clip or CLIP, device)

@@ -9,10 +9,10 @@ from pathlib import Path
 from PIL import Image
 
 from fastdb.evaluation.candidates import Candidate
-from fastdb.evaluation.gallery import Gallery
-from fastdb.evaluation.protocol import Protocol, Shot
+from fastdb.evaluation.picture_cache import Gallery
+from fastdb.evaluation.prompts import Protocol, Shot
 from fastdb.images.photos import read_photo
-from fastdb.images.sheet import Cell, Row, contact_sheet
+from fastdb.images.contact_sheet import Cell, Row, contact_sheet
 
 COLUMNS = 8
 

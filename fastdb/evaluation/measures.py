@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from PIL.Image import Image
 
-from fastdb.evaluation.protocol import Shot
+from fastdb.evaluation.prompts import Shot
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def detect_faces(image: Image.Image, *, least: float = SURE) -> list[Face]:
     if detector.model is not None:
         faces = _by_yunet(image, detector.model, least)
     elif detector.name == "LBP":
-        from fastdb.images.cascade import find_faces
+        from fastdb.images.lbp_faces import find_faces
 
         # Below SURE the cascade's finds are as often a paw or a wheel as a head, so they are never given.
         found = (face for face in find_faces(image) if face[4] >= max(least, SURE))

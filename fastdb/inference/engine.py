@@ -16,7 +16,7 @@ from PIL import Image
 
 from fastdb.errors import ConfigError, ModelError
 from fastdb.inference.samplers import DEFAULT, check_sampler, make_sampler
-from fastdb.models.base_model import open_base_model
+from fastdb.models.diffusers_folder import open_base_model
 from fastdb.models.loading import load_scheduler, load_text_encoder, load_tokenizer, load_unet, load_vae
 from fastdb.runtime.device import Device, choose_device
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from fastdb.errors import ModelError
 from fastdb.inference.engine import Engine, Request
-from fastdb.models.base_model import open_base_model
-from fastdb.models.single_file import folder_of
-from fastdb.models.sources import base_folder, base_of
+from fastdb.models.diffusers_folder import open_base_model
+from fastdb.models.folder_from_file import folder_of
+from fastdb.models.resolve import base_folder, base_of
 from fastdb.sessions.session_yaml import FILE
 from fastdb.sessions.session import Session
 from fastdb.checkpoints.progress import standing

@@ -13,22 +13,22 @@ from pathlib import Path
 import torch
 
 from fastdb.errors import ModelError
-from fastdb.models import recognise
-from fastdb.models.base_model import WEIGHTS, read_config, weight_file
-from fastdb.models.configs import lay_out
+from fastdb.models import detect
+from fastdb.models.diffusers_folder import WEIGHTS, read_config, weight_file
+from fastdb.models.diffusers_configs import lay_out
 from fastdb.models.export import ENDINGS, Precision, Progress, Steps, made, verify, write_model
 from fastdb.models.family import FAMILIES
 from fastdb.formats.safetensors_writer import write_safetensors
 from fastdb.formats.reader import open_tensors
 from fastdb.models.inspect import UNKNOWN_V, Inspection, inspect
 from fastdb.models.layouts.families import layout_of
-from fastdb.models.layouts.mapping import Layout
-from fastdb.models.ldm_config import write_config
-from fastdb.models.plans import DTYPES, Planned, from_file, from_parts, opened, to_parts
+from fastdb.models.layouts.layout import Layout
+from fastdb.models.ldm_yaml import write_config
+from fastdb.models.tensor_plan import DTYPES, Planned, from_file, from_parts, opened, to_parts
 from fastdb.models.prediction import Prediction, ask_unet, told
 from fastdb.storage.atomic_write import explained, flush
 
-LAYOUTS = {recognise.SD1: "sd1", recognise.SD2: "sd2", recognise.XL: "sdxl"}
+LAYOUTS = {detect.SD1: "sd1", detect.SD2: "sd2", detect.XL: "sdxl"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ def _most(found: Inspection) -> torch.dtype:
 
 def _predicts(found: Inspection) -> Prediction | None:
     """What the UNet of an SD 2.x predicts; of other families None, since their readers take it for granted."""
-    if found.what.family != recognise.SD2:
+    if found.what.family != detect.SD2:
         return None
     if found.prediction in ("", UNKNOWN_V):
         return ask_unet(weight_file(found.path, "unet") if found.path.is_dir() else found.path)[0]
@@ -144,12 +144,12 @@ def _spec(found: Inspection, kind: Prediction | None) -> dict[str, str]:
     """What tells other programs how to use it (ModelSpec 1.0): of an SD 2.x what was found, else what is not said."""
     family, velocity = found.what.family, kind == "v_prediction"
     architectures = {
-        recognise.SD1: "stable-diffusion-v1",
-        recognise.SD2: f"stable-diffusion-v2-{'768-v' if velocity else '512'}",
-        recognise.XL: "stable-diffusion-xl-v1-base",
+        detect.SD1: "stable-diffusion-v1",
+        detect.SD2: f"stable-diffusion-v2-{'768-v' if velocity else '512'}",
+        detect.XL: "stable-diffusion-xl-v1-base",
     }
     known = {"modelspec.sai_model_spec": "1.0.0", "modelspec.architecture": architectures[family]}
-    said = {name: value for name, value in known.items() if family == recognise.SD2 or name not in found.metadata}
+    said = {name: value for name, value in known.items() if family == detect.SD2 or name not in found.metadata}
     return said | ({"modelspec.prediction_type": "v" if velocity else "epsilon"} if kind else {})
 
 

@@ -19,8 +19,8 @@ from fastdb.formats.safetensors_writer import write_safetensors
 from fastdb.formats.hashing_writer import AGAIN, Written, read_back
 from fastdb.formats.reader import TensorFile, open_tensors
 from fastdb.models.layouts.families import layout_of
-from fastdb.models.ldm_config import write_config
-from fastdb.models.plans import DTYPES, Planned, from_parts, opened
+from fastdb.models.ldm_yaml import write_config
+from fastdb.models.tensor_plan import DTYPES, Planned, from_parts, opened
 from fastdb.models.prediction import ask_unet, told
 from fastdb.storage.atomic_write import flush, writing
 

@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from fastdb.errors import ModelError
-from fastdb.models.base_model import read_config, weight_file
-from fastdb.models.layouts.mapping import modern_name
+from fastdb.models.diffusers_folder import read_config, weight_file
+from fastdb.models.layouts.layout import modern_name
 from fastdb.checkpoints.decompressed_cache import raw_file
 from fastdb.storage.atomic_write import explained
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from fastdb import console
 from fastdb.errors import CheckpointError, TrainingError
 from fastdb.images.intake import InstanceImage, instance_images_of
-from fastdb.models.base_model import open_base_model
-from fastdb.models.sources import base_of
+from fastdb.models.diffusers_folder import open_base_model
+from fastdb.models.resolve import base_of
 from fastdb.checkpoints.checkpoint import own
 from fastdb.sessions.file_hashes import changes, yaml_changed
 from fastdb.checkpoints.leftovers import second_things
@@ -17,7 +17,7 @@ from fastdb.sessions.session import Session
 from fastdb.checkpoints.progress import STAGES, is_joint, steps_of
 from fastdb.storage.atomic_write import explained, write_bytes
 from fastdb.training.recipe import check_recipes, make_recipe
-from fastdb.training.space_needed import check_space
+from fastdb.training.disk_estimate import check_space
 
 
 def preflight(session: Session, restart: bool = False, from_step: int | None = None) -> None:

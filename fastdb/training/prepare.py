@@ -13,9 +13,9 @@ from diffusers import DDPMScheduler
 from fastdb.errors import TrainingError
 from fastdb.images.intake import InstanceImage
 from fastdb.inference.engine import Engine
-from fastdb.models.base_model import PARTS, BaseModel, fingerprint, open_base_model, weight_file
+from fastdb.models.diffusers_folder import PARTS, BaseModel, fingerprint, open_base_model, weight_file
 from fastdb.models.loading import load_scheduler, load_tokenizer, load_vae
-from fastdb.models.sources import base_of
+from fastdb.models.resolve import base_of
 from fastdb.runtime.device import Device, choose_device, cpu_threads, make_deterministic
 from fastdb.sessions.events import Tell
 from fastdb.sessions.session import Session

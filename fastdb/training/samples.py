@@ -12,7 +12,7 @@ from fastdb.config import SampleConfig
 from fastdb.errors import StorageError
 from fastdb.inference.engine import Engine, Request
 from fastdb.inference.pictures import parameters, png
-from fastdb.models.base_model import BaseModel
+from fastdb.models.diffusers_folder import BaseModel
 from fastdb.models.loading import load_scheduler, load_tokenizer, load_vae
 from fastdb.sessions.events import Tell
 from fastdb.sessions.session import Session

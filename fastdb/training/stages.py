@@ -12,11 +12,11 @@ import torch
 from accelerate import Accelerator
 
 from fastdb.config import Config, TextEncoderConfig, UNetConfig
-from fastdb.models.base_model import BaseModel
+from fastdb.models.diffusers_folder import BaseModel
 from fastdb.models.loading import load_text_encoder, load_tokenizer, load_unet
 from fastdb.runtime.device import Device
 from fastdb.checkpoints.progress import is_joint
-from fastdb.training.averaging import Average
+from fastdb.training.ema import Average
 from fastdb.training.caches import cache_embeddings, token_ids
 from fastdb.training.schedules import rate_at
 

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("numpy")
 pytest.importorskip("zstandard")
 
-from fastdb.models.base_model import weight_file
+from fastdb.models.diffusers_folder import weight_file
 from fastdb.checkpoints.compressed_index import read_index
 from fastdb.formats.reader import open_tensors
 from fastdb.checkpoints.checkpoint import complete, save

@@ -14,8 +14,8 @@ import yaml
 
 from fastdb import workflow
 from fastdb.errors import ConfigError, ModelError, SessionExists, TrainingError
-from fastdb.models.base_model import fingerprint, open_base_model
-from fastdb.models.sources import base_folder, base_of
+from fastdb.models.diffusers_folder import fingerprint, open_base_model
+from fastdb.models.resolve import base_folder, base_of
 from fastdb.sessions.session import Session
 from tests.models.fetch.server import COMMIT, LATER, File, Hub, Server
 from tests.models.fetch.test_hub import NAME

@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from fastdb import workflow  # noqa: E402
 from fastdb.errors import FastDBError, ModelError, StorageError  # noqa: E402
-from fastdb.models import configs, single_file  # noqa: E402
-from fastdb.models.base_model import PARTS, WEIGHTS, fingerprint, open_base_model, weight_file  # noqa: E402
+from fastdb.models import diffusers_configs  # noqa: E402
+from fastdb.models import folder_from_file  # noqa: E402
+from fastdb.models.diffusers_folder import PARTS, WEIGHTS, fingerprint, open_base_model, weight_file  # noqa: E402
 from fastdb.models.convert import convert  # noqa: E402
 from fastdb.models.export import export_model  # noqa: E402
-from fastdb.models.layouts.mapping import modern_name  # noqa: E402
-from fastdb.models.sources import base_of, find_base  # noqa: E402
+from fastdb.models.layouts.layout import modern_name  # noqa: E402
+from fastdb.models.resolve import base_of, find_base  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 from tests.models.fetch.server import File, Hub, Server  # noqa: E402
 from tests.models.fetch.test_hub import NAME  # noqa: E402
@@ -92,7 +93,7 @@ def test_a_folder_that_was_cut_short_is_made_again(
     exported: Path, mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr(single_file, "remember", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        broken.setattr(folder_from_file, "remember", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             find_base(exported)
     left = next((tmp_path / "cache").rglob(f"{WEIGHTS['unet']}.safetensors"))
@@ -133,19 +134,19 @@ def test_a_file_in_a_repository(exported: Path, hub: Hub, mini: Path) -> None:
 
 
 def test_vocabularies_come_from_whichever_repository_has_them(hub: Hub) -> None:
-    for name in configs.VOCABULARY:
+    for name in diffusers_configs.VOCABULARY:
         with pytest.raises(ModelError, match="openai/clip-vit-large-patch14"):
-            configs._vocabulary(name)
+            diffusers_configs._vocabulary(name)
     hub.add("openai/clip-vit-large-patch14", {"vocab.json": json.dumps({"a": 0}).encode(), "merges.txt": b"#version"})
-    assert [configs._vocabulary(name) for name in configs.VOCABULARY] == [b'{"a": 0}', b"#version"]
+    assert [diffusers_configs._vocabulary(name) for name in diffusers_configs.VOCABULARY] == [b'{"a": 0}', b"#version"]
     hub.repositories.clear()
-    assert configs._vocabulary("merges.txt") == b"#version", "from the cache"
+    assert diffusers_configs._vocabulary("merges.txt") == b"#version", "from the cache"
 
 
 def test_what_is_no_vocabulary_is_refused(hub: Hub) -> None:
     hub.add("openai/clip-vit-large-patch14", {"vocab.json": b"[1, 2]"})
     with pytest.raises(ModelError, match="is no vocabulary"):
-        configs._vocabulary("vocab.json")
+        diffusers_configs._vocabulary("vocab.json")
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -173,7 +174,7 @@ def test_inpainting_is_refused_with_its_reason(exported: Path, tmp_path: Path) -
 def test_a_full_disk_is_told_before_anything_is_written(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(single_file, "SPARE", 1 << 60)
+    monkeypatch.setattr(folder_from_file, "SPARE", 1 << 60)
     with pytest.raises(StorageError, match=r"needs .* more on the disk"):
         find_base(exported)
     assert not list((tmp_path / "cache").rglob("model"))

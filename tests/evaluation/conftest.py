@@ -28,7 +28,7 @@ from transformers import (  # noqa: E402
 
 from fastdb import overview, workflow  # noqa: E402
 from fastdb.images.intake import save_png  # noqa: E402
-from fastdb.models.sources import MINI  # noqa: E402
+from fastdb.models.resolve import MINI  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.world.subjects import SUBJECTS  # noqa: E402
 

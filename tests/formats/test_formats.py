@@ -203,8 +203,8 @@ def test_an_evaluation_of_format_1_is_compared_with(capsys: pytest.CaptureFixtur
     pytest.importorskip("torch")
     from fastdb.evaluation.candidates import Candidate
     from fastdb.evaluation.measures import Measured, Value
-    from fastdb.evaluation.pick import Pick
-    from fastdb.evaluation.protocol import Group, Protocol
+    from fastdb.evaluation.choose import Pick
+    from fastdb.evaluation.prompts import Group, Protocol
     from fastdb.evaluation.report import Report, say_difference
 
     drawn = {"steps": 2, "guidance": 3.0, "sampler": "DPM++ 2M", "width": 64, "height": 64, "precision": "fp32"}

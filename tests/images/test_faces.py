@@ -66,7 +66,7 @@ def test_yunet_sees_likely_heads_when_asked(yunet: None, shared: Shared) -> None
 
 def test_the_cascade_gives_no_unsure_finds_even_when_asked(shared: Shared) -> None:
     """It found a likely head in a dog's ear, and the crop moved there."""
-    from fastdb.images.cascade import find_faces
+    from fastdb.images.lbp_faces import find_faces
 
     photo = read_photo(shared("data/dog/02.jpg"))
     assert find_faces(photo)

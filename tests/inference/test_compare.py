@@ -21,7 +21,7 @@ from fastdb.inference import compare  # noqa: E402
 from fastdb.inference.compare import allowed, check_render  # noqa: E402
 from fastdb.models import convert as converting  # noqa: E402
 from fastdb.models.convert import convert  # noqa: E402
-from fastdb.models.layouts.mapping import ema_key  # noqa: E402
+from fastdb.models.layouts.layout import ema_key  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 import real_models  # noqa: E402

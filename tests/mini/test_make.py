@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from fastdb.models import loading
-from fastdb.models.base_model import weight_file
+from fastdb.models.diffusers_folder import weight_file
 from fastdb.world.judge import Judge
 from tests.mini.small import REPOSITORY
 

@@ -17,6 +17,6 @@ def single(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def sources(single: Path) -> dict[str, Path]:
-    from fastdb.models.base_model import PARTS, weight_file
+    from fastdb.models.diffusers_folder import PARTS, weight_file
 
     return {part: weight_file(single, part) for part in PARTS}

@@ -21,7 +21,7 @@ from fastdb.errors import FastDBError, ModelError, StorageError  # noqa: E402
 from fastdb.models.convert import convert  # noqa: E402
 from fastdb.formats.reader import open_tensors  # noqa: E402
 from fastdb.models.layouts.families import layout_of  # noqa: E402
-from fastdb.models.layouts.mapping import ema_key  # noqa: E402
+from fastdb.models.layouts.layout import ema_key  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
 import real_models  # noqa: E402

@@ -17,10 +17,10 @@ diffusers = pytest.importorskip("diffusers")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from fastdb.errors import ModelError  # noqa: E402
-from fastdb.models.base_model import PARTS, WEIGHTS, open_base_model  # noqa: E402
+from fastdb.models.diffusers_folder import PARTS, WEIGHTS, open_base_model  # noqa: E402
 from fastdb.models.family import FAMILIES  # noqa: E402
 from fastdb.models.layouts.families import layout_of  # noqa: E402
-from fastdb.models.layouts.mapping import modern_name  # noqa: E402
+from fastdb.models.layouts.layout import modern_name  # noqa: E402
 from fastdb.models.loading import load_tokenizer  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -22,8 +22,8 @@ from PIL import Image  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from fastdb.models import loading  # noqa: E402
-from fastdb.models.base_model import PARTS, weight_file  # noqa: E402
-from fastdb.models.sources import MINI, base_folder  # noqa: E402
+from fastdb.models.diffusers_folder import PARTS, weight_file  # noqa: E402
+from fastdb.models.resolve import MINI, base_folder  # noqa: E402
 from fastdb.world.draw import draw  # noqa: E402
 from fastdb.world.scene import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, prompt, random_scene  # noqa: E402
 from tests.other_models import originals  # noqa: E402
@@ -79,7 +79,7 @@ def recipe() -> ModuleType:
 
 def test_it_is_found_by_its_name_from_anywhere(mini: Path, tmp_path: Path) -> None:
     (tmp_path / MINI).mkdir()
-    code = "from fastdb.models.sources import base_folder; print(base_folder('mini'))"
+    code = "from fastdb.models.resolve import base_folder; print(base_folder('mini'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert Path(done.stdout.strip()) == mini
     assert base_folder(str(tmp_path / MINI)) == tmp_path / MINI

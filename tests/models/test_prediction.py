@@ -18,7 +18,7 @@ from fastdb.errors import ModelError  # noqa: E402
 from fastdb.models import prediction  # noqa: E402
 from fastdb.models.inspect import UNKNOWN_V, inspect  # noqa: E402
 from fastdb.models.layouts.families import layout_of  # noqa: E402
-from fastdb.models.layouts.sizes import unet_sizes  # noqa: E402
+from fastdb.models.layouts.sd2_sizes import unet_sizes  # noqa: E402
 from fastdb.models.prediction import prediction_of  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))

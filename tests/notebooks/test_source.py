@@ -20,7 +20,7 @@ import fastdb
 import fastdb.notebook
 from fastdb import results
 from fastdb.config import Config
-from fastdb.models.recommended import recommended
+from fastdb.models.mini_settings import recommended
 from tests.notebooks.kernel import FIELD, NOTEBOOK, REPOSITORY
 
 BUILD = REPOSITORY / "notebooks" / "build.py"

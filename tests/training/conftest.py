@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from fastdb import workflow  # noqa: E402
-from fastdb.models.sources import base_of  # noqa: E402
+from fastdb.models.resolve import base_of  # noqa: E402
 from fastdb.checkpoints.decompressed_cache import raw_file  # noqa: E402
 from fastdb.checkpoints.pending import MADE_OF  # noqa: E402
 from fastdb.checkpoints import checkpoint  # noqa: E402

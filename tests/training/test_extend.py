@@ -17,7 +17,7 @@ from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.checkpoints.progress import how_far, progress_of, standing, steps_of  # noqa: E402
 from fastdb.training import process  # noqa: E402
 from fastdb.training.schedules import rate_at  # noqa: E402
-from fastdb.training.space_needed import need  # noqa: E402
+from fastdb.training.disk_estimate import need  # noqa: E402
 from tests.training.conftest import published, result  # noqa: E402
 from tests.training.test_trainer import Life, at  # noqa: E402
 
@@ -124,7 +124,7 @@ def test_every_count_follows(base: Session, capsys: pytest.CaptureFixture[str]) 
 
 
 def _base_of(session: Session) -> Any:
-    from fastdb.models.sources import base_of
+    from fastdb.models.resolve import base_of
 
     return base_of(session)
 

@@ -14,7 +14,7 @@ from fastdb import sharing, workflow
 from fastdb.errors import ConfigError, FastDBError, TrainingError
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.sessions.session import Session
-from fastdb.training.space_needed import need
+from fastdb.training.disk_estimate import need
 from tests.training.conftest import result
 from tests.training.test_trainer import Life
 

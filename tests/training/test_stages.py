@@ -17,8 +17,8 @@ from accelerate import Accelerator  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from fastdb.errors import TrainingError  # noqa: E402
-from fastdb.models.base_model import open_base_model, weight_file  # noqa: E402
-from fastdb.models.layouts.mapping import modern_name  # noqa: E402
+from fastdb.models.diffusers_folder import open_base_model, weight_file  # noqa: E402
+from fastdb.models.layouts.layout import modern_name  # noqa: E402
 from fastdb.models.loading import load_text_encoder, load_tokenizer  # noqa: E402
 from fastdb.runtime.device import choose_device  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402

@@ -20,7 +20,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 from fastdb import workflow  # noqa: E402
 from fastdb.errors import FastDBError, SessionBusy, TrainingError  # noqa: E402
-from fastdb.models.sources import base_of  # noqa: E402
+from fastdb.models.resolve import base_of  # noqa: E402
 from fastdb.checkpoints.decompressed_cache import raw_file  # noqa: E402
 from fastdb.checkpoints.checkpoint import complete  # noqa: E402
 from fastdb.sessions.events import read_events  # noqa: E402
@@ -325,8 +325,8 @@ def broken_package(folder: Path) -> Path:
     text = """
         import sys
         if "fastdb.training" in " ".join(sys.orig_argv):
-            import fastdb.models.base_model
-            fastdb.models.base_model.fingerprint = lambda folder: 1 / 0
+            import fastdb.models.diffusers_folder
+            fastdb.models.diffusers_folder.fingerprint = lambda folder: 1 / 0
     """
     (folder / "sitecustomize.py").write_text(textwrap.dedent(text))
     return folder

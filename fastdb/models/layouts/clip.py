@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fastdb.models.layouts.line import Line, both
+from fastdb.models.layouts.tensor_mapping import Line, both
 
 PREFIX = "text_model."
 POSITION_IDS = f"{PREFIX}embeddings.position_ids"

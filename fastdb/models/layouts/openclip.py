@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fastdb.models.layouts.clip import PREFIX
-from fastdb.models.layouts.line import Line, both
+from fastdb.models.layouts.tensor_mapping import Line, both
 
 BLOCK = {
     "self_attn.out_proj": "attn.out_proj",

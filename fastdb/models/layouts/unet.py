@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fastdb.models.layouts.line import Line, both, pointwise
+from fastdb.models.layouts.tensor_mapping import Line, both, pointwise
 
 PART = "unet"
 ROOT = "model.diffusion_model"

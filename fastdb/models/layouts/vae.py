@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fastdb.models.layouts.line import Line, both, pointwise
+from fastdb.models.layouts.tensor_mapping import Line, both, pointwise
 
 PART = "vae"
 ROOT = "first_stage_model"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fastdb.config import Config
-from fastdb.models.recommended import drawn_prompts, recommended
+from fastdb.models.mini_settings import drawn_prompts, recommended
 from fastdb.world.scene import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, described, prompt
 
 

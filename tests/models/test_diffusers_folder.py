@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fastdb.errors import ModelError
-from fastdb.models.base_model import PARTS, fingerprint, open_base_model
+from fastdb.models.diffusers_folder import PARTS, fingerprint, open_base_model
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
@@ -45,7 +45,7 @@ def test_a_base_model_is_understood(model: Path) -> None:
 
 def test_opening_needs_no_torch(mini: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from fastdb.models.base_model import fingerprint, open_base_model;"
+        "import sys; from pathlib import Path; from fastdb.models.diffusers_folder import fingerprint, open_base_model;"
         f"open_base_model(Path({str(mini)!r})); fingerprint(Path({str(mini)!r}));"
         "heavy = {'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules); assert not heavy, heavy"
     )

@@ -12,7 +12,7 @@ from fastdb.config import Config
 from fastdb.console import size
 from fastdb.errors import CheckpointError, StorageError
 from fastdb.images.photos import photos_in
-from fastdb.models.base_model import PARTS, weight_file
+from fastdb.models.diffusers_folder import PARTS, weight_file
 from fastdb.formats.reader import open_tensors
 from fastdb.formats.tensor_info import TensorInfo
 from fastdb.runtime.paths import work_folder

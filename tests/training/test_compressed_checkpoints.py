@@ -27,7 +27,7 @@ from fastdb.evaluation.candidates import checkpoints_of  # noqa: E402
 from fastdb.inference.engine import Request  # noqa: E402
 from fastdb.inference.source import open_source  # noqa: E402
 from fastdb.checkpoints import decompressed_cache  # noqa: E402
-from fastdb.models.base_model import open_base_model, weight_file  # noqa: E402
+from fastdb.models.diffusers_folder import open_base_model, weight_file  # noqa: E402
 from fastdb.checkpoints.compressed_reader import Packed  # noqa: E402
 from fastdb.checkpoints.compressed_checkpoint import fill, open_packed, raw_sha256  # noqa: E402
 from fastdb.checkpoints.export_parts import export_parts  # noqa: E402

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fastdb.evaluation.measures import Figure, Limit, Measured, Taken, Value, gathered
-from fastdb.evaluation.protocol import ABOUT, CLASS, CONTEXT, OTHERS, SUBJECT, Group, Protocol, Words
+from fastdb.evaluation.prompts import ABOUT, CLASS, CONTEXT, OTHERS, SUBJECT, Group, Protocol, Words
 from fastdb.world import readings, scene
 from fastdb.world.subjects import Subject
 

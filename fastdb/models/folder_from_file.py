@@ -9,7 +9,7 @@ from typing import Any
 
 from fastdb import console
 from fastdb.errors import ModelError
-from fastdb.models import recognise
+from fastdb.models import detect
 from fastdb.models.family import FAMILIES, FLUX, SD35, SDXL, Family
 from fastdb.downloads.download import check_room
 from fastdb.downloads.model_cache import came_from, locked, place, recall, remember
@@ -18,7 +18,7 @@ from fastdb.models.inspect import Inspection, inspect
 from fastdb.models.registry import NO_BASE, check_trainable
 from fastdb.storage.atomic_write import explained, unfinished
 
-OTHERS = {recognise.XL: SDXL, recognise.REFINER: SDXL, recognise.SD3: SD35, recognise.FLUX: FLUX}
+OTHERS = {detect.XL: SDXL, detect.REFINER: SDXL, detect.SD3: SD35, detect.FLUX: FLUX}
 """Families by what a file is recognised as, where that is not their title."""
 
 SPARE = 1 << 20
@@ -58,10 +58,10 @@ def configurations_of(file: Path, *, v_prediction: bool = False) -> Path:
     # Need torch, which what is here already does not.
     import torch
 
-    from fastdb.models.configs import lay_out
+    from fastdb.models.diffusers_configs import lay_out
     from fastdb.models.convert import family_of as layout_name
     from fastdb.models.layouts.families import layout_of
-    from fastdb.models.plans import to_parts
+    from fastdb.models.tensor_plan import to_parts
 
     layout = layout_of(layout_name(inspect(file)))
     parts = to_parts(layout, open_tensors(file), torch.float16)
@@ -104,7 +104,7 @@ def check_base_file(found: Inspection) -> None:
 def family_of(found: Inspection) -> Family | None:
     """The family of what was inspected; None where it is not known."""
     what = found.what
-    if what.inpainting and what.family == recognise.SD1:
+    if what.inpainting and what.family == detect.SD1:
         return FAMILIES["sd1-inpainting"]
     return OTHERS.get(what.family) or next((one for one in FAMILIES.values() if one.title == what.family), None)
 

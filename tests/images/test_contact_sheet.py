@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastdb.images.sheet import Cell, Row, arrowed, contact_sheet, save_sheet
+from fastdb.images.contact_sheet import Cell, Row, arrowed, contact_sheet, save_sheet
 
 Gallery = Callable[[str], Image.Image]
 

@@ -10,7 +10,7 @@ from typing import Any
 from fastdb.errors import ModelError
 from fastdb.models.layouts import vae
 from fastdb.models.layouts.families import SD2_UNET
-from fastdb.models.layouts.line import BROKEN, Shape
+from fastdb.models.layouts.tensor_mapping import BROKEN, Shape
 from fastdb.models.layouts.unet import ROOT
 
 HEAD = 64

@@ -15,7 +15,7 @@ from fastdb.formats.reader import open_tensors
 from fastdb.models.inspect import inspect
 from fastdb.models.layouts.families import layout_of
 from fastdb.models.loading import empty, give
-from fastdb.models.plans import Planned, to_parts
+from fastdb.models.tensor_plan import Planned, to_parts
 
 
 def import_original(

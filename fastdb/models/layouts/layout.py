@@ -9,7 +9,7 @@ from functools import cached_property
 
 from fastdb.errors import ModelError
 from fastdb.models.layouts import clip, vae
-from fastdb.models.layouts.line import Line, Shape
+from fastdb.models.layouts.tensor_mapping import Line, Shape
 from fastdb.models.layouts.unet import ROOT as UNET_ROOT
 
 CONV_IN = f"{UNET_ROOT}.input_blocks.0.0.weight"

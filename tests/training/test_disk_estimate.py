@@ -18,7 +18,7 @@ from fastdb.sessions.session import Session
 from fastdb.storage.delete import bytes_of
 from fastdb.training import process
 from fastdb.training.preflight import preflight
-from fastdb.training.space_needed import Weights, check_space, checkpoint_bytes, need, published_bytes, weights_of
+from fastdb.training.disk_estimate import Weights, check_space, checkpoint_bytes, need, published_bytes, weights_of
 
 from .conftest import outcome
 
@@ -192,7 +192,7 @@ def test_a_session_that_can_go_on_is_not_refused(
 def test_it_needs_no_torch(mini: Path, make_session: Callable[..., Session]) -> None:
     code = (
         "import sys; from pathlib import Path; from fastdb.sessions.session import Session; "
-        "from fastdb.training.space_needed import check_space; "
+        "from fastdb.training.disk_estimate import check_space; "
         f"check_space(Session.open({str(make_session().path)!r}), Path({str(mini)!r})); "
         "print('torch' in sys.modules)"
     )

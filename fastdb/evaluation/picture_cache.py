@@ -12,7 +12,7 @@ from PIL import Image
 
 from fastdb.evaluation.candidates import Candidate
 from fastdb.evaluation.measures import Taken
-from fastdb.evaluation.protocol import Shot
+from fastdb.evaluation.prompts import Shot
 from fastdb.images.png_chunks import png_fault
 from fastdb.inference.engine import Request
 from fastdb.inference.pictures import parameters, png

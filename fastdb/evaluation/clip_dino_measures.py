@@ -24,7 +24,7 @@ from transformers.utils import logging as remarks
 
 from fastdb.errors import ModelError
 from fastdb.evaluation.measures import Figure, Limit, Measured, Taken, Value, difference, gathered
-from fastdb.evaluation.protocol import CLASS, CONTEXT, OTHERS, SUBJECT, without
+from fastdb.evaluation.prompts import CLASS, CONTEXT, OTHERS, SUBJECT, without
 
 CLIP, DINO = "openai/clip-vit-base-patch32", "facebook/dino-vits16"
 """ViT-B/32 and ViT-S/16, those of the paper, by their names on the Hub."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastdb.models.sources import MINI
+from fastdb.models.resolve import MINI
 from fastdb.world.scene import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, prompt
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from fastdb import workflow
 from fastdb.errors import ConfigError, ImageError
-from fastdb.evaluation.protocol import (
+from fastdb.evaluation.prompts import (
     CONTEXTS,
     Protocol,
     Shot,

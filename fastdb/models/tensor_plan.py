@@ -15,7 +15,7 @@ from fastdb.errors import ModelError
 from fastdb.formats.safetensors_writer import Entry
 from fastdb.formats.reader import TensorFile, open_tensors
 from fastdb.models.layouts import vae as vae_layout
-from fastdb.models.layouts.mapping import Layout, Move, ema_key
+from fastdb.models.layouts.layout import Layout, Move, ema_key
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 LARGEST = {torch.float16: 65504.0}
