@@ -29,10 +29,10 @@ hush_libraries()
 
 import torch  # noqa: E402
 
+from fastdb.checkpoints.export_parts import export_metadata, export_parts  # noqa: E402
 from fastdb.inference.engine import Engine, Request  # noqa: E402
 from fastdb.inference.source import open_source  # noqa: E402
 from fastdb.models.export import Precision, export_model  # noqa: E402
-from fastdb.checkpoints.export_parts import export_metadata, export_parts  # noqa: E402
 
 SETTINGS: dict[str, Any] = {
     "captions.instance_prompt": demo.PROMPT,

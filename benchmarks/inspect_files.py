@@ -18,11 +18,11 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from fastdb.models.ckpt_file import write_ckpt
-from fastdb.models.safetensors_file import Entry, write_safetensors
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from fastdb import console
+from fastdb.formats.ckpt_writer import write_ckpt
+from fastdb.formats.safetensors_writer import Entry, write_safetensors
 from fastdb.models.layouts.families import layout_of
 
 BLOCKS = {

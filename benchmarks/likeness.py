@@ -27,9 +27,9 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from fastdb import results, workflow
+from fastdb.checkpoints.progress import steps_of
 from fastdb.images.intake import save_png
 from fastdb.sessions.session import Session
-from fastdb.checkpoints.progress import steps_of
 from fastdb.world.scene import prompt
 from fastdb.world.subjects import SUBJECTS
 

@@ -13,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from fastdb.sessions.session_yaml import BaseModelRecord, Run, write_record
 from fastdb.sessions.session import Session
+from fastdb.sessions.session_yaml import BaseModelRecord, Run, write_record
 
 
 def make(root: Path, number: int) -> None:

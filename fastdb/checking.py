@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastdb import console
+from fastdb.checkpoints.checkpoint import ASIDE, Checkpoint, complete, wrong_with
+from fastdb.checkpoints.leftovers import leftovers
+from fastdb.checkpoints.progress import needed
 from fastdb.errors import StorageError
 from fastdb.images.png_chunks import png_fault
 from fastdb.overview import SessionLike, open_session
 from fastdb.sessions import file_hashes
-from fastdb.checkpoints.checkpoint import ASIDE, Checkpoint, complete, wrong_with
-from fastdb.checkpoints.leftovers import leftovers
 from fastdb.sessions.session import Session
-from fastdb.checkpoints.progress import needed
 from fastdb.storage.atomic_write import explained
 from fastdb.storage.delete import bytes_of
 

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 from PIL.Image import Image
 
 from fastdb import console, overview, results, workflow
+from fastdb.checkpoints.progress import steps_of
 from fastdb.errors import TrainingError
 from fastdb.evaluation.prompts import CLASS, CONTEXT, OTHERS, SUBJECT, Shot
+from fastdb.images.contact_sheet import Cell, Row, arrowed, contact_sheet, save_sheet
 from fastdb.images.intake import save_png
 from fastdb.images.photos import photos_in, read_photo
-from fastdb.images.contact_sheet import Cell, Row, arrowed, contact_sheet, save_sheet
 from fastdb.models.resolve import MINI
-from fastdb.runtime.paths import cache_folder
 from fastdb.runtime.library_logging import hush_libraries
+from fastdb.runtime.paths import cache_folder
 from fastdb.sessions.session import Session
-from fastdb.checkpoints.progress import steps_of
 from fastdb.storage.atomic_write import make_folder, write_text
 from fastdb.training import process
 

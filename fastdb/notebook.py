@@ -89,8 +89,8 @@ def add_images(session: Session, folder: str = "", *, upload_more: bool = False)
 
 def samples(session: Session) -> Image | None:
     """One picture of the samples made so far, stage by stage in the order of their steps."""
-    from fastdb.images.contact_sheet import Cell
     from fastdb.checkpoints.progress import STAGES
+    from fastdb.images.contact_sheet import Cell
 
     found: dict[str, list[Cell]] = {stage: [] for stage in STAGES}
     for path in sorted(session.samples.glob("*.png"), key=_sample_key):

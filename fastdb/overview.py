@@ -49,8 +49,8 @@ def list_sessions(root: str | Path | None = None) -> list[Session]:
 
 def show(session: SessionLike, root: str | Path | None = None) -> Session:
     """Say what a session holds."""
-    from fastdb.sessions.file_hashes import changes
     from fastdb.checkpoints.leftovers import leftovers
+    from fastdb.sessions.file_hashes import changes
 
     session = open_session(session, root)
     record, config = session.record, session.config

@@ -36,8 +36,8 @@ def export(
         TrainingError: nothing was trained yet.
         StorageError: the disk is full or read-only.
     """
-    from fastdb.models.export import export_model
     from fastdb.checkpoints.export_parts import export_metadata, export_parts
+    from fastdb.models.export import export_model
     from fastdb.models.resolve import base_of
     from fastdb.sessions.file_hashes import note
 
@@ -81,8 +81,8 @@ def generate(
         FastDBError: a value is out of bounds, or the model cannot be loaded.
     """
     from fastdb.inference.samplers import DEFAULT, check_sampler
-    from fastdb.runtime.paths import expanded
     from fastdb.runtime.library_logging import hush_libraries
+    from fastdb.runtime.paths import expanded
 
     # Before torch is loaded, which takes seconds.
     check_sampler(request.get("sampler", DEFAULT))
@@ -135,8 +135,8 @@ def evaluate(
         FastDBError: there is nothing to evaluate, a value is out of bounds, or a model that measures cannot be had.
     """
     from fastdb.inference.samplers import check_sampler
-    from fastdb.runtime.paths import expanded
     from fastdb.runtime.library_logging import hush_libraries
+    from fastdb.runtime.paths import expanded
 
     # Before torch is loaded, which takes seconds.
     if wanted.get("sampler") is not None:

@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdb import console
+from fastdb.checkpoints.checkpoint import ASIDE, complete
+from fastdb.checkpoints.pending import pending
+from fastdb.checkpoints.progress import check_step
 from fastdb.config import Config
 from fastdb.errors import ImageError, SessionBusy, SessionError, StorageError
 from fastdb.overview import SessionLike, exports_of, open_session
-from fastdb.checkpoints.pending import pending
 from fastdb.runtime.paths import cache_folder, expanded
-from fastdb.sharing.untrusted_zip import MOST_BYTES, Archive, Member, opened
+from fastdb.sessions.file_hashes import begin, changes
+from fastdb.sessions.session import Session, check_name, lay_out, near_name, now
+from fastdb.sessions.session_yaml import BaseModelRecord, Record, new_lineage, read_record, write_record
 from fastdb.sharing.incoming import Found, locate, locate_in, read_come, settle, without_history
 from fastdb.sharing.transfer import (
     EXPORTS,
@@ -31,11 +35,7 @@ from fastdb.sharing.transfer import (
     staged,
     write_archive,
 )
-from fastdb.checkpoints.checkpoint import ASIDE, complete
-from fastdb.sessions.file_hashes import begin, changes
-from fastdb.sessions.session_yaml import BaseModelRecord, Record, new_lineage, read_record, write_record
-from fastdb.sessions.session import Session, check_name, lay_out, near_name, now
-from fastdb.checkpoints.progress import check_step
+from fastdb.sharing.untrusted_zip import MOST_BYTES, Archive, Member, opened
 from fastdb.storage.manifest import MANIFEST
 
 if TYPE_CHECKING:
@@ -183,8 +183,8 @@ def _adopt_link(link: str, name: str | None, base: str | Path | None, root: str 
         ModelError: it cannot be had.
         SessionError: it is larger than any session, or cannot be adopted.
     """
-    from fastdb.downloads.download import download
     from fastdb.downloads.civitai_and_drive import remote_of
+    from fastdb.downloads.download import download
     from fastdb.downloads.source import CivitaiFile, DriveFile, WebFile, parse
 
     named = parse(link)
@@ -266,10 +266,10 @@ def _take_classic(folder: Path, beside: Path, name: str, base: str | Path | None
         ImageError: no picture can be used.
         ModelError: the base model cannot be had.
     """
-    from fastdb.sharing.classic_notebook import add_classic, add_concept_images, only_zipped, read_classic, unzipped
     from fastdb.models.diffusers_folder import open_base_model
     from fastdb.models.mini_settings import recommended
     from fastdb.models.resolve import MINI, find_base
+    from fastdb.sharing.classic_notebook import add_classic, add_concept_images, only_zipped, read_classic, unzipped
 
     unpacked = beside / ".images"
     if only_zipped(folder):

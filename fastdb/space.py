@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdb import console
+from fastdb.checkpoints.disk_usage import KINDS, REMOVABLE, Cost, costs_of, is_session, removable
+from fastdb.checkpoints.retention import KEEP, retention
 from fastdb.errors import ConfigError, SessionBusy
 from fastdb.overview import SessionLike, open_session
 from fastdb.runtime.paths import cache_folder, sessions_root
-from fastdb.sharing.transfer import rests
-from fastdb.checkpoints.disk_usage import KINDS, REMOVABLE, Cost, costs_of, is_session, removable
 from fastdb.sessions.lease_status import refuse_elsewhere
-from fastdb.checkpoints.retention import KEEP, retention
+from fastdb.sharing.transfer import rests
 from fastdb.storage.atomic_write import explained
 from fastdb.storage.delete import bytes_of, mapped_files, remove
 

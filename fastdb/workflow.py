@@ -15,8 +15,8 @@ from fastdb.config import Config, Extension, build
 from fastdb.errors import ConfigError, ImageError, SessionBusy, SessionNotFound, TrainingError
 from fastdb.overview import SessionLike, open_session, show
 from fastdb.sessions.lease_status import refuse_elsewhere
-from fastdb.sessions.session_yaml import BaseModelRecord, Subject
 from fastdb.sessions.session import Session, check_free, check_name
+from fastdb.sessions.session_yaml import BaseModelRecord, Subject
 
 PUBLISH_WITHIN = 30.0
 """Seconds of failures after which a person is told rather than made to wait."""
@@ -109,9 +109,9 @@ def add_images(session: SessionLike, photos: Sequence[str | Path], root: str | P
         ImageError: nothing was found, or some could not be used (after the others were added).
         SessionBusy: the session is being trained.
     """
+    from fastdb.images.contact_sheet import save_sheet
     from fastdb.images.intake import add_photos
     from fastdb.images.review import review_sheet
-    from fastdb.images.contact_sheet import save_sheet
     from fastdb.sessions.file_hashes import note
     from fastdb.training.process import find
 
@@ -207,9 +207,9 @@ def _ready(session: Session, config: Config, restart: bool, from_step: int | Non
     Raises:
         FastDBError: training cannot start or go on so.
     """
-    from fastdb.checkpoints.publish import nothing_published
-    from fastdb.checkpoints import checkpoint
+    from fastdb.checkpoints.checkpoint import set_all_aside, set_newer_aside
     from fastdb.checkpoints.progress import check_step
+    from fastdb.checkpoints.publish import nothing_published
     from fastdb.training.preflight import preflight
 
     if from_step is not None:
@@ -220,7 +220,7 @@ def _ready(session: Session, config: Config, restart: bool, from_step: int | Non
     places = session.checkpoint_folders[::-1]
     if restart:
         with nothing_published(session):
-            kept = [one for folder in places if (one := checkpoint.set_all_aside(folder))]
+            kept = [one for folder in places if (one := set_all_aside(folder))]
             session = session.with_new_lineage()
         for folder in kept:
             console.say(f"earlier checkpoints are kept in {folder}")
@@ -228,7 +228,7 @@ def _ready(session: Session, config: Config, restart: bool, from_step: int | Non
             console.say("there were no checkpoints")
     elif from_step is not None:
         with nothing_published(session):
-            kept = checkpoint.set_newer_aside(places, "unet", from_step)
+            kept = set_newer_aside(places, "unet", from_step)
         for folder in kept:
             console.say(f"checkpoints after step {from_step} of the UNet's stage are kept in {folder}")
         if not kept:
@@ -332,9 +332,9 @@ def publish(session: SessionLike, root: str | Path | None = None) -> Session:
         StorageError: its disk is full, read-only or away.
         ModelError: its base model cannot be had.
     """
-    from fastdb.models.resolve import base_of
     from fastdb.checkpoints.pending import pending
     from fastdb.checkpoints.publish import Publishing
+    from fastdb.models.resolve import base_of
     from fastdb.training.process import find
 
     session = open_session(session, root)

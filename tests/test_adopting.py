@@ -18,9 +18,9 @@ from PIL import Image
 from fastdb import sharing, space, workflow
 from fastdb.errors import ModelError, SessionError
 from fastdb.runtime.paths import cache_folder
-from fastdb.sharing.transfer import rests
 from fastdb.sessions.session import Session
-from tests.models.fetch.server import File, Server
+from fastdb.sharing.transfer import rests
+from tests.downloads.server import File, Server
 
 TWO_DAYS = 2 * 86400.0
 

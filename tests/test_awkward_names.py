@@ -18,9 +18,9 @@ from fastdb import sharing, workflow
 from fastdb.errors import FastDBError
 from fastdb.images.intake import instance_images_of
 from fastdb.overview import list_sessions, show
-from fastdb.sharing.transfer import files_of
-from fastdb.sessions.session_yaml import read_record
 from fastdb.sessions.session import Session
+from fastdb.sessions.session_yaml import read_record
+from fastdb.sharing.transfer import files_of
 
 NAMES = [
     "plain", "Plain", "PLAIN", "two words", " leading", "trailing ", "  ", "tab\there", "line\nbreak", "\n", "cr\rcr",

@@ -18,9 +18,9 @@ import pytest
 
 pytest.importorskip("torch")
 
+from fastdb.checkpoints.checkpoint import complete
 from fastdb.cli import app
 from fastdb.runtime.paths import work_folder
-from fastdb.checkpoints.checkpoint import complete
 from fastdb.sessions.session import Session
 from fastdb.storage.manifest import faults
 from fastdb.training.process import start

@@ -24,20 +24,20 @@ from filelock import FileLock  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from fastdb import demo, overview, workflow  # noqa: E402
+from fastdb.checkpoints.checkpoint import complete  # noqa: E402
+from fastdb.checkpoints.export_parts import export_parts  # noqa: E402
 from fastdb.config import Config  # noqa: E402
 from fastdb.errors import TrainingError  # noqa: E402
 from fastdb.evaluation import mini_measures  # noqa: E402
 from fastdb.evaluation.measures import Taken  # noqa: E402
 from fastdb.evaluation.prompts import CLASS, CONTEXT, OTHERS, SUBJECT  # noqa: E402
+from fastdb.formats.reader import open_tensors  # noqa: E402
 from fastdb.images.photos import photos_in, read_photo  # noqa: E402
 from fastdb.models.export import check_described  # noqa: E402
-from fastdb.formats.reader import open_tensors  # noqa: E402
 from fastdb.models.layouts.families import layout_of  # noqa: E402
-from fastdb.models.tensor_plan import from_parts, opened  # noqa: E402
 from fastdb.models.mini_settings import recommended  # noqa: E402
-from fastdb.checkpoints.export_parts import export_parts  # noqa: E402
+from fastdb.models.tensor_plan import from_parts, opened  # noqa: E402
 from fastdb.runtime.paths import work_folder  # noqa: E402
-from fastdb.checkpoints.checkpoint import complete  # noqa: E402
 from fastdb.sessions.events import read_events  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.storage.manifest import faults  # noqa: E402
@@ -319,7 +319,9 @@ def test_what_it_says_is_true(shown: Shown) -> None:
 
 def test_it_measures_what_it_shows(shown: Shown) -> None:
     """A line a figure of the drawn world, counted before and after; a known picture is counted as what it is."""
-    expected = {figure.about.removeprefix("share of ") for figure in mini_measures.FIGURES if figure.name != "others_kept"}
+    expected = {
+        figure.about.removeprefix("share of ") for figure in mini_measures.FIGURES if figure.name != "others_kept"
+    }
     found = re.findall(r"^(.+?)  +(\d+) of (\d+)  +(\d+) of (\d+)$", shown.said, re.MULTILINE)
     assert {line[0] for line in found} == expected
     assert [line[2] for line in found] == [line[4] for line in found] == ["1", "1", "4", "4", "1", "4", "5"]

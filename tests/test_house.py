@@ -178,8 +178,8 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 
 def test_the_quick_commands_need_no_torch(sessions_folder: Path) -> None:
-    from fastdb.sessions.session_yaml import BaseModelRecord
     from fastdb.sessions.session import Session
+    from fastdb.sessions.session_yaml import BaseModelRecord
 
     Session.create("dog", base_model=BaseModelRecord(folder="/m", fingerprint="0"))
     assert sessions_folder.is_dir()

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastdb import sharing, workflow
+from fastdb.checkpoints.checkpoint import save
 from fastdb.errors import (
     FastDBError,
     ImageError,
@@ -30,11 +31,10 @@ from fastdb.errors import (
     StorageError,
 )
 from fastdb.images.intake import instance_images_of
-from fastdb.sharing import transfer
-from fastdb.checkpoints.checkpoint import save
 from fastdb.sessions.file_hashes import FILES
-from fastdb.sessions.session_yaml import FILE, Run, read_record, write_record
 from fastdb.sessions.session import Session
+from fastdb.sessions.session_yaml import FILE, Run, read_record, write_record
+from fastdb.sharing import transfer
 from fastdb.storage.manifest import MANIFEST, faults
 from fastdb.training.lock import training_lock
 

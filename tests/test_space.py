@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from fastdb import space
-from fastdb.errors import ConfigError, SessionBusy
-from fastdb.downloads.model_cache import entries, locked, note_use, place, remember
 from fastdb.checkpoints.checkpoint import complete, save
 from fastdb.checkpoints.disk_usage import KINDS, REMOVABLE, costs_of
-from fastdb.sessions.session_yaml import BaseModelRecord
+from fastdb.downloads.model_cache import entries, locked, note_use, place, remember
+from fastdb.errors import ConfigError, SessionBusy
 from fastdb.sessions.session import Session
+from fastdb.sessions.session_yaml import BaseModelRecord
 from fastdb.storage.manifest import faults
 from fastdb.training.lock import training_lock
 

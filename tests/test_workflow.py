@@ -19,6 +19,8 @@ from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from fastdb import overview, results, workflow  # noqa: E402
+from fastdb.checkpoints.checkpoint import complete  # noqa: E402
+from fastdb.checkpoints.decompressed_cache import raw_file  # noqa: E402
 from fastdb.errors import (  # noqa: E402
     ConfigError,
     FastDBError,
@@ -31,8 +33,6 @@ from fastdb.errors import (  # noqa: E402
     StorageError,
     TrainingError,
 )
-from fastdb.checkpoints.decompressed_cache import raw_file  # noqa: E402
-from fastdb.checkpoints.checkpoint import complete  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.training import process  # noqa: E402
 

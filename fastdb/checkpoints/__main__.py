@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fastdb.errors import FastDBError, StorageError
 from fastdb.checkpoints.publish import NOT_YET, Publishing
+from fastdb.errors import FastDBError, StorageError
 from fastdb.runtime.library_logging import hush_libraries
 from fastdb.sessions.events import EventLog
 from fastdb.sessions.lease import Fence

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastdb.errors import CheckpointError, StorageError
-from fastdb.storage.safe_names import shown
 from fastdb.checkpoints.retention import Retention
+from fastdb.errors import CheckpointError, StorageError
 from fastdb.storage.atomic_write import explained, flush, write_json
-from fastdb.storage.manifest import faults, named, write_manifest
 from fastdb.storage.delete import remove
 from fastdb.storage.drive_duplicates import first_name
 from fastdb.storage.drive_uploads import waits_for_upload
+from fastdb.storage.manifest import faults, named, write_manifest
+from fastdb.storage.safe_names import shown
 
 STATE = "state.json"
 FORMAT = 2

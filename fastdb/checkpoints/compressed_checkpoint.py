@@ -13,18 +13,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastdb.errors import CheckpointError, ModelError
-from fastdb.models.diffusers_folder import weight_file
-from fastdb.formats.tensor_bits import Numbers
-from fastdb.checkpoints.compressed_reader import OLDER, Base, Packed
+from fastdb.checkpoints.checkpoint import Checkpoint
 from fastdb.checkpoints.compressed_index import Origin
+from fastdb.checkpoints.compressed_reader import OLDER, Base, Packed
 from fastdb.checkpoints.compressed_writer import write_packed
-from fastdb.formats.safetensors_header import WRITTEN, header
+from fastdb.checkpoints.progress import AVERAGE, PACKED, RAW, STAGES, tensors_file
+from fastdb.errors import CheckpointError, ModelError
 from fastdb.formats.hashing_writer import Pace, Sink
 from fastdb.formats.reader import TensorFile, open_tensors
+from fastdb.formats.safetensors_header import WRITTEN, header
+from fastdb.formats.tensor_bits import Numbers
+from fastdb.models.diffusers_folder import weight_file
 from fastdb.models.layouts.layout import modern_name
-from fastdb.checkpoints.checkpoint import Checkpoint
-from fastdb.checkpoints.progress import AVERAGE, PACKED, RAW, STAGES, tensors_file
 from fastdb.storage.atomic_write import explained, flush
 from fastdb.storage.manifest import hashes_in
 

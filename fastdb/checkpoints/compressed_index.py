@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from fastdb.formats import moments
+from fastdb.checkpoints import adam_moments as moments
 from fastdb.checkpoints.byte_planes import CHUNK, EXPONENTS
 from fastdb.formats.safetensors_header import LARGEST, parsed
 from fastdb.formats.tensor_info import (

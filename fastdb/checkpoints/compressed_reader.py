@@ -19,12 +19,20 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
 
-from fastdb.errors import CheckpointError
-from fastdb.formats import moments
-from fastdb.formats.tensor_bits import Bits, Numbers, bits_type
-from fastdb.checkpoints.compressed_index import DIFFERENCE, PLANES, SECOND, Origin, PackedTensor, lines_length, read_index
+from fastdb.checkpoints import adam_moments as moments
 from fastdb.checkpoints.byte_planes import CHUNK, EXPONENTS, decode, exponents, restored, unpressed
+from fastdb.checkpoints.compressed_index import (
+    DIFFERENCE,
+    PLANES,
+    SECOND,
+    Origin,
+    PackedTensor,
+    lines_length,
+    read_index,
+)
+from fastdb.errors import CheckpointError
 from fastdb.formats.reader import open_tensors
+from fastdb.formats.tensor_bits import Bits, Numbers, bits_type
 from fastdb.formats.tensor_info import SIZES, Fault, TensorInfo, shown
 from fastdb.storage.atomic_write import explained
 from fastdb.storage.manifest import sha256

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from fastdb.errors import CheckpointError
-from fastdb.formats import moments
-from fastdb.formats.tensor_bits import Bits, Numbers
-from fastdb.checkpoints.compressed_reader import Base, in_turn
+from fastdb.checkpoints import adam_moments as moments
+from fastdb.checkpoints.byte_planes import CHUNK, EXPONENTS, difference, encode, exponents, pressed
 from fastdb.checkpoints.compressed_index import (
     DIFFERENCE,
     MAGIC,
@@ -25,8 +23,10 @@ from fastdb.checkpoints.compressed_index import (
     PackedTensor,
     index_text,
 )
-from fastdb.checkpoints.byte_planes import CHUNK, EXPONENTS, difference, encode, exponents, pressed
+from fastdb.checkpoints.compressed_reader import Base, in_turn
+from fastdb.errors import CheckpointError
 from fastdb.formats.hashing_writer import Pace, Sink, Written
+from fastdb.formats.tensor_bits import Bits, Numbers
 from fastdb.formats.tensor_info import TensorInfo, contiguous
 from fastdb.storage.atomic_write import explained
 

@@ -12,16 +12,16 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
+from fastdb.checkpoints.compressed_checkpoint import open_packed, origin_of
+from fastdb.checkpoints.compressed_index import Origin
+from fastdb.checkpoints.compressed_reader import OLDER
+from fastdb.checkpoints.progress import PACKED, RAW
 from fastdb.console import size
 from fastdb.errors import CheckpointError, StorageError
-from fastdb.checkpoints.compressed_reader import OLDER
-from fastdb.checkpoints.compressed_index import Origin
+from fastdb.formats.hashing_writer import read_back
 from fastdb.formats.safetensors_header import header
 from fastdb.formats.safetensors_writer import Entry, write_safetensors
-from fastdb.formats.hashing_writer import read_back
-from fastdb.checkpoints.compressed_checkpoint import open_packed, origin_of
 from fastdb.runtime.paths import cache_folder
-from fastdb.checkpoints.progress import PACKED, RAW
 from fastdb.storage.atomic_write import TEMPORARY, explained, make_folder, writing
 from fastdb.storage.manifest import sha256
 

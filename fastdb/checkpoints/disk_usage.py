@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastdb.checkpoints.checkpoint import ASIDE, UNFINISHED, complete, spare
-from fastdb.sessions.session_yaml import FILE
+from fastdb.checkpoints.progress import STAGES, progress_of, steps_of
 from fastdb.checkpoints.retention import retention
 from fastdb.sessions.session import Session
-from fastdb.checkpoints.progress import STAGES, progress_of, steps_of
+from fastdb.sessions.session_yaml import FILE
 from fastdb.storage.atomic_write import TEMPORARY
 from fastdb.storage.delete import bytes_of
 

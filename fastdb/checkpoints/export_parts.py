@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from fastdb.checkpoints.decompressed_cache import raw_files
+from fastdb.checkpoints.progress import STAGES, how_far, standing, standings
 from fastdb.errors import TrainingError
 from fastdb.models.diffusers_folder import open_base_model, weight_file
 from fastdb.models.resolve import base_of
-from fastdb.checkpoints.decompressed_cache import raw_files
 from fastdb.sessions.session import Session
-from fastdb.checkpoints.progress import STAGES, how_far, standing, standings
 
 
 def export_parts(session: Session, step: int | None = None) -> tuple[dict[str, Path], str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastdb.checkpoints.checkpoint import complete, oddments, passed_over, wrong_with
-from fastdb.storage.safe_names import shown
-from fastdb.sessions.session_yaml import FILE
-from fastdb.sessions.session import Session
 from fastdb.checkpoints.progress import needed
+from fastdb.sessions.session import Session
+from fastdb.sessions.session_yaml import FILE
 from fastdb.storage.atomic_write import explained
 from fastdb.storage.drive_duplicates import first_name, is_copy
+from fastdb.storage.safe_names import shown
 
 
 def leftovers(session: Session) -> list[str]:

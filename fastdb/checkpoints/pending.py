@@ -7,12 +7,11 @@ the last of each stage, and those that are kept for good.
 
 from __future__ import annotations
 
-from fastdb.errors import CheckpointError, StorageError
-from fastdb.checkpoints import checkpoint
-from fastdb.checkpoints.checkpoint import STATE, Checkpoint, complete
-from fastdb.checkpoints.retention import KEEP, Retention, retention
-from fastdb.sessions.session import Session
+from fastdb.checkpoints.checkpoint import STATE, Checkpoint, complete, own, take_away
 from fastdb.checkpoints.progress import STAGES
+from fastdb.checkpoints.retention import KEEP, Retention, retention
+from fastdb.errors import CheckpointError, StorageError
+from fastdb.sessions.session import Session
 from fastdb.storage.manifest import hashes_in
 
 MADE_OF = "made_of"
@@ -88,7 +87,7 @@ def spare_here(session: Session, keep: int = KEEP) -> list[str]:
         waiting = {one.path for one in pending(session)}
         going = [one for one in complete(session.local_checkpoints) if one.stranger(session.record.lineage)]
         for stage in STAGES:
-            there = checkpoint.own(session.local_checkpoints, stage, session.record.lineage)
+            there = own(session.local_checkpoints, stage, session.record.lineage)
             going += [one for one in there[:-keep] if one.path not in waiting]
     except StorageError:
         # The session's disk is away: nothing tells what is published, so all stays until the next time.
@@ -96,7 +95,7 @@ def spare_here(session: Session, keep: int = KEEP) -> list[str]:
     said = []
     for one in going:
         try:
-            checkpoint.take_away(one)
+            take_away(one)
         except OSError as error:
             said.append(f"checkpoint {one.path.name} on this machine could not be removed: {error.strerror}")
     return said

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fastdb.checkpoints.checkpoint import Checkpoint, complete, newest, oddments, passed_over, wrong_with
 from fastdb.config import Config
 from fastdb.errors import ConfigError, TrainingError
-from fastdb.checkpoints.checkpoint import Checkpoint, complete, newest, oddments, passed_over, wrong_with
 from fastdb.sessions.session import Session
 from fastdb.storage.manifest import hashes_in
 
@@ -21,7 +21,7 @@ In the joint mode the text encoder has no stage of its own: it trains in the UNe
 
 RAW = ".safetensors"
 PACKED = ".packed"
-"""Endings of the files with tensors in a checkpoint, by its form; what reads either is `checkpoints/compressed_checkpoint`."""
+"""Suffixes of tensor files in a checkpoint: raw and compressed, see `checkpoints/compressed_checkpoint`."""
 
 AVERAGE = "_ema"
 

@@ -10,20 +10,20 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fastdb.errors import SessionBusy, StorageError
-from fastdb.checkpoints.rate_limit import Pace
+from fastdb.checkpoints.checkpoint import NOT_LOOKED_THROUGH, Checkpoint, clear_unfinished, own, prune, set_aside
+from fastdb.checkpoints.checkpoint import save as save_checkpoint
 from fastdb.checkpoints.pending import MADE_OF, pending, raw_hashes
-from fastdb.runtime.paths import work_folder
-from fastdb.checkpoints import checkpoint
-from fastdb.checkpoints.checkpoint import NOT_LOOKED_THROUGH, Checkpoint
-from fastdb.sessions.events import Tell
-from fastdb.checkpoints.retention import retention
-from fastdb.sessions.session import Session
 from fastdb.checkpoints.progress import STAGES
+from fastdb.checkpoints.rate_limit import Pace
+from fastdb.checkpoints.retention import retention
+from fastdb.errors import SessionBusy, StorageError
+from fastdb.runtime.paths import work_folder
+from fastdb.sessions.events import Tell
+from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import explained, make_folder
-from fastdb.storage.manifest import faults
 from fastdb.storage.delete import bytes_of
 from fastdb.storage.drive_uploads import waits_for_upload
+from fastdb.storage.manifest import faults
 
 NOT_YET = "not in the session's folder yet"
 """How the line begins by which a person learns that publishing fails."""
@@ -82,7 +82,7 @@ class Publishing:
                     self.may()
                     self.session.check_there()
                     if not cleared:
-                        checkpoint.clear_unfinished(self.session.checkpoints)
+                        clear_unfinished(self.session.checkpoints)
                         cleared = True
                     due = pending(self.session)
                     if not due and hurry:
@@ -106,7 +106,7 @@ class Publishing:
     def _publish(self, one: Checkpoint, hurry: bool) -> None:
         began = time.monotonic()
         if wrong := faults(one.path):
-            checkpoint.set_aside(one.path, wrong[0])
+            set_aside(one.path, wrong[0])
             self.tell("warning", message=f"checkpoint {one.path.name} on this machine is passed over: {wrong[0]}")
             return
         from fastdb.checkpoints.compressed_checkpoint import fill  # needs numpy, which whoever only asks does not
@@ -121,10 +121,10 @@ class Publishing:
 
         self.may()
         state = {**one.state, MADE_OF: raw_hashes(one)}
-        done, said = checkpoint.save(self.session.checkpoints, one.stage, one.step, state, write)
+        done, said = save_checkpoint(self.session.checkpoints, one.stage, one.step, state, write)
         pace.progress(total)
         keep, lineage = retention(self.session), self.session.record.lineage
-        said += checkpoint.prune(self.session.checkpoints, one.stage, keep, lineage)
+        said += prune(self.session.checkpoints, one.stage, keep, lineage)
         for line in said:
             # That the disk went away meanwhile is told when it is wanted next, and older ones go the next time.
             if not line.startswith(NOT_LOOKED_THROUGH):
@@ -138,11 +138,11 @@ class Publishing:
         """Set aside the newest of each stage where it is no longer what was published; whether there was one."""
         found = False
         for stage in STAGES:
-            there = checkpoint.own(self.session.checkpoints, stage, self.session.record.lineage)
+            there = own(self.session.checkpoints, stage, self.session.record.lineage)
             if not there or there[-1].path in self.known:
                 continue
             if wrong := faults(there[-1].path):
-                self.tell("warning", message=checkpoint.set_aside(there[-1].path, wrong[0]))
+                self.tell("warning", message=set_aside(there[-1].path, wrong[0]))
                 found = True
             else:
                 self.known.add(there[-1].path)

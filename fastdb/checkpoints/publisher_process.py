@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fastdb.errors import StorageError
 from fastdb.checkpoints.pending import pending, spare_here
 from fastdb.checkpoints.publish import Publishing
+from fastdb.errors import StorageError
 from fastdb.runtime.paths import work_folder
 from fastdb.sessions.events import Tell, follow_events
 from fastdb.sessions.lease import Guard

@@ -6,10 +6,10 @@ import html
 import re
 from urllib.parse import urlsplit
 
-from fastdb.errors import ModelError
-from fastdb.downloads.source import CivitaiFile, DriveFile, WebFile
 from fastdb.downloads.http_request import Remote
+from fastdb.downloads.source import CivitaiFile, DriveFile, WebFile
 from fastdb.downloads.tokens import civitai_token
+from fastdb.errors import ModelError
 
 CIVITAI = "https://civitai.com"
 DRIVE = "https://drive.google.com"

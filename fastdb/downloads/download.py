@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdb.console import size
-from fastdb.errors import ModelError, StorageError
+from fastdb.downloads.http_request import WAIT, Remote, asked, connection
 from fastdb.downloads.http_response import AGAIN, a_page, file_name, is_encoded, is_page, placed, refusal, wait_asked
 from fastdb.downloads.partial_file import Part, begin, find
-from fastdb.downloads.http_request import WAIT, Remote, asked, connection
 from fastdb.downloads.verify import fault_of
+from fastdb.errors import ModelError, StorageError
 from fastdb.storage.atomic_write import explained, make_folder
 
 if TYPE_CHECKING:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastdb.errors import ModelError
-from fastdb.downloads.download import Progress, download, together
 from fastdb.downloads.civitai_and_drive import remote_of
+from fastdb.downloads.download import Progress, download, together
+from fastdb.downloads.hub_download import fetch_file, fetch_repository
+from fastdb.downloads.model_cache import locked, place, recall, remember
 from fastdb.downloads.source import (
     WAYS,
     CivitaiFile,
@@ -19,8 +20,7 @@ from fastdb.downloads.source import (
     WebFile,
     parse,
 )
-from fastdb.downloads.hub_download import fetch_file, fetch_repository
-from fastdb.downloads.model_cache import locked, place, recall, remember
+from fastdb.errors import ModelError
 
 
 def fetch(

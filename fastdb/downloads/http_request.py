@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from fastdb.errors import ModelError
 from fastdb.downloads.http_response import refusal
 from fastdb.downloads.tokens import Token, origin
+from fastdb.errors import ModelError
 
 if TYPE_CHECKING:
     import httpx

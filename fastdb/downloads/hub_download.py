@@ -7,13 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from fastdb.errors import ModelError
 from fastdb.downloads.download import Progress, check_room, download
 from fastdb.downloads.hub_listing import Listing, list_repository
-from fastdb.downloads.source import HubFile, HubRepository
 from fastdb.downloads.hub_selection import INDEX, LEFT_OUT, needed
 from fastdb.downloads.model_cache import locked, place, recall, remember
+from fastdb.downloads.source import HubFile, HubRepository
 from fastdb.downloads.verify import fault_of
+from fastdb.errors import ModelError
 from fastdb.storage.atomic_write import TEMPORARY
 
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastdb.errors import ModelError
-from fastdb.downloads.http_response import AGAIN, safe_name
 from fastdb.downloads.download import Again, Patience
-from fastdb.downloads.source import HubFile, HubRepository, hub_endpoint
 from fastdb.downloads.http_request import Remote
+from fastdb.downloads.http_response import AGAIN, safe_name
+from fastdb.downloads.source import HubFile, HubRepository, hub_endpoint
 from fastdb.downloads.tokens import Token, hub_token
+from fastdb.errors import ModelError
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qs, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
-from fastdb.errors import ModelError
 from fastdb.downloads.tokens import redacted
+from fastdb.errors import ModelError
 from fastdb.runtime.paths import expanded
 
 HUB = "https://huggingface.co"

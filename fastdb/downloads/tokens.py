@@ -12,8 +12,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from fastdb.errors import ModelError
-from fastdb.runtime import paths
-from fastdb.runtime import drive
+from fastdb.runtime import drive, paths
 
 CLASSIC = "token.txt"
 """Where the classic notebook keeps a token for the Hub: the current folder, or My Drive."""

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from fastdb.checkpoints.compressed_checkpoint import raw_sha256
+from fastdb.checkpoints.progress import Standing, standings
 from fastdb.inference.engine import Engine
 from fastdb.inference.source import open_source
 from fastdb.models.diffusers_folder import BaseModel
-from fastdb.checkpoints.compressed_checkpoint import raw_sha256
 from fastdb.sessions.session import Session
-from fastdb.checkpoints.progress import Standing, standings
 from fastdb.storage.atomic_write import explained
 from fastdb.storage.manifest import sha256
 from fastdb.training.process import find

@@ -10,23 +10,23 @@ from pathlib import Path
 import torch
 
 from fastdb import console
+from fastdb.checkpoints.retention import PICKED
 from fastdb.errors import ConfigError, ImageError, ModelError, SessionBusy, TrainingError
 from fastdb.evaluation.candidates import Candidate, busy, checkpoints_of, file_of, untrained
+from fastdb.evaluation.choose import pick
 from fastdb.evaluation.curves import curves
-from fastdb.evaluation.picture_cache import Gallery
 from fastdb.evaluation.grid import grid
 from fastdb.evaluation.measures import Measure, Measured
-from fastdb.evaluation.choose import pick
+from fastdb.evaluation.picture_cache import Gallery
 from fastdb.evaluation.prompts import Protocol, asked_for, protocol_of, words_of
 from fastdb.evaluation.report import Report, rows_of, say_difference
-from fastdb.images.photos import photos_in, read_photo
 from fastdb.images.contact_sheet import save_sheet
+from fastdb.images.photos import photos_in, read_photo
 from fastdb.inference.engine import Request
 from fastdb.inference.samplers import DEFAULT
 from fastdb.models.resolve import MINI
 from fastdb.runtime.device import choose_device
 from fastdb.sessions.lease_status import refuse_elsewhere
-from fastdb.checkpoints.retention import PICKED
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import make_folder, write_json
 from fastdb.training.prepare import check_base

@@ -11,8 +11,8 @@ from PIL import Image
 from fastdb.evaluation.candidates import Candidate
 from fastdb.evaluation.picture_cache import Gallery
 from fastdb.evaluation.prompts import Protocol, Shot
-from fastdb.images.photos import read_photo
 from fastdb.images.contact_sheet import Cell, Row, contact_sheet
+from fastdb.images.photos import read_photo
 
 COLUMNS = 8
 

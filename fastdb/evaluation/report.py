@@ -10,10 +10,10 @@ from typing import Any
 
 from fastdb import console
 from fastdb.evaluation.candidates import Candidate
-from fastdb.evaluation.curves import Curve
-from fastdb.evaluation.picture_cache import Gallery
-from fastdb.evaluation.measures import Figure, Measured, Value
 from fastdb.evaluation.choose import Pick, Row, bound_of
+from fastdb.evaluation.curves import Curve
+from fastdb.evaluation.measures import Figure, Measured, Value
+from fastdb.evaluation.picture_cache import Gallery
 from fastdb.evaluation.prompts import Protocol
 
 FORMAT = 1

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from fastdb.formats.safetensors_writer import Entry, tensor_bytes
 from fastdb.formats.hashing_writer import Sink, Written
+from fastdb.formats.safetensors_writer import Entry, tensor_bytes
 from fastdb.formats.zip_writer import ZipWriter
 
 ROOT = "archive"

@@ -10,9 +10,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO
 
 from fastdb.errors import ModelError
-from fastdb.formats.torch_ckpt import Contents, read_stream, read_zip
 from fastdb.formats.safetensors_header import read_header
 from fastdb.formats.tensor_info import SIZES, Fault, Scalar, TensorInfo
+from fastdb.formats.torch_ckpt import Contents, read_stream, read_zip
 from fastdb.storage.atomic_write import explained
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from fastdb.formats.safetensors_header import header
 from fastdb.formats.hashing_writer import Sink, Written
+from fastdb.formats.safetensors_header import header
 from fastdb.formats.tensor_info import TensorInfo, contiguous
 
 

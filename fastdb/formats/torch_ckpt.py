@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from fastdb.formats.unpickled_types import Inert, Storage, Tensor, torch_reference
-from fastdb.formats.unpickler import LARGEST, Unpickled, unpickle
 from fastdb.formats.tensor_info import MOST_TENSORS, SIZES, Fault, Scalar, TensorInfo, shown
 from fastdb.formats.torch_zip import Record, read_records
+from fastdb.formats.unpickled_types import Inert, Storage, Tensor, torch_reference
+from fastdb.formats.unpickler import LARGEST, Unpickled, unpickle
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001

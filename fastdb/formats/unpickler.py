@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from fastdb.formats.tensor_info import Fault, shown
 from fastdb.formats.unpickled_types import (
     CALLS,
     DATA,
@@ -26,7 +27,6 @@ from fastdb.formats.unpickled_types import (
     storage_dtype,
     torch_reference,
 )
-from fastdb.formats.tensor_info import Fault, shown
 
 LARGEST = 32 << 20
 """Bytes of a pickle; that of a Stable Diffusion with its optimizer has less than one million."""

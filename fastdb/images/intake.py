@@ -15,8 +15,8 @@ from fastdb.images.captions import instance_prompt, read_caption, subject_of
 from fastdb.images.crop import Crop, choose_crop, crop_square
 from fastdb.images.faces import face_detector
 from fastdb.images.photos import decode_photo, own_photos_in, photo_bytes, photos_in
-from fastdb.storage.safe_names import fit_stem
 from fastdb.storage.atomic_write import explained, write_bytes, write_text, writing
+from fastdb.storage.safe_names import fit_stem
 
 LONGEST_NAME = 200
 """Bytes of a file name that every disk and Drive takes, with room for what is put around it."""

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from PIL.Image import Image
 
+from fastdb.images.contact_sheet import Cell, Row, contact_sheet
 from fastdb.images.crop import crop_square
 from fastdb.images.intake import Added
 from fastdb.images.photos import read_photo
-from fastdb.images.contact_sheet import Cell, Row, contact_sheet
 
 
 def review_sheet(name: str, added: Sequence[Added]) -> Image:

@@ -13,16 +13,16 @@ from PIL import Image
 
 from fastdb import console
 from fastdb.errors import ModelError
+from fastdb.formats.reader import open_tensors
 from fastdb.images.contact_sheet import Cell, Row, contact_sheet, save_sheet
 from fastdb.inference.engine import Engine, Request
+from fastdb.models.detect import SD1, SD2
 from fastdb.models.diffusers_folder import PARTS, read_config, weight_file
-from fastdb.formats.reader import open_tensors
-from fastdb.models.load_single_file import import_original
+from fastdb.models.folder_from_file import configurations_of
 from fastdb.models.inspect import inspect
+from fastdb.models.load_single_file import import_original
 from fastdb.models.loading import empty, fill, load_scheduler, load_tokenizer
 from fastdb.models.prediction import prediction_of
-from fastdb.models.detect import SD1, SD2
-from fastdb.models.folder_from_file import configurations_of
 from fastdb.runtime.device import choose_device, release_memory
 
 Model = Path | Mapping[str, Path]

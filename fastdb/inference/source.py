@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastdb.checkpoints.progress import standing
 from fastdb.errors import ModelError
 from fastdb.inference.engine import Engine, Request
 from fastdb.models.diffusers_folder import open_base_model
 from fastdb.models.folder_from_file import folder_of
 from fastdb.models.resolve import base_folder, base_of
-from fastdb.sessions.session_yaml import FILE
 from fastdb.sessions.session import Session
-from fastdb.checkpoints.progress import standing
+from fastdb.sessions.session_yaml import FILE
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,19 @@ from pathlib import Path
 import torch
 
 from fastdb.errors import ModelError
+from fastdb.formats.reader import open_tensors
+from fastdb.formats.safetensors_writer import write_safetensors
 from fastdb.models import detect
-from fastdb.models.diffusers_folder import WEIGHTS, read_config, weight_file
 from fastdb.models.diffusers_configs import lay_out
+from fastdb.models.diffusers_folder import WEIGHTS, read_config, weight_file
 from fastdb.models.export import ENDINGS, Precision, Progress, Steps, made, verify, write_model
 from fastdb.models.family import FAMILIES
-from fastdb.formats.safetensors_writer import write_safetensors
-from fastdb.formats.reader import open_tensors
 from fastdb.models.inspect import UNKNOWN_V, Inspection, inspect
 from fastdb.models.layouts.families import layout_of
 from fastdb.models.layouts.layout import Layout
 from fastdb.models.ldm_yaml import write_config
-from fastdb.models.tensor_plan import DTYPES, Planned, from_file, from_parts, opened, to_parts
 from fastdb.models.prediction import Prediction, ask_unet, told
+from fastdb.models.tensor_plan import DTYPES, Planned, from_file, from_parts, opened, to_parts
 from fastdb.storage.atomic_write import explained, flush
 
 LAYOUTS = {detect.SD1: "sd1", detect.SD2: "sd2", detect.XL: "sdxl"}

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastdb.downloads.fetch import fetch
+from fastdb.downloads.source import HubFile
 from fastdb.errors import ModelError
 from fastdb.models.diffusers_folder import read_config
 from fastdb.models.family import SD1, SD1_INPAINTING, SD2, SDXL, Family, TextEncoder
-from fastdb.downloads.fetch import fetch
-from fastdb.downloads.source import HubFile
 from fastdb.models.layouts.layout import modern_name
 from fastdb.models.tensor_plan import Planned
 from fastdb.storage.atomic_write import make_folder, write_bytes, write_json

@@ -15,13 +15,13 @@ import torch
 
 from fastdb.errors import ModelError, StorageError
 from fastdb.formats.ckpt_writer import write_ckpt
-from fastdb.formats.safetensors_writer import write_safetensors
 from fastdb.formats.hashing_writer import AGAIN, Written, read_back
 from fastdb.formats.reader import TensorFile, open_tensors
+from fastdb.formats.safetensors_writer import write_safetensors
 from fastdb.models.layouts.families import layout_of
 from fastdb.models.ldm_yaml import write_config
-from fastdb.models.tensor_plan import DTYPES, Planned, from_parts, opened
 from fastdb.models.prediction import ask_unet, told
+from fastdb.models.tensor_plan import DTYPES, Planned, from_parts, opened
 from fastdb.storage.atomic_write import flush, writing
 
 Precision = Literal["fp16", "bf16", "fp32"]

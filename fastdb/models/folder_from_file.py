@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fastdb import console
-from fastdb.errors import ModelError
-from fastdb.models import detect
-from fastdb.models.family import FAMILIES, FLUX, SD35, SDXL, Family
 from fastdb.downloads.download import check_room
 from fastdb.downloads.model_cache import came_from, locked, place, recall, remember
+from fastdb.errors import ModelError
 from fastdb.formats.reader import open_tensors
+from fastdb.models import detect
+from fastdb.models.family import FAMILIES, FLUX, SD35, SDXL, Family
 from fastdb.models.inspect import Inspection, inspect
 from fastdb.models.registry import NO_BASE, check_trainable
 from fastdb.storage.atomic_write import explained, unfinished
@@ -58,8 +58,8 @@ def configurations_of(file: Path, *, v_prediction: bool = False) -> Path:
     # Need torch, which what is here already does not.
     import torch
 
-    from fastdb.models.diffusers_configs import lay_out
     from fastdb.models.convert import family_of as layout_name
+    from fastdb.models.diffusers_configs import lay_out
     from fastdb.models.layouts.families import layout_of
     from fastdb.models.tensor_plan import to_parts
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from fastdb.console import size
 from fastdb.errors import ModelError
-from fastdb.models.diffusers_folder import read_config
 from fastdb.formats.reader import open_tensors
 from fastdb.formats.tensor_info import Scalar, TensorInfo, shown
 from fastdb.models.detect import FLUX, REFINER, SD1, SD2, SD3, XL, Recognised, recognise
+from fastdb.models.diffusers_folder import read_config
 from fastdb.storage.atomic_write import explained
 
 UNKNOWN_V = "unknown: those for 512 px (epsilon) and 768 px (v) have the same tensors; --probe asks the UNet"

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from fastdb.errors import ModelError
-from fastdb.models.convert import family_of
 from fastdb.formats.reader import open_tensors
+from fastdb.models.convert import family_of
 from fastdb.models.inspect import inspect
 from fastdb.models.layouts.families import layout_of
 from fastdb.models.loading import empty, give

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from fastdb.checkpoints.decompressed_cache import raw_file
 from fastdb.errors import ModelError
 from fastdb.models.diffusers_folder import read_config, weight_file
 from fastdb.models.layouts.layout import modern_name
-from fastdb.checkpoints.decompressed_cache import raw_file
 from fastdb.storage.atomic_write import explained
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from fastdb.errors import ModelError
 from fastdb.formats.reader import TensorFile, open_tensors
 from fastdb.models.inspect import UNKNOWN_V, inspect
 from fastdb.models.layouts.families import layout_of
-from fastdb.models.layouts.tensor_mapping import Line, Shape
 from fastdb.models.layouts.layout import AGAIN
 from fastdb.models.layouts.sd2_sizes import unet_sizes
+from fastdb.models.layouts.tensor_mapping import Line, Shape
 from fastdb.models.layouts.unet import PART, ROOT
 
 Prediction = Literal["epsilon", "v_prediction"]

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdb import console
-from fastdb.errors import ModelError
 from fastdb.downloads.fetch import fetch
-from fastdb.downloads.source import HubFile, LocalPath, Source, parse
 from fastdb.downloads.model_cache import came_from, note_use
-from fastdb.models.registry import KnownModel, check_choice, find_model, known_model
+from fastdb.downloads.source import HubFile, LocalPath, Source, parse
+from fastdb.errors import ModelError
 from fastdb.models.folder_from_file import folder_of
+from fastdb.models.registry import KnownModel, check_choice, find_model, known_model
 from fastdb.runtime.paths import expanded
 from fastdb.sessions.session_yaml import FILE
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from fastdb.errors import ModelError
-from fastdb.formats.safetensors_writer import Entry
 from fastdb.formats.reader import TensorFile, open_tensors
+from fastdb.formats.safetensors_writer import Entry
 from fastdb.models.layouts import vae as vae_layout
 from fastdb.models.layouts.layout import Layout, Move, ema_key
 

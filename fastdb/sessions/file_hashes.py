@@ -16,11 +16,11 @@ from typing import Any
 from filelock import FileLock
 
 from fastdb.runtime.paths import work_folder
-from fastdb.storage.safe_names import name_fault, shown
 from fastdb.sessions.session_yaml import FILE
 from fastdb.storage.atomic_write import explained, make_folder, write_text
-from fastdb.storage.manifest import sha256
 from fastdb.storage.checksum_line import is_broken, sealed
+from fastdb.storage.manifest import sha256
+from fastdb.storage.safe_names import name_fault, shown
 
 FILES = ".files.json"
 FORMAT = 1

@@ -15,7 +15,6 @@ from pathlib import Path
 from fastdb.config import Config, Extension
 from fastdb.errors import FastDBError, SessionError, SessionExists, SessionNotFound, StorageError
 from fastdb.runtime.paths import expanded, sessions_root, work_folder
-from fastdb.storage.safe_names import litter
 from fastdb.sessions.session_yaml import (
     FILE,
     BaseModelRecord,
@@ -28,6 +27,7 @@ from fastdb.sessions.session_yaml import (
     write_record,
 )
 from fastdb.storage.atomic_write import explained, flush, make_folder
+from fastdb.storage.safe_names import litter
 
 NAME = re.compile(r"[^\W_][\w.-]{0,62}")
 

@@ -16,10 +16,10 @@ from fastdb import __version__
 from fastdb.config import Config, Extension, Settings, build
 from fastdb.errors import ConfigError, SessionError
 from fastdb.sessions.migrations import FORMAT, migrated
-from fastdb.storage.safe_names import shown
 from fastdb.storage.atomic_write import explained, write_bytes, write_text
-from fastdb.storage.safe_yaml import parse
 from fastdb.storage.checksum_line import sealed
+from fastdb.storage.safe_names import shown
+from fastdb.storage.safe_yaml import parse
 
 FILE = "session.yaml"
 WRITER = f"fastdb {__version__}"

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from fastdb.errors import SessionError
-from fastdb.downloads.download import Progress, download
 from fastdb.downloads.civitai_and_drive import DRIVE_GATE, remote_of
+from fastdb.downloads.download import Progress, download
 from fastdb.downloads.source import DriveFile
-from fastdb.storage.safe_names import MOST_FILES, double, inside_a_file, litter, name_fault, shown
+from fastdb.errors import SessionError
 from fastdb.storage.atomic_write import make_folder
+from fastdb.storage.safe_names import MOST_FILES, double, inside_a_file, litter, name_fault, shown
 
 FIX = "Zip the folder on Drive's page, download that, and adopt the zip; or mount Drive and give the folder's path."
 

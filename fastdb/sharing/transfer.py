@@ -18,12 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from fastdb.errors import SessionError, SessionExists
-from fastdb.sharing.untrusted_zip import BLOCK, opened
 from fastdb.sessions.lease_file import is_lease_file
-from fastdb.storage.safe_names import MOST_FILES, double, litter, name_fault, shown
 from fastdb.sessions.session import check_free, near_name
+from fastdb.sharing.untrusted_zip import BLOCK, opened
 from fastdb.storage.atomic_write import explained, flush, make_folder, writing
 from fastdb.storage.manifest import FORMAT, MANIFEST, faults
+from fastdb.storage.safe_names import MOST_FILES, double, litter, name_fault, shown
 
 HEAVY = ("checkpoints", "class_images", "logs")
 """Folders of a session's state: training goes on from them, and can make them again."""

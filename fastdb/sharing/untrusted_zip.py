@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fastdb.errors import SessionError, StorageError
-from fastdb.storage.safe_names import MOST_FILES, double, inside_a_file, litter, name_fault, shown
 from fastdb.storage.atomic_write import explained
+from fastdb.storage.safe_names import MOST_FILES, double, inside_a_file, litter, name_fault, shown
 
 LARGEST_DIRECTORY = 8 << 20
 MOST_BYTES = 64 << 30

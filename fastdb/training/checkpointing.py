@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from fastdb.checkpoints.checkpoint import Checkpoint
+from fastdb.checkpoints.checkpoint import save as save_checkpoint
+from fastdb.checkpoints.compressed_checkpoint import tensors_of
+from fastdb.checkpoints.pending import pending, spare_here
+from fastdb.checkpoints.progress import average_file, weights_file
 from fastdb.console import size
 from fastdb.errors import StorageError
 from fastdb.formats.safetensors_writer import save_tensors
-from fastdb.checkpoints.compressed_checkpoint import tensors_of
-from fastdb.checkpoints.pending import pending, spare_here
-from fastdb.checkpoints import checkpoint
-from fastdb.checkpoints.checkpoint import Checkpoint
 from fastdb.sessions.events import Tell
 from fastdb.sessions.session import Session
-from fastdb.checkpoints.progress import average_file, weights_file
 from fastdb.storage.atomic_write import explained, flush, make_folder
 from fastdb.training.optimizers import restore_state, state_tensors
 from fastdb.training.snapshot import Contents, Snapshot
@@ -158,7 +158,7 @@ class Saver:
         try:
             make_folder(folder)
             self._make_room(sum(tensor.nbytes for tensors in contents.values() for tensor in tensors.values()))
-            checkpoint, said = checkpoint.save(folder, stage, step, state, write)
+            checkpoint, said = save_checkpoint(folder, stage, step, state, write)
         except (StorageError, OSError) as error:
             self._failed = error
             self._next = min(self._next, time.monotonic() + AGAIN_AFTER)

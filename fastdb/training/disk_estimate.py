@@ -8,18 +8,18 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastdb.checkpoints.checkpoint import UNFINISHED, Checkpoint, complete, own
+from fastdb.checkpoints.progress import STAGES, is_joint, steps_of
+from fastdb.checkpoints.retention import KEEP
 from fastdb.config import Config
 from fastdb.console import size
 from fastdb.errors import CheckpointError, StorageError
-from fastdb.images.photos import photos_in
-from fastdb.models.diffusers_folder import PARTS, weight_file
 from fastdb.formats.reader import open_tensors
 from fastdb.formats.tensor_info import TensorInfo
+from fastdb.images.photos import photos_in
+from fastdb.models.diffusers_folder import PARTS, weight_file
 from fastdb.runtime.paths import work_folder
-from fastdb.checkpoints.checkpoint import UNFINISHED, Checkpoint, complete, own
-from fastdb.checkpoints.retention import KEEP
 from fastdb.sessions.session import Session
-from fastdb.checkpoints.progress import STAGES, is_joint, steps_of
 from fastdb.storage.atomic_write import explained, make_folder
 from fastdb.storage.delete import bytes_of
 

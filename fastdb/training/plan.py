@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fastdb.checkpoints.progress import STAGES, Standing, is_joint, steps_of
 from fastdb.runtime.device import Device
 from fastdb.sessions.session import Session
-from fastdb.checkpoints.progress import STAGES, Standing, is_joint, steps_of
 
 
 @dataclass(frozen=True)

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fastdb import console
+from fastdb.checkpoints.checkpoint import own
+from fastdb.checkpoints.leftovers import second_things
+from fastdb.checkpoints.progress import STAGES, is_joint, steps_of
 from fastdb.errors import CheckpointError, TrainingError
 from fastdb.images.intake import InstanceImage, instance_images_of
 from fastdb.models.diffusers_folder import open_base_model
 from fastdb.models.resolve import base_of
-from fastdb.checkpoints.checkpoint import own
 from fastdb.sessions.file_hashes import changes, yaml_changed
-from fastdb.checkpoints.leftovers import second_things
-from fastdb.sessions.session_yaml import FILE
 from fastdb.sessions.session import Session
-from fastdb.checkpoints.progress import STAGES, is_joint, steps_of
+from fastdb.sessions.session_yaml import FILE
 from fastdb.storage.atomic_write import explained, write_bytes
-from fastdb.training.recipe import check_recipes, make_recipe
 from fastdb.training.disk_estimate import check_space
+from fastdb.training.recipe import check_recipes, make_recipe
 
 
 def preflight(session: Session, restart: bool = False, from_step: int | None = None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler
 
+from fastdb.checkpoints.progress import STAGES, Standing, standing, steps_of
 from fastdb.errors import TrainingError
 from fastdb.images.intake import InstanceImage
 from fastdb.inference.engine import Engine
@@ -19,7 +20,6 @@ from fastdb.models.resolve import base_of
 from fastdb.runtime.device import Device, choose_device, cpu_threads, make_deterministic
 from fastdb.sessions.events import Tell
 from fastdb.sessions.session import Session
-from fastdb.checkpoints.progress import STAGES, Standing, standing, steps_of
 from fastdb.training.batches import Group
 from fastdb.training.caches import LatentCache, cache_latents, too_long
 from fastdb.training.class_images import ClassImage, class_images

@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fastdb.checkpoints.checkpoint import Checkpoint
 from fastdb.config import Config, flat, setting_told
 from fastdb.errors import ConfigError, TrainingError
 from fastdb.images.intake import InstanceImage
-from fastdb.checkpoints.checkpoint import Checkpoint
 from fastdb.sessions.session import Session
 from fastdb.storage.manifest import sha256
 

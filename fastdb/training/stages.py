@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from fastdb.checkpoints.progress import is_joint
 from fastdb.config import Config, TextEncoderConfig, UNetConfig
 from fastdb.models.diffusers_folder import BaseModel
 from fastdb.models.loading import load_text_encoder, load_tokenizer, load_unet
 from fastdb.runtime.device import Device
-from fastdb.checkpoints.progress import is_joint
-from fastdb.training.ema import Average
 from fastdb.training.caches import cache_embeddings, token_ids
+from fastdb.training.ema import Average
 from fastdb.training.schedules import rate_at
 
 

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from fastdb.errors import FastDBError, StorageError, TrainingError
+from fastdb.checkpoints.checkpoint import clear_unfinished, newest
+from fastdb.checkpoints.progress import STAGES, Standing, needed, standing, steps_of
 from fastdb.checkpoints.publisher_process import Publisher
+from fastdb.errors import FastDBError, StorageError, TrainingError
 from fastdb.runtime.device import release_memory
-from fastdb.checkpoints import checkpoint
 from fastdb.sessions.events import Tell
 from fastdb.sessions.file_hashes import changes
 from fastdb.sessions.lease import Guard
 from fastdb.sessions.session import Session
-from fastdb.checkpoints.progress import STAGES, Standing, needed, standing, steps_of
 from fastdb.training.batches import Batches, Group
 from fastdb.training.checkpointing import Saver, restore
 from fastdb.training.loop import Loop
@@ -55,7 +55,7 @@ class Trainer:
         """
         session = self.session
         self.lease.check()
-        checkpoint.clear_unfinished(session.local_checkpoints)
+        clear_unfinished(session.local_checkpoints)
         prepared, stands, plan = look(session, self.tell, self.lease.said)
         # A later stage's checkpoint is among them even where an earlier stage has to go on first.
         check_goes_on(session, prepared.images)
@@ -135,7 +135,7 @@ class Trainer:
             return standing(session)
         except StorageError:
             # The session's disk is away. What it has of the next stage, if anything, is then trained again.
-            last, _ = checkpoint.newest(session.local_checkpoints, ended, session.record.lineage, needed(ended))
+            last, _ = newest(session.local_checkpoints, ended, session.record.lineage, needed(ended))
             return replace(before, checkpoints={**before.checkpoints, **({ended: last} if last else {})})
 
     def _stage(

@@ -12,13 +12,13 @@ import numpy as np  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
+from fastdb.checkpoints.byte_planes import CHUNK  # noqa: E402
+from fastdb.checkpoints.compressed_reader import Packed  # noqa: E402
 from fastdb.errors import CheckpointError  # noqa: E402
 from fastdb.formats import moments  # noqa: E402
 from fastdb.formats.tensor_bits import Numbers  # noqa: E402
-from fastdb.checkpoints.compressed_reader import Packed  # noqa: E402
-from fastdb.checkpoints.byte_planes import CHUNK  # noqa: E402
 from fastdb.training.optimizers import state_tensors  # noqa: E402
-from tests.models.files.test_packed import rebuilt, same, sets, write_packed  # noqa: E402
+from tests.checkpoints.test_compressed_file import rebuilt, same, sets, write_packed  # noqa: E402
 
 Tensors = dict[str, Any]
 NAMES = ("absmax1", "absmax2", "qmap1", "qmap2", "state1", "state2")

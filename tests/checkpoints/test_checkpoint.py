@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from fastdb.errors import CheckpointError, StorageError
 from fastdb.checkpoints.checkpoint import (
     STATE,
     Checkpoint,
@@ -26,6 +25,7 @@ from fastdb.checkpoints.checkpoint import (
     set_all_aside,
 )
 from fastdb.checkpoints.retention import KEEP, Retention
+from fastdb.errors import CheckpointError, StorageError
 from fastdb.storage.manifest import faults
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fastdb.errors import FastDBError, StorageError
 from fastdb.checkpoints.checkpoint import Checkpoint, clear_unfinished, complete, newest, prune, save
+from fastdb.errors import FastDBError, StorageError
 from tests.faultfs.mount import Mount
 from tests.faultfs.upload import AtOnce, Late, Slow, Uploads
 

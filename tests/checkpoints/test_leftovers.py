@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from fastdb.checkpoints.checkpoint import Checkpoint, newest, prune, save, spare
+from fastdb.checkpoints.leftovers import leftovers
+from fastdb.checkpoints.progress import needed, standing, weights_in
 from fastdb.config import Config
 from fastdb.errors import StorageError
 from fastdb.overview import show
-from fastdb.checkpoints.checkpoint import Checkpoint, newest, prune, save, spare
-from fastdb.checkpoints.leftovers import leftovers
-from fastdb.sessions.session_yaml import FILE, BaseModelRecord
 from fastdb.sessions.session import Session
-from fastdb.checkpoints.progress import needed, standing, weights_in
+from fastdb.sessions.session_yaml import FILE, BaseModelRecord
 from fastdb.storage.manifest import faults, sha256
 from tests.faultfs.mount import Mount
 from tests.leftovers import CASES, expected

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from fastdb.config import Config
-from fastdb.checkpoints.pending import MADE_OF, is_same, pending, raw_hashes, spare_here
 from fastdb.checkpoints.checkpoint import Checkpoint, complete, save
-from fastdb.sessions.session_yaml import BaseModelRecord
+from fastdb.checkpoints.pending import MADE_OF, is_same, pending, raw_hashes, spare_here
+from fastdb.config import Config
 from fastdb.sessions.session import Session
+from fastdb.sessions.session_yaml import BaseModelRecord
 
 STEPS = {"text_encoder": 8, "unet": 16}
 

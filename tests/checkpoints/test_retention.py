@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from fastdb.config import Config
-from fastdb.sessions.session_yaml import BaseModelRecord
 from fastdb.checkpoints.retention import KEEP, Retention, best, retention
+from fastdb.config import Config
 from fastdb.sessions.session import Session
+from fastdb.sessions.session_yaml import BaseModelRecord
 
 
 @pytest.fixture

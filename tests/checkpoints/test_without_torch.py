@@ -12,14 +12,14 @@ import pytest
 pytest.importorskip("numpy")
 pytest.importorskip("zstandard")
 
-from fastdb.models.diffusers_folder import weight_file
+from fastdb.checkpoints.checkpoint import complete, save
 from fastdb.checkpoints.compressed_index import read_index
 from fastdb.formats.reader import open_tensors
-from fastdb.checkpoints.checkpoint import complete, save
-from fastdb.sessions.session_yaml import BaseModelRecord
+from fastdb.models.diffusers_folder import weight_file
 from fastdb.sessions.session import Session
+from fastdb.sessions.session_yaml import BaseModelRecord
 from fastdb.storage.manifest import faults, sha256
-from tests.models.test_packing import STATE, write
+from tests.checkpoints.test_compressed_checkpoint import STATE, write
 
 PROCESS = """
 import json, sys

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fastdb.downloads import download
-from fastdb.downloads import tokens
-from tests.models.fetch.server import Hub, Server
+from fastdb.downloads import download, tokens
+from tests.downloads.server import Hub, Server
 
 SIZE = 1_300_001
 

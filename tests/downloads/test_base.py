@@ -17,8 +17,8 @@ from fastdb.errors import ConfigError, ModelError, SessionExists, TrainingError
 from fastdb.models.diffusers_folder import fingerprint, open_base_model
 from fastdb.models.resolve import base_folder, base_of
 from fastdb.sessions.session import Session
-from tests.models.fetch.server import COMMIT, LATER, File, Hub, Server
-from tests.models.fetch.test_hub import NAME
+from tests.downloads.server import COMMIT, LATER, File, Hub, Server
+from tests.downloads.test_hub import NAME
 
 SETTINGS = {"resolution": 64}
 

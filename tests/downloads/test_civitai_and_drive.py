@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from fastdb.errors import ModelError
 from fastdb.downloads import civitai_and_drive
 from fastdb.downloads.fetch import fetch
 from fastdb.downloads.model_cache import came_from
-from tests.models.fetch.server import File, Server
+from fastdb.errors import ModelError
+from tests.downloads.server import File, Server
 
 DOWNLOAD = "/api/download/models/128713"
 PAGE = "https://civitai.com/models/4384/dreamshaper?modelVersionId=128713"

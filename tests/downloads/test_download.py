@@ -17,14 +17,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fastdb.errors import ModelError, StorageError
 from fastdb.downloads import download as downloads
-from fastdb.downloads.http_response import safe_name, wait_asked
 from fastdb.downloads.download import download, download_first
 from fastdb.downloads.http_request import Remote
-from fastdb.downloads.tokens import Token, origin
+from fastdb.downloads.http_response import safe_name, wait_asked
 from fastdb.downloads.model_cache import recall, remember
-from tests.models.fetch.server import File, Server
+from fastdb.downloads.tokens import Token, origin
+from fastdb.errors import ModelError, StorageError
+from tests.downloads.server import File, Server
 
 
 def at(server: Server, path: str = "/model.ckpt", **known: object) -> Remote:

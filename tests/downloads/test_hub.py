@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from fastdb.errors import ModelError, StorageError
 from fastdb.downloads import download as downloads
 from fastdb.downloads import tokens
 from fastdb.downloads.fetch import fetch
 from fastdb.downloads.hub_selection import needed
 from fastdb.downloads.model_cache import came_from
-from tests.models.fetch.server import COMMIT, LATER, File, Hub, Server
+from fastdb.errors import ModelError, StorageError
+from tests.downloads.server import COMMIT, LATER, File, Hub, Server
 
 NAME = "owner/model"
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.models.fetch.server import File, Hub, Server
-from tests.models.fetch.test_hub import INDEX, NAME, NEEDED, contents, there
+from tests.downloads.server import File, Hub, Server
+from tests.downloads.test_hub import INDEX, NAME, NEEDED, contents, there
 
 SIZE = 3_000_000
 POINTS = 20

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from fastdb.errors import ModelError
 from fastdb.downloads.source import (
     CivitaiFile,
     DriveFile,
@@ -17,6 +16,7 @@ from fastdb.downloads.source import (
     WebFile,
     parse,
 )
+from fastdb.errors import ModelError
 
 DRIVE = "1a2B3c4D5e6F7g8H9i0J"
 

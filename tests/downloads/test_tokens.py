@@ -9,11 +9,10 @@ from types import ModuleType
 
 import pytest
 
-from fastdb.errors import ModelError
 from fastdb.downloads import tokens
 from fastdb.downloads.tokens import civitai_token, hub_token, origin, redacted
-from fastdb.runtime import paths
-from fastdb.runtime import drive
+from fastdb.errors import ModelError
+from fastdb.runtime import drive, paths
 
 HUB = "https://huggingface.co"
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from fastdb.evaluation.measures import Figure, Limit, Value, difference, value_of
 from fastdb.evaluation.choose import Pick, Row, bound_of, pick
+from fastdb.evaluation.measures import Figure, Limit, Value, difference, value_of
 
 LIKE = Figure("like", "likeness", True, goal=True)
 FOLLOW = Figure("follow", "prompts", True, limit=Limit(times=1, plus=-0.03), broken="prompts are not followed")

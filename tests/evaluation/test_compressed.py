@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from fastdb import results  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 from tests.evaluation.test_evaluate import ASKED, pictures, told  # noqa: E402
-from tests.training.test_packed_checkpoints import twins  # noqa: E402
+from tests.training.test_compressed_checkpoints import twins  # noqa: E402
 
 
 def test_packed_checkpoints_are_measured_as_raw_ones(

@@ -21,6 +21,7 @@ from filelock import FileLock  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from fastdb import notebook, results  # noqa: E402
+from fastdb.checkpoints.retention import retention  # noqa: E402
 from fastdb.errors import (  # noqa: E402
     ConfigError,
     FastDBError,
@@ -32,7 +33,6 @@ from fastdb.errors import (  # noqa: E402
 from fastdb.evaluation.report import Report  # noqa: E402
 from fastdb.images.photos import read_photo  # noqa: E402
 from fastdb.inference.engine import Engine  # noqa: E402
-from fastdb.checkpoints.retention import retention  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.training import process  # noqa: E402
 

@@ -17,8 +17,8 @@ from PIL import Image  # noqa: E402
 
 from fastdb import results  # noqa: E402
 from fastdb.errors import ConfigError  # noqa: E402
-from fastdb.evaluation.mini_measures import COLOURED, Drawn, drawn_protocol  # noqa: E402
 from fastdb.evaluation.measures import Taken, Value  # noqa: E402
+from fastdb.evaluation.mini_measures import COLOURED, Drawn, drawn_protocol  # noqa: E402
 from fastdb.evaluation.prompts import Protocol, Words  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.world.draw import draw  # noqa: E402

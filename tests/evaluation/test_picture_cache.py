@@ -13,9 +13,9 @@ from PIL import Image, ImageColor  # noqa: E402
 
 from fastdb.evaluation.candidates import Candidate  # noqa: E402
 from fastdb.evaluation.curves import _LIMIT, _LINE, _PICKED, Curve, _round_range, curves  # noqa: E402
-from fastdb.evaluation.picture_cache import Gallery  # noqa: E402
 from fastdb.evaluation.grid import grid, shown  # noqa: E402
 from fastdb.evaluation.measures import Value  # noqa: E402
+from fastdb.evaluation.picture_cache import Gallery  # noqa: E402
 from fastdb.evaluation.prompts import Group, Protocol, Shot  # noqa: E402
 from fastdb.inference.engine import Request  # noqa: E402
 

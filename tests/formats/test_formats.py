@@ -13,12 +13,12 @@ import pytest
 import yaml
 
 from fastdb import __version__, overview, sharing
+from fastdb.checkpoints.checkpoint import Checkpoint, complete, newest
+from fastdb.checkpoints.progress import standing
 from fastdb.errors import SessionError
 from fastdb.sessions import migrations
-from fastdb.checkpoints.checkpoint import Checkpoint, complete, newest
-from fastdb.sessions.session_yaml import FILE, WRITER, read_record, write_record
 from fastdb.sessions.session import Session
-from fastdb.checkpoints.progress import standing
+from fastdb.sessions.session_yaml import FILE, WRITER, read_record, write_record
 from fastdb.storage.manifest import faults
 
 SAMPLES = Path(__file__).resolve().parent
@@ -202,8 +202,8 @@ def test_their_tensors_go_back_into_an_optimizer(first: Session) -> None:
 def test_an_evaluation_of_format_1_is_compared_with(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
     from fastdb.evaluation.candidates import Candidate
-    from fastdb.evaluation.measures import Measured, Value
     from fastdb.evaluation.choose import Pick
+    from fastdb.evaluation.measures import Measured, Value
     from fastdb.evaluation.prompts import Group, Protocol
     from fastdb.evaluation.report import Report, say_difference
 

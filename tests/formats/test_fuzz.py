@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdb.errors import ModelError, StorageError
-from fastdb.formats.unpickler import unpickle
 from fastdb.formats.reader import open_tensors
 from fastdb.formats.tensor_info import SIZES
+from fastdb.formats.unpickler import unpickle
 from fastdb.models.inspect import inspect
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -14,12 +14,12 @@ torch = pytest.importorskip("torch")
 import numpy as np  # noqa: E402
 from PIL.Image import Image  # noqa: E402
 
+from fastdb.checkpoints.progress import standing  # noqa: E402
 from fastdb.errors import ConfigError, ModelError  # noqa: E402
 from fastdb.inference.engine import Engine, Request  # noqa: E402
 from fastdb.inference.samplers import SAMPLERS, make_sampler  # noqa: E402
 from fastdb.models.loading import load_scheduler, load_text_encoder, load_tokenizer, load_unet, load_vae  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.checkpoints.progress import standing  # noqa: E402
 from fastdb.training.caches import cache_embeddings  # noqa: E402
 
 PROMPT = "a photo of sks cup"

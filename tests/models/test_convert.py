@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from fastdb.cli import app  # noqa: E402
 from fastdb.errors import FastDBError, ModelError, StorageError  # noqa: E402
-from fastdb.models.convert import convert  # noqa: E402
 from fastdb.formats.reader import open_tensors  # noqa: E402
+from fastdb.models.convert import convert  # noqa: E402
 from fastdb.models.layouts.families import layout_of  # noqa: E402
 from fastdb.models.layouts.layout import ema_key  # noqa: E402
 

@@ -14,11 +14,11 @@ import diffusers  # noqa: E402
 import transformers  # noqa: E402
 
 from fastdb.errors import ModelError  # noqa: E402
-from fastdb.models import diffusers_configs as room  # noqa: E402
-from fastdb.models.diffusers_folder import open_base_model  # noqa: E402
-from fastdb.models.diffusers_configs import configs, lay_out  # noqa: E402
-from fastdb.models.family import FAMILIES  # noqa: E402
 from fastdb.formats.safetensors_writer import Entry  # noqa: E402
+from fastdb.models import diffusers_configs as room  # noqa: E402
+from fastdb.models.diffusers_configs import configs, lay_out  # noqa: E402
+from fastdb.models.diffusers_folder import open_base_model  # noqa: E402
+from fastdb.models.family import FAMILIES  # noqa: E402
 from fastdb.models.layouts.families import layout_of  # noqa: E402
 from fastdb.models.tensor_plan import Planned  # noqa: E402
 

@@ -16,8 +16,8 @@ import pytest
 
 from fastdb import model_files
 from fastdb.errors import ModelError
-from fastdb.models.inspect import UNKNOWN_V, Inspection, inspect
 from fastdb.models.detect import FLUX, REFINER, SD1, SD2, SD3, XL
+from fastdb.models.inspect import UNKNOWN_V, Inspection, inspect
 from tests.other_models import originals
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -12,8 +12,8 @@ import pytest
 
 from fastdb.errors import ModelError
 from fastdb.models.layouts.families import layout_of
-from fastdb.models.layouts.tensor_mapping import Line
 from fastdb.models.layouts.layout import ema_key, modern_name
+from fastdb.models.layouts.tensor_mapping import Line
 
 sys.path.insert(0, str(Path(__file__).parent))
 import original_names

@@ -21,8 +21,8 @@ from transformers import CLIPTextModel  # noqa: E402
 from fastdb.cli import app  # noqa: E402
 from fastdb.errors import ModelError, StorageError  # noqa: E402
 from fastdb.models import convert as converting  # noqa: E402
-from fastdb.models.diffusers_folder import weight_file  # noqa: E402
 from fastdb.models.convert import convert  # noqa: E402
+from fastdb.models.diffusers_folder import weight_file  # noqa: E402
 from fastdb.models.export import export_model  # noqa: E402
 from fastdb.models.inspect import UNKNOWN_V, inspect  # noqa: E402
 from fastdb.models.ldm_yaml import ldm_config  # noqa: E402

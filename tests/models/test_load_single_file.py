@@ -14,11 +14,11 @@ diffusers = pytest.importorskip("diffusers")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from fastdb.errors import ModelError  # noqa: E402
-from fastdb.models.diffusers_folder import read_config  # noqa: E402
 from fastdb.models.convert import convert  # noqa: E402
-from fastdb.models.load_single_file import import_original  # noqa: E402
+from fastdb.models.diffusers_folder import read_config  # noqa: E402
 from fastdb.models.layouts.families import layout_of  # noqa: E402
 from fastdb.models.layouts.layout import ema_key  # noqa: E402
+from fastdb.models.load_single_file import import_original  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
 import real_models  # noqa: E402

@@ -9,8 +9,7 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
-from fastdb.runtime import paths
-from fastdb.runtime import drive
+from fastdb.runtime import drive, paths
 
 
 @pytest.fixture(scope="session")

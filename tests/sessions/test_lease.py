@@ -19,11 +19,10 @@ import pytest
 
 from fastdb.errors import SessionBusy, StorageError
 from fastdb.runtime import machine
-from fastdb.sessions import lease_status
-from fastdb.sessions import lease, lease_file
-from fastdb.sharing.transfer import files_of
+from fastdb.sessions import lease, lease_file, lease_status
 from fastdb.sessions.lease_file import FILE, Lease, read
 from fastdb.sessions.lease_status import in_use, refuse_elsewhere
+from fastdb.sharing.transfer import files_of
 from tests.faultfs.mount import Mount
 
 HOLDER = """

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from fastdb import sharing
-from fastdb.errors import ConfigError
 from fastdb.checkpoints.checkpoint import Checkpoint, complete, newest, own, prune, save, set_newer_aside, spare
-from fastdb.sessions.session_yaml import BaseModelRecord, read_record, write_record
-from fastdb.sessions.session import Session
 from fastdb.checkpoints.progress import standing, standings
+from fastdb.errors import ConfigError
+from fastdb.sessions.session import Session
+from fastdb.sessions.session_yaml import BaseModelRecord, read_record, write_record
 
 HERE, ELSEWHERE = "a" * 32, "b" * 32
 FOREIGN = "it belongs to another session or to an earlier beginning of this one"

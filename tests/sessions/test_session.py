@@ -14,8 +14,8 @@ import yaml
 import fastdb
 from fastdb.config import Config
 from fastdb.errors import ConfigError, FastDBError, SessionError, SessionExists, SessionNotFound, StorageError
-from fastdb.sessions.session_yaml import FILE, BaseModelRecord, Record, Subject, read_record
 from fastdb.sessions.session import Session, check_name, template
+from fastdb.sessions.session_yaml import FILE, BaseModelRecord, Record, Subject, read_record
 
 BASE = BaseModelRecord(folder="/models/some", fingerprint="0" * 64)
 TEMPLATE = Path(__file__).resolve().parents[2] / "sessions_template"

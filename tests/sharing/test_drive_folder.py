@@ -15,11 +15,11 @@ requests = pytest.importorskip("requests")
 pytest.importorskip("gdown")
 
 from fastdb import sharing  # noqa: E402
-from fastdb.errors import FastDBError, SessionError  # noqa: E402
 from fastdb.downloads import civitai_and_drive  # noqa: E402
-from fastdb.sharing.drive_folder import folder_number  # noqa: E402
+from fastdb.errors import FastDBError, SessionError  # noqa: E402
 from fastdb.runtime.paths import cache_folder  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
+from fastdb.sharing.drive_folder import folder_number  # noqa: E402
 
 TOP = "1ZXEhzbLRLU1giKKRJkjm8N04cO_JoYE2"
 LINK = f"https://drive.google.com/drive/folders/{TOP}?usp=sharing"

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from fastdb import sharing
 from fastdb.errors import FastDBError, SessionError, SessionExists
+from fastdb.sessions.session import Session
+from fastdb.sessions.session_yaml import BaseModelRecord
 from fastdb.sharing import untrusted_zip as archives
 from fastdb.storage.safe_names import name_fault
-from fastdb.sessions.session_yaml import BaseModelRecord
-from fastdb.sessions.session import Session
 
 Entry = tuple[str | zipfile.ZipInfo, bytes]
 YAML = b"format: 1\nname: cup\ncreated: '2026-01-01T00:00:00+00:00'\nbase_model: {folder: mini, fingerprint: '0'}\n"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fastdb.storage.manifest import MANIFEST, faults, write_manifest
 from fastdb.storage.delete import bytes_of, remove
+from fastdb.storage.manifest import MANIFEST, faults, write_manifest
 
 READER = """
 import mmap, sys

@@ -8,12 +8,12 @@ import pytest
 
 from fastdb.config import Config
 from fastdb.overview import show
-from fastdb.sessions.session_yaml import BaseModelRecord
 from fastdb.sessions.session import Session
+from fastdb.sessions.session_yaml import BaseModelRecord
 from fastdb.storage.drive_uploads import waits_for_upload
+from tests.checkpoints.test_drive_faults import put
 from tests.faultfs.mount import Mount
 from tests.faultfs.upload import Slow
-from tests.sessions.test_drive_faults import put
 
 
 def test_what_waits_for_its_upload_is_told_until_it_is_there(

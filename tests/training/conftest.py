@@ -12,13 +12,16 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from fastdb import workflow  # noqa: E402
-from fastdb.models.resolve import base_of  # noqa: E402
+from fastdb.checkpoints.checkpoint import (  # noqa: E402
+    Checkpoint,
+    complete,
+)
+from fastdb.checkpoints.checkpoint import save as save_checkpoint
 from fastdb.checkpoints.decompressed_cache import raw_file  # noqa: E402
 from fastdb.checkpoints.pending import MADE_OF  # noqa: E402
-from fastdb.checkpoints import checkpoint  # noqa: E402
-from fastdb.checkpoints.checkpoint import Checkpoint  # noqa: E402
-from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.checkpoints.progress import PACKED, RAW  # noqa: E402
+from fastdb.models.resolve import base_of  # noqa: E402
+from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.storage.manifest import sha256  # noqa: E402
 from fastdb.training import process  # noqa: E402
 
@@ -102,7 +105,7 @@ def as_saved(session: Session, folder: Path) -> Session:
     """A copy of a session in `folder`, its published checkpoints raw, as they were when they were saved."""
     made = Session.open(shutil.copytree(session.path, folder / session.name))
     shutil.rmtree(made.checkpoints)
-    for one in checkpoint.complete(session.checkpoints):
+    for one in complete(session.checkpoints):
 
         def write(hidden: Path, one: Checkpoint = one) -> dict[str, str]:
             files = {f"{path.stem}.safetensors": path for path in one.path.glob("*.packed")}
@@ -111,7 +114,7 @@ def as_saved(session: Session, folder: Path) -> Session:
             return {name: sha256(hidden / name) for name in files}
 
         state = {name: value for name, value in one.state.items() if name != MADE_OF}
-        checkpoint.save(made.checkpoints, one.stage, one.step, state, write)
+        save_checkpoint(made.checkpoints, one.stage, one.step, state, write)
     return made
 
 

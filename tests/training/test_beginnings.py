@@ -11,8 +11,8 @@ pytest.importorskip("torch")
 
 from fastdb import workflow
 from fastdb.checkpoints.checkpoint import complete
-from fastdb.sessions.session import Session
 from fastdb.checkpoints.progress import standing
+from fastdb.sessions.session import Session
 
 SHORT = {"text_encoder.steps": 1, "unet.steps": 2, "prior.class_images": 0}
 

@@ -13,13 +13,13 @@ import pytest
 pytest.importorskip("torch")
 
 from fastdb import checking, workflow
+from fastdb.checkpoints.progress import standing
 from fastdb.errors import FastDBError
 from fastdb.overview import show
 from fastdb.results import export, generate
 from fastdb.sessions.file_hashes import FILES, changes, unlisted
-from fastdb.sessions.session_yaml import FILE
 from fastdb.sessions.session import Session
-from fastdb.checkpoints.progress import standing
+from fastdb.sessions.session_yaml import FILE
 from fastdb.training import process
 from tests.training.conftest import outcome, result
 

@@ -13,11 +13,11 @@ torch = pytest.importorskip("torch")
 
 from PIL import Image  # noqa: E402
 
+from fastdb.checkpoints.progress import standing  # noqa: E402
 from fastdb.errors import ImageError, TrainingError  # noqa: E402
 from fastdb.inference.engine import Engine, Request  # noqa: E402
 from fastdb.runtime.device import choose_device  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.checkpoints.progress import standing  # noqa: E402
 from fastdb.training.batches import Batches  # noqa: E402
 from fastdb.training.class_images import class_images, group_size  # noqa: E402
 from tests.training.conftest import result  # noqa: E402

@@ -22,22 +22,25 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from fastdb import results  # noqa: E402
+from fastdb.checkpoints import decompressed_cache  # noqa: E402
+from fastdb.checkpoints.checkpoint import (  # noqa: E402
+    Checkpoint,
+    complete,
+)
+from fastdb.checkpoints.checkpoint import save as save_checkpoint
+from fastdb.checkpoints.compressed_checkpoint import fill, open_packed, raw_sha256  # noqa: E402
+from fastdb.checkpoints.compressed_reader import Packed  # noqa: E402
+from fastdb.checkpoints.decompressed_cache import raw_file  # noqa: E402
+from fastdb.checkpoints.export_parts import export_parts  # noqa: E402
+from fastdb.checkpoints.progress import standing, weights_in  # noqa: E402
 from fastdb.errors import CheckpointError, FastDBError, ModelError, StorageError  # noqa: E402
 from fastdb.evaluation.candidates import checkpoints_of  # noqa: E402
 from fastdb.inference.engine import Request  # noqa: E402
 from fastdb.inference.source import open_source  # noqa: E402
-from fastdb.checkpoints import decompressed_cache  # noqa: E402
 from fastdb.models.diffusers_folder import open_base_model, weight_file  # noqa: E402
-from fastdb.checkpoints.compressed_reader import Packed  # noqa: E402
-from fastdb.checkpoints.compressed_checkpoint import fill, open_packed, raw_sha256  # noqa: E402
-from fastdb.checkpoints.export_parts import export_parts  # noqa: E402
-from fastdb.checkpoints.decompressed_cache import raw_file  # noqa: E402
-from fastdb.checkpoints import checkpoint  # noqa: E402
-from fastdb.checkpoints.checkpoint import Checkpoint  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.checkpoints.progress import standing, weights_in  # noqa: E402
-from fastdb.storage.manifest import faults, sha256, write_manifest  # noqa: E402
 from fastdb.storage.delete import bytes_of  # noqa: E402
+from fastdb.storage.manifest import faults, sha256, write_manifest  # noqa: E402
 from tests.other_models import another  # noqa: E402
 from tests.training.conftest import as_saved, result  # noqa: E402
 from tests.training.test_trainer import Life, at  # noqa: E402
@@ -82,7 +85,7 @@ def twins(session: Session, folder: Path, mini: Path) -> tuple[Session, Session]
     raw = as_saved(session, folder / "raw")
     packed = Session.open(shutil.copytree(raw.path, folder / "packed" / session.name))
     shutil.rmtree(packed.checkpoints)
-    for one in checkpoint.complete(raw.checkpoints):
+    for one in complete(raw.checkpoints):
         pack(one, packed.checkpoints, mini)
     assert not list(packed.checkpoints.rglob("*.safetensors"))
     return raw, packed
@@ -92,7 +95,7 @@ def pack(raw: Checkpoint, folder: Path, mini: Path) -> Checkpoint:
     """The packed twin of a raw checkpoint."""
     assert faults(raw.path) == []
     state = raw.state
-    made, said = checkpoint.save(folder, raw.stage, raw.step, state, lambda hidden: fill(raw, hidden, mini))
+    made, said = save_checkpoint(folder, raw.stage, raw.step, state, lambda hidden: fill(raw, hidden, mini))
     assert (said, faults(made.path), made.state) == ([], [], state)
     return made
 
@@ -140,7 +143,7 @@ def test_training_goes_on_the_same(stopped: Session, tmp_path: Path, mini: Path,
 def test_each_file_comes_back_to_the_byte(stopped: Session, tmp_path: Path, mini: Path, caches: Path) -> None:
     raw, packed = twins(stopped, tmp_path, mini)
     count = 0
-    for one in checkpoint.complete(packed.checkpoints):
+    for one in complete(packed.checkpoints):
         for path in sorted(one.path.glob("*.packed")):
             before = raw.checkpoints / one.path.name / f"{path.stem}.safetensors"
             assert raw_file(path, mini).read_bytes() == before.read_bytes()
@@ -234,7 +237,7 @@ def test_a_full_disk_leaves_nothing(both: tuple[Session, Session], small_disk: C
 
 
 def pack_unchecked(raw: Checkpoint, folder: Path, mini: Path) -> None:
-    checkpoint.save(folder, raw.stage, raw.step, raw.state, lambda hidden: fill(raw, hidden, mini))
+    save_checkpoint(folder, raw.stage, raw.step, raw.state, lambda hidden: fill(raw, hidden, mini))
 
 
 # Damage.

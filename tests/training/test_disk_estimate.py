@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
+from fastdb.checkpoints.checkpoint import complete
 from fastdb.config import Config
 from fastdb.errors import StorageError
-from fastdb.checkpoints.checkpoint import complete
 from fastdb.sessions.session import Session
 from fastdb.storage.delete import bytes_of
 from fastdb.training import process
-from fastdb.training.preflight import preflight
 from fastdb.training.disk_estimate import Weights, check_space, checkpoint_bytes, need, published_bytes, weights_of
+from fastdb.training.preflight import preflight
 
 from .conftest import outcome
 

@@ -16,9 +16,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("mfusepy")
 
 from fastdb import workflow  # noqa: E402
+from fastdb.checkpoints.progress import standing  # noqa: E402
 from fastdb.sessions.events import read_events  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.checkpoints.progress import standing  # noqa: E402
 from fastdb.training import process  # noqa: E402
 from tests.faultfs.mount import Mount  # noqa: E402
 from tests.faultfs.upload import Late, Slow, Uploads  # noqa: E402

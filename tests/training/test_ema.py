@@ -13,10 +13,10 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-from fastdb.inference.source import open_source  # noqa: E402
 from fastdb.checkpoints.export_parts import export_parts  # noqa: E402
-from fastdb.sessions.session import Session  # noqa: E402
 from fastdb.checkpoints.progress import standing  # noqa: E402
+from fastdb.inference.source import open_source  # noqa: E402
+from fastdb.sessions.session import Session  # noqa: E402
 from tests.training.conftest import raw, result  # noqa: E402
 from tests.training.test_trainer import Life, at  # noqa: E402
 

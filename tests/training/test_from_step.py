@@ -11,8 +11,8 @@ import pytest
 pytest.importorskip("torch")
 
 from fastdb import sharing, workflow
-from fastdb.errors import ConfigError, FastDBError, TrainingError
 from fastdb.checkpoints.checkpoint import complete
+from fastdb.errors import ConfigError, FastDBError, TrainingError
 from fastdb.sessions.session import Session
 from fastdb.training.disk_estimate import need
 from tests.training.conftest import result

@@ -11,8 +11,8 @@ import pytest
 pytest.importorskip("torch")
 
 from fastdb import workflow
-from fastdb.sessions.session import Session
 from fastdb.checkpoints.progress import standing
+from fastdb.sessions.session import Session
 from fastdb.training import process
 from tests.leftovers import CASES, expected
 from tests.training.conftest import outcome, result

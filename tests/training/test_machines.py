@@ -15,8 +15,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 
-from fastdb.runtime.paths import cache_folder, work_folder  # noqa: E402
 from fastdb.checkpoints.checkpoint import complete  # noqa: E402
+from fastdb.runtime.paths import cache_folder, work_folder  # noqa: E402
 from fastdb.sessions.events import read_events  # noqa: E402
 from fastdb.sessions.lease_file import FILE, Lease, read  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402

@@ -17,10 +17,10 @@ from accelerate import Accelerator  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from fastdb import workflow  # noqa: E402
+from fastdb.checkpoints.progress import standing  # noqa: E402
 from fastdb.errors import StorageError, TrainingError  # noqa: E402
 from fastdb.sessions.events import EventLog, follow_events, read_events  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.checkpoints.progress import standing  # noqa: E402
 from fastdb.training import trainer as trainer_room  # noqa: E402
 from fastdb.training.samples import Sampler  # noqa: E402
 from tests.training.conftest import result  # noqa: E402

@@ -16,13 +16,13 @@ torch = pytest.importorskip("torch")
 from accelerate import Accelerator  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
+from fastdb.checkpoints.progress import standing  # noqa: E402
 from fastdb.errors import TrainingError  # noqa: E402
 from fastdb.models.diffusers_folder import open_base_model, weight_file  # noqa: E402
 from fastdb.models.layouts.layout import modern_name  # noqa: E402
 from fastdb.models.loading import load_text_encoder, load_tokenizer  # noqa: E402
 from fastdb.runtime.device import choose_device  # noqa: E402
 from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.checkpoints.progress import standing  # noqa: E402
 from fastdb.training.batches import Batches  # noqa: E402
 from fastdb.training.caches import token_ids  # noqa: E402
 from fastdb.training.class_images import ClassImage  # noqa: E402

@@ -29,8 +29,8 @@ from itertools import chain
 
 from fastdb.errors import ModelError
 from fastdb.models.layouts import clip, openclip, vae
-from fastdb.models.layouts.tensor_mapping import Line
 from fastdb.models.layouts.layout import Layout
+from fastdb.models.layouts.tensor_mapping import Line
 from fastdb.models.layouts.unet import UNet
 
 SD1_TEXT = "cond_stage_model.transformer"
