@@ -27,12 +27,12 @@ from fastdb.sessions.session import Session
 
 hush_libraries()
 
-import torch  # noqa: E402
+import torch
 
-from fastdb.checkpoints.export_parts import export_metadata, export_parts  # noqa: E402
-from fastdb.inference.engine import Engine, Request  # noqa: E402
-from fastdb.inference.source import open_source  # noqa: E402
-from fastdb.models.export import Precision, export_model  # noqa: E402
+from fastdb.checkpoints.export_parts import export_metadata, export_parts
+from fastdb.inference.engine import Engine, Request
+from fastdb.inference.source import open_source
+from fastdb.models.export import Precision, export_model
 
 SETTINGS: dict[str, Any] = {
     "captions.instance_prompt": demo.PROMPT,

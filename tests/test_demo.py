@@ -19,32 +19,32 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import numpy as np  # noqa: E402
-from filelock import FileLock  # noqa: E402
-from PIL import Image  # noqa: E402
+import numpy as np
+from filelock import FileLock
+from PIL import Image
 
-from fastdb import demo, overview, workflow  # noqa: E402
-from fastdb.checkpoints.checkpoint import complete  # noqa: E402
-from fastdb.checkpoints.export_parts import export_parts  # noqa: E402
-from fastdb.config import Config  # noqa: E402
-from fastdb.errors import TrainingError  # noqa: E402
-from fastdb.evaluation import mini_measures  # noqa: E402
-from fastdb.evaluation.measures import Taken  # noqa: E402
-from fastdb.evaluation.prompts import CLASS, CONTEXT, OTHERS, SUBJECT  # noqa: E402
-from fastdb.formats.reader import open_tensors  # noqa: E402
-from fastdb.images.photos import photos_in, read_photo  # noqa: E402
-from fastdb.models.export import check_described  # noqa: E402
-from fastdb.models.layouts.families import layout_of  # noqa: E402
-from fastdb.models.mini_settings import recommended  # noqa: E402
-from fastdb.models.tensor_plan import from_parts, opened  # noqa: E402
-from fastdb.runtime.paths import work_folder  # noqa: E402
-from fastdb.sessions.events import read_events  # noqa: E402
-from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.storage.manifest import faults  # noqa: E402
-from fastdb.training.process import Running  # noqa: E402
-from fastdb.world.draw import draw  # noqa: E402
-from fastdb.world.scene import BACKGROUNDS, COLOURS, Scene, described  # noqa: E402
-from fastdb.world.subjects import SUBJECTS  # noqa: E402
+from fastdb import demo, overview, workflow
+from fastdb.checkpoints.checkpoint import complete
+from fastdb.checkpoints.export_parts import export_parts
+from fastdb.config import Config
+from fastdb.errors import TrainingError
+from fastdb.evaluation import mini_measures
+from fastdb.evaluation.measures import Taken
+from fastdb.evaluation.prompts import CLASS, CONTEXT, OTHERS, SUBJECT
+from fastdb.formats.reader import open_tensors
+from fastdb.images.photos import photos_in, read_photo
+from fastdb.models.export import check_described
+from fastdb.models.layouts.families import layout_of
+from fastdb.models.mini_settings import recommended
+from fastdb.models.tensor_plan import from_parts, opened
+from fastdb.runtime.paths import work_folder
+from fastdb.sessions.events import read_events
+from fastdb.sessions.session import Session
+from fastdb.storage.manifest import faults
+from fastdb.training.process import Running
+from fastdb.world.draw import draw
+from fastdb.world.scene import BACKGROUNDS, COLOURS, Scene, described
+from fastdb.world.subjects import SUBJECTS
 
 FEWER: dict[str, Any] = {
     "text_encoder.steps": 4,

@@ -13,15 +13,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from filelock import FileLock  # noqa: E402
-from PIL import Image  # noqa: E402
-from safetensors import safe_open  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+from filelock import FileLock
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
 
-from fastdb import overview, results, workflow  # noqa: E402
-from fastdb.checkpoints.checkpoint import complete  # noqa: E402
-from fastdb.checkpoints.decompressed_cache import raw_file  # noqa: E402
-from fastdb.errors import (  # noqa: E402
+from fastdb import overview, results, workflow
+from fastdb.checkpoints.checkpoint import complete
+from fastdb.checkpoints.decompressed_cache import raw_file
+from fastdb.errors import (
     ConfigError,
     FastDBError,
     ImageError,
@@ -33,8 +33,8 @@ from fastdb.errors import (  # noqa: E402
     StorageError,
     TrainingError,
 )
-from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.training import process  # noqa: E402
+from fastdb.sessions.session import Session
+from fastdb.training import process
 
 SETTINGS: dict[str, Any] = {
     "resolution": 64,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from fastdb.checkpoints.checkpoint import Checkpoint
+from fastdb.checkpoints.checkpoint import FORMAT, Checkpoint
 from fastdb.checkpoints.checkpoint import save as save_checkpoint
 from fastdb.checkpoints.compressed_checkpoint import tensors_of
 from fastdb.checkpoints.pending import pending, spare_here
@@ -123,7 +123,7 @@ class Saver:
         if stage.average is not None:
             contents[average_file(stage.name)] = stage.average.state_dict()
         state = {
-            "format": checkpoint.FORMAT,
+            "format": FORMAT,
             "lineage": self.session.record.lineage,
             "stage": stage.name,
             "step": step,

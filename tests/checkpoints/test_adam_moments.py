@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
-import numpy as np  # noqa: E402
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fastdb.checkpoints.byte_planes import CHUNK  # noqa: E402
-from fastdb.checkpoints.compressed_reader import Packed  # noqa: E402
-from fastdb.errors import CheckpointError  # noqa: E402
-from fastdb.formats import moments  # noqa: E402
-from fastdb.formats.tensor_bits import Numbers  # noqa: E402
-from fastdb.training.optimizers import state_tensors  # noqa: E402
-from tests.checkpoints.test_compressed_file import rebuilt, same, sets, write_packed  # noqa: E402
+from fastdb.checkpoints.byte_planes import CHUNK
+from fastdb.checkpoints.compressed_reader import Packed
+from fastdb.errors import CheckpointError
+from fastdb.formats import moments
+from fastdb.formats.tensor_bits import Numbers
+from fastdb.training.optimizers import state_tensors
+from tests.checkpoints.test_compressed_file import rebuilt, same, sets, write_packed
 
 Tensors = dict[str, Any]
 NAMES = ("absmax1", "absmax2", "qmap1", "qmap2", "state1", "state2")

@@ -12,12 +12,12 @@ import pytest
 np = pytest.importorskip("numpy")
 pytest.importorskip("zstandard")
 
-from fastdb.checkpoints.byte_planes import EXPONENTS, unpressed  # noqa: E402
-from fastdb.checkpoints.checkpoint import Checkpoint  # noqa: E402
-from fastdb.checkpoints.compressed_checkpoint import fill, open_packed  # noqa: E402
-from fastdb.checkpoints.compressed_index import PackedTensor, lines_length, read_index  # noqa: E402
-from fastdb.formats.reader import open_tensors  # noqa: E402
-from fastdb.storage.manifest import write_manifest  # noqa: E402
+from fastdb.checkpoints.byte_planes import EXPONENTS, unpressed
+from fastdb.checkpoints.checkpoint import Checkpoint
+from fastdb.checkpoints.compressed_checkpoint import fill, open_packed
+from fastdb.checkpoints.compressed_index import PackedTensor, lines_length, read_index
+from fastdb.formats.reader import open_tensors
+from fastdb.storage.manifest import write_manifest
 
 SIGNS = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",

@@ -14,23 +14,23 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
-import zstandard  # noqa: E402
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fastdb.checkpoints.compressed_index import MAGIC, TAIL  # noqa: E402
-from fastdb.checkpoints.compressed_reader import Base, Packed  # noqa: E402
-from fastdb.errors import CheckpointError, FastDBError, StorageError  # noqa: E402
-from fastdb.formats import packed_writer  # noqa: E402
-from fastdb.formats import planes as coding  # noqa: E402
-from fastdb.formats.hashing_writer import Written, read_back  # noqa: E402
-from fastdb.formats.safetensors_writer import save_tensors  # noqa: E402
-from fastdb.formats.tensor_bits import Numbers  # noqa: E402
-from fastdb.models.diffusers_folder import weight_file  # noqa: E402
-from fastdb.models.layouts.families import layout_of  # noqa: E402
-from fastdb.models.resolve import base_folder  # noqa: E402
-from fastdb.models.tensor_plan import from_parts, opened  # noqa: E402
-from fastdb.storage.manifest import sha256  # noqa: E402
+from fastdb.checkpoints.compressed_index import MAGIC, TAIL
+from fastdb.checkpoints.compressed_reader import Base, Packed
+from fastdb.errors import CheckpointError, FastDBError, StorageError
+from fastdb.formats import packed_writer
+from fastdb.formats import planes as coding
+from fastdb.formats.hashing_writer import Written, read_back
+from fastdb.formats.safetensors_writer import save_tensors
+from fastdb.formats.tensor_bits import Numbers
+from fastdb.models.diffusers_folder import weight_file
+from fastdb.models.layouts.families import layout_of
+from fastdb.models.resolve import base_folder
+from fastdb.models.tensor_plan import from_parts, opened
+from fastdb.storage.manifest import sha256
 
 Tensors = dict[str, Any]
 

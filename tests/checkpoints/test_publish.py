@@ -15,20 +15,20 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastdb.checkpoints.checkpoint import Checkpoint, complete, save  # noqa: E402
-from fastdb.checkpoints.decompressed_cache import raw_file  # noqa: E402
-from fastdb.checkpoints.pending import pending  # noqa: E402
-from fastdb.checkpoints.progress import standing  # noqa: E402
-from fastdb.checkpoints.publish import Publishing, nothing_published, publishing_lock  # noqa: E402
-from fastdb.checkpoints.publisher_process import no_longer_nice  # noqa: E402
-from fastdb.checkpoints.rate_limit import Pace  # noqa: E402
-from fastdb.errors import SessionBusy, StorageError  # noqa: E402
-from fastdb.formats.safetensors_writer import save_tensors  # noqa: E402
-from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.sessions.session_yaml import BaseModelRecord  # noqa: E402
-from fastdb.storage.manifest import faults  # noqa: E402
-from tests.faultfs.mount import Mount  # noqa: E402
-from tests.faultfs.upload import Late  # noqa: E402
+from fastdb.checkpoints.checkpoint import Checkpoint, complete, save
+from fastdb.checkpoints.decompressed_cache import raw_file
+from fastdb.checkpoints.pending import pending
+from fastdb.checkpoints.progress import standing
+from fastdb.checkpoints.publish import Publishing, nothing_published, publishing_lock
+from fastdb.checkpoints.publisher_process import no_longer_nice
+from fastdb.checkpoints.rate_limit import Pace
+from fastdb.errors import SessionBusy, StorageError
+from fastdb.formats.safetensors_writer import save_tensors
+from fastdb.sessions.session import Session
+from fastdb.sessions.session_yaml import BaseModelRecord
+from fastdb.storage.manifest import faults
+from tests.faultfs.mount import Mount
+from tests.faultfs.upload import Late
 
 
 @pytest.fixture

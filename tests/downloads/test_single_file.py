@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
-from safetensors.torch import load_file, save_file  # noqa: E402
+from safetensors.torch import load_file, save_file
 
-from fastdb import workflow  # noqa: E402
-from fastdb.errors import FastDBError, ModelError, StorageError  # noqa: E402
-from fastdb.models import diffusers_configs, folder_from_file  # noqa: E402
-from fastdb.models.convert import convert  # noqa: E402
-from fastdb.models.diffusers_folder import PARTS, WEIGHTS, fingerprint, open_base_model, weight_file  # noqa: E402
-from fastdb.models.export import export_model  # noqa: E402
-from fastdb.models.layouts.layout import modern_name  # noqa: E402
-from fastdb.models.resolve import base_of, find_base  # noqa: E402
-from fastdb.sessions.session import Session  # noqa: E402
-from tests.downloads.server import File, Hub, Server  # noqa: E402
-from tests.downloads.test_hub import NAME  # noqa: E402
+from fastdb import workflow
+from fastdb.errors import FastDBError, ModelError, StorageError
+from fastdb.models import diffusers_configs, folder_from_file
+from fastdb.models.convert import convert
+from fastdb.models.diffusers_folder import PARTS, WEIGHTS, fingerprint, open_base_model, weight_file
+from fastdb.models.export import export_model
+from fastdb.models.layouts.layout import modern_name
+from fastdb.models.resolve import base_of, find_base
+from fastdb.sessions.session import Session
+from tests.downloads.server import File, Hub, Server
+from tests.downloads.test_hub import NAME
 
 WORD = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
 REFUSED: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {

@@ -11,12 +11,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastdb.runtime.library_logging import hush_libraries  # noqa: E402
+from fastdb.runtime.library_logging import hush_libraries
 
 hush_libraries()
 
-from filelock import FileLock  # noqa: E402
-from transformers import (  # noqa: E402
+from filelock import FileLock
+from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
@@ -26,11 +26,11 @@ from transformers import (  # noqa: E402
     ViTModel,
 )
 
-from fastdb import overview, workflow  # noqa: E402
-from fastdb.images.intake import save_png  # noqa: E402
-from fastdb.models.resolve import MINI  # noqa: E402
-from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.world.subjects import SUBJECTS  # noqa: E402
+from fastdb import overview, workflow
+from fastdb.images.intake import save_png
+from fastdb.models.resolve import MINI
+from fastdb.sessions.session import Session
+from fastdb.world.subjects import SUBJECTS
 
 SETTINGS: dict[str, Any] = {
     "text_encoder.steps": 4,

@@ -11,13 +11,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from PIL import Image  # noqa: E402
-from transformers import CLIPModel, CLIPTokenizer, ViTModel  # noqa: E402
+from PIL import Image
+from transformers import CLIPModel, CLIPTokenizer, ViTModel
 
-from fastdb.errors import ModelError  # noqa: E402
-from fastdb.evaluation.clip_dino_measures import Clip, Dino, Likeness  # noqa: E402
-from fastdb.evaluation.measures import Taken, Value  # noqa: E402
-from fastdb.evaluation.prompts import Shot  # noqa: E402
+from fastdb.errors import ModelError
+from fastdb.evaluation.clip_dino_measures import Clip, Dino, Likeness
+from fastdb.evaluation.measures import Taken, Value
+from fastdb.evaluation.prompts import Shot
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 

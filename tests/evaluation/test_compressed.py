@@ -8,10 +8,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastdb import results  # noqa: E402
-from fastdb.sessions.session import Session  # noqa: E402
-from tests.evaluation.test_evaluate import ASKED, pictures, told  # noqa: E402
-from tests.training.test_compressed_checkpoints import twins  # noqa: E402
+from fastdb import results
+from fastdb.sessions.session import Session
+from tests.evaluation.test_evaluate import ASKED, pictures, told
+from tests.training.test_compressed_checkpoints import twins
 
 
 def test_packed_checkpoints_are_measured_as_raw_ones(

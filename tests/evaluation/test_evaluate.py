@@ -17,12 +17,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from filelock import FileLock  # noqa: E402
-from PIL import Image  # noqa: E402
+from filelock import FileLock
+from PIL import Image
 
-from fastdb import notebook, results  # noqa: E402
-from fastdb.checkpoints.retention import retention  # noqa: E402
-from fastdb.errors import (  # noqa: E402
+from fastdb import notebook, results
+from fastdb.checkpoints.retention import retention
+from fastdb.errors import (
     ConfigError,
     FastDBError,
     ImageError,
@@ -30,11 +30,11 @@ from fastdb.errors import (  # noqa: E402
     SessionBusy,
     TrainingError,
 )
-from fastdb.evaluation.report import Report  # noqa: E402
-from fastdb.images.photos import read_photo  # noqa: E402
-from fastdb.inference.engine import Engine  # noqa: E402
-from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.training import process  # noqa: E402
+from fastdb.evaluation.report import Report
+from fastdb.images.photos import read_photo
+from fastdb.inference.engine import Engine
+from fastdb.sessions.session import Session
+from fastdb.training import process
 
 PROMPTS = ("a photo of sks cup", "a photo of sks cup on a beach", "a photo of cup", "a tree")
 ASKED: dict[str, Any] = {"seeds": 2, "prompts": PROMPTS, "steps": 3}

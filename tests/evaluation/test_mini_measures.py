@@ -13,17 +13,17 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from PIL import Image  # noqa: E402
+from PIL import Image
 
-from fastdb import results  # noqa: E402
-from fastdb.errors import ConfigError  # noqa: E402
-from fastdb.evaluation.measures import Taken, Value  # noqa: E402
-from fastdb.evaluation.mini_measures import COLOURED, Drawn, drawn_protocol  # noqa: E402
-from fastdb.evaluation.prompts import Protocol, Words  # noqa: E402
-from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.world.draw import draw  # noqa: E402
-from fastdb.world.scene import BACKGROUNDS, COLOURS, described, random_scene  # noqa: E402
-from fastdb.world.subjects import SUBJECTS, Subject  # noqa: E402
+from fastdb import results
+from fastdb.errors import ConfigError
+from fastdb.evaluation.measures import Taken, Value
+from fastdb.evaluation.mini_measures import COLOURED, Drawn, drawn_protocol
+from fastdb.evaluation.prompts import Protocol, Words
+from fastdb.sessions.session import Session
+from fastdb.world.draw import draw
+from fastdb.world.scene import BACKGROUNDS, COLOURS, described, random_scene
+from fastdb.world.subjects import SUBJECTS, Subject
 
 MUG = SUBJECTS["mug"]
 WORDS = Words(("a photo of sks mug",), "sks", "mug")

@@ -9,15 +9,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from PIL import Image, ImageColor  # noqa: E402
+from PIL import Image, ImageColor
 
-from fastdb.evaluation.candidates import Candidate  # noqa: E402
-from fastdb.evaluation.curves import _LIMIT, _LINE, _PICKED, Curve, _round_range, curves  # noqa: E402
-from fastdb.evaluation.grid import grid, shown  # noqa: E402
-from fastdb.evaluation.measures import Value  # noqa: E402
-from fastdb.evaluation.picture_cache import Gallery  # noqa: E402
-from fastdb.evaluation.prompts import Group, Protocol, Shot  # noqa: E402
-from fastdb.inference.engine import Request  # noqa: E402
+from fastdb.evaluation.candidates import Candidate
+from fastdb.evaluation.curves import _LIMIT, _LINE, _PICKED, Curve, _round_range, curves
+from fastdb.evaluation.grid import grid, shown
+from fastdb.evaluation.measures import Value
+from fastdb.evaluation.picture_cache import Gallery
+from fastdb.evaluation.prompts import Group, Protocol, Shot
+from fastdb.inference.engine import Request
 
 
 def where(sheet: Image.Image, colour: str) -> np.ndarray:

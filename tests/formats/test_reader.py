@@ -20,11 +20,11 @@ from fastdb.formats.reader import open_tensors
 torch = pytest.importorskip("torch")
 np = pytest.importorskip("numpy")
 
-from fastdb.formats import ckpt_writer  # noqa: E402
-from fastdb.formats.safetensors_writer import Entry, save_tensors  # noqa: E402
+from fastdb.formats import ckpt_writer
+from fastdb.formats.safetensors_writer import Entry, save_tensors
 
 sys.path.insert(0, str(Path(__file__).parent))
-import hostile  # noqa: E402
+import hostile
 
 
 class Callback:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 torch = pytest.importorskip("torch")
-import numpy as np  # noqa: E402
+import numpy as np
 
-from fastdb.checkpoints.byte_planes import EXPONENTS  # noqa: E402
-from fastdb.formats.reader import open_tensors  # noqa: E402
-from fastdb.formats.tensor_bits import Numbers  # noqa: E402
+from fastdb.checkpoints.byte_planes import EXPONENTS
+from fastdb.formats.reader import open_tensors
+from fastdb.formats.tensor_bits import Numbers
 
 EVERY = np.arange(1 << 16, dtype=np.uint16)
 """All bits of 16."""

@@ -9,16 +9,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastdb.runtime.library_logging import hush_libraries  # noqa: E402
+from fastdb.runtime.library_logging import hush_libraries
 
 hush_libraries()
 
-from filelock import FileLock  # noqa: E402
+from filelock import FileLock
 
-from fastdb import overview, workflow  # noqa: E402
-from fastdb.inference.engine import Engine  # noqa: E402
-from fastdb.inference.source import open_source  # noqa: E402
-from fastdb.sessions.session import Session  # noqa: E402
+from fastdb import overview, workflow
+from fastdb.inference.engine import Engine
+from fastdb.inference.source import open_source
+from fastdb.sessions.session import Session
 
 SETTINGS: dict[str, Any] = {
     "resolution": 64,

@@ -11,20 +11,20 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from PIL import Image  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from fastdb import model_files  # noqa: E402
-from fastdb.cli import app  # noqa: E402
-from fastdb.errors import ModelError  # noqa: E402
-from fastdb.inference import compare  # noqa: E402
-from fastdb.inference.compare import allowed, check_render  # noqa: E402
-from fastdb.models import convert as converting  # noqa: E402
-from fastdb.models.convert import convert  # noqa: E402
-from fastdb.models.layouts.layout import ema_key  # noqa: E402
+from fastdb import model_files
+from fastdb.cli import app
+from fastdb.errors import ModelError
+from fastdb.inference import compare
+from fastdb.inference.compare import allowed, check_render
+from fastdb.models import convert as converting
+from fastdb.models.convert import convert
+from fastdb.models.layouts.layout import ema_key
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
-import real_models  # noqa: E402
+import real_models
 
 UNET = "model.diffusion_model."
 BIAS = f"{UNET}out.2.bias"

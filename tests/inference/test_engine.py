@@ -11,16 +11,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import numpy as np  # noqa: E402
-from PIL.Image import Image  # noqa: E402
+import numpy as np
+from PIL.Image import Image
 
-from fastdb.checkpoints.progress import standing  # noqa: E402
-from fastdb.errors import ConfigError, ModelError  # noqa: E402
-from fastdb.inference.engine import Engine, Request  # noqa: E402
-from fastdb.inference.samplers import SAMPLERS, make_sampler  # noqa: E402
-from fastdb.models.loading import load_scheduler, load_text_encoder, load_tokenizer, load_unet, load_vae  # noqa: E402
-from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.training.caches import cache_embeddings  # noqa: E402
+from fastdb.checkpoints.progress import standing
+from fastdb.errors import ConfigError, ModelError
+from fastdb.inference.engine import Engine, Request
+from fastdb.inference.samplers import SAMPLERS, make_sampler
+from fastdb.models.loading import load_scheduler, load_text_encoder, load_tokenizer, load_unet, load_vae
+from fastdb.sessions.session import Session
+from fastdb.training.caches import cache_embeddings
 
 PROMPT = "a photo of sks cup"
 REQUEST = Request(PROMPT, seed=3, steps=6, width=64, height=64)

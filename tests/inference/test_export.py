@@ -9,13 +9,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from benchmarks.export import Compared, compare, draw, requests  # noqa: E402
-from fastdb import results  # noqa: E402
-from fastdb.inference.engine import Engine, Request  # noqa: E402
-from fastdb.inference.source import open_source  # noqa: E402
-from fastdb.sessions.session import Session  # noqa: E402
+from benchmarks.export import Compared, compare, draw, requests
+from fastdb import results
+from fastdb.inference.engine import Engine, Request
+from fastdb.inference.source import open_source
+from fastdb.sessions.session import Session
 
 PROMPTS = ["a photo of sks cup", "sks astronaut"]
 SEEDS = (0, 1)

@@ -13,13 +13,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from safetensors.torch import load_file, save_file  # noqa: E402
+from safetensors.torch import load_file, save_file
 
-from fastdb import results  # noqa: E402
-from fastdb.errors import ConfigError, ModelError, SessionError, SessionNotFound  # noqa: E402
-from fastdb.inference.source import Source, open_source  # noqa: E402
-from fastdb.sessions.session import Session  # noqa: E402
-from tests.other_models import wider  # noqa: E402
+from fastdb import results
+from fastdb.errors import ConfigError, ModelError, SessionError, SessionNotFound
+from fastdb.inference.source import Source, open_source
+from fastdb.sessions.session import Session
+from tests.other_models import wider
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from fastdb.runtime.library_logging import hush_libraries
 
 hush_libraries()
 
-from tests.mini.small import MODULES, REPOSITORY, load, shrink  # noqa: E402
+from tests.mini.small import MODULES, REPOSITORY, load, shrink
 
 
 @pytest.fixture(scope="package")

@@ -13,18 +13,18 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from safetensors import safe_open  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from fastdb.cli import app  # noqa: E402
-from fastdb.errors import FastDBError, ModelError, StorageError  # noqa: E402
-from fastdb.formats.reader import open_tensors  # noqa: E402
-from fastdb.models.convert import convert  # noqa: E402
-from fastdb.models.layouts.families import layout_of  # noqa: E402
-from fastdb.models.layouts.layout import ema_key  # noqa: E402
+from fastdb.cli import app
+from fastdb.errors import FastDBError, ModelError, StorageError
+from fastdb.formats.reader import open_tensors
+from fastdb.models.convert import convert
+from fastdb.models.layouts.families import layout_of
+from fastdb.models.layouts.layout import ema_key
 
 sys.path.insert(0, str(Path(__file__).parent))
-import real_models  # noqa: E402
+import real_models
 
 FAMILIES = ["sd1", "sd1-inpainting", "sd2", "sdxl"]
 TITLES = {

@@ -10,21 +10,21 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
-import diffusers  # noqa: E402
-import transformers  # noqa: E402
+import diffusers
+import transformers
 
-from fastdb.errors import ModelError  # noqa: E402
-from fastdb.formats.safetensors_writer import Entry  # noqa: E402
-from fastdb.models import diffusers_configs as room  # noqa: E402
-from fastdb.models.diffusers_configs import configs, lay_out  # noqa: E402
-from fastdb.models.diffusers_folder import open_base_model  # noqa: E402
-from fastdb.models.family import FAMILIES  # noqa: E402
-from fastdb.models.layouts.families import layout_of  # noqa: E402
-from fastdb.models.tensor_plan import Planned  # noqa: E402
+from fastdb.errors import ModelError
+from fastdb.formats.safetensors_writer import Entry
+from fastdb.models import diffusers_configs as room
+from fastdb.models.diffusers_configs import configs, lay_out
+from fastdb.models.diffusers_folder import open_base_model
+from fastdb.models.family import FAMILIES
+from fastdb.models.layouts.families import layout_of
+from fastdb.models.tensor_plan import Planned
 
 sys.path.insert(0, str(Path(__file__).parent))
-import original_names  # noqa: E402
-import real_models  # noqa: E402
+import original_names
+import real_models
 
 SHARED = Path(__file__).parents[3] / "shared" / "models" / "clip_tokenizer"
 LAYOUTS = ["sd1", "sd1-inpainting", "sd2", "sdxl"]

@@ -18,9 +18,9 @@ from fastdb.models.diffusers_folder import PARTS, fingerprint, open_base_model
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from safetensors.torch import load_file, save_file  # noqa: E402
+from safetensors.torch import load_file, save_file
 
-from fastdb.models import loading  # noqa: E402
+from fastdb.models import loading
 
 
 @pytest.fixture

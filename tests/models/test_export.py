@@ -24,20 +24,20 @@ from fastdb.errors import ModelError, StorageError
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from safetensors import safe_open  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from fastdb.formats import ckpt_writer  # noqa: E402
-from fastdb.formats.hashing_writer import read_back  # noqa: E402
-from fastdb.formats.safetensors_writer import Entry, write_safetensors  # noqa: E402
-from fastdb.models import export  # noqa: E402
-from fastdb.models.diffusers_folder import open_base_model, weight_file  # noqa: E402
-from fastdb.models.export import check_described, export_model  # noqa: E402
-from fastdb.models.layouts.families import layout_of  # noqa: E402
-from fastdb.models.tensor_plan import from_parts, opened  # noqa: E402
+from fastdb.formats import ckpt_writer
+from fastdb.formats.hashing_writer import read_back
+from fastdb.formats.safetensors_writer import Entry, write_safetensors
+from fastdb.models import export
+from fastdb.models.diffusers_folder import open_base_model, weight_file
+from fastdb.models.export import check_described, export_model
+from fastdb.models.layouts.families import layout_of
+from fastdb.models.tensor_plan import from_parts, opened
 
 sys.path.insert(0, str(Path(__file__).parent))
-import sd1_names  # noqa: E402
+import sd1_names
 
 KINDS = ["safetensors", "ckpt"]
 SD1 = layout_of("sd1")

@@ -14,18 +14,18 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from safetensors.torch import load_file, save_file  # noqa: E402
+from safetensors.torch import load_file, save_file
 
-from fastdb.errors import ModelError  # noqa: E402
-from fastdb.models.diffusers_folder import PARTS, WEIGHTS, open_base_model  # noqa: E402
-from fastdb.models.family import FAMILIES  # noqa: E402
-from fastdb.models.layouts.families import layout_of  # noqa: E402
-from fastdb.models.layouts.layout import modern_name  # noqa: E402
-from fastdb.models.loading import load_tokenizer  # noqa: E402
+from fastdb.errors import ModelError
+from fastdb.models.diffusers_folder import PARTS, WEIGHTS, open_base_model
+from fastdb.models.family import FAMILIES
+from fastdb.models.layouts.families import layout_of
+from fastdb.models.layouts.layout import modern_name
+from fastdb.models.loading import load_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
-import original_names  # noqa: E402
-import real_models  # noqa: E402
+import original_names
+import real_models
 
 COUNTS = {"sd1": 1130, "sd1-inpainting": 1130, "sd2": 1214, "sdxl": 2513}
 PIPELINES = {

@@ -14,24 +14,24 @@ import yaml
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from diffusers.loaders.single_file_utils import create_unet_diffusers_config_from_ldm  # noqa: E402
-from safetensors import safe_open  # noqa: E402
-from transformers import CLIPTextModel  # noqa: E402
+from diffusers.loaders.single_file_utils import create_unet_diffusers_config_from_ldm
+from safetensors import safe_open
+from transformers import CLIPTextModel
 
-from fastdb.cli import app  # noqa: E402
-from fastdb.errors import ModelError, StorageError  # noqa: E402
-from fastdb.models import convert as converting  # noqa: E402
-from fastdb.models.convert import convert  # noqa: E402
-from fastdb.models.diffusers_folder import weight_file  # noqa: E402
-from fastdb.models.export import export_model  # noqa: E402
-from fastdb.models.inspect import UNKNOWN_V, inspect  # noqa: E402
-from fastdb.models.ldm_yaml import ldm_config  # noqa: E402
-from fastdb.models.loading import load_tokenizer  # noqa: E402
-from fastdb.storage import atomic_write  # noqa: E402
+from fastdb.cli import app
+from fastdb.errors import ModelError, StorageError
+from fastdb.models import convert as converting
+from fastdb.models.convert import convert
+from fastdb.models.diffusers_folder import weight_file
+from fastdb.models.export import export_model
+from fastdb.models.inspect import UNKNOWN_V, inspect
+from fastdb.models.ldm_yaml import ldm_config
+from fastdb.models.loading import load_tokenizer
+from fastdb.storage import atomic_write
 
 sys.path.insert(0, str(Path(__file__).parent))
-import original_names  # noqa: E402
-import real_models  # noqa: E402
+import original_names
+import real_models
 
 WIDTHS, CODE = (32, 64, 128, 128), (32, 64, 96, 96)
 

@@ -11,17 +11,17 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from safetensors.torch import load_file, save_file  # noqa: E402
+from safetensors.torch import load_file, save_file
 
-from fastdb.errors import ModelError  # noqa: E402
-from fastdb.models.convert import convert  # noqa: E402
-from fastdb.models.diffusers_folder import read_config  # noqa: E402
-from fastdb.models.layouts.families import layout_of  # noqa: E402
-from fastdb.models.layouts.layout import ema_key  # noqa: E402
-from fastdb.models.load_single_file import import_original  # noqa: E402
+from fastdb.errors import ModelError
+from fastdb.models.convert import convert
+from fastdb.models.diffusers_folder import read_config
+from fastdb.models.layouts.families import layout_of
+from fastdb.models.layouts.layout import ema_key
+from fastdb.models.load_single_file import import_original
 
 sys.path.insert(0, str(Path(__file__).parent))
-import real_models  # noqa: E402
+import real_models
 
 MODELS = ["mini", "sd1", "sd1-inpainting", "sd2", "sdxl"]
 UNET = "model.diffusion_model."

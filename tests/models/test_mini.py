@@ -17,20 +17,20 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-import numpy as np  # noqa: E402
-from PIL import Image  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+import numpy as np
+from PIL import Image
+from safetensors.torch import load_file
 
-from fastdb.models import loading  # noqa: E402
-from fastdb.models.diffusers_folder import PARTS, weight_file  # noqa: E402
-from fastdb.models.resolve import MINI, base_folder  # noqa: E402
-from fastdb.world.draw import draw  # noqa: E402
-from fastdb.world.scene import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, prompt, random_scene  # noqa: E402
-from tests.other_models import originals  # noqa: E402
+from fastdb.models import loading
+from fastdb.models.diffusers_folder import PARTS, weight_file
+from fastdb.models.resolve import MINI, base_folder
+from fastdb.world.draw import draw
+from fastdb.world.scene import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, prompt, random_scene
+from tests.other_models import originals
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(Path(__file__).parent))
-import sd1_names  # noqa: E402
+import sd1_names
 
 COUNTS = {"unet": 686, "vae": 248, "text_encoder": 196}
 IDENTIFIERS = ("sks", "zwx", "ohwx", "shs", "xyz")

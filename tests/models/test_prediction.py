@@ -11,19 +11,19 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import save_file
 
-from fastdb.cli import app  # noqa: E402
-from fastdb.errors import ModelError  # noqa: E402
-from fastdb.models import prediction  # noqa: E402
-from fastdb.models.inspect import UNKNOWN_V, inspect  # noqa: E402
-from fastdb.models.layouts.families import layout_of  # noqa: E402
-from fastdb.models.layouts.sd2_sizes import unet_sizes  # noqa: E402
-from fastdb.models.prediction import prediction_of  # noqa: E402
+from fastdb.cli import app
+from fastdb.errors import ModelError
+from fastdb.models import prediction
+from fastdb.models.inspect import UNKNOWN_V, inspect
+from fastdb.models.layouts.families import layout_of
+from fastdb.models.layouts.sd2_sizes import unet_sizes
+from fastdb.models.prediction import prediction_of
 
 sys.path.insert(0, str(Path(__file__).parent))
-import original_names  # noqa: E402
-import real_models  # noqa: E402
+import original_names
+import real_models
 
 WIDTHS, CONTEXT = (32, 64, 128, 128), 48
 LINES = [line for line in layout_of("sd2").lines.values() if line.part == "unet"]

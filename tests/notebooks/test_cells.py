@@ -13,10 +13,10 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
-import fastdb  # noqa: E402
-from fastdb import notebook, overview  # noqa: E402
-from fastdb.errors import FastDBError, ImageError, ModelError, SessionBusy, SessionError, StorageError  # noqa: E402
-from fastdb.training import process  # noqa: E402
+import fastdb
+from fastdb import notebook, overview
+from fastdb.errors import FastDBError, ImageError, ModelError, SessionBusy, SessionError, StorageError
+from fastdb.training import process
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("ipykernel")
 
-from nbclient.exceptions import CellExecutionError, DeadKernelError  # noqa: E402
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-from fastdb.errors import SessionError  # noqa: E402
-from fastdb.sessions.events import read_events  # noqa: E402
-from fastdb.sessions.file_hashes import FILES, known  # noqa: E402
-from fastdb.sessions.session import Session, check_name  # noqa: E402
-from fastdb.training.process import find  # noqa: E402
-from tests.notebooks.kernel import fill, kernel, opened, pictures, text  # noqa: E402
+from fastdb.errors import SessionError
+from fastdb.sessions.events import read_events
+from fastdb.sessions.file_hashes import FILES, known
+from fastdb.sessions.session import Session, check_name
+from fastdb.training.process import find
+from tests.notebooks.kernel import fill, kernel, opened, pictures, text
 
 QUICK = {
     "session_name": "pet",

@@ -6,8 +6,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastdb.errors import TrainingError  # noqa: E402
-from fastdb.runtime.device import Device, choose_device, cpu_threads  # noqa: E402
+from fastdb.errors import TrainingError
+from fastdb.runtime.device import Device, choose_device, cpu_threads
 
 
 @pytest.fixture

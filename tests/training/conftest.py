@@ -11,19 +11,19 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastdb import workflow  # noqa: E402
-from fastdb.checkpoints.checkpoint import (  # noqa: E402
+from fastdb import workflow
+from fastdb.checkpoints.checkpoint import (
     Checkpoint,
     complete,
 )
 from fastdb.checkpoints.checkpoint import save as save_checkpoint
-from fastdb.checkpoints.decompressed_cache import raw_file  # noqa: E402
-from fastdb.checkpoints.pending import MADE_OF  # noqa: E402
-from fastdb.checkpoints.progress import PACKED, RAW  # noqa: E402
-from fastdb.models.resolve import base_of  # noqa: E402
-from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.storage.manifest import sha256  # noqa: E402
-from fastdb.training import process  # noqa: E402
+from fastdb.checkpoints.decompressed_cache import raw_file
+from fastdb.checkpoints.pending import MADE_OF
+from fastdb.checkpoints.progress import PACKED, RAW
+from fastdb.models.resolve import base_of
+from fastdb.sessions.session import Session
+from fastdb.storage.manifest import sha256
+from fastdb.training import process
 
 SETTINGS: dict[str, Any] = {
     "resolution": 64,

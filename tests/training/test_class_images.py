@@ -11,17 +11,17 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from PIL import Image  # noqa: E402
+from PIL import Image
 
-from fastdb.checkpoints.progress import standing  # noqa: E402
-from fastdb.errors import ImageError, TrainingError  # noqa: E402
-from fastdb.inference.engine import Engine, Request  # noqa: E402
-from fastdb.runtime.device import choose_device  # noqa: E402
-from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.training.batches import Batches  # noqa: E402
-from fastdb.training.class_images import class_images, group_size  # noqa: E402
-from tests.training.conftest import result  # noqa: E402
-from tests.training.test_trainer import Life, at  # noqa: E402
+from fastdb.checkpoints.progress import standing
+from fastdb.errors import ImageError, TrainingError
+from fastdb.inference.engine import Engine, Request
+from fastdb.runtime.device import choose_device
+from fastdb.sessions.session import Session
+from fastdb.training.batches import Batches
+from fastdb.training.class_images import class_images, group_size
+from tests.training.conftest import result
+from tests.training.test_trainer import Life, at
 
 Made = Callable[..., Session]
 

@@ -19,31 +19,31 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from safetensors.torch import load_file, save_file  # noqa: E402
+from safetensors.torch import load_file, save_file
 
-from fastdb import results  # noqa: E402
-from fastdb.checkpoints import decompressed_cache  # noqa: E402
-from fastdb.checkpoints.checkpoint import (  # noqa: E402
+from fastdb import results
+from fastdb.checkpoints import decompressed_cache
+from fastdb.checkpoints.checkpoint import (
     Checkpoint,
     complete,
 )
 from fastdb.checkpoints.checkpoint import save as save_checkpoint
-from fastdb.checkpoints.compressed_checkpoint import fill, open_packed, raw_sha256  # noqa: E402
-from fastdb.checkpoints.compressed_reader import Packed  # noqa: E402
-from fastdb.checkpoints.decompressed_cache import raw_file  # noqa: E402
-from fastdb.checkpoints.export_parts import export_parts  # noqa: E402
-from fastdb.checkpoints.progress import standing, weights_in  # noqa: E402
-from fastdb.errors import CheckpointError, FastDBError, ModelError, StorageError  # noqa: E402
-from fastdb.evaluation.candidates import checkpoints_of  # noqa: E402
-from fastdb.inference.engine import Request  # noqa: E402
-from fastdb.inference.source import open_source  # noqa: E402
-from fastdb.models.diffusers_folder import open_base_model, weight_file  # noqa: E402
-from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.storage.delete import bytes_of  # noqa: E402
-from fastdb.storage.manifest import faults, sha256, write_manifest  # noqa: E402
-from tests.other_models import another  # noqa: E402
-from tests.training.conftest import as_saved, result  # noqa: E402
-from tests.training.test_trainer import Life, at  # noqa: E402
+from fastdb.checkpoints.compressed_checkpoint import fill, open_packed, raw_sha256
+from fastdb.checkpoints.compressed_reader import Packed
+from fastdb.checkpoints.decompressed_cache import raw_file
+from fastdb.checkpoints.export_parts import export_parts
+from fastdb.checkpoints.progress import standing, weights_in
+from fastdb.errors import CheckpointError, FastDBError, ModelError, StorageError
+from fastdb.evaluation.candidates import checkpoints_of
+from fastdb.inference.engine import Request
+from fastdb.inference.source import open_source
+from fastdb.models.diffusers_folder import open_base_model, weight_file
+from fastdb.sessions.session import Session
+from fastdb.storage.delete import bytes_of
+from fastdb.storage.manifest import faults, sha256, write_manifest
+from tests.other_models import another
+from tests.training.conftest import as_saved, result
+from tests.training.test_trainer import Life, at
 
 Made = Callable[..., Session]
 

@@ -15,14 +15,14 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("mfusepy")
 
-from fastdb import workflow  # noqa: E402
-from fastdb.checkpoints.progress import standing  # noqa: E402
-from fastdb.sessions.events import read_events  # noqa: E402
-from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.training import process  # noqa: E402
-from tests.faultfs.mount import Mount  # noqa: E402
-from tests.faultfs.upload import Late, Slow, Uploads  # noqa: E402
-from tests.training.conftest import outcome, result  # noqa: E402
+from fastdb import workflow
+from fastdb.checkpoints.progress import standing
+from fastdb.sessions.events import read_events
+from fastdb.sessions.session import Session
+from fastdb.training import process
+from tests.faultfs.mount import Mount
+from tests.faultfs.upload import Late, Slow, Uploads
+from tests.training.conftest import outcome, result
 
 
 def lay(session: Session, folder: Path) -> Session:

@@ -9,16 +9,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import numpy as np  # noqa: E402
-from PIL import Image  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+import numpy as np
+from PIL import Image
+from safetensors.torch import load_file
 
-from fastdb.checkpoints.export_parts import export_parts  # noqa: E402
-from fastdb.checkpoints.progress import standing  # noqa: E402
-from fastdb.inference.source import open_source  # noqa: E402
-from fastdb.sessions.session import Session  # noqa: E402
-from tests.training.conftest import raw, result  # noqa: E402
-from tests.training.test_trainer import Life, at  # noqa: E402
+from fastdb.checkpoints.export_parts import export_parts
+from fastdb.checkpoints.progress import standing
+from fastdb.inference.source import open_source
+from fastdb.sessions.session import Session
+from tests.training.conftest import raw, result
+from tests.training.test_trainer import Life, at
 
 Made = Callable[..., Session]
 STEPS = 6

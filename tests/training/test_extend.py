@@ -10,16 +10,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastdb import overview, workflow  # noqa: E402
-from fastdb.checkpoints.export_parts import export_metadata  # noqa: E402
-from fastdb.checkpoints.progress import how_far, progress_of, standing, steps_of  # noqa: E402
-from fastdb.errors import ConfigError, SessionBusy, TrainingError  # noqa: E402
-from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.training import process  # noqa: E402
-from fastdb.training.disk_estimate import need  # noqa: E402
-from fastdb.training.schedules import rate_at  # noqa: E402
-from tests.training.conftest import published, result  # noqa: E402
-from tests.training.test_trainer import Life, at  # noqa: E402
+from fastdb import overview, workflow
+from fastdb.checkpoints.export_parts import export_metadata
+from fastdb.checkpoints.progress import how_far, progress_of, standing, steps_of
+from fastdb.errors import ConfigError, SessionBusy, TrainingError
+from fastdb.sessions.session import Session
+from fastdb.training import process
+from fastdb.training.disk_estimate import need
+from fastdb.training.schedules import rate_at
+from tests.training.conftest import published, result
+from tests.training.test_trainer import Life, at
 
 Made = Callable[..., Session]
 SHORT: dict[str, Any] = {

@@ -8,11 +8,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastdb.runtime.device import choose_device, make_deterministic  # noqa: E402
-from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.training.loop import Loop  # noqa: E402
-from tests.training.conftest import result  # noqa: E402
-from tests.training.test_trainer import Life, at  # noqa: E402
+from fastdb.runtime.device import choose_device, make_deterministic
+from fastdb.sessions.session import Session
+from fastdb.training.loop import Loop
+from tests.training.conftest import result
+from tests.training.test_trainer import Life, at
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and there is none here")
 

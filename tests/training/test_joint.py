@@ -11,22 +11,22 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from safetensors.torch import load_file  # noqa: E402
+from safetensors.torch import load_file
 
-from fastdb import overview, results, workflow  # noqa: E402
-from fastdb.checkpoints.checkpoint import complete  # noqa: E402
-from fastdb.checkpoints.export_parts import export_parts  # noqa: E402
-from fastdb.checkpoints.progress import standing, weights_in  # noqa: E402
-from fastdb.errors import TrainingError  # noqa: E402
-from fastdb.inference.source import open_source  # noqa: E402
-from fastdb.models.loading import load_text_encoder, load_tokenizer, load_unet  # noqa: E402
-from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.training.batches import Batches  # noqa: E402
-from fastdb.training.caches import token_ids  # noqa: E402
-from fastdb.training.prepare import image_groups, look  # noqa: E402
-from tests.other_models import originals  # noqa: E402
-from tests.training.conftest import raw, result  # noqa: E402
-from tests.training.test_trainer import Life, at  # noqa: E402
+from fastdb import overview, results, workflow
+from fastdb.checkpoints.checkpoint import complete
+from fastdb.checkpoints.export_parts import export_parts
+from fastdb.checkpoints.progress import standing, weights_in
+from fastdb.errors import TrainingError
+from fastdb.inference.source import open_source
+from fastdb.models.loading import load_text_encoder, load_tokenizer, load_unet
+from fastdb.sessions.session import Session
+from fastdb.training.batches import Batches
+from fastdb.training.caches import token_ids
+from fastdb.training.prepare import image_groups, look
+from tests.other_models import originals
+from tests.training.conftest import raw, result
+from tests.training.test_trainer import Life, at
 
 Made = Callable[..., Session]
 JOINT: dict[str, Any] = {

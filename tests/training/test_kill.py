@@ -12,11 +12,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastdb.runtime.paths import work_folder  # noqa: E402
-from fastdb.sessions.events import Event, read_events  # noqa: E402
-from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.training import process  # noqa: E402
-from tests.training.conftest import SETTINGS, outcome, result  # noqa: E402
+from fastdb.runtime.paths import work_folder
+from fastdb.sessions.events import Event, read_events
+from fastdb.sessions.session import Session
+from fastdb.training import process
+from tests.training.conftest import SETTINGS, outcome, result
 
 TOTAL = SETTINGS["text_encoder.steps"] + SETTINGS["unet.steps"]
 POINTS = 20

@@ -6,10 +6,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from diffusers import DDPMScheduler  # noqa: E402
+from diffusers import DDPMScheduler
 
-from fastdb.training.loss import add_noise, denoising_loss, timestep_weights  # noqa: E402
-from fastdb.training.schedules import linear_rate  # noqa: E402
+from fastdb.training.loss import add_noise, denoising_loss, timestep_weights
+from fastdb.training.schedules import linear_rate
 
 SD1 = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
 

@@ -15,13 +15,13 @@ import pytest
 torch = pytest.importorskip("torch")
 
 
-from fastdb.checkpoints.checkpoint import complete  # noqa: E402
-from fastdb.runtime.paths import cache_folder, work_folder  # noqa: E402
-from fastdb.sessions.events import read_events  # noqa: E402
-from fastdb.sessions.lease_file import FILE, Lease, read  # noqa: E402
-from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.storage.manifest import faults  # noqa: E402
-from tests.training.test_trainer import Life, at  # noqa: E402
+from fastdb.checkpoints.checkpoint import complete
+from fastdb.runtime.paths import cache_folder, work_folder
+from fastdb.sessions.events import read_events
+from fastdb.sessions.lease_file import FILE, Lease, read
+from fastdb.sessions.session import Session
+from fastdb.storage.manifest import faults
+from tests.training.test_trainer import Life, at
 
 Copied = Callable[[Session], Session]
 

@@ -13,18 +13,18 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from accelerate import Accelerator  # noqa: E402
-from PIL import Image  # noqa: E402
+from accelerate import Accelerator
+from PIL import Image
 
-from fastdb import workflow  # noqa: E402
-from fastdb.checkpoints.progress import standing  # noqa: E402
-from fastdb.errors import StorageError, TrainingError  # noqa: E402
-from fastdb.sessions.events import EventLog, follow_events, read_events  # noqa: E402
-from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.training import trainer as trainer_room  # noqa: E402
-from fastdb.training.samples import Sampler  # noqa: E402
-from tests.training.conftest import result  # noqa: E402
-from tests.training.test_trainer import Life, at  # noqa: E402
+from fastdb import workflow
+from fastdb.checkpoints.progress import standing
+from fastdb.errors import StorageError, TrainingError
+from fastdb.sessions.events import EventLog, follow_events, read_events
+from fastdb.sessions.session import Session
+from fastdb.training import trainer as trainer_room
+from fastdb.training.samples import Sampler
+from tests.training.conftest import result
+from tests.training.test_trainer import Life, at
 
 Made = Callable[..., Session]
 SHORT: dict[str, Any] = {"text_encoder__steps": 3, "unet__steps": 5, "prior__class_images": 0}

@@ -8,9 +8,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastdb.training.batches import Batches, Group  # noqa: E402
-from fastdb.training.caches import LatentCache  # noqa: E402
-from fastdb.training.randomness import generator, image_at  # noqa: E402
+from fastdb.training.batches import Batches, Group
+from fastdb.training.caches import LatentCache
+from fastdb.training.randomness import generator, image_at
 
 
 def batches(size: int = 2, class_size: int = 0, dropout: float = 0.0, **changes: object) -> Batches:

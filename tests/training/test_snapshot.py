@@ -8,8 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastdb.training import snapshot  # noqa: E402
-from fastdb.training.snapshot import RESERVE, Snapshot  # noqa: E402
+from fastdb.training import snapshot
+from fastdb.training.snapshot import RESERVE, Snapshot
 
 
 def contents() -> dict[str, dict[str, Any]]:

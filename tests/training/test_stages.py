@@ -13,23 +13,23 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from accelerate import Accelerator  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+from accelerate import Accelerator
+from safetensors.torch import load_file
 
-from fastdb.checkpoints.progress import standing  # noqa: E402
-from fastdb.errors import TrainingError  # noqa: E402
-from fastdb.models.diffusers_folder import open_base_model, weight_file  # noqa: E402
-from fastdb.models.layouts.layout import modern_name  # noqa: E402
-from fastdb.models.loading import load_text_encoder, load_tokenizer  # noqa: E402
-from fastdb.runtime.device import choose_device  # noqa: E402
-from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.training.batches import Batches  # noqa: E402
-from fastdb.training.caches import token_ids  # noqa: E402
-from fastdb.training.class_images import ClassImage  # noqa: E402
-from fastdb.training.loop import Loop  # noqa: E402
-from fastdb.training.prepare import image_groups, look  # noqa: E402
-from fastdb.training.stages import build_stage, unet_stage  # noqa: E402
-from fastdb.training.trainer import Trainer  # noqa: E402
+from fastdb.checkpoints.progress import standing
+from fastdb.errors import TrainingError
+from fastdb.models.diffusers_folder import open_base_model, weight_file
+from fastdb.models.layouts.layout import modern_name
+from fastdb.models.loading import load_text_encoder, load_tokenizer
+from fastdb.runtime.device import choose_device
+from fastdb.sessions.session import Session
+from fastdb.training.batches import Batches
+from fastdb.training.caches import token_ids
+from fastdb.training.class_images import ClassImage
+from fastdb.training.loop import Loop
+from fastdb.training.prepare import image_groups, look
+from fastdb.training.stages import build_stage, unet_stage
+from fastdb.training.trainer import Trainer
 
 Made = Callable[..., Session]
 

@@ -16,21 +16,21 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from safetensors.torch import load_file  # noqa: E402
+from safetensors.torch import load_file
 
-from fastdb import workflow  # noqa: E402
-from fastdb.checkpoints.checkpoint import complete  # noqa: E402
-from fastdb.checkpoints.decompressed_cache import raw_file  # noqa: E402
-from fastdb.checkpoints.progress import standing  # noqa: E402
-from fastdb.checkpoints.retention import KEEP  # noqa: E402
-from fastdb.errors import FastDBError, SessionBusy, TrainingError  # noqa: E402
-from fastdb.models.resolve import base_of  # noqa: E402
-from fastdb.sessions.events import read_events  # noqa: E402
-from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.training import process  # noqa: E402
-from fastdb.training.trainer import Trainer  # noqa: E402
-from tests.other_models import another  # noqa: E402
-from tests.training.conftest import outcome, result  # noqa: E402
+from fastdb import workflow
+from fastdb.checkpoints.checkpoint import complete
+from fastdb.checkpoints.decompressed_cache import raw_file
+from fastdb.checkpoints.progress import standing
+from fastdb.checkpoints.retention import KEEP
+from fastdb.errors import FastDBError, SessionBusy, TrainingError
+from fastdb.models.resolve import base_of
+from fastdb.sessions.events import read_events
+from fastdb.sessions.session import Session
+from fastdb.training import process
+from fastdb.training.trainer import Trainer
+from tests.other_models import another
+from tests.training.conftest import outcome, result
 
 Made = Callable[..., Session]
 Copied = Callable[[Session], Session]

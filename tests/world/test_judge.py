@@ -10,13 +10,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from PIL import Image  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+from PIL import Image
+from safetensors.torch import load_file
 
-from fastdb.world.draw import SIDE  # noqa: E402
-from fastdb.world.judge import HEADS, WEIGHTS, Judge, judge, to_tensor  # noqa: E402
-from fastdb.world.readings import Reading, read, truth  # noqa: E402
-from fastdb.world.scene import Scene  # noqa: E402
+from fastdb.world.draw import SIDE
+from fastdb.world.judge import HEADS, WEIGHTS, Judge, judge, to_tensor
+from fastdb.world.readings import Reading, read, truth
+from fastdb.world.scene import Scene
 
 RoundTrip = Callable[[list[Image.Image]], list[Image.Image]]
 
