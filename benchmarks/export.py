@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from fastdb import console, demo, overview, workflow
+from fastdb import console, demo
+from fastdb.commands import sessions, training
 from fastdb.evaluation.prompts import words_of
 from fastdb.models.resolve import MINI, base_of
 from fastdb.runtime.library_logging import hush_libraries
@@ -119,7 +120,7 @@ def compare(session: Session, folder: Path, prompts: Sequence[str], seeds: Seque
 
 def trained(root: Path) -> Session:
     """A small session that was really trained."""
-    session = workflow.new(
+    session = sessions.new(
         "export",
         MINI,
         demo.demo_photos(),
@@ -128,14 +129,14 @@ def trained(root: Path) -> Session:
         root=root,
         settings=SETTINGS,
     )
-    workflow.train(session)
-    return overview.open_session(session)
+    training.train(session)
+    return sessions.open_session(session)
 
 
 def main() -> None:
     """Print the table."""
     with console.boundary(), tempfile.TemporaryDirectory() as folder:
-        session = overview.open_session(sys.argv[1]) if len(sys.argv) > 1 else trained(Path(folder))
+        session = sessions.open_session(sys.argv[1]) if len(sys.argv) > 1 else trained(Path(folder))
         prompts = words_of(session).instance_prompts
         rows = compare(session, Path(folder), prompts)
         print(f"\n{len(prompts) * len(SEEDS)} pictures of {session.config.resolution} px, {export_parts(session)[1]}")

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from skimage import data
 
-from fastdb import results, workflow
+from fastdb.commands import results, sessions
 from fastdb.console import size
 from fastdb.images.intake import save_png
 from fastdb.models.diffusers_folder import read_config, weight_file
@@ -129,7 +129,7 @@ def main() -> None:
         "optimizer.name": chosen.optimizer,
     }
     began = time.perf_counter()
-    session = workflow.new(name, base, photos(chosen.folder / "photos"), root=root, settings=settings)
+    session = sessions.new(name, base, photos(chosen.folder / "photos"), root=root, settings=settings)
     print(f"new session: {time.perf_counter() - began:.1f} s")
     began = time.perf_counter()
     steps, saves, peak = follow(process.start(session))

@@ -26,8 +26,8 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from fastdb import results, workflow
 from fastdb.checkpoints.progress import steps_of
+from fastdb.commands import results, sessions, training
 from fastdb.images.intake import save_png
 from fastdb.sessions.session import Session
 from fastdb.world.scene import prompt
@@ -113,7 +113,7 @@ def run(root: Path, key: Row, changes: Row, from_file: bool, keep: bool) -> list
         shared = root / "shared"
         began, before = time.monotonic(), cpu()
         with kept(session.class_images, shared / f"class-{_digest(session)}"):
-            workflow.train(session)
+            training.train(session)
         trained, wall = cpu(), time.monotonic() - began
         pictures = session.path / "evaluation" / "pictures"
         rows = []
@@ -146,7 +146,7 @@ def make(root: Path, name: str, key: Row, changes: Row) -> Session:
         if captioned:
             (photos / f"{subject.name} ({number}).txt").write_text(subject.captions()[number - 1])
     settings["captions.instance_prompt"] = prompt(f"sks {subject.shape}")
-    session = workflow.new(name, "mini", [photos], token="sks", class_word=subject.shape, root=root, settings=settings)
+    session = sessions.new(name, "mini", [photos], token="sks", class_word=subject.shape, root=root, settings=settings)
     shutil.rmtree(photos)
     return session
 

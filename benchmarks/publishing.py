@@ -18,7 +18,7 @@ from typing import Any
 
 from full_size import build, photos
 
-from fastdb import workflow
+from fastdb.commands import sessions
 from fastdb.console import size
 from fastdb.sessions.events import Event
 from fastdb.training import process
@@ -46,7 +46,7 @@ def main() -> None:
         "checkpoints.every_steps": chosen.every,
         "checkpoints.every_minutes": 1440,
     }
-    session = workflow.new(name, base, photos(chosen.folder / "photos"), root=root, settings=settings)
+    session = sessions.new(name, base, photos(chosen.folder / "photos"), root=root, settings=settings)
     events = list(process.start(session).follow())
     if events[-1].get("outcome") != "finished":
         raise SystemExit(str(events[-1]))

@@ -28,13 +28,13 @@ from full_size import WIDTHS
 from fastdb.checkpoints.compressed_reader import Base, Packed
 from fastdb.checkpoints.compressed_writer import write_packed
 from fastdb.checkpoints.progress import standing
+from fastdb.commands.sessions import open_session
 from fastdb.console import size
 from fastdb.formats.reader import open_tensors
 from fastdb.formats.safetensors_writer import Entry, write_safetensors
 from fastdb.formats.tensor_bits import Numbers
 from fastdb.models.diffusers_folder import read_config, weight_file
 from fastdb.models.resolve import base_folder, base_of
-from fastdb.overview import open_session
 from fastdb.storage.manifest import sha256
 from fastdb.training.optimizers import state_tensors
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fastdb.version import __version__
+
 if TYPE_CHECKING:
+    from fastdb.commands.results import evaluate, export, generate
+    from fastdb.commands.sessions import add_images, list_sessions, new, open_or_new, show
+    from fastdb.commands.training import stop, train
     from fastdb.config import Config
     from fastdb.errors import FastDBError
     from fastdb.inference.engine import Engine, Request
-    from fastdb.overview import list_sessions, show
-    from fastdb.results import evaluate, export, generate
     from fastdb.sessions.session import Session
-    from fastdb.workflow import add_images, new, open_or_new, stop, train
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Config",
@@ -25,6 +25,7 @@ __all__ = [
     "FastDBError",
     "Request",
     "Session",
+    "__version__",
     "add_images",
     "evaluate",
     "export",
@@ -37,25 +38,30 @@ __all__ = [
     "train",
 ]
 
-_HOMES = {
-    "Config": "fastdb.config",
-    "Engine": "fastdb.inference.engine",
-    "FastDBError": "fastdb.errors",
-    "Request": "fastdb.inference.engine",
-    "Session": "fastdb.sessions.session",
-    "evaluate": "fastdb.results",
-    "export": "fastdb.results",
-    "generate": "fastdb.results",
-    "list_sessions": "fastdb.overview",
-    "show": "fastdb.overview",
+_MODULES = {
+    "Config": "config",
+    "Engine": "inference.engine",
+    "FastDBError": "errors",
+    "Request": "inference.engine",
+    "Session": "sessions.session",
+    "add_images": "commands.sessions",
+    "evaluate": "commands.results",
+    "export": "commands.results",
+    "generate": "commands.results",
+    "list_sessions": "commands.sessions",
+    "new": "commands.sessions",
+    "open_or_new": "commands.sessions",
+    "show": "commands.sessions",
+    "stop": "commands.training",
+    "train": "commands.training",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module 'fastdb' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES.get(name, "fastdb.workflow")), name)
+    return getattr(importlib.import_module(f"fastdb.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *_MODULES])

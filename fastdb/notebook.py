@@ -15,12 +15,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
-from fastdb import __version__, console, overview, results, space, workflow
+from fastdb import console
+from fastdb.commands import results, sessions, space, training
 from fastdb.errors import FastDBError, ImageError, ModelError, SessionBusy, StorageError
 from fastdb.images.faces import fetch_yunet
 from fastdb.runtime.drive import colab, leave_drive, mount_drive
 from fastdb.runtime.paths import sessions_root
 from fastdb.sessions.session import Session
+from fastdb.version import __version__
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,7 +57,7 @@ def open_drive() -> None:
     """
     drive = mount_drive()
     console.say(f"Google Drive: {drive}" if drive else "no Google Drive here: sessions stay on this machine")
-    overview.list_sessions()
+    sessions.list_sessions()
     for line in space.disks([sessions_root()]):
         console.say(line)
 
@@ -76,14 +78,14 @@ def add_images(session: Session, folder: str = "", *, upload_more: bool = False)
         console.say(f"{session.name} is being trained: its images stay as they are")
         return _picture(sheet)
     if folder:
-        return _picture(workflow.add_images(session, [folder]))
+        return _picture(sessions.add_images(session, [folder]))
     if sheet.exists() and not upload_more:
         console.say(f"the images {session.name} holds already; name a folder or tick upload_more to add others")
         return _picture(sheet)
     with TemporaryDirectory() as place:
         photos = _uploaded(Path(place))
         if photos:
-            return _picture(workflow.add_images(session, photos))
+            return _picture(sessions.add_images(session, photos))
     raise ImageError("has no new photos", where=session.name, fix="Write the folder of your photos into the form.")
 
 
@@ -180,7 +182,7 @@ def _disconnect(session: Session) -> None:
         return
     if find(session) is not None:
         raise SessionBusy("is being trained", where=session.name, fix="Let it end, or stop it, and disconnect then.")
-    workflow.publish(session)
+    training.publish(session)
     console.say("waiting until Google Drive has uploaded everything")
     if not leave_drive():
         raise StorageError(

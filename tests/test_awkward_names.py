@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fastdb.commands.sharing.transfer import files_of
 from PIL import Image
 
-from fastdb import sharing, workflow
+from fastdb.commands import sessions, sharing, training
+from fastdb.commands.sessions import list_sessions, show
 from fastdb.errors import FastDBError
 from fastdb.images.intake import instance_images_of
-from fastdb.overview import list_sessions, show
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import read_record
-from fastdb.sharing.transfer import files_of
 
 NAMES = [
     "plain", "Plain", "PLAIN", "two words", " leading", "trailing ", "  ", "tab\there", "line\nbreak", "\n", "cr\rcr",
@@ -68,7 +68,7 @@ def test_as_sessions(refused: list[str], sessions_folder: Path, photos: list[Pat
     made = []
     for name in NAMES:
         try:
-            session = workflow.new(name, "mini", [photos[0]])
+            session = sessions.new(name, "mini", [photos[0]])
         except FastDBError as error:
             refused.append(str(error))
             continue
@@ -91,7 +91,7 @@ def test_as_roots(refused: list[str], tmp_path: Path, photos: list[Path]) -> Non
             continue
         root = tmp_path / "roots" / name / str(number)
         try:
-            session = workflow.new("dog", "mini", root=root)
+            session = sessions.new("dog", "mini", root=root)
         except FastDBError as error:
             refused.append(str(error))
             continue
@@ -109,7 +109,7 @@ def test_as_words_of_a_session(refused: list[str], sessions_folder: Path) -> Non
     for number, name in enumerate(NAMES):
         settings = {"captions.instance_prompt": f"a photo of {name}", "samples.prompts": [name]}
         try:
-            made = workflow.new(f"s{number}", "mini", token=name, class_word=name, settings=settings)
+            made = sessions.new(f"s{number}", "mini", token=name, class_word=name, settings=settings)
         except FastDBError as error:
             refused.append(str(error))
             assert not (sessions_folder / f"s{number}").exists()
@@ -138,11 +138,11 @@ def test_as_photos_and_captions(
     refused: list[str], awkward: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = {"captions.caption_files": True}
-    session = workflow.new("dog", "mini", token="sks", settings=settings)
+    session = sessions.new("dog", "mini", token="sks", settings=settings)
     prompt = session.config.captions.instance_prompt
     given = [path for path in sorted(awkward.iterdir()) if path.suffix == ".png"]
     try:
-        workflow.add_images(session, given)
+        sessions.add_images(session, given)
     except FastDBError as error:
         refused.append(str(error))
     said = capsys.readouterr().out
@@ -158,11 +158,11 @@ def test_as_photos_and_captions(
     adopted = sharing.adopt(sharing.share(session, tmp_path / "a.zip"), "again")
     again = instance_images_of(adopted.instance_images, adopted.captions, prompt)
     assert [(one.path.name, one.prompt) for one in again] == [(one.path.name, one.prompt) for one in pictures]
-    by_one = workflow.new("one", "mini")
+    by_one = sessions.new("one", "mini")
     shutil.rmtree(session.path)
     for path in given[:40]:
         try:
-            workflow.add_images(by_one, [path])
+            sessions.add_images(by_one, [path])
         except FastDBError as error:
             refused.append(str(error))
 
@@ -170,21 +170,21 @@ def test_as_photos_and_captions(
 def test_all_the_way(refused: list[str], awkward: Path, tmp_path: Path) -> None:
     """Photos, captions and prompts of all names, a session and a root of awkward ones: trained, exported, shared."""
     pytest.importorskip("torch")
-    from fastdb.results import export
+    from fastdb.commands.results import export
 
     settings = {
         "text_encoder.steps": 1, "unet.steps": 1, "prior.class_images": 0, "captions.caption_files": True,
         "samples.every_steps": 1, "samples.steps": 1, "samples.prompts": NAMES[:-1:12],
     }  # fmt: skip
     root = tmp_path / "ro ot's \N{DOG FACE}"
-    session = workflow.new("犬_é.v2-", "mini", token="-rf", root=root, settings=settings)
+    session = sessions.new("犬_é.v2-", "mini", token="-rf", root=root, settings=settings)
     try:
-        workflow.add_images(session, [awkward])
+        sessions.add_images(session, [awkward])
     except FastDBError as error:
         refused.append(str(error))
-    assert workflow.train(session) == "finished"
+    assert training.train(session) == "finished"
     assert [path.name for path in export(session)] == ["犬_é.v2-.safetensors", "犬_é.v2-.ckpt"]
     show(session)
     path = sharing.share(session, tmp_path, checkpoints=True)
     adopted = sharing.adopt(path, "again")
-    assert workflow.train(adopted) == "finished"
+    assert training.train(adopted) == "finished"

@@ -23,9 +23,10 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from fastdb import demo, overview, workflow
+from fastdb import demo
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.export_parts import export_parts
+from fastdb.commands import sessions
 from fastdb.config import Config
 from fastdb.errors import TrainingError
 from fastdb.evaluation import mini_measures
@@ -132,7 +133,7 @@ def shown(common: Path) -> Shown:
                 refuse(network, patch)
                 demo.run_demo(root)
             said.write_text(output.getvalue(), encoding="utf-8")
-    session = overview.open_session("demo", root)
+    session = sessions.open_session("demo", root)
     return Shown(session.path / "contact_sheet.png", session, said.read_text(encoding="utf-8"), network)
 
 
@@ -201,7 +202,7 @@ def test_the_trainer_was_really_killed_and_went_on(shown: Shown) -> None:
 def test_both_exports_are_there_and_verify(shown: Shown) -> None:
     parts, stands = export_parts(shown.session)
     assert stands == "text_encoder 4/4, unet 20/20"
-    files = overview.exports_of(shown.session)
+    files = sessions.exports_of(shown.session)
     assert [path.name for path in files] == ["demo.ckpt", "demo.safetensors"]
     plan = from_parts(layout_of("sd1"), opened(parts), torch.float16)
     for path in files:
@@ -237,7 +238,7 @@ def test_the_contact_sheet_shows_what_it_says(shown: Shown) -> None:
         assert unlike(cell, photo) < 1
     with shrunk():
         file = shown.session.path / "demo.safetensors"
-        untrained = workflow.new("untrained", "mini")
+        untrained = sessions.new("untrained", "mini")
         made = {"base": by_prompt(demo.pictures(untrained)), "file": by_prompt(demo.pictures(file))}
     mug = [*demo.PROMPTS[SUBJECT], *demo.PROMPTS[CONTEXT]]
     rest = [*demo.PROMPTS[CLASS], *demo.PROMPTS[demo.COLOURED], *demo.PROMPTS[OTHERS]]
@@ -310,7 +311,7 @@ def test_what_it_says_is_true(shown: Shown) -> None:
     session, said = shown.session, shown.said
     for number in range(1, 7):
         assert re.search(rf"^{number}\. ", said, re.MULTILINE), number
-    for path in (session.path, session.checkpoints, shown.sheet, *overview.exports_of(session)):
+    for path in (session.path, session.checkpoints, shown.sheet, *sessions.exports_of(session)):
         assert path.exists()
         assert str(path) in said
     assert re.search(r"^Done in \d+ s\.$", said, re.MULTILINE)
@@ -389,7 +390,7 @@ def test_a_second_run_finds_its_own_name(shown: Shown) -> None:
     assert sheet.is_file()
     after = {path: path.stat().st_mtime_ns for path in shown.session.path.rglob("*") if path.is_file()}
     assert after == before
-    assert [session.name for session in overview.list_sessions(sheet.parents[1])] == ["demo", "demo-2"]
+    assert [session.name for session in sessions.list_sessions(sheet.parents[1])] == ["demo", "demo-2"]
 
 
 def test_a_trainer_that_ends_before_it_is_killed_is_said(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fastdb import __version__
+from fastdb.version import __version__
 from fastdb.cli import models, results, sessions, sharing, space, training
 from fastdb.cli.options import Root
 from fastdb.console import boundary, say

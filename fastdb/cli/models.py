@@ -50,10 +50,10 @@ def convert(
 ) -> None:
     """Write a model in another layout or precision: original file to file or diffusers folder, folder to file."""
     with boundary():
-        from fastdb import model_files
+        from fastdb.commands import models
 
         wanted = Precision.fp16 if half and precision is None else precision
-        model_files.convert(
+        models.convert(
             source,
             _target(target, to),
             precision=wanted.value if wanted else None,
@@ -91,6 +91,6 @@ def inspect(
 ) -> None:
     """Say what a model file is: family, precision, LoRA, VAE and so on. Nothing is loaded, and nothing in it runs."""
     with boundary():
-        from fastdb import model_files
+        from fastdb.commands import models
 
-        model_files.inspect(file, probe=probe)
+        models.inspect(file, probe=probe)

@@ -42,7 +42,7 @@ def export(
 ) -> None:
     """Write the trained model as one file in the original layout, verified by reading it back."""
     with boundary():
-        from fastdb import results
+        from fastdb.commands import results
 
         kinds = [kind.value for kind in formats or Format]
         results.export(name, formats=kinds, precision=precision.value, step=step, render=render, root=root)
@@ -67,7 +67,7 @@ def generate(
 ) -> None:
     """Make pictures by prompt, seed, steps, guidance and sampler."""
     with boundary():
-        from fastdb import results
+        from fastdb.commands import results
 
         results.generate(
             source,
@@ -116,7 +116,7 @@ def evaluate(
 ) -> None:
     """Measure each checkpoint on the same prompts and seeds, and name the one to use; goes on where it stopped."""
     with boundary():
-        from fastdb import results
+        from fastdb.commands import results
 
         results.evaluate(
             name,

@@ -27,9 +27,9 @@ def new(
 ) -> None:
     """Make a session, and add photos to it."""
     with boundary():
-        from fastdb import workflow
+        from fastdb.commands import sessions
 
-        workflow.new(
+        sessions.new(
             name, base, photos or (), token=token, class_word=class_word, root=root, settings=settings_of(settings)
         )
 
@@ -37,17 +37,17 @@ def new(
 def sessions(root: Root = None) -> None:
     """List the sessions."""
     with boundary():
-        from fastdb import overview
+        from fastdb.commands import sessions
 
-        overview.list_sessions(root)
+        sessions.list_sessions(root)
 
 
 def show(name: Name, root: Root = None) -> None:
     """Say what a session holds and how far its training is."""
     with boundary():
-        from fastdb import overview
+        from fastdb.commands import sessions
 
-        overview.show(name, root)
+        sessions.show(name, root)
 
 
 def check(
@@ -58,9 +58,9 @@ def check(
 ) -> None:
     """Read everything a session holds, and say what is damaged or was changed since it came."""
     with boundary():
-        from fastdb import checking
+        from fastdb.commands import sessions
 
-        checking.check(name, quick=quick, accept=accept, root=root)
+        sessions.check(name, quick=quick, accept=accept, root=root)
 
 
 def add_images(
@@ -70,6 +70,6 @@ def add_images(
 ) -> None:
     """Clean, crop and add photos; a .txt beside a photo becomes its caption."""
     with boundary():
-        from fastdb import workflow
+        from fastdb.commands import sessions
 
-        workflow.add_images(name, photos, root)
+        sessions.add_images(name, photos, root)

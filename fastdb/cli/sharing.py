@@ -25,7 +25,7 @@ def share(
 ) -> None:
     """Write a session as a zip to give away: photos, captions, settings."""
     with boundary():
-        from fastdb import sharing
+        from fastdb.commands import sharing
 
         sharing.share(name, target, checkpoints=checkpoints, root=root)
 
@@ -47,7 +47,7 @@ def adopt(
 ) -> None:
     """Make a session of one that comes from elsewhere; nothing is changed there."""
     with boundary():
-        from fastdb import sharing
+        from fastdb.commands import sharing
 
         sharing.adopt(source, name, base=base, root=root)
 
@@ -64,6 +64,6 @@ def duplicate(
 ) -> None:
     """Make a new session with the photos, captions and settings of another."""
     with boundary():
-        from fastdb import sharing
+        from fastdb.commands import sharing
 
         sharing.duplicate(name, new, checkpoints=checkpoints, from_step=from_step, root=root)

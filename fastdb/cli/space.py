@@ -32,7 +32,7 @@ def space(
 ) -> None:
     """Say what sessions, their checkpoints and the models on this machine cost, and what is free."""
     with boundary():
-        from fastdb import space as verbs
+        from fastdb.commands import space as verbs
 
         verbs.space(names or (), root)
 
@@ -52,7 +52,7 @@ def free(
 ) -> None:
     """Remove files for good, after a question. What training needs to go on is never among them."""
     with boundary():
-        from fastdb import space as verbs
+        from fastdb.commands import space as verbs
 
         def confirm(question: str) -> bool:
             return yes or typer.confirm(question)

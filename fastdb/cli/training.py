@@ -28,9 +28,9 @@ def train(
 ) -> None:
     """Train, or go on where training stopped. Ctrl-C saves and stops; closing the terminal leaves it running."""
     with boundary():
-        from fastdb import workflow
+        from fastdb.commands import training
 
-        workflow.train(
+        training.train(
             name,
             settings=settings_of(settings),
             restart=restart,
@@ -54,22 +54,22 @@ def extend(
 ) -> None:
     """Give a session more steps, which `fastdb train` then takes; what was trained so far stays."""
     with boundary():
-        from fastdb import workflow
+        from fastdb.commands import training
 
-        workflow.extend(name, steps, schedule=schedule.value, learning_rate=rate, root=root)
+        training.extend(name, steps, schedule=schedule.value, learning_rate=rate, root=root)
 
 
 def publish(name: Name, root: Root = None) -> None:
     """Bring checkpoints that lie on this machine alone into the session's folder; training does so by itself."""
     with boundary():
-        from fastdb import workflow
+        from fastdb.commands import training
 
-        workflow.publish(name, root)
+        training.publish(name, root)
 
 
 def stop(name: Name, root: Root = None) -> None:
     """Ask a running trainer to save a checkpoint and stop."""
     with boundary():
-        from fastdb import workflow
+        from fastdb.commands import training
 
-        workflow.stop(name, root)
+        training.stop(name, root)

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import Field
 
-from fastdb import __version__
+from fastdb.version import __version__
 from fastdb.config import Config, Extension, Settings, build
 from fastdb.errors import ConfigError, SessionError
 from fastdb.sessions.migrations import FORMAT, migrated

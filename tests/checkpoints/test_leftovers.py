@@ -13,9 +13,9 @@ import pytest
 from fastdb.checkpoints.checkpoint import Checkpoint, newest, prune, save, spare
 from fastdb.checkpoints.leftovers import leftovers
 from fastdb.checkpoints.progress import needed, standing, weights_in
+from fastdb.commands.sessions import show
 from fastdb.config import Config
 from fastdb.errors import StorageError
-from fastdb.overview import show
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import FILE, BaseModelRecord
 from fastdb.storage.manifest import faults, sha256

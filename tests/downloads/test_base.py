@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fastdb import workflow
+from fastdb.commands import sessions
 from fastdb.errors import ConfigError, ModelError, SessionExists, TrainingError
 from fastdb.models.diffusers_folder import fingerprint, open_base_model
 from fastdb.models.resolve import base_folder, base_of
@@ -34,7 +34,7 @@ def offered(hub: Hub, mini: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def session(offered: dict[str, bytes]) -> Session:
-    return workflow.new("dog", NAME, settings=SETTINGS)
+    return sessions.new("dog", NAME, settings=SETTINGS)
 
 
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,14 +119,14 @@ def test_a_session_from_before_has_no_source(session: Session, tmp_path: Path) -
 
 def test_a_folder_of_ones_own_is_noted_without_a_source(mini: Path, tmp_path: Path) -> None:
     own = shutil.copytree(mini, tmp_path / "own")
-    assert workflow.new("cat", own, settings=SETTINGS).record.base_model.source == ""
-    assert workflow.new("cow", "mini").record.base_model.source == ""
+    assert sessions.new("cat", own, settings=SETTINGS).record.base_model.source == ""
+    assert sessions.new("cow", "mini").record.base_model.source == ""
 
 
 def test_nothing_is_fetched_for_a_name_that_is_taken(session: Session, hub: Hub) -> None:
     hub.log.clear()
     with pytest.raises(SessionExists):
-        workflow.new("dog", "owner/other", settings=SETTINGS)
+        sessions.new("dog", "owner/other", settings=SETTINGS)
     assert hub.log == []
 
 
@@ -137,7 +137,7 @@ def test_a_single_file_that_is_no_model_comes_and_is_refused_honestly(
     (tmp_path / "own.ckpt").write_bytes(b"c" * 2000)
     for base in (f"{NAME}/model.ckpt", f"{server.url}/model.ckpt", "own.ckpt"):
         with pytest.raises(ModelError) as caught:
-            workflow.new("dog", base, settings=SETTINGS)
+            sessions.new("dog", base, settings=SETTINGS)
         said = str(caught.value)
         assert "model file that is known here: it begins with b'cccccccc" in said
         assert Path(said.split(": cannot be used")[0]).read_bytes() == b"c" * 2000
@@ -181,7 +181,7 @@ def test_a_name_of_the_registry_tries_its_repositories_in_order(
     files = {path.relative_to(mini).as_posix(): path.read_bytes() for path in sorted(mini.rglob("*")) if path.is_file()}
     hub.add("stable-diffusion-v1-5/stable-diffusion-v1-5", files)
     for number, name in enumerate(("sd15", "runwayml/stable-diffusion-v1-5", "Stable Diffusion 1.5")):
-        session = workflow.new(f"dog{number}", name, settings={"resolution": 512})
+        session = sessions.new(f"dog{number}", name, settings={"resolution": 512})
         assert session.record.base_model.source == f"stable-diffusion-v1-5/stable-diffusion-v1-5@{COMMIT}"
 
 
@@ -189,10 +189,10 @@ def test_a_model_that_cannot_be_trained_or_was_made_for_another_size_is_refused_
     hub: Hub, sessions_folder: Path
 ) -> None:
     with pytest.raises(ModelError, match=r"SDXL is not trainable yet: .* Choose a model that is: sd15"):
-        workflow.new("dog", "sdxl")
+        sessions.new("dog", "sdxl")
     with pytest.raises(
         ConfigError, match=r"resolution: Stable Diffusion 1\.5 was made for 512 px and takes .*, not 768"
     ):
-        workflow.new("dog", "sd15", settings={"resolution": 768})
+        sessions.new("dog", "sd15", settings={"resolution": 768})
     assert not sessions_folder.exists()
     assert hub.log == []

@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file
 
-from fastdb import workflow
+from fastdb.commands import sessions
 from fastdb.errors import FastDBError, ModelError, StorageError
 from fastdb.models import diffusers_configs, folder_from_file
 from fastdb.models.convert import convert
@@ -62,7 +62,7 @@ def alike(one: Path, other: Path) -> bool:
 
 def test_a_session_goes_from_a_file(exported: Path, mini: Path, tmp_path: Path) -> None:
     own = shutil.copy(exported, tmp_path / "mine.safetensors")
-    session = workflow.new("dog", own)
+    session = sessions.new("dog", own)
     assert session.record.base_model.folder == str(own)
     assert session.config.resolution == 64, "what the model was made for"
     folder = base_of(session)
@@ -81,7 +81,7 @@ def test_the_same_weights_whatever_the_kind_of_file(exported: Path, tmp_path: Pa
 
 def test_a_file_that_changed_is_another_base(exported: Path, tmp_path: Path) -> None:
     own = Path(shutil.copy(exported, tmp_path / "mine.safetensors"))
-    session = workflow.new("dog", own)
+    session = sessions.new("dog", own)
     tensors = load_file(own)
     tensors[WORD] += 1
     save_file(tensors, own)
@@ -118,7 +118,7 @@ def test_a_file_behind_a_link_is_fetched_again_on_another_machine(
     exported: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.files["/m/dream.safetensors"] = File(exported.read_bytes(), drop_every=3_000_000)
-    session = workflow.new("dog", f"{server.url}/m/dream.safetensors")
+    session = sessions.new("dog", f"{server.url}/m/dream.safetensors")
     assert session.record.base_model.source == f"{server.url}/m/dream.safetensors"
     shutil.rmtree(tmp_path / "cache")
     monkeypatch.setenv("FASTDB_CACHE", str(tmp_path / "other-cache"))
@@ -156,7 +156,7 @@ def test_what_is_no_whole_model_is_refused_with_nothing_made(kind: str, tmp_path
     with pytest.raises(
         ModelError, match=rf"^{re.escape(str(file))}: cannot be trained as a base model: ({why})"
     ) as one:
-        workflow.new("dog", file)
+        sessions.new("dog", file)
     assert one.value.fix
     assert sorted(path.name for path in tmp_path.iterdir()) == ["style.safetensors"]
 

@@ -26,7 +26,7 @@ from transformers import (
     ViTModel,
 )
 
-from fastdb import overview, workflow
+from fastdb.commands import sessions, training
 from fastdb.images.intake import save_png
 from fastdb.models.resolve import MINI
 from fastdb.sessions.session import Session
@@ -64,9 +64,9 @@ def trained(common: Path, name: str, photos: list[Path], **settings: Any) -> Pat
     with FileLock(common / f"evaluated_{name}.lock"):
         if not (root / name).exists():
             changed = {**SETTINGS, **settings}
-            workflow.new(name, MINI, photos, token="sks", class_word=name, root=root, settings=changed)
-            assert workflow.train(name, root=root) == "finished"
-    return overview.open_session(name, root).path
+            sessions.new(name, MINI, photos, token="sks", class_word=name, root=root, settings=changed)
+            assert training.train(name, root=root) == "finished"
+    return sessions.open_session(name, root).path
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastdb import results
+from fastdb.commands import results
 from fastdb.sessions.session import Session
 from tests.evaluation.test_evaluate import ASKED, pictures, told
 from tests.training.test_compressed_checkpoints import twins

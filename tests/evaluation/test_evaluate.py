@@ -20,8 +20,9 @@ torch = pytest.importorskip("torch")
 from filelock import FileLock
 from PIL import Image
 
-from fastdb import notebook, results
+from fastdb import notebook
 from fastdb.checkpoints.retention import retention
+from fastdb.commands import results
 from fastdb.errors import (
     ConfigError,
     FastDBError,

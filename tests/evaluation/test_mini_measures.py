@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 
 from PIL import Image
 
-from fastdb import results
+from fastdb.commands import results
 from fastdb.errors import ConfigError
 from fastdb.evaluation.measures import Taken, Value
 from fastdb.evaluation.mini_measures import COLOURED, Drawn, drawn_protocol

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastdb import workflow
+from fastdb.commands import sessions
 from fastdb.errors import ConfigError, ImageError
 from fastdb.evaluation.prompts import (
     CONTEXTS,
@@ -93,10 +93,10 @@ def test_an_empty_prompt_is_refused() -> None:
 
 
 def test_the_words_of_a_session(photos: list[Path]) -> None:
-    session = workflow.new("dog", "mini", photos, token="sks", class_word="dog")
+    session = sessions.new("dog", "mini", photos, token="sks", class_word="dog")
     assert words_of(session) == DOG
-    named = workflow.new("named", "mini", photos)
+    named = sessions.new("named", "mini", photos)
     assert words_of(named) == Words(("astronaut", "cat", "cup"), "", "")
     assert words_of(named, most=2).instance_prompts == ("astronaut", "cat")
     with pytest.raises(ImageError, match="no "):
-        words_of(workflow.new("empty", "mini"))
+        words_of(sessions.new("empty", "mini"))

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fastdb import __version__, overview, sharing
+from fastdb import __version__
 from fastdb.checkpoints.checkpoint import Checkpoint, complete, newest
 from fastdb.checkpoints.progress import standing
+from fastdb.commands import sessions, sharing
 from fastdb.errors import SessionError
 from fastdb.sessions import migrations
 from fastdb.sessions.session import Session
@@ -153,7 +154,7 @@ def test_checkpoints_of_format_1_are_gone_on_from(first: Session) -> None:
     assert newest(first.checkpoints, "unet", LINEAGE) == (there[1], [])
     stands = standing(first)
     assert (stands.passed_over, stands.done("text_encoder"), stands.done("unet")) == ((), 2, 4)
-    assert overview.show(first).record == first.record
+    assert sessions.show(first).record == first.record
     assert tree(first.path) == before
 
 

@@ -15,7 +15,7 @@ hush_libraries()
 
 from filelock import FileLock
 
-from fastdb import overview, workflow
+from fastdb.commands import sessions, training
 from fastdb.inference.engine import Engine
 from fastdb.inference.source import open_source
 from fastdb.sessions.session import Session
@@ -38,9 +38,9 @@ def learned(mini: Path, photos: list[Path], common: Path) -> Session:
     root = common / "learned"
     with FileLock(common / "learned.lock"):
         if not (root / "cup").exists():
-            workflow.new("cup", mini, photos, token="sks", class_word="cup", root=root, settings=SETTINGS)
-            assert workflow.train("cup", root=root) == "finished"
-    return overview.open_session("cup", root)
+            sessions.new("cup", mini, photos, token="sks", class_word="cup", root=root, settings=SETTINGS)
+            assert training.train("cup", root=root) == "finished"
+    return sessions.open_session("cup", root)
 
 
 @pytest.fixture(scope="session")

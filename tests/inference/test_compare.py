@@ -14,8 +14,8 @@ pytest.importorskip("diffusers")
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fastdb import model_files
 from fastdb.cli import app
+from fastdb.commands import models
 from fastdb.errors import ModelError
 from fastdb.inference import compare
 from fastdb.inference.compare import allowed, check_render
@@ -75,7 +75,7 @@ def test_rounded_weights_draw_nearly_the_same(
 
 def test_a_model_of_sd_2_draws_too(mini: Path, tmp_path: Path) -> None:
     folder = real_models.save("sd2", mini, tmp_path / "folder")
-    model_files.convert(folder, tmp_path / "a.ckpt", render=True)
+    models.convert(folder, tmp_path / "a.ckpt", render=True)
     assert (tmp_path / "a.render.png").is_file()
 
 
@@ -107,7 +107,7 @@ def test_another_picture_is_refused_and_the_result_stays(
 def test_a_file_needs_no_likeness(single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTDB_CACHE", str(tmp_path / "cache"))
     for name in ("a.ckpt", "b.safetensors"):
-        model_files.convert(single, tmp_path / name, render=True)
+        models.convert(single, tmp_path / name, render=True)
         assert (tmp_path / name).with_suffix(".render.png").is_file()
     assert not list((tmp_path / "cache").rglob("*.safetensors")), "configurations alone"
 
@@ -121,7 +121,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_written(
         (big, {}, "is of SDXL base, with which no pictures can be made here to compare"),
     ):
         with pytest.raises(ModelError, match=line):
-            model_files.convert(source, tmp_path / "a.safetensors", render=True, **more)
+            models.convert(source, tmp_path / "a.safetensors", render=True, **more)
     assert [path.name for path in tmp_path.iterdir()] == ["sdxl"]
 
 

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 import numpy as np
 
 from benchmarks.export import Compared, compare, draw, requests
-from fastdb import results
+from fastdb.commands import results
 from fastdb.inference.engine import Engine, Request
 from fastdb.inference.source import open_source
 from fastdb.sessions.session import Session

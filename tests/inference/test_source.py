@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file, save_file
 
-from fastdb import results
+from fastdb.commands import results
 from fastdb.errors import ConfigError, ModelError, SessionError, SessionNotFound
 from fastdb.inference.source import Source, open_source
 from fastdb.sessions.session import Session

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fastdb import model_files
+from fastdb.commands import models
 from fastdb.errors import ModelError
 from fastdb.models.detect import FLUX, REFINER, SD1, SD2, SD3, XL
 from fastdb.models.inspect import UNKNOWN_V, Inspection, inspect
@@ -321,7 +321,7 @@ def test_folders_are_read_from_their_configurations(mini: Path, tmp_path: Path) 
 
 def test_the_verb_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "style.safetensors", KOHYA, **{"modelspec.title": "A\nstyle"})
-    assert isinstance(model_files.inspect(path), Inspection)
+    assert isinstance(models.inspect(path), Inspection)
     assert capsys.readouterr().out.splitlines() == [
         "                 style.safetensors",
         "what             LoRA",

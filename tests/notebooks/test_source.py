@@ -18,7 +18,7 @@ import pytest
 
 import fastdb
 import fastdb.notebook
-from fastdb import results
+from fastdb.commands import results
 from fastdb.config import Config
 from fastdb.models.mini_settings import recommended
 from tests.notebooks.kernel import FIELD, NOTEBOOK, REPOSITORY

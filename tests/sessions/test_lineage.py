@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from fastdb import sharing
 from fastdb.checkpoints.checkpoint import Checkpoint, complete, newest, own, prune, save, set_newer_aside, spare
 from fastdb.checkpoints.progress import standing, standings
+from fastdb.commands import sharing
 from fastdb.errors import ConfigError
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import BaseModelRecord, read_record, write_record

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from fastdb.commands.sessions import show
 from fastdb.config import Config
-from fastdb.overview import show
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import BaseModelRecord
 from fastdb.storage.drive_uploads import waits_for_upload

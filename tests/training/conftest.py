@@ -11,7 +11,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastdb import workflow
 from fastdb.checkpoints.checkpoint import (
     Checkpoint,
     complete,
@@ -20,6 +19,7 @@ from fastdb.checkpoints.checkpoint import save as save_checkpoint
 from fastdb.checkpoints.decompressed_cache import raw_file
 from fastdb.checkpoints.pending import MADE_OF
 from fastdb.checkpoints.progress import PACKED, RAW
+from fastdb.commands import sessions
 from fastdb.models.resolve import base_of
 from fastdb.sessions.session import Session
 from fastdb.storage.manifest import sha256
@@ -44,7 +44,7 @@ def make_session(mini: Path, photos: list[Path], tmp_path_factory: pytest.TempPa
     def make(name: str = "cup", **settings: Any) -> Session:
         root = tmp_path_factory.mktemp("root")
         chosen = {**SETTINGS, **{key.replace("__", "."): value for key, value in settings.items()}}
-        return workflow.new(name, mini, photos, token="sks", class_word="cup", root=root, settings=chosen)
+        return sessions.new(name, mini, photos, token="sks", class_word="cup", root=root, settings=chosen)
 
     return make
 

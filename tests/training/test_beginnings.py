@@ -9,9 +9,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from fastdb import workflow
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.progress import standing
+from fastdb.commands import training
 from fastdb.sessions.session import Session
 
 SHORT = {"text_encoder.steps": 1, "unet.steps": 2, "prior.class_images": 0}
@@ -21,10 +21,10 @@ def test_a_checkpoint_of_an_earlier_beginning_is_passed_over(
     make_session: Callable[..., Session], capsys: pytest.CaptureFixture[str]
 ) -> None:
     session = make_session("again", **SHORT)
-    assert workflow.train(session) == "finished"
+    assert training.train(session) == "finished"
     old = session.record.lineage
     assert {(one.state["format"], one.state["lineage"]) for one in complete(session.checkpoints)} == {(2, old)}
-    assert workflow.train(session, restart=True, settings={"unet.learning_rate": 1e-3}) == "finished"
+    assert training.train(session, restart=True, settings={"unet.learning_rate": 1e-3}) == "finished"
     session = Session.open(session.path)
     new = session.record.lineage
     assert new != old
@@ -37,6 +37,6 @@ def test_a_checkpoint_of_an_earlier_beginning_is_passed_over(
     reason = "it belongs to another session or to an earlier beginning of this one"
     assert stands.passed_over == (f"checkpoint unet-000009 is passed over: {reason}",)
     capsys.readouterr()
-    assert workflow.train(session, settings={"checkpoints.every_steps": 1}) == "finished", "its recipe is not looked at"
+    assert training.train(session, settings={"checkpoints.every_steps": 1}) == "finished", "its recipe is not looked at"
     assert reason in capsys.readouterr().out
     assert (session.checkpoints / "unet-000009").is_dir()

@@ -12,11 +12,11 @@ import pytest
 
 pytest.importorskip("torch")
 
-from fastdb import checking, workflow
 from fastdb.checkpoints.progress import standing
+from fastdb.commands import sessions, training
+from fastdb.commands.results import export, generate
+from fastdb.commands.sessions import show
 from fastdb.errors import FastDBError
-from fastdb.overview import show
-from fastdb.results import export, generate
 from fastdb.sessions.file_hashes import FILES, changes, unlisted
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import FILE
@@ -33,7 +33,7 @@ def whole(
     folder = tmp_path_factory.mktemp("more")
     shutil.copy(photos[0], folder / "sks cup (7).png")
     (folder / "sks cup (7).txt").write_text("on a red table\n")
-    workflow.add_images(session, [folder])
+    sessions.add_images(session, [folder])
     assert outcome(process.start(session)) == "finished"
     export(session)
     generate(session, "a photo of sks cup", steps=2)
@@ -65,7 +65,7 @@ def noticed(session: Session, name: str) -> bool:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastdb.console.say", said.append)
         try:
-            checking.check(session.path)
+            sessions.check(session.path)
         except FastDBError as error:
             said.append(str(error))
         else:
@@ -96,7 +96,7 @@ def test_every_file_is_of_a_kind_that_is_held_against_something(whole: Session) 
     }  # fmt: skip
     assert unlisted(whole.path) == []
     assert changes(whole.path) == []
-    assert checking.check(whole) == []
+    assert sessions.check(whole) == []
 
 
 def test_a_flipped_byte_in_any_file_is_noticed(whole: Session, copy: Callable[[Session], Session]) -> None:
@@ -139,7 +139,7 @@ def test_what_was_changed_before_training_is_told_and_is_no_refusal(
     (tmp_path / "cat.txt").write_text("on a chair\n")
     shutil.copy(photos[0], tmp_path / "cat.png")
     (session.class_images / "mine.png").write_bytes(photos[1].read_bytes())
-    workflow.add_images(session, [tmp_path / "cat.png"])
+    sessions.add_images(session, [tmp_path / "cat.png"])
     [path] = [one for one in (session.path / folder).iterdir() if one.stem in ("cat", "mine")]
     if path.suffix == ".txt":
         path.write_text("on a table\n")
@@ -148,13 +148,13 @@ def test_what_was_changed_before_training_is_told_and_is_no_refusal(
 
         Image.open(path).rotate(90).save(path)
     capsys.readouterr()
-    assert workflow.train(session) == "finished"
+    assert training.train(session) == "finished"
     line = f"'{folder}/{path.name}' was changed by hand or damaged since it came"
     assert line in capsys.readouterr().out
     with pytest.raises(FastDBError, match="1 of its files is not as they were"):
-        checking.check(session)
-    checking.check(session, accept=True)
-    checking.check(session)
+        sessions.check(session)
+    sessions.check(session, accept=True)
+    sessions.check(session)
 
 
 @pytest.mark.parametrize("kind", ["instance_images", pytest.param("class_images", marks=pytest.mark.full)])
@@ -169,7 +169,7 @@ def test_a_damaged_picture_is_refused_and_not_trained_on(kind: str, make_session
     data[len(data) // 2] ^= 4
     path.write_bytes(data)
     with pytest.raises(FastDBError, match=r"is damaged: one of its checksums does not fit"):
-        workflow.train(session)
+        training.train(session)
     assert list(session.checkpoints.glob("unet-*")) == []
 
 
@@ -192,7 +192,7 @@ def test_a_flipped_session_yaml_is_told_or_refused(
 def test_a_share_of_damaged_files_says_so(
     whole: Session, copy: Callable[[Session], Session], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from fastdb import sharing
+    from fastdb.commands import sharing
 
     session = copy(whole)
     path = next(iter(session.originals.glob("*.png")))

@@ -21,7 +21,6 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file, save_file
 
-from fastdb import results
 from fastdb.checkpoints import decompressed_cache
 from fastdb.checkpoints.checkpoint import (
     Checkpoint,
@@ -33,6 +32,7 @@ from fastdb.checkpoints.compressed_reader import Packed
 from fastdb.checkpoints.decompressed_cache import raw_file
 from fastdb.checkpoints.export_parts import export_parts
 from fastdb.checkpoints.progress import standing, weights_in
+from fastdb.commands import results
 from fastdb.errors import CheckpointError, FastDBError, ModelError, StorageError
 from fastdb.evaluation.candidates import checkpoints_of
 from fastdb.inference.engine import Request

@@ -15,8 +15,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("mfusepy")
 
-from fastdb import workflow
 from fastdb.checkpoints.progress import standing
+from fastdb.commands import training
 from fastdb.sessions.events import read_events
 from fastdb.sessions.session import Session
 from fastdb.training import process
@@ -100,7 +100,7 @@ def test_a_full_drive_ends_with_a_line_and_nothing_is_lost(
 
     drive.heal()
     drive.room(1 << 30)
-    assert workflow.publish(session).path == session.path
+    assert training.publish(session).path == session.path
     assert result(session) == result(straight)
 
 

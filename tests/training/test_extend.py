@@ -10,9 +10,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastdb import overview, workflow
 from fastdb.checkpoints.export_parts import export_metadata
 from fastdb.checkpoints.progress import how_far, progress_of, standing, steps_of
+from fastdb.commands import sessions, training
 from fastdb.errors import ConfigError, SessionBusy, TrainingError
 from fastdb.sessions.session import Session
 from fastdb.training import process
@@ -67,7 +67,7 @@ def base(make_session: Made) -> Session:
 
 
 def more(session: Session, one: dict[str, Any]) -> Session:
-    return workflow.extend(session, one["steps"], schedule=one["schedule"], learning_rate=one["learning_rate"])
+    return training.extend(session, one["steps"], schedule=one["schedule"], learning_rate=one["learning_rate"])
 
 
 def test_it_equals_a_run_that_had_it_from_the_beginning(base: Session, from_the_beginning: Session) -> None:
@@ -138,7 +138,7 @@ def test_it_is_in_the_history_and_in_the_export(base: Session, capsys: pytest.Ca
     ]
     assert [run.begins for run in session.record.runs] == ["text_encoder step 0"]
     capsys.readouterr()
-    overview.show(session)
+    sessions.show(session)
     out = capsys.readouterr().out
     when = session.record.extended[0].when
     assert re.search(rf"extended +after step 4 by 4 steps, rewarm at 0\.0004, {re.escape(when)}\n", out), out
@@ -150,10 +150,10 @@ def test_it_is_in_the_history_and_in_the_export(base: Session, capsys: pytest.Ca
 
 def test_it_may_come_before_the_end_or_the_beginning(make_session: Made) -> None:
     session = make_session("early", **SHORT)
-    session = workflow.extend(session, 3)
+    session = training.extend(session, 3)
     assert session.config.unet.extensions[0].model_dump() == {"steps": 3, "schedule": "rewarm", "learning_rate": 2.5e-4}
     assert Life(session, until=at("unet", 2)).run() == "stopped"
-    session = workflow.extend(session, 2, schedule="hold")
+    session = training.extend(session, 2, schedule="hold")
     life = Life(session)
     assert life.run() == "finished"
     assert life.said("step")[-1]["step"] == 9
@@ -184,7 +184,7 @@ def within(make_session: Made) -> Session:
 def test_one_that_has_begun_cannot_be_changed_or_removed(within: Session, change: list[dict[str, Any]]) -> None:
     before = (within.path / "session.yaml").read_bytes()
     with pytest.raises(TrainingError) as caught:
-        workflow.train(within, settings={"unet.extensions": change})
+        training.train(within, settings={"unet.extensions": change})
     told = "changed since step 5 of the unet stage: unet.extensions 4 steps, rewarm at 0.0004 -> "
     assert told in str(caught.value)
     assert "--restart" in str(caught.value)
@@ -212,7 +212,7 @@ def test_just_before_it_begins_it_can_still_be_changed(base: Session) -> None:
 
 def test_the_steps_before_it_cannot_be_changed_any_more(base: Session) -> None:
     with pytest.raises(TrainingError, match=r"unet\.steps 4 -> 5"):
-        workflow.train(more(base, HOLD), settings={"unet.steps": 5})
+        training.train(more(base, HOLD), settings={"unet.steps": 5})
 
 
 def test_beside_it_the_text_encoder_trains_as_long_as_it_has_steps(make_session: Made) -> None:
@@ -220,7 +220,7 @@ def test_beside_it_the_text_encoder_trains_as_long_as_it_has_steps(make_session:
     settings = {**SHORT, "text_encoder__mode": "joint", "text_encoder__steps": 3, "unet__steps": 2}
     session = make_session("joint", **settings)
     assert Life(session).run() == "finished"
-    session = workflow.extend(session, 3, schedule="hold", learning_rate=1e-4)
+    session = training.extend(session, 3, schedule="hold", learning_rate=1e-4)
     life = Life(session)
     assert life.run() == "finished"
     assert "text encoder: trains beside the UNet until step 3, from rate 0.0001" in life.said("plan")[0]["lines"]
@@ -248,7 +248,7 @@ def test_what_is_out_of_bounds_is_refused(make_session: Made, steps: int, given:
     session = make_session("bounds", **SHORT)
     before = (session.path / "session.yaml").read_bytes()
     with pytest.raises(ConfigError, match=re.escape(told)):
-        workflow.extend(session, steps, **given)
+        training.extend(session, steps, **given)
     assert (session.path / "session.yaml").read_bytes() == before
 
 
@@ -257,7 +257,7 @@ def test_a_session_that_is_being_trained_is_not_extended(make_session: Made) -> 
     running = process.start(session)
     try:
         with pytest.raises(SessionBusy, match=r"is being trained, to an end that is settled.*fastdb stop busy"):
-            workflow.extend(session, 5)
+            training.extend(session, 5)
     finally:
         running.stop()
         list(running.follow())

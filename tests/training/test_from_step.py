@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from fastdb import sharing, workflow
 from fastdb.checkpoints.checkpoint import complete
+from fastdb.commands import sharing, training
 from fastdb.errors import ConfigError, FastDBError, TrainingError
 from fastdb.sessions.session import Session
 from fastdb.training.disk_estimate import need
@@ -53,7 +53,7 @@ def test_it_goes_on_from_there_and_ends_where_it_ended(
 ) -> None:
     session = copy(finished)
     before, last = result(session), (session.checkpoints / "unet-000005" / "unet.packed").read_bytes()
-    assert workflow.train(session, from_step=2) == "finished"
+    assert training.train(session, from_step=2) == "finished"
     out = capsys.readouterr().out
     aside = session.checkpoints / "set-aside-1"
     assert f"checkpoints after step 2 of the UNet's stage are kept in {aside}\n" in out
@@ -69,8 +69,8 @@ def test_it_goes_on_from_there_and_ends_where_it_ended(
 def test_before_an_extension_another_one_may_be_chosen(finished: Session, copy: Copied, make_session: Made) -> None:
     session = copy(finished)
     with pytest.raises(TrainingError, match=r"unet\.extensions 2 steps, rewarm at 0\.0004 -> 2 steps, hold at 0\.0001"):
-        workflow.train(session, settings={"unet.extensions": [HOLD]})
-    assert workflow.train(session, settings={"unet.extensions": [HOLD]}, from_step=3) == "finished"
+        training.train(session, settings={"unet.extensions": [HOLD]})
+    assert training.train(session, settings={"unet.extensions": [HOLD]}, from_step=3) == "finished"
     other = make_session("other", **SHORT, unet__extensions=[HOLD])
     assert Life(other).run() == "finished"
     assert result(Session.open(session.path)) == result(Session.open(other.path))
@@ -85,13 +85,13 @@ def test_from_0_the_stage_begins_again_with_what_it_is_to_have(
     with pytest.raises(
         TrainingError, match=r"or begin the UNet's stage again with --from-step 0, or all with --restart"
     ):
-        workflow.train(session, settings={"unet.steps": 2, "unet.extensions": []})
-    assert workflow.train(session, settings={"unet.steps": 2, "unet.extensions": []}, from_step=0) == "finished"
+        training.train(session, settings={"unet.steps": 2, "unet.extensions": []})
+    assert training.train(session, settings={"unet.steps": 2, "unet.extensions": []}, from_step=0) == "finished"
     assert "text_encoder stage: done, 2 steps" in capsys.readouterr().out
     assert steps(session) == [1, 2]
     assert {name: data for name, data in tree(session).items() if "text_encoder-" in name} == encoder
     capsys.readouterr()
-    assert workflow.train(session, from_step=2) == "finished"
+    assert training.train(session, from_step=2) == "finished"
     assert "there were no checkpoints after step 2 of the UNet's stage" in capsys.readouterr().out
     assert not (session.checkpoints / "set-aside-2").exists()
 
@@ -124,7 +124,7 @@ def test_a_refusal_says_the_way_and_changes_nothing(
     session = copy(finished)
     before = tree(session)
     with pytest.raises(kind, match=re.escape(told)):
-        workflow.train(session, **given)
+        training.train(session, **given)
     assert tree(session) == before
 
 
@@ -135,7 +135,7 @@ def test_one_that_is_damaged_is_not_gone_back_to(finished: Session, copy: Copied
     before = tree(session)
     reason = r"the checkpoint of step 2 cannot be gone on from: optimizer\.packed has 5 bytes instead of"
     with pytest.raises(TrainingError, match=reason):
-        workflow.train(session, from_step=2)
+        training.train(session, from_step=2)
     with pytest.raises(TrainingError, match=reason):
         sharing.duplicate(session, "new", from_step=2)
     assert tree(session) == before

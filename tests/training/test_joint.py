@@ -13,10 +13,10 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file
 
-from fastdb import overview, results, workflow
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.export_parts import export_parts
 from fastdb.checkpoints.progress import standing, weights_in
+from fastdb.commands import results, sessions, training
 from fastdb.errors import TrainingError
 from fastdb.inference.source import open_source
 from fastdb.models.loading import load_text_encoder, load_tokenizer, load_unet
@@ -162,7 +162,7 @@ def test_the_text_encoder_is_found_wherever_weights_are_looked_for(
 
 
 def test_it_is_said_in_the_overview_and_is_in_the_export(joint: Session, capsys: pytest.CaptureFixture[str]) -> None:
-    overview.show(joint)
+    sessions.show(joint)
     assert "unet 7/7 with the text encoder" in capsys.readouterr().out
     [file] = results.export(joint, formats=["safetensors"], precision="fp32")
     exported, trained = load_file(file), weights(joint, 7, "text_encoder")
@@ -197,7 +197,7 @@ def test_more_steps_than_the_unet_has_train_it_to_the_end(make_session: Made) ->
 
 def test_no_steps_for_the_unet_leave_nothing_to_train(make_session: Made) -> None:
     with pytest.raises(TrainingError, match="the UNet stage, in which the text encoder would train too, is set to 0"):
-        workflow.train(make_session("nothing", **{**JOINT, "unet__steps": 0}))
+        training.train(make_session("nothing", **{**JOINT, "unet__steps": 0}))
 
 
 def test_another_mode_is_another_recipe(make_session: Made) -> None:

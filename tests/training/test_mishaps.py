@@ -16,8 +16,8 @@ torch = pytest.importorskip("torch")
 from accelerate import Accelerator
 from PIL import Image
 
-from fastdb import workflow
 from fastdb.checkpoints.progress import standing
+from fastdb.commands import training
 from fastdb.errors import StorageError, TrainingError
 from fastdb.sessions.events import EventLog, follow_events, read_events
 from fastdb.sessions.session import Session
@@ -105,7 +105,7 @@ def test_a_finished_session_does_not_claim_settings_it_was_not_trained_with(make
 def test_nothing_to_train_is_said(make_session: Made) -> None:
     session = make_session("nothing", text_encoder__steps=0, unet__steps=0)
     with pytest.raises(TrainingError, match="both stages are set to 0 steps"):
-        workflow.train(session)
+        training.train(session)
 
 
 def test_class_images_of_another_prompt_are_set_aside(make_session: Made, photos: list[Path]) -> None:

@@ -18,11 +18,11 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file
 
-from fastdb import workflow
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.decompressed_cache import raw_file
 from fastdb.checkpoints.progress import standing
 from fastdb.checkpoints.retention import KEEP
+from fastdb.commands import training
 from fastdb.errors import FastDBError, SessionBusy, TrainingError
 from fastdb.models.resolve import base_of
 from fastdb.sessions.events import read_events
@@ -236,7 +236,7 @@ def test_a_changed_recipe_is_refused_with_what_changed(half: Session, change: di
 def test_a_refused_change_leaves_the_session_as_it_was(half: Session) -> None:
     before = (half.path / "session.yaml").read_bytes()
     with pytest.raises(TrainingError, match=r"unet\.steps 6 -> 9"):
-        workflow.train(half, settings={"unet.steps": 9})
+        training.train(half, settings={"unet.steps": 9})
     assert (half.path / "session.yaml").read_bytes() == before
 
 
@@ -271,7 +271,7 @@ def test_another_base_model_is_noticed(half: Session, mini: Path, tmp_path: Path
 def test_restart_begins_anew_and_loses_nothing(straight: Session, copy: Copied) -> None:
     session = copy(straight)
     before = result(session)
-    assert workflow.train(session, restart=True) == "finished"
+    assert training.train(session, restart=True) == "finished"
     assert result(session) == before
     aside = session.checkpoints / "set-aside-1"
     assert {path.name for path in aside.iterdir()} >= {"unet-000016", "text_encoder-000008"}
@@ -296,7 +296,7 @@ def test_a_second_trainer_is_refused_and_a_second_caller_follows(make_session: M
     assert found is not None
     assert found.pid == running.pid
     with pytest.raises(SessionBusy):
-        workflow.train(session, settings={"unet.steps": 61})
+        training.train(session, settings={"unet.steps": 61})
     os.kill(running.pid, signal.SIGINT)
     assert outcome(running) == "stopped"
     assert process.find(session) is None
@@ -315,7 +315,7 @@ def test_a_bug_keeps_its_traceback(make_session: Made, monkeypatch: pytest.Monke
     (session.path / "instance_images" / "odd.png").write_bytes((session.instance_images / "cat.png").read_bytes())
     monkeypatch.setenv("PYTHONPATH", str(broken_package(session.path.parent)))
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-        workflow.train(session)
+        training.train(session)
 
 
 def broken_package(folder: Path) -> Path:
@@ -401,7 +401,7 @@ def test_a_fault_of_the_person_is_one_line_from_the_trainers_process(make_sessio
     for path in session.instance_images.glob("*.png"):
         path.unlink()
     with pytest.raises(FastDBError, match="holds no instance images"):
-        workflow.train(session)
+        training.train(session)
     end = list(process.start(session).follow())[-1]
     assert end["outcome"] == "failed"
     assert "holds no instance images" in end["message"]

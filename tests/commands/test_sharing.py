@@ -19,8 +19,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fastdb import sharing, workflow
 from fastdb.checkpoints.checkpoint import save
+from fastdb.commands import sessions, sharing, training
+from fastdb.commands.sharing import transfer
 from fastdb.errors import (
     FastDBError,
     ImageError,
@@ -34,7 +35,6 @@ from fastdb.images.intake import instance_images_of
 from fastdb.sessions.file_hashes import FILES
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import FILE, Run, read_record, write_record
-from fastdb.sharing import transfer
 from fastdb.storage.manifest import MANIFEST, faults
 from fastdb.training.lock import training_lock
 
@@ -66,7 +66,7 @@ def session(photos: list[Path], tmp_path: Path) -> Session:
     shutil.copy(photos[0], folder / "sks cat (1).png")
     shutil.copy(photos[2], folder / "sks cät (2).png")
     (folder / "sks cät (2).txt").write_text("on a täble\n", encoding="utf-8")
-    made = workflow.new("cat", "mini", [folder], token="sks", class_word="cat", settings=SETTINGS)
+    made = sessions.new("cat", "mini", [folder], token="sks", class_word="cat", settings=SETTINGS)
 
     def write(hidden: Path) -> dict[str, str]:
         (hidden / "unet.safetensors").write_bytes(b"weights")
@@ -343,7 +343,7 @@ def test_an_adopted_session_trains_and_the_original_stays(session: Session, tmp_
     path = sharing.share(session, tmp_path / "a.zip")
     before = contents(session.path)
     adopted = sharing.adopt(path, "new")
-    assert workflow.train(adopted) == "finished"
+    assert training.train(adopted) == "finished"
     assert {one.name for one in adopted.checkpoints.glob("*-0*")} == {"text_encoder-000001", "unet-000002"}
     assert contents(session.path) == before
 

@@ -5,148 +5,20 @@ Nothing here needs torch until a verb that does is called.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from fastdb import console
+from fastdb.commands.sessions import SessionLike, open_session
 from fastdb.config import Config, Extension, build
-from fastdb.errors import ConfigError, ImageError, SessionBusy, SessionNotFound, TrainingError
-from fastdb.overview import SessionLike, open_session, show
+from fastdb.errors import ConfigError, SessionBusy, TrainingError
 from fastdb.sessions.lease_status import refuse_elsewhere
-from fastdb.sessions.session import Session, check_free, check_name
-from fastdb.sessions.session_yaml import BaseModelRecord, Subject
+from fastdb.sessions.session import Session
 
 PUBLISH_WITHIN = 30.0
 """Seconds of failures after which a person is told rather than made to wait."""
-
-
-def new(
-    name: str,
-    base: str | Path,
-    photos: Sequence[str | Path] = (),
-    *,
-    token: str = "",
-    class_word: str = "",
-    root: str | Path | None = None,
-    settings: Mapping[str, Any] | None = None,
-) -> Session:
-    """Make a session: `base` is a file or diffusers folder, a link or a repository or file on the Hub, which is
-    fetched, a name such as `sd15`, or `mini`; `settings` are dotted names and values.
-
-    With a token or class word and no prompt set, every instance image is called `a photo of <token> <class>`.
-
-    Raises:
-        SessionError, ModelError, ConfigError: with nothing made; so too where a photo is not there.
-        ImageError: a photo cannot be used; the session is made and the others are in it.
-        StorageError: the folder cannot be written.
-    """
-    from fastdb.models.diffusers_folder import fingerprint, open_base_model
-    from fastdb.models.mini_settings import recommended
-    from fastdb.models.registry import check_choice
-    from fastdb.models.resolve import MINI, find_base, known_base
-
-    check_name(name)
-    config = Config().changed({**recommended(base, class_word), **(settings or {})})
-    subject = " ".join(word for word in (token, class_word) if word)
-    if subject and not config.captions.instance_prompt:
-        config = config.changed({"captions.instance_prompt": f"a photo of {subject}"})
-        console.say(f"instance prompt: {config.captions.instance_prompt!r}, from the token and the class word")
-    named = build(Subject, {"token": token, "class_word": class_word}, where="subject")
-    found = _found(photos)
-    # Before gigabytes are fetched for it.
-    check_free(name, root)
-    if known := known_base(base):
-        check_choice(known, resolution=config.resolution)
-    model = find_base(base)
-    opened = open_base_model(model.folder)
-    if "resolution" not in (settings or {}) and config.resolution != opened.sample_size:
-        config = config.changed({"resolution": opened.sample_size})
-        console.say(f"resolution: {opened.sample_size} px, which the base model was made for")
-    record = BaseModelRecord(folder=model.named, fingerprint=fingerprint(model.folder), source=model.source)
-    session = Session.create(name, base_model=record, subject=named, config=config, root=root)
-    console.say(f"new session: {session.path}")
-    if model.named == MINI:
-        console.say(
-            "its base model is mini, which knows a small drawn world only, to try things out: "
-            "name a real one with --base"
-        )
-    if found:
-        add_images(session, found)
-    return session
-
-
-def open_or_new(
-    name: str,
-    base: str | Path,
-    *,
-    token: str = "",
-    class_word: str = "",
-    root: str | Path | None = None,
-    settings: Mapping[str, Any] | None = None,
-) -> Session:
-    """Open the session of this name, which keeps its own base model, subject and settings, or make it: see `new`.
-
-    Raises:
-        FastDBError: it cannot be opened, or cannot be made.
-    """
-    try:
-        session = open_session(name, root)
-    except SessionNotFound:
-        session = new(name, base, token=token, class_word=class_word, root=root, settings=settings)
-    else:
-        console.say("going on with a session that is there already, as it was made:")
-    return show(session)
-
-
-def add_images(session: SessionLike, photos: Sequence[str | Path], root: str | Path | None = None) -> Path:
-    """Clean, crop and add photos to a session; returns a picture of the crops to look at.
-
-    Photos that cannot be used are named, and the others added.
-
-    Raises:
-        ImageError: nothing was found, or some could not be used (after the others were added).
-        SessionBusy: the session is being trained.
-    """
-    from fastdb.images.contact_sheet import save_sheet
-    from fastdb.images.intake import add_photos
-    from fastdb.images.review import review_sheet
-    from fastdb.sessions.file_hashes import note
-    from fastdb.training.process import find
-
-    session = open_session(session, root)
-    found = _found(photos)
-    if not found:
-        raise ImageError("no photos were named", where=session.name, fix="Name files or a folder of photos.")
-    if find(session) is not None:
-        raise SessionBusy("is being trained", where=session.name, fix="Add photos when that is over.")
-    refuse_elsewhere(session.path, "Or stop it there, and add photos then.")
-    with console.bar("crop", "photo") as update:
-        intake = add_photos(
-            session.originals,
-            session.instance_images,
-            session.captions,
-            found,
-            session.config.resolution,
-            lambda done, total, name: update(done, total),
-        )
-    for added in intake.added:
-        console.say(f"{added.name}: cropped to {added.crop.size} px ({added.crop.reason})")
-    sheet = session.path / "instance_images.png"
-    if intake.added:
-        save_sheet(review_sheet(session.name, intake.added), sheet)
-        console.say(f"look at the crops: {sheet}")
-        note(session.path, [*_files_of(session, [added.name for added in intake.added]), sheet])
-    if intake.refused:
-        for refused in intake.refused:
-            console.say(f"not added: {refused.source}: {refused.reason}")
-        raise ImageError(
-            f"{len(intake.refused)} of {len(found)} photos could not be used, {len(intake.added)} were added",
-            where=session.name,
-            fix="Mend or leave out those named above.",
-        )
-    return sheet
 
 
 def train(
@@ -353,16 +225,3 @@ def publish(session: SessionLike, root: str | Path | None = None) -> Session:
             view.close()
     console.say(f"every checkpoint to go on from is in {session.checkpoints}")
     return session
-
-
-def _files_of(session: Session, stems: Sequence[str]) -> list[Path]:
-    """The files that came in under those stems."""
-    folders = (session.originals, session.instance_images, session.captions)
-    return [path for folder in folders for path in folder.iterdir() if path.stem in stems]
-
-
-def _found(photos: Sequence[str | Path]) -> list[Path]:
-    from fastdb.images.photos import find_photos
-    from fastdb.runtime.paths import expanded
-
-    return find_photos([expanded(photo) for photo in photos]) if photos else []

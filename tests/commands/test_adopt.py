@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fastdb.commands.sharing.transfer import rests
 from PIL import Image
 
-from fastdb import sharing, space, workflow
+from fastdb.commands import sessions, sharing, space
 from fastdb.errors import ModelError, SessionError
 from fastdb.runtime.paths import cache_folder
 from fastdb.sessions.session import Session
-from fastdb.sharing.transfer import rests
 from tests.downloads.server import File, Server
 
 TWO_DAYS = 2 * 86400.0
@@ -33,7 +33,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def zipped(photos: list[Path], tmp_path: Path) -> Path:
-    session = workflow.new("cat", "mini", [photos[0]], root=tmp_path / "theirs")
+    session = sessions.new("cat", "mini", [photos[0]], root=tmp_path / "theirs")
     return sharing.share(session, tmp_path / "cat.zip")
 
 

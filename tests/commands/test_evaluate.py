@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from fastdb import results
 from fastdb.cli import app
+from fastdb.commands import results
 from fastdb.sessions.session import Session
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from fastdb import space
 from fastdb.checkpoints.checkpoint import complete, save
 from fastdb.checkpoints.disk_usage import KINDS, REMOVABLE, costs_of
+from fastdb.commands import space
 from fastdb.downloads.model_cache import entries, locked, note_use, place, remember
 from fastdb.errors import ConfigError, SessionBusy
 from fastdb.sessions.session import Session

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastdb import console
-from fastdb.overview import SessionLike, open_session
+from fastdb.commands.sessions import SessionLike, open_session
 from fastdb.sessions.session import Session
 
 if TYPE_CHECKING:

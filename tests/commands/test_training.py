@@ -18,9 +18,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fastdb import overview, results, workflow
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.decompressed_cache import raw_file
+from fastdb.commands import results, sessions, training
 from fastdb.errors import (
     ConfigError,
     FastDBError,
@@ -48,7 +48,7 @@ SETTINGS: dict[str, Any] = {
 @pytest.fixture
 def session(mini: Path, photos: list[Path]) -> Session:
     """A new session of one photo."""
-    return workflow.new("cup", mini, photos[2:], token="sks", class_word="cup", settings=SETTINGS)
+    return sessions.new("cup", mini, photos[2:], token="sks", class_word="cup", settings=SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +57,9 @@ def finished(mini: Path, photos: list[Path], common: Path) -> tuple[Path, str]:
     root = common / "workflow"
     with FileLock(common / "workflow.lock"):
         if not (root / "said").exists():
-            workflow.new("cup", mini, photos[2:], token="sks", class_word="cup", root=root, settings=SETTINGS)
-            said = [workflow.train("cup", root=root, follow=False)]
-            said.append(workflow.train("cup", root=root))
+            sessions.new("cup", mini, photos[2:], token="sks", class_word="cup", root=root, settings=SETTINGS)
+            said = [training.train("cup", root=root, follow=False)]
+            said.append(training.train("cup", root=root))
             process._children[-1].wait()  # or Python complains of it at the end
             (root / "said").write_text(" ".join(said))
     return root / "cup", (root / "said").read_text()
@@ -142,7 +142,7 @@ def test_a_mistake_in_new_makes_nothing(
     asked = {"name": "cup", "base": mini, "photos": photos, "settings": SETTINGS}
     asked |= wrong(photos, tmp_path / "empty")
     with pytest.raises(kind) as caught:
-        workflow.new(**asked)
+        sessions.new(**asked)
     assert said in str(caught.value)
     assert str(caught.value).isprintable()
     assert not sessions_folder.exists()
@@ -151,7 +151,7 @@ def test_a_mistake_in_new_makes_nothing(
 def test_new_beside_one_of_its_name_leaves_that_alone(session: Session, mini: Path, photos: list[Path]) -> None:
     before = tree(session.path)
     with pytest.raises(SessionExists):
-        workflow.new("cup", mini, photos)
+        sessions.new("cup", mini, photos)
     assert tree(session.path) == before
     assert os.listdir(session.path.parent) == ["cup"]
 
@@ -160,10 +160,10 @@ def test_new_says_the_prompt_it_made_up(session: Session, mini: Path, capsys: py
     assert session.config.captions.instance_prompt == "a photo of sks cup"
     cases = [({"token": "sks"}, "a photo of sks"), ({"class_word": "dog"}, "a photo of dog"), ({}, "")]
     for number, (words, prompt) in enumerate(cases):
-        made = workflow.new(f"s{number}", mini, **words)
+        made = sessions.new(f"s{number}", mini, **words)
         assert made.config.captions.instance_prompt == prompt
         assert (f"instance prompt: {prompt!r}" in capsys.readouterr().out) == bool(prompt)
-    kept = workflow.new("kept", mini, token="sks", settings={"captions.instance_prompt": "sks at sea"})
+    kept = sessions.new("kept", mini, token="sks", settings={"captions.instance_prompt": "sks at sea"})
     assert kept.config.captions.instance_prompt == "sks at sea"
 
 
@@ -173,7 +173,7 @@ def test_a_photo_that_cannot_be_used_is_named_and_the_others_come_in(
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(photos[0].read_bytes()[:5000])
     with pytest.raises(ImageError) as caught:
-        workflow.add_images(session, [photos[0], broken, photos[1]])
+        sessions.add_images(session, [photos[0], broken, photos[1]])
     assert str(caught.value) == (
         "cup: 1 of 3 photos could not be used, 2 were added. Mend or leave out those named above."
     )
@@ -190,9 +190,9 @@ def test_when_no_photo_can_be_used_nothing_changes(session: Session, tmp_path: P
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     before = tree(session.path)
     with pytest.raises(ImageError, match="1 of 1 photos could not be used, 0 were added"):
-        workflow.add_images(session, [tmp_path / "broken.jpg"])
+        sessions.add_images(session, [tmp_path / "broken.jpg"])
     with pytest.raises(ImageError, match="no photos were named"):
-        workflow.add_images(session, [])
+        sessions.add_images(session, [])
     assert tree(session.path) == before
 
 
@@ -203,11 +203,11 @@ def test_photos_are_not_added_while_it_trains(
     monkeypatch.setattr(process, "find", lambda session: running)
     before = tree(session.path)
     with pytest.raises(SessionBusy, match="is being trained"):
-        workflow.add_images(session, photos)
+        sessions.add_images(session, photos)
     with pytest.raises(SessionBusy, match="is being trained already"):
-        workflow.train(session, restart=True)
+        training.train(session, restart=True)
     with pytest.raises(SessionBusy, match="is being trained already"):
-        workflow.train(session, settings={"unet.steps": 9})
+        training.train(session, settings={"unet.steps": 9})
     assert tree(session.path) == before
 
 
@@ -223,21 +223,21 @@ def test_training_that_is_let_go_is_followed_by_the_next_call(finished: tuple[Pa
 
 def test_what_is_finished_is_not_trained_again(trained: Session) -> None:
     before = tree(trained.checkpoints)
-    assert workflow.train("cup") == "finished"
+    assert training.train("cup") == "finished"
     assert tree(trained.checkpoints) == before
-    assert len(overview.open_session("cup").record.runs) == 1
+    assert len(sessions.open_session("cup").record.runs) == 1
 
 
 def test_a_refused_setting_leaves_the_session_as_it_was(trained: Session) -> None:
     before = tree(trained.path)
     with pytest.raises(ConfigError, match=r"unet\.steps is -1"):
-        workflow.train("cup", settings={"unet.steps": -1})
+        training.train("cup", settings={"unet.steps": -1})
     with pytest.raises(TrainingError, match="seed"):
-        workflow.train("cup", settings={"seed": 5})
+        training.train("cup", settings={"seed": 5})
     for image in trained.instance_images.iterdir():
         image.unlink()
     with pytest.raises(ImageError, match="holds no instance images"):
-        workflow.train("cup", settings={"unet.steps": 9}, restart=True)
+        training.train("cup", settings={"unet.steps": 9}, restart=True)
     left = tree(trained.path)
     assert {name: data for name, data in before.items() if not name.startswith("instance_images/")} == left
 
@@ -276,7 +276,7 @@ def test_an_earlier_checkpoint_is_exported_by_its_step(
     exported = {path: load_file(path)["model.diffusion_model.input_blocks.0.0.weight"] for path in (file, newest)}
     assert torch.equal(exported[file], kept)
     assert not torch.equal(exported[newest], kept)
-    assert [path.name for path in overview.exports_of(trained)] == ["cup.safetensors", "cup_step_3.safetensors"]
+    assert [path.name for path in sessions.exports_of(trained)] == ["cup.safetensors", "cup_step_3.safetensors"]
     before = tree(trained.path)
     with pytest.raises(ConfigError, match=r"no checkpoint of the UNet stage at step 5\. There are: 3, 6\."):
         results.export("cup", step=5)
@@ -302,9 +302,9 @@ def test_an_export_draws_what_its_session_draws(trained: Session, capsys: pytest
 
 def test_both_kinds_are_exported_unless_one_is_named(trained: Session) -> None:
     assert [path.name for path in results.export("cup")] == ["cup.safetensors", "cup.ckpt"]
-    half = [path.stat().st_size for path in overview.exports_of(trained)]
+    half = [path.stat().st_size for path in sessions.exports_of(trained)]
     whole = [path.stat().st_size for path in reversed(results.export("cup", precision="fp32"))]
-    assert [path.name for path in overview.exports_of(trained)] == ["cup.ckpt", "cup.safetensors"]
+    assert [path.name for path in sessions.exports_of(trained)] == ["cup.ckpt", "cup.safetensors"]
     assert all(1.8 < large / small < 2 for large, small in zip(whole, half, strict=True))
     assert not [path.name for path in trained.path.iterdir() if path.name.endswith(".part")]
 
@@ -349,11 +349,11 @@ def test_a_file_in_place_of_the_output_folder_is_said(session: Session, tmp_path
 
 
 def test_what_there_is_is_shown(trained: Session, mini: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    workflow.new("dog", mini, settings={"unet.steps": 7})
+    sessions.new("dog", mini, settings={"unet.steps": 7})
     (trained.path.parent / "broken").mkdir()
     (trained.path.parent / "broken" / "session.yaml").write_text("{")
     capsys.readouterr()
-    assert [session.name for session in overview.list_sessions()] == ["cup", "dog"]
+    assert [session.name for session in sessions.list_sessions()] == ["cup", "dog"]
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"2 sessions in {trained.path.parent}"
     assert said[1].split() == ["name", "training", "images", "created"]
@@ -367,7 +367,7 @@ def test_what_there_is_is_shown(trained: Session, mini: Path, capsys: pytest.Cap
 
 
 def test_that_there_is_nothing_is_said(sessions_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert overview.list_sessions() == []
+    assert sessions.list_sessions() == []
     assert capsys.readouterr().out == f"no sessions in {sessions_folder}\n"
     assert not sessions_folder.exists()
 
@@ -375,7 +375,7 @@ def test_that_there_is_nothing_is_said(sessions_folder: Path, capsys: pytest.Cap
 def test_a_session_is_shown_with_all_that_matters(trained: Session, capsys: pytest.CaptureFixture[str]) -> None:
     results.export("cup", formats=["ckpt"])
     capsys.readouterr()
-    assert overview.show("cup").path == trained.path
+    assert sessions.show("cup").path == trained.path
     rows = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
     facts = {name: value.strip() for name, value in rows.items()}
     assert facts.pop("base model") == trained.record.base_model.folder
@@ -396,20 +396,20 @@ def test_a_session_is_shown_with_all_that_matters(trained: Session, capsys: pyte
 def test_opening_reads_again_what_was_written_since(session: Session) -> None:
     session.with_run_begun("text_encoder step 0")
     assert session.record.runs == ()
-    for again in (overview.open_session(session), overview.open_session("cup"), overview.open_session(session.path)):
+    for again in (sessions.open_session(session), sessions.open_session("cup"), sessions.open_session(session.path)):
         assert [run.begins for run in again.record.runs] == ["text_encoder step 0"]
     with pytest.raises(SessionNotFound, match="Did you mean cup"):
-        overview.open_session("cop")
+        sessions.open_session("cop")
 
 
 def test_open_or_new_keeps_what_is_there(session: Session, mini: Path) -> None:
-    again = workflow.open_or_new("cup", mini, token="other", settings={"unet.steps": 99})
+    again = sessions.open_or_new("cup", mini, token="other", settings={"unet.steps": 99})
     assert (again.path, again.record) == (session.path, session.record)
-    made = workflow.open_or_new("dog", mini, token="sks", settings={"unet.steps": 99})
+    made = sessions.open_or_new("dog", mini, token="sks", settings={"unet.steps": 99})
     assert (made.name, made.config.unet.steps, made.record.subject.token) == ("dog", 99, "sks")
 
 
 def test_stopping_says_whether_there_was_one(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
-    assert workflow.stop("cup") is False
+    assert training.stop("cup") is False
     assert "cup is not being trained on this machine" in capsys.readouterr().out
-    assert workflow.stop(session) is False
+    assert training.stop(session) is False
