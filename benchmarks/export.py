@@ -22,7 +22,7 @@ import numpy as np
 from fastdb import console, demo
 from fastdb.commands import sessions, training
 from fastdb.evaluation.prompts import words_of
-from fastdb.models.resolve import MINI, base_of
+from fastdb.models.resolve import MINI, ensure_base
 from fastdb.runtime.library_logging import hush_libraries
 from fastdb.sessions.session import Session
 
@@ -89,7 +89,8 @@ def draw(engine: Engine, wanted: Sequence[Request]) -> tuple[np.ndarray, np.ndar
 
 def compare(session: Session, folder: Path, prompts: Sequence[str], seeds: Sequence[int] = SEEDS) -> list[Compared]:
     """Export a session in each precision and kind into `folder`, and hold each file against the session."""
-    parts, stands = export_parts(session)
+    base = ensure_base(session)
+    parts, stands = export_parts(session, base)
     wanted = requests(session, prompts, seeds)
     own_bits, own_values = draw(open_source(session, None, None).load(), wanted)
     rows = []
@@ -97,9 +98,9 @@ def compare(session: Session, folder: Path, prompts: Sequence[str], seeds: Seque
     for precision in precisions:
         for kind in ("safetensors", "ckpt"):
             path, began = folder / f"{session.name}-{precision}.{kind}", time.perf_counter()
-            done = export_model(parts, path, dtype=precision, metadata=export_metadata(session, stands))
+            done = export_model(parts, path, dtype=precision, metadata=export_metadata(session, base, stands))
             exported, began = time.perf_counter() - began, time.perf_counter()
-            engine = open_source(str(path), base_of(session), None).load()
+            engine = open_source(str(path), base.folder, None).load()
             loaded = time.perf_counter() - began
             bits, values = draw(engine, wanted)
             rows.append(
@@ -139,7 +140,8 @@ def main() -> None:
         session = sessions.open_session(sys.argv[1]) if len(sys.argv) > 1 else trained(Path(folder))
         prompts = words_of(session).instance_prompts
         rows = compare(session, Path(folder), prompts)
-        print(f"\n{len(prompts) * len(SEEDS)} pictures of {session.config.resolution} px, {export_parts(session)[1]}")
+        stands = export_parts(session, ensure_base(session))[1]
+        print(f"\n{len(prompts) * len(SEEDS)} pictures of {session.config.resolution} px, {stands}")
         head = "file", "weights", "size", "tensors", "export s", "load s", "max of 255", "differ", "max of 1"
         console.table(
             head,

@@ -26,7 +26,7 @@ from fastdb.commands import results, sessions
 from fastdb.console import size
 from fastdb.images.intake import save_png
 from fastdb.models.diffusers_folder import read_config, weight_file
-from fastdb.models.resolve import base_folder
+from fastdb.models.resolve import resolve_base
 from fastdb.storage.atomic_write import write_json
 from fastdb.training import process
 
@@ -63,7 +63,7 @@ def build(folder: Path) -> Path:
     index = folder / "model_index.json"
     if index.exists():
         return folder
-    mini = base_folder("mini")
+    mini = resolve_base("mini").folder
     shutil.copytree(mini, folder, dirs_exist_ok=True)
     index.unlink()  # comes last, and says that all is there
     torch.manual_seed(0)

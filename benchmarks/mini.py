@@ -18,7 +18,7 @@ from PIL import Image
 from fastdb.images.contact_sheet import Cell, Row, contact_sheet, save_sheet
 from fastdb.inference.engine import Engine, Request
 from fastdb.models.loading import load_vae
-from fastdb.models.resolve import base_folder
+from fastdb.models.resolve import resolve_base
 from fastdb.world.draw import SIDE, draw
 from fastdb.world.judge import HEADS, to_tensor
 from fastdb.world.readings import Reading, read, shows, truth
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--sheet", type=Path, help=f"where to save the first {ON_SHEET} pictures")
     args = parser.parse_args()
-    folder = args.model or base_folder("mini")
+    folder = args.model or resolve_base("mini").folder
     weights = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
     print(f"weights: {weights / 1e6:.2f} MB in half precision")
 

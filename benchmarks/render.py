@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from fastdb import console
 from fastdb.inference import compare
 from fastdb.models.convert import Precision, convert
-from fastdb.models.resolve import base_folder
+from fastdb.models.resolve import resolve_base
 
 PROMPTS = (compare.PROMPT, "a photo of a blue mug", "a green house on a yellow background", "fish")
 KINDS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
@@ -24,7 +24,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    folder, mini, rows = parser.parse_args().folder, base_folder("mini"), []
+    folder, mini, rows = parser.parse_args().folder, resolve_base("mini").folder, []
     source = convert(mini, folder / "source.safetensors", dtype="fp32").path
     torch.manual_seed(0)
     moved = {

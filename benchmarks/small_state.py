@@ -34,7 +34,7 @@ from fastdb.formats.reader import open_tensors
 from fastdb.formats.safetensors_writer import Entry, write_safetensors
 from fastdb.formats.tensor_bits import Numbers
 from fastdb.models.diffusers_folder import read_config, weight_file
-from fastdb.models.resolve import base_folder, base_of
+from fastdb.models.resolve import ensure_base, resolve_base
 from fastdb.storage.manifest import sha256
 from fastdb.training.optimizers import state_tensors
 
@@ -62,7 +62,7 @@ def main() -> None:
 def of_session(folder: Path) -> None:
     """Pack the files of the newest checkpoint of each stage beside the session."""
     session = open_session(folder.name, folder.parent)
-    model = base_of(session)
+    model = ensure_base(session).folder
     for stage, checkpoint in standing(session).checkpoints.items():
         for file in sorted(checkpoint.path.glob("*.safetensors")):
             weights = file.stem != "optimizer"
@@ -132,7 +132,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
     """The UNet's tensors in the order of its parameters."""
     from diffusers import UNet2DConditionModel
 
-    config = read_config(base_folder("mini") / "unet" / "config.json") | WIDTHS["unet"]
+    config = read_config(resolve_base("mini").folder / "unet" / "config.json") | WIDTHS["unet"]
     with torch.device("meta"):
         model = UNet2DConditionModel.from_config(config)
     return {name: tuple(weight.shape) for name, weight in model.named_parameters()}

@@ -50,9 +50,9 @@ def sessions_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def mini() -> Path:
     """The folder of the base model that ships, which tests only read."""
-    from fastdb.models.resolve import MINI, base_folder
+    from fastdb.models.resolve import MINI, resolve_base
 
-    return base_folder(MINI)
+    return resolve_base(MINI).folder
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,7 @@ from fastdb.images.photos import photos_in, read_photo
 from fastdb.models.export import check_described
 from fastdb.models.layouts.families import layout_of
 from fastdb.models.mini_settings import recommended
+from fastdb.models.resolve import ensure_base
 from fastdb.models.tensor_plan import from_parts, opened
 from fastdb.runtime.paths import work_folder
 from fastdb.sessions.events import read_events
@@ -200,7 +201,7 @@ def test_the_trainer_was_really_killed_and_went_on(shown: Shown) -> None:
 
 
 def test_both_exports_are_there_and_verify(shown: Shown) -> None:
-    parts, stands = export_parts(shown.session)
+    parts, stands = export_parts(shown.session, ensure_base(shown.session))
     assert stands == "text_encoder 4/4, unet 20/20"
     files = sessions.exports_of(shown.session)
     assert [path.name for path in files] == ["demo.ckpt", "demo.safetensors"]

@@ -8,12 +8,11 @@ from pathlib import Path
 from fastdb.checkpoints.decompressed_cache import raw_files
 from fastdb.checkpoints.progress import STAGES, how_far, standing, standings
 from fastdb.errors import TrainingError
-from fastdb.models.diffusers_folder import open_base_model, weight_file
-from fastdb.models.resolve import base_of
+from fastdb.models.diffusers_folder import PARTS, BaseModel, weight_file
 from fastdb.sessions.session import Session
 
 
-def export_parts(session: Session, step: int | None = None) -> tuple[dict[str, Path], str]:
+def export_parts(session: Session, base: BaseModel, step: int | None = None) -> tuple[dict[str, Path], str]:
     """The weights file of each part, unpacked where it was packed, and how far the trained ones are, as a phrase.
 
     Args:
@@ -22,7 +21,7 @@ def export_parts(session: Session, step: int | None = None) -> tuple[dict[str, P
     Raises:
         ConfigError: there is no checkpoint of that step.
         TrainingError: nothing was trained yet.
-        ModelError: the base model cannot be used.
+        ModelError: a weight file of the base model is missing.
         CheckpointError, StorageError: weights cannot be unpacked.
     """
     stands = standing(session) if step is None else standings(session, [step])[0][0]
@@ -32,20 +31,15 @@ def export_parts(session: Session, step: int | None = None) -> tuple[dict[str, P
             where=session.name,
             fix=f"Train it first: fastdb train {session.name}",
         )
-    base = open_base_model(base_of(session))
-    parts = {part: weight_file(base.folder, part) for part in ("unet", "vae", "text_encoder")}
+    parts = {part: weight_file(base.folder, part) for part in PARTS}
     return {**parts, **raw_files(stands.weights, base.folder)}, how_far(
         session, {stage: stands.done(stage) for stage in STAGES}
     )
 
 
-def export_metadata(session: Session, stands: str) -> dict[str, str]:
-    """What a safetensors export says of itself in its header, by the names of ModelSpec 1.0 where it has one.
-
-    Raises:
-        ModelError: the base model cannot be used.
-    """
-    config, base = session.config, open_base_model(base_of(session))
+def export_metadata(session: Session, base: BaseModel, stands: str) -> dict[str, str]:
+    """What a safetensors export says of itself in its header, by the names of ModelSpec 1.0 where it has one."""
+    config = session.config
     extended = {"fastdb.extended": "; ".join(map(str, session.record.extended))} if session.record.extended else {}
     return {
         "modelspec.sai_model_spec": "1.0.0",

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from fastdb.version import __version__
 from fastdb.cli import models, results, sessions, sharing, space, training
 from fastdb.cli.options import Root
 from fastdb.console import boundary, say
 from fastdb.runtime.library_logging import hush_libraries
+from fastdb.version import __version__
 
 app = typer.Typer(
     name="fastdb",

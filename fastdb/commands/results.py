@@ -38,24 +38,26 @@ def export(
     """
     from fastdb.checkpoints.export_parts import export_metadata, export_parts
     from fastdb.models.export import export_model
-    from fastdb.models.resolve import base_of
+    from fastdb.models.resolve import ensure_base
     from fastdb.sessions.file_hashes import note
 
     session = open_session(session, root)
-    parts, stands = export_parts(session, step)
+    with console.bar("base model", "B") as update:
+        base = ensure_base(session, update)
+    parts, stands = export_parts(session, base, step)
     console.say(f"exporting {session.name} as trained so far: {stands}")
     made = []
     for kind in formats:
         target = session.path / f"{session.name}{'' if step is None else f'_step_{step}'}.{kind}"
         with console.bar(target.name, "tensor") as update:
             done = export_model(
-                parts, target, dtype=precision, metadata=export_metadata(session, stands), progress=update
+                parts, target, dtype=precision, metadata=export_metadata(session, base, stands), progress=update
             )
         console.say(f"verified {target}: {done.tensors} tensors, {precision}, {console.size(done.bytes)}")
         if render:
             from fastdb.inference.compare import check_render
 
-            check_render(parts, target, base_of(session), prompt=session.config.captions.instance_prompt)
+            check_render(parts, target, base.folder, prompt=session.config.captions.instance_prompt)
         made.append(target)
         note(session.path, {target: done.sha256})
         if render:
@@ -96,7 +98,8 @@ def generate(
     from fastdb.sessions.session_yaml import FILE
     from fastdb.storage.atomic_write import make_folder
 
-    opened = open_source(source if isinstance(source, Session) else str(source), base, root)
+    with console.bar("base model", "B") as update:
+        opened = open_source(source if isinstance(source, Session) else str(source), base, root, update)
     wanted = opened.request(prompt, **request)
     folder = expanded(output).absolute() if output else opened.pictures
     make_folder(folder)

@@ -56,7 +56,7 @@ def new(
     from fastdb.models.diffusers_folder import fingerprint, open_base_model
     from fastdb.models.mini_settings import recommended
     from fastdb.models.registry import check_choice
-    from fastdb.models.resolve import MINI, find_base, known_base
+    from fastdb.models.resolve import MINI, known_base, resolve_base
 
     check_name(name)
     config = Config().changed({**recommended(base, class_word), **(settings or {})})
@@ -70,7 +70,8 @@ def new(
     check_free(name, root)
     if known := known_base(base):
         check_choice(known, resolution=config.resolution)
-    model = find_base(base)
+    with console.bar("base model", "B") as update:
+        model = resolve_base(base, update)
     opened = open_base_model(model.folder)
     if "resolution" not in (settings or {}) and config.resolution != opened.sample_size:
         config = config.changed({"resolution": opened.sample_size})

@@ -277,13 +277,13 @@ def _take_classic(folder: Path, beside: Path, name: str, base: str | Path | None
 
     from fastdb.models.diffusers_folder import open_base_model
     from fastdb.models.mini_settings import recommended
-    from fastdb.models.resolve import MINI, find_base
+    from fastdb.models.resolve import MINI
 
     unpacked = beside / ".images"
     if only_zipped(folder):
         unzipped(folder, unpacked)
         folder = unpacked
-    classic, model = read_classic(folder), find_base(base or MINI)
+    classic, model = read_classic(folder), _resolve(base or MINI)
     size = open_base_model(model.folder).sample_size
     config = Config().changed({**recommended(base or MINI, ""), "resolution": size})
     lay_out(beside)
@@ -313,9 +313,14 @@ def _take_classic(folder: Path, beside: Path, name: str, base: str | Path | None
 
 
 def _base(base: str | Path | None) -> BaseModelRecord | None:
-    from fastdb.models.resolve import find_base
+    return None if base is None else _record(_resolve(base))
 
-    return None if base is None else _record(find_base(base))
+
+def _resolve(base: str | Path) -> Base:
+    from fastdb.models.resolve import resolve_base
+
+    with console.bar("base model", "B") as update:
+        return resolve_base(base, update)
 
 
 def _record(model: Base) -> BaseModelRecord:

@@ -82,11 +82,14 @@ def _ready(session: Session, config: Config, restart: bool, from_step: int | Non
     from fastdb.checkpoints.checkpoint import set_all_aside, set_newer_aside
     from fastdb.checkpoints.progress import check_step
     from fastdb.checkpoints.publish import nothing_published
+    from fastdb.models.resolve import ensure_base
     from fastdb.training.preflight import preflight
 
     if from_step is not None:
         check_step(session, from_step)
-    preflight(replace(session, record=session.record.model_copy(update={"config": config})), restart, from_step)
+    with console.bar("base model", "B") as update:
+        base = ensure_base(session, update)
+    preflight(replace(session, record=session.record.model_copy(update={"config": config})), base, restart, from_step)
     if config != session.config:
         session = session.with_config(config)
     places = session.checkpoint_folders[::-1]
@@ -206,7 +209,7 @@ def publish(session: SessionLike, root: str | Path | None = None) -> Session:
     """
     from fastdb.checkpoints.pending import pending
     from fastdb.checkpoints.publish import Publishing
-    from fastdb.models.resolve import base_of
+    from fastdb.models.resolve import ensure_base
     from fastdb.training.process import find
 
     session = open_session(session, root)
@@ -219,8 +222,10 @@ def publish(session: SessionLike, root: str | Path | None = None) -> Session:
         def tell(kind: str, **fields: Any) -> None:
             view.show({"event": kind, **fields})
 
+        with console.bar("base model", "B") as update:
+            base = ensure_base(session, update)
         try:
-            Publishing(session, base_of(session), tell, patience=PUBLISH_WITHIN).run(lambda: True)
+            Publishing(session, base.folder, tell, patience=PUBLISH_WITHIN).run(lambda: True)
         finally:
             view.close()
     console.say(f"every checkpoint to go on from is in {session.checkpoints}")

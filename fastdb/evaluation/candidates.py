@@ -9,6 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from fastdb.checkpoints.compressed_checkpoint import raw_sha256
+from fastdb.checkpoints.decompressed_cache import raw_files
 from fastdb.checkpoints.progress import Standing, standings
 from fastdb.inference.engine import Engine
 from fastdb.inference.source import open_source
@@ -40,7 +41,7 @@ class Candidate:
 def untrained(session: Session, base: BaseModel) -> Candidate:
     """The base model as it was: step 0, the reference."""
     fingerprint = session.record.base_model.fingerprint
-    return Candidate("step 0", 0, fingerprint, lambda: Engine.from_folder(base.folder))
+    return Candidate("step 0", 0, fingerprint, lambda: Engine.from_base(base))
 
 
 def checkpoints_of(
@@ -89,7 +90,7 @@ def _checkpoint(session: Session, base: BaseModel, stands: Standing) -> Candidat
         f"step {stands.done(STAGE)}",
         stands.done(STAGE),
         " ".join(keys),
-        lambda: Engine.from_folder(base.folder, trained=weights),
+        lambda: Engine.from_base(base, trained=raw_files(weights, base.folder)),
     )
 
 

@@ -24,7 +24,7 @@ from fastdb.images.contact_sheet import save_sheet
 from fastdb.images.photos import photos_in, read_photo
 from fastdb.inference.engine import Request
 from fastdb.inference.samplers import DEFAULT
-from fastdb.models.resolve import MINI
+from fastdb.models.resolve import MINI, ensure_base
 from fastdb.runtime.device import choose_device
 from fastdb.sessions.lease_status import refuse_elsewhere
 from fastdb.sessions.session import Session
@@ -80,7 +80,9 @@ def evaluate_session(session: Session, wanted: Wanted) -> Report:
     if busy(session):
         raise SessionBusy("is being trained", where=session.name, fix="Evaluate it when that is over, or stop it.")
     refuse_elsewhere(session.path, "Or stop it there, and evaluate it then.")
-    base = check_base(session)
+    with console.bar("base model", "B") as update:
+        base = ensure_base(session, update)
+    check_base(session, base)
     found, said = [untrained(session, base)], list[str]()
     if wanted.file is not None:
         found.append(file_of(session, base, wanted.file))

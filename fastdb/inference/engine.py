@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from PIL import Image
 
 from fastdb.errors import ConfigError, ModelError
 from fastdb.inference.samplers import DEFAULT, check_sampler, make_sampler
-from fastdb.models.diffusers_folder import open_base_model
+from fastdb.models.diffusers_folder import BaseModel, open_base_model
 from fastdb.models.loading import load_scheduler, load_text_encoder, load_tokenizer, load_unet, load_vae
 from fastdb.runtime.device import Device, choose_device
 
@@ -69,24 +69,37 @@ class Engine:
 
     @classmethod
     def from_folder(
-        cls, folder: Path, *, trained: dict[str, Path] | None = None, device: Device | None = None
+        cls, folder: Path, *, trained: Mapping[str, Path] | None = None, device: Device | None = None
     ) -> Engine:
-        """Load a base model's folder; `trained` maps "unet" and "text_encoder" to weights that take their place.
+        """Load a diffusers folder; see `from_base`.
 
         Raises:
             ModelError: the folder or the weights cannot be used.
         """
+        return cls.from_base(open_base_model(folder), trained=trained, device=device)
+
+    @classmethod
+    def from_base(
+        cls, base: BaseModel, *, trained: Mapping[str, Path] | None = None, device: Device | None = None
+    ) -> Engine:
+        """Load an opened base model.
+
+        Args:
+            trained: raw safetensors files that replace its weights, by part: "unet", "text_encoder".
+
+        Raises:
+            ModelError: the weights cannot be used.
+        """
         device = device or choose_device()
-        model, dtype = open_base_model(folder), device.half
-        trained = trained or {}
+        folder, dtype, trained = base.folder, device.half, trained or {}
         parts = {
-            "unet": load_unet(model.folder, dtype, weights=trained.get("unet")),
-            "vae": load_vae(model.folder, dtype),
-            "text_encoder": load_text_encoder(model.folder, dtype, weights=trained.get("text_encoder")),
+            "unet": load_unet(folder, dtype, weights=trained.get("unet")),
+            "vae": load_vae(folder, dtype),
+            "text_encoder": load_text_encoder(folder, dtype, weights=trained.get("text_encoder")),
         }
         for part in parts.values():
             part.to(device.kind).eval()
-        return cls.from_parts(**parts, tokenizer=load_tokenizer(model.folder), scheduler=load_scheduler(model.folder))
+        return cls.from_parts(**parts, tokenizer=load_tokenizer(folder), scheduler=load_scheduler(folder))
 
     @classmethod
     def from_export(cls, file: Path, *, base: Path, device: Device | None = None) -> Engine:

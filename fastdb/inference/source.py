@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastdb.checkpoints.decompressed_cache import raw_files
 from fastdb.checkpoints.progress import standing
+from fastdb.downloads.download import Progress
 from fastdb.errors import ModelError
 from fastdb.inference.engine import Engine, Request
 from fastdb.models.diffusers_folder import open_base_model
 from fastdb.models.folder_from_file import folder_of
-from fastdb.models.resolve import base_folder, base_of
+from fastdb.models.resolve import ensure_base, resolve_base
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import FILE
 
@@ -36,37 +38,45 @@ class Source:
         return Request(prompt, **{"width": self.size, "height": self.size, **wanted})
 
 
-def open_source(source: Session | str, base: str | Path | None, root: str | Path | None) -> Source:
-    """Open a session by name, folder or itself, or an exported file.
+def open_source(
+    source: Session | str,
+    base: str | Path | None,
+    root: str | Path | None,
+    progress: Progress | None = None,
+) -> Source:
+    """Open a session by name, folder or itself, or an exported file; ensure its base model.
+
+    Args:
+        progress: called with downloaded and total bytes of the base model.
 
     Raises:
         SessionError, ModelError: it cannot be used.
+        StorageError: the disk is full.
     """
     if isinstance(source, str) and source.endswith((".safetensors", ".ckpt")):
-        return _from_file(Path(source).expanduser().absolute(), base)
+        return _from_file(Path(source).expanduser().absolute(), base, progress)
     session = source if isinstance(source, Session) else Session.open(source, root)
     stands = standing(session)
-    folder = base_of(session)
+    model = ensure_base(session, progress)
     where = f"{stands.last.stage} step {stands.last.step}" if stands.last else "untrained"
     return Source(
         f"{session.name} ({where})",
-        lambda: Engine.from_folder(folder, trained=stands.weights),
+        lambda: Engine.from_base(model, trained=raw_files(stands.weights, model.folder)),
         session.path / "generated",
         session.config.resolution,
     )
 
 
-def _from_file(file: Path, base: str | Path | None) -> Source:
+def _from_file(file: Path, base: str | Path | None, progress: Progress | None) -> Source:
     """A model file: an exported one knows its base model by the session it lies in; of another a folder is made."""
     if not file.is_file():
         raise ModelError("there is no such file", where=file, fix="Export one with: fastdb export SESSION")
     size = 512
     if (file.parent / FILE).is_file():
         session = Session.open(file.parent)
-        base, size = base or base_of(session), session.config.resolution
+        base, size = base or ensure_base(session, progress).folder, session.config.resolution
     if base is None:
-        folder = folder_of(file)
-        made_for = open_base_model(folder).sample_size
-        return Source(file.name, lambda: Engine.from_folder(folder), file.parent / "generated", made_for)
-    folder = base_folder(base)
+        model = open_base_model(folder_of(file))
+        return Source(file.name, lambda: Engine.from_base(model), file.parent / "generated", model.sample_size)
+    folder = resolve_base(base, progress).folder
     return Source(file.name, lambda: Engine.from_export(file, base=folder), file.parent / "generated", size)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from fastdb.checkpoints.decompressed_cache import raw_file
 from fastdb.errors import ModelError
 from fastdb.models.diffusers_folder import read_config, weight_file
 from fastdb.models.layouts.layout import modern_name
@@ -25,14 +24,16 @@ if TYPE_CHECKING:
 
 
 def load_unet(folder: Path, dtype: torch.dtype = torch.float32, *, weights: Path | None = None) -> UNet2DConditionModel:
-    """The UNet of a base model, on the CPU, in evaluation mode; `weights` is a file to take instead of its own.
+    """Load the UNet of a base model, on the CPU, in evaluation mode.
+
+    Args:
+        weights: a raw safetensors file that replaces the base model's own.
 
     Raises:
         ModelError: see `fill`.
-        CheckpointError, StorageError: `weights` is packed; see `raw_file`.
     """
     model: UNet2DConditionModel = empty("unet", read_config(folder / "unet" / "config.json"))
-    fill(model, raw_file(weights, folder) if weights else weight_file(folder, "unet"), "unet", dtype)
+    fill(model, weights or weight_file(folder, "unet"), "unet", dtype)
     return model
 
 
@@ -50,15 +51,16 @@ def load_vae(folder: Path, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
 def load_text_encoder(
     folder: Path, dtype: torch.dtype = torch.float32, *, weights: Path | None = None
 ) -> CLIPTextModel:
-    """The text encoder of a base model, on the CPU, in evaluation mode; `weights` is a file to take instead of its own.
+    """Load the text encoder of a base model, on the CPU, in evaluation mode.
+
+    Args:
+        weights: a raw safetensors file that replaces the base model's own.
 
     Raises:
         ModelError: see `fill`.
-        CheckpointError, StorageError: `weights` is packed; see `raw_file`.
     """
     model: CLIPTextModel = empty("text_encoder", read_config(folder / "text_encoder" / "config.json"))
-    file = raw_file(weights, folder) if weights else weight_file(folder, "text_encoder")
-    fill(model, file, "text_encoder", dtype)
+    fill(model, weights or weight_file(folder, "text_encoder"), "text_encoder", dtype)
     return model
 
 

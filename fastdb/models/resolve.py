@@ -1,16 +1,18 @@
-"""Where a base model comes from, as a person names it."""
+"""Resolve a base model from what a person or a session names; download and convert it where needed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastdb import console
+from fastdb.downloads.download import Progress
 from fastdb.downloads.fetch import fetch
 from fastdb.downloads.model_cache import came_from, note_use
 from fastdb.downloads.source import HubFile, LocalPath, Source, parse
 from fastdb.errors import ModelError
+from fastdb.models.diffusers_folder import BaseModel, open_base_model
 from fastdb.models.folder_from_file import folder_of
 from fastdb.models.registry import KnownModel, check_choice, find_model, known_model
 from fastdb.runtime.paths import expanded
@@ -40,36 +42,31 @@ class Base:
     """Where it was fetched from, exactly; empty for a person's own."""
 
 
-def find_base(base: str | Path) -> Base:
-    """A base model: a path, a link, a name of the registry or of a repository or file on the Hub, or `mini`.
+def resolve_base(base: str | Path, progress: Progress | None = None) -> Base:
+    """Resolve a path, a link, a registry name, a Hub repository or file, or `mini` to a base model on this machine.
 
-    What is not on this machine is fetched; of a single file a folder is made, in the cache.
+    Downloads what is missing; a single file is converted to a folder in the cache.
+
+    Args:
+        progress: called with downloaded and total bytes; a total of 0 is unknown.
 
     Raises:
-        ModelError: there is no such file, folder or name, or it cannot be fetched or trained from.
-        StorageError: the disk has no room for it.
+        ModelError: no such file, folder or name, or it cannot be downloaded or trained.
+        StorageError: the disk is full.
     """
     if str(base) == MINI:
         return Base(MINI, Path(__file__).parent / MINI, "")
     if known := known_base(base):
         check_choice(known)
-        return _found(_fetched(*_places(known)))
+        first, *mirrors = _places(known)
+        return _found(_fetched(first, progress, mirrors))
     if not expanded(base).exists() and "/" not in str(base) and not str(base).endswith(MODEL_FILES):
         find_model(str(base))  # Raises, and tells the nearest.
     source = parse(base)
     if isinstance(source, LocalPath):
         fix = f"Give a Stable Diffusion 1.x as a file or a diffusers folder, or {MINI!r} to try things out."
         return _found(_existing(source.path, fix))
-    return _found(_fetched(source))
-
-
-def base_folder(base: str | Path) -> Path:
-    """The diffusers folder of a base model as `find_base` finds it.
-
-    Raises:
-        ModelError, StorageError: see `find_base`.
-    """
-    return find_base(base).folder
+    return _found(_fetched(source, progress))
 
 
 def known_base(base: str | Path) -> KnownModel | None:
@@ -77,21 +74,30 @@ def known_base(base: str | Path) -> KnownModel | None:
     return None if expanded(base).exists() else known_model(str(base))
 
 
-def base_of(session: Session) -> Path:
-    """The folder of a session's base model; where it is not on this machine, it is fetched from where it came from.
+def ensure_base(session: Session, progress: Progress | None = None) -> BaseModel:
+    """Open a session's base model, after downloading and converting it where it is not on this machine.
+
+    Each verb calls this once and passes the opened model down.
+
+    Args:
+        progress: called with downloaded and total bytes; a total of 0 is unknown.
 
     Raises:
-        ModelError: it is not there any more, or cannot be fetched.
-        StorageError: the disk has no room for it.
+        ModelError: the base model is gone, cannot be downloaded or cannot be used.
+        StorageError: the disk is full.
     """
+    return open_base_model(_session_base(session, progress).folder)
+
+
+def _session_base(session: Session, progress: Progress | None) -> Base:
     record = session.record.base_model
     if record.folder == MINI:
-        return base_folder(MINI)
+        return resolve_base(MINI)
     path = expanded(record.folder).absolute()
     if record.source and not path.exists():
-        return _found(_fetched(parse(record.source))).folder
+        return _found(_fetched(parse(record.source), progress))
     fix = f"Put the base model of {session.name} back there, or write its new place into {session.path / FILE}."
-    return _found(_existing(path, fix)).folder
+    return _found(_existing(path, fix))
 
 
 def _places(model: KnownModel) -> list[Source]:
@@ -100,9 +106,8 @@ def _places(model: KnownModel) -> list[Source]:
     return folders + [HubFile(one.name, one.file) for one in model.repositories if not one.folder]
 
 
-def _fetched(source: Source, *mirrors: Source) -> Path:
-    with console.bar(str(source), "B") as update:
-        return fetch(source, mirrors=mirrors, only=PIPELINE, progress=update)
+def _fetched(source: Source, progress: Progress | None, mirrors: Sequence[Source] = ()) -> Path:
+    return fetch(source, mirrors=mirrors, only=PIPELINE, progress=progress)
 
 
 def _found(path: Path) -> Base:

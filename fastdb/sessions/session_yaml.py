@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 from pydantic import Field
 
-from fastdb.version import __version__
 from fastdb.config import Config, Extension, Settings, build
 from fastdb.errors import ConfigError, SessionError
 from fastdb.sessions.migrations import FORMAT, migrated
@@ -20,6 +19,7 @@ from fastdb.storage.atomic_write import explained, write_bytes, write_text
 from fastdb.storage.checksum_line import sealed
 from fastdb.storage.safe_names import shown
 from fastdb.storage.safe_yaml import parse
+from fastdb.version import __version__
 
 FILE = "session.yaml"
 WRITER = f"fastdb {__version__}"

@@ -10,8 +10,7 @@ from fastdb.checkpoints.leftovers import second_things
 from fastdb.checkpoints.progress import STAGES, is_joint, steps_of
 from fastdb.errors import CheckpointError, TrainingError
 from fastdb.images.intake import InstanceImage, instance_images_of
-from fastdb.models.diffusers_folder import open_base_model
-from fastdb.models.resolve import base_of
+from fastdb.models.diffusers_folder import BaseModel
 from fastdb.sessions.file_hashes import changes, yaml_changed
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import FILE
@@ -20,17 +19,15 @@ from fastdb.training.disk_estimate import check_space
 from fastdb.training.recipe import check_recipes, make_recipe
 
 
-def preflight(session: Session, restart: bool = False, from_step: int | None = None) -> None:
+def preflight(session: Session, base: BaseModel, restart: bool = False, from_step: int | None = None) -> None:
     """Raise what training would stumble over later; `restart` says that it will not go on from a checkpoint,
     `from_step` that it will from none of the UNet stage after that step.
 
     Raises:
-        ModelError: the base model cannot be used.
         ImageError: there are no instance images, or one has no prompt.
         TrainingError: class images are wanted and nothing says of what, or the newest checkpoint cannot go on.
         StorageError: the session's folder cannot be written, or its disk has no room for the first checkpoints.
     """
-    base = open_base_model(base_of(session))
     images = instances(session)
     if not any(steps_of(session, stage) for stage in STAGES):
         raise TrainingError(

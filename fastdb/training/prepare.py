@@ -14,9 +14,9 @@ from fastdb.checkpoints.progress import STAGES, Standing, standing, steps_of
 from fastdb.errors import TrainingError
 from fastdb.images.intake import InstanceImage
 from fastdb.inference.engine import Engine
-from fastdb.models.diffusers_folder import PARTS, BaseModel, fingerprint, open_base_model, weight_file
+from fastdb.models.diffusers_folder import PARTS, BaseModel, fingerprint, weight_file
 from fastdb.models.loading import load_scheduler, load_tokenizer, load_vae
-from fastdb.models.resolve import base_of
+from fastdb.models.resolve import ensure_base
 from fastdb.runtime.device import Device, choose_device, cpu_threads, make_deterministic
 from fastdb.sessions.events import Tell
 from fastdb.sessions.session import Session
@@ -62,7 +62,8 @@ def look(session: Session, tell: Tell, said: Sequence[str] = ()) -> tuple[Prepar
     Raises:
         FastDBError: training cannot start or go on here.
     """
-    base = check_base(session)
+    base = ensure_base(session, _progress(tell, "base model"))
+    check_base(session, base)
     images, device, stands = instances(session), choose_device(session.config.precision), standing(session)
     going_on = stands.checkpoints.get(next_stage(session, stands)[0] or "")
     begun_with = going_on.state["host"]["optimizer"] if going_on else ""
@@ -101,7 +102,7 @@ def prior_images(prepared: Preparation, tell: Tell, stopping: Callable[[], bool]
     """The class images, made by the base model where they are missing; see `class_images`."""
 
     def load_engine() -> Engine:
-        return Engine.from_folder(prepared.base.folder, device=prepared.device)
+        return Engine.from_base(prepared.base, device=prepared.device)
 
     found, said = class_images(prepared.session, load_engine, _progress(tell, "class images"), stopping)
     for line in said:
@@ -153,21 +154,19 @@ def tell_long_prompts(prepared: Preparation, groups: Sequence[Group], tell: Tell
         tell("warning", message=f"a prompt has more than {room} tokens and is cut: {prompt[:80]!r}")
 
 
-def check_base(session: Session) -> BaseModel:
-    """Open the session's base model and make sure that it is still the one the session began with.
+def check_base(session: Session, base: BaseModel) -> None:
+    """Check that the weights of a base model are those the session began with.
 
     Raises:
-        ModelError: it cannot be used.
-        TrainingError: it is another one.
+        ModelError: a weight file is missing.
+        TrainingError: the weights differ.
     """
-    base = open_base_model(base_of(session))
     if fingerprint(base.folder) != session.record.base_model.fingerprint:
         raise TrainingError(
             "its weights are not those this session began with",
             where=base.folder,
             fix="Put the same base model back there, or make a new session.",
         )
-    return base
 
 
 def _progress(tell: Tell, task: str) -> Callable[[int, int], None]:

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from fastdb.checkpoints.checkpoint import clear_unfinished, newest
+from fastdb.checkpoints.decompressed_cache import raw_files
 from fastdb.checkpoints.progress import STAGES, Standing, needed, standing, steps_of
 from fastdb.checkpoints.publisher_process import Publisher
 from fastdb.errors import FastDBError, StorageError, TrainingError
@@ -161,7 +162,8 @@ class Trainer:
         )
         sampler = Sampler(session, prepared.base, batches.prompts, self.tell)
         prompts = [*batches.prompts, *sampler.prompts, ""]
-        stage = build_stage(name, prepared.base, config, prepared.device, stands.training_weights, prompts)
+        weights = raw_files(stands.training_weights, prepared.base.folder)
+        stage = build_stage(name, prepared.base, config, prepared.device, weights, prompts)
         groups_of_weights = [module.parameters() for module in stage.trained.values()]
         optimizer = make_optimizer(prepared.optimizer, groups_of_weights, config.optimizer)
         optimizer = stage.prepare(accelerator, optimizer)

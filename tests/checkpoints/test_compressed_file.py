@@ -28,7 +28,7 @@ from fastdb.formats.safetensors_writer import save_tensors
 from fastdb.formats.tensor_bits import Numbers
 from fastdb.models.diffusers_folder import weight_file
 from fastdb.models.layouts.families import layout_of
-from fastdb.models.resolve import base_folder
+from fastdb.models.resolve import resolve_base
 from fastdb.models.tensor_plan import from_parts, opened
 from fastdb.storage.manifest import sha256
 
@@ -186,7 +186,7 @@ def test_a_name_comes_once(tmp_path: Path) -> None:
 
 def test_a_part_of_a_model_is_packed_and_exported_as_ever(tmp_path: Path) -> None:
     """A packed part takes a weight file's place in a plan, and gives the same tensors."""
-    folder = base_folder("mini")
+    folder = resolve_base("mini").folder
     files = {part: weight_file(folder, part) for part in ("unet", "vae", "text_encoder")}
     layout = layout_of("sd1")
     parts = opened(files)

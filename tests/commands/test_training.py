@@ -103,9 +103,9 @@ def half_base(photos: list[Path], folder: Path) -> dict[str, Any]:
 
 
 def workflow_base() -> Path:
-    from fastdb.models.resolve import MINI, base_folder
+    from fastdb.models.resolve import MINI, resolve_base
 
-    return base_folder(MINI)
+    return resolve_base(MINI).folder
 
 
 def bad_setting(photos: list[Path], folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import yaml
 from fastdb.commands import sessions
 from fastdb.errors import ConfigError, ModelError, SessionExists, TrainingError
 from fastdb.models.diffusers_folder import fingerprint, open_base_model
-from fastdb.models.resolve import base_folder, base_of
+from fastdb.models.resolve import ensure_base, resolve_base
 from fastdb.sessions.session import Session
 from tests.downloads.server import COMMIT, LATER, File, Hub, Server
 from tests.downloads.test_hub import NAME
@@ -47,7 +47,7 @@ def test_a_new_session_notes_the_commit_and_where_it_lies(session: Session, mini
     record = yaml.safe_load((session.path / "session.yaml").read_text("utf-8"))["base_model"]
     assert record["source"] == f"{NAME}@{COMMIT}"
     assert record["fingerprint"] == fingerprint(mini)
-    folder = base_of(session)
+    folder = ensure_base(session).folder
     assert (str(folder), folder.is_relative_to(tmp_path / "cache")) == (record["folder"], True)
     assert open_base_model(folder).cross_attention_dim == open_base_model(mini).cross_attention_dim
     assert not list(folder.rglob("*.bin"))
@@ -60,11 +60,11 @@ def test_another_machine_fetches_the_same_commit(
     elsewhere(tmp_path, monkeypatch)
     hub.commit = LATER
     before = (session.path / "session.yaml").read_bytes()
-    folder = base_of(session)
+    folder = ensure_base(session).folder
     assert folder.is_relative_to(tmp_path / "other-cache")
     assert fingerprint(folder) == session.record.base_model.fingerprint
     hub.log.clear()
-    assert base_of(session) == folder
+    assert ensure_base(session).folder == folder
     assert hub.log == [], "once"
     assert (session.path / "session.yaml").read_bytes() == before
 
@@ -75,22 +75,22 @@ def test_what_was_fetched_again_has_to_be_the_same(
     pytest.importorskip("torch")
     from fastdb.training.prepare import check_base
 
-    assert check_base(session).folder == base_of(session)
+    check_base(session, ensure_base(session))
     elsewhere(tmp_path, monkeypatch)
     weights = next(name for name in hub.repositories[NAME] if name.startswith("vae/") and name.endswith(".safetensors"))
     data = hub.repositories[NAME][weights]
     hub.repositories[NAME][weights] = data[:-1] + bytes([data[-1] ^ 1])
     with pytest.raises(TrainingError, match="its weights are not those this session began with"):
-        check_base(session)
+        check_base(session, ensure_base(session))
 
 
 def test_a_place_that_a_person_wrote_into_the_session_goes_first(session: Session, hub: Hub, tmp_path: Path) -> None:
-    own = shutil.copytree(base_of(session), tmp_path / "own")
+    own = shutil.copytree(ensure_base(session).folder, tmp_path / "own")
     path = session.path / "session.yaml"
     path.write_text(path.read_text("utf-8").replace(session.record.base_model.folder, str(own)), "utf-8")
     shutil.rmtree(tmp_path / "cache")
     hub.log.clear()
-    assert base_of(Session.open("dog")) == own
+    assert ensure_base(Session.open("dog")).folder == own
     assert hub.log == []
 
 
@@ -100,7 +100,7 @@ def test_where_it_cannot_be_fetched_again_the_source_is_named(
     elsewhere(tmp_path, monkeypatch)
     hub.repositories.clear()
     with pytest.raises(ModelError, match=f"^{NAME}@{COMMIT}: there is no such repository on the Hub"):
-        base_of(session)
+        ensure_base(session)
 
 
 def test_a_session_from_before_has_no_source(session: Session, tmp_path: Path) -> None:
@@ -111,10 +111,10 @@ def test_a_session_from_before_has_no_source(session: Session, tmp_path: Path) -
     path.write_text(yaml.safe_dump(data), "utf-8")
     old = Session.open("dog")
     assert old.record.base_model.source == ""
-    assert base_of(old) == base_of(session)
+    assert ensure_base(old).folder == ensure_base(session).folder
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(ModelError, match=r"there is no such file or folder\. Put the base model of dog back there"):
-        base_of(old)
+        ensure_base(old)
 
 
 def test_a_folder_of_ones_own_is_noted_without_a_source(mini: Path, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_another_pipeline_is_refused_before_its_weights(offered: dict[str, bytes
     index = {**json.loads(offered["model_index.json"]), "_class_name": "StableDiffusionXLPipeline"}
     offered["model_index.json"] = json.dumps(index).encode()
     with pytest.raises(ModelError, match="is a StableDiffusionXLPipeline, not a StableDiffusionPipeline"):
-        base_folder(NAME)
+        resolve_base(NAME)
     assert other.log == []
 
 

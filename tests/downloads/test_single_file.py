@@ -20,7 +20,7 @@ from fastdb.models.convert import convert
 from fastdb.models.diffusers_folder import PARTS, WEIGHTS, fingerprint, open_base_model, weight_file
 from fastdb.models.export import export_model
 from fastdb.models.layouts.layout import modern_name
-from fastdb.models.resolve import base_of, find_base
+from fastdb.models.resolve import ensure_base, resolve_base
 from fastdb.sessions.session import Session
 from tests.downloads.server import File, Hub, Server
 from tests.downloads.test_hub import NAME
@@ -65,18 +65,18 @@ def test_a_session_goes_from_a_file(exported: Path, mini: Path, tmp_path: Path) 
     session = sessions.new("dog", own)
     assert session.record.base_model.folder == str(own)
     assert session.config.resolution == 64, "what the model was made for"
-    folder = base_of(session)
+    folder = ensure_base(session).folder
     assert folder.is_relative_to(tmp_path / "cache")
     assert alike(folder, mini), "to the bit"
     assert fingerprint(folder) == session.record.base_model.fingerprint
     before = weight_file(folder, "unet").stat().st_mtime_ns
-    assert base_of(session) == folder
+    assert ensure_base(session).folder == folder
     assert weight_file(folder, "unet").stat().st_mtime_ns == before, "made once"
 
 
 def test_the_same_weights_whatever_the_kind_of_file(exported: Path, tmp_path: Path) -> None:
     convert(exported, tmp_path / "a.ckpt")
-    assert fingerprint(find_base(tmp_path / "a.ckpt").folder) == fingerprint(find_base(exported).folder)
+    assert fingerprint(resolve_base(tmp_path / "a.ckpt").folder) == fingerprint(resolve_base(exported).folder)
 
 
 def test_a_file_that_changed_is_another_base(exported: Path, tmp_path: Path) -> None:
@@ -85,7 +85,8 @@ def test_a_file_that_changed_is_another_base(exported: Path, tmp_path: Path) -> 
     tensors = load_file(own)
     tensors[WORD] += 1
     save_file(tensors, own)
-    assert fingerprint(base_of(session)) != session.record.base_model.fingerprint, "and check_base refuses it"
+    # So `check_base` refuses it.
+    assert fingerprint(ensure_base(session).folder) != session.record.base_model.fingerprint
 
 
 def test_a_folder_that_was_cut_short_is_made_again(
@@ -94,21 +95,21 @@ def test_a_folder_that_was_cut_short_is_made_again(
     with monkeypatch.context() as broken:
         broken.setattr(folder_from_file, "remember", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            find_base(exported)
+            resolve_base(exported)
     left = next((tmp_path / "cache").rglob(f"{WEIGHTS['unet']}.safetensors"))
     left.write_bytes(left.read_bytes()[:1000])
-    folder = find_base(exported).folder
+    folder = resolve_base(exported).folder
     assert alike(folder, mini)
     weight_file(folder, "vae").unlink()
-    assert alike(find_base(exported).folder, mini), "and one that lost a file"
+    assert alike(resolve_base(exported).folder, mini), "and one that lost a file"
 
 
 def test_precision_is_kept_and_a_mixture_loses_nothing(exported: Path, tmp_path: Path) -> None:
     tensors = load_file(exported)
-    assert open_base_model(find_base(exported).folder)
+    assert open_base_model(resolve_base(exported).folder)
     tensors[WORD] = tensors[WORD].float() + 1e-6
     save_file(tensors, tmp_path / "mixed.safetensors")
-    stored = load_file(weight_file(find_base(tmp_path / "mixed.safetensors").folder, "text_encoder"))
+    stored = load_file(weight_file(resolve_base(tmp_path / "mixed.safetensors").folder, "text_encoder"))
     table = next(tensor for name, tensor in stored.items() if name.endswith("token_embedding.weight"))
     assert table.dtype == torch.float32
     assert torch.equal(table, tensors[WORD])
@@ -122,14 +123,14 @@ def test_a_file_behind_a_link_is_fetched_again_on_another_machine(
     assert session.record.base_model.source == f"{server.url}/m/dream.safetensors"
     shutil.rmtree(tmp_path / "cache")
     monkeypatch.setenv("FASTDB_CACHE", str(tmp_path / "other-cache"))
-    again = base_of(Session.open("dog"))
+    again = ensure_base(Session.open("dog")).folder
     assert again.is_relative_to(tmp_path / "other-cache")
     assert fingerprint(again) == session.record.base_model.fingerprint
 
 
 def test_a_file_in_a_repository(exported: Path, hub: Hub, mini: Path) -> None:
     hub.add(NAME, {"merge.safetensors": exported.read_bytes()})
-    assert alike(find_base(f"{NAME}/merge.safetensors").folder, mini)
+    assert alike(resolve_base(f"{NAME}/merge.safetensors").folder, mini)
 
 
 def test_vocabularies_come_from_whichever_repository_has_them(hub: Hub) -> None:
@@ -167,7 +168,7 @@ def test_inpainting_is_refused_with_its_reason(exported: Path, tmp_path: Path) -
     tensors[first] = torch.cat([tensors[first], tensors[first], tensors[first][:, :1]], dim=1)
     save_file(tensors, tmp_path / "inpainting.safetensors")
     with pytest.raises(ModelError, match="inpainting is not trainable yet: its UNet takes a mask"):
-        find_base(tmp_path / "inpainting.safetensors")
+        resolve_base(tmp_path / "inpainting.safetensors")
 
 
 def test_a_full_disk_is_told_before_anything_is_written(
@@ -175,7 +176,7 @@ def test_a_full_disk_is_told_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr(folder_from_file, "SPARE", 1 << 60)
     with pytest.raises(StorageError, match=r"needs .* more on the disk"):
-        find_base(exported)
+        resolve_base(exported)
     assert not list((tmp_path / "cache").rglob("model"))
 
 
@@ -185,9 +186,9 @@ def test_a_full_disk_is_told_before_anything_is_written(
 )
 def test_a_name_that_is_not_known_is_answered_with_the_nearest(said: str, answer: str) -> None:
     with pytest.raises(FastDBError, match=re.escape(answer)):
-        find_base(said)
+        resolve_base(said)
 
 
 def test_a_mirror_that_is_one_file_serves_where_the_folders_are_gone(exported: Path, hub: Hub, mini: Path) -> None:
     hub.add("Comfy-Org/stable-diffusion-v1-5-archive", {"v1-5-pruned-emaonly-fp16.safetensors": exported.read_bytes()})
-    assert alike(find_base("sd15").folder, mini)
+    assert alike(resolve_base("sd15").folder, mini)

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 import numpy as np
 from PIL.Image import Image
 
+from fastdb.checkpoints.decompressed_cache import raw_files
 from fastdb.checkpoints.progress import standing
 from fastdb.errors import ConfigError, ModelError
 from fastdb.inference.engine import Engine, Request
@@ -132,7 +133,8 @@ def test_progress_changes_nothing(engine: Engine) -> None:
 
 def test_embeddings_stand_for_their_prompts(engine: Engine, learned: Session) -> None:
     """To the bit, and without a text encoder: so the trainer draws samples once the text encoder has left."""
-    base, weights = Path(learned.record.base_model.folder), standing(learned).weights
+    base = Path(learned.record.base_model.folder)
+    weights = raw_files(standing(learned).weights, base)
     tokenizer = load_tokenizer(base)
     told = cache_embeddings(load_text_encoder(base, weights=weights["text_encoder"]), tokenizer, [PROMPT, "blurred"])
     bare = Engine.from_parts(
@@ -149,7 +151,8 @@ def test_embeddings_stand_for_their_prompts(engine: Engine, learned: Session) ->
 
 
 def test_each_trained_part_counts(engine: Engine, learned: Session) -> None:
-    base, weights = Path(learned.record.base_model.folder), standing(learned).weights
+    base = Path(learned.record.base_model.folder)
+    weights = raw_files(standing(learned).weights, base)
     assert set(weights) == {"unet", "text_encoder"}
     chosen = [{}, {"unet": weights["unet"]}, {"text_encoder": weights["text_encoder"]}, weights]
     drawn = [data(Engine.from_folder(base, trained=trained).generate(REQUEST))[0] for trained in chosen]

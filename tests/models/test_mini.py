@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from fastdb.models import loading
 from fastdb.models.diffusers_folder import PARTS, weight_file
-from fastdb.models.resolve import MINI, base_folder
+from fastdb.models.resolve import MINI, resolve_base
 from fastdb.world.draw import draw
 from fastdb.world.scene import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, prompt, random_scene
 from tests.other_models import originals
@@ -79,10 +79,10 @@ def recipe() -> ModuleType:
 
 def test_it_is_found_by_its_name_from_anywhere(mini: Path, tmp_path: Path) -> None:
     (tmp_path / MINI).mkdir()
-    code = "from fastdb.models.resolve import base_folder; print(base_folder('mini'))"
+    code = "from fastdb.models.resolve import resolve_base; print(resolve_base('mini').folder)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert Path(done.stdout.strip()) == mini
-    assert base_folder(str(tmp_path / MINI)) == tmp_path / MINI
+    assert resolve_base(str(tmp_path / MINI)).folder == tmp_path / MINI
     assert mini.is_relative_to(REPOSITORY / "fastdb")
 
 

@@ -20,7 +20,7 @@ from fastdb.checkpoints.decompressed_cache import raw_file
 from fastdb.checkpoints.pending import MADE_OF
 from fastdb.checkpoints.progress import PACKED, RAW
 from fastdb.commands import sessions
-from fastdb.models.resolve import base_of
+from fastdb.models.resolve import ensure_base
 from fastdb.sessions.session import Session
 from fastdb.storage.manifest import sha256
 from fastdb.training import process
@@ -79,7 +79,9 @@ def outcome(running: process.Running) -> str:
 
 def published(session: Session, step: int, name: str) -> bytes:
     """A file of a published checkpoint of the UNet's stage, byte for byte as it was saved."""
-    return raw_file(session.checkpoints / f"unet-{step:06d}" / f"{name}.packed", base_of(session)).read_bytes()
+    return raw_file(
+        session.checkpoints / f"unet-{step:06d}" / f"{name}.packed", ensure_base(session).folder
+    ).read_bytes()
 
 
 def result(session: Session) -> dict[str, bytes]:
@@ -97,7 +99,7 @@ def result(session: Session) -> dict[str, bytes]:
     there = [path for name in (encoder, unet) for path in sorted((session.checkpoints / name).glob("*"))]
     files = [path for path in there if path.suffix in (PACKED, RAW)]
     assert {f"{path.parent.name}/{path.stem}" for path in files} == expected
-    base = base_of(session)
+    base = ensure_base(session).folder
     return {f"{path.parent.name}/{path.stem}.safetensors": raw_file(path, base).read_bytes() for path in files}
 
 
@@ -110,7 +112,7 @@ def as_saved(session: Session, folder: Path) -> Session:
         def write(hidden: Path, one: Checkpoint = one) -> dict[str, str]:
             files = {f"{path.stem}.safetensors": path for path in one.path.glob("*.packed")}
             for name, path in files.items():
-                shutil.copy(raw_file(path, base_of(session)), hidden / name)
+                shutil.copy(raw_file(path, ensure_base(session).folder), hidden / name)
             return {name: sha256(hidden / name) for name in files}
 
         state = {name: value for name, value in one.state.items() if name != MADE_OF}
@@ -120,4 +122,4 @@ def as_saved(session: Session, folder: Path) -> Session:
 
 def raw(session: Session, name: str) -> Path:
     """The raw file of a published checkpoint, such as `unet-000016/unet`."""
-    return raw_file(session.checkpoints / f"{name}.packed", base_of(session))
+    return raw_file(session.checkpoints / f"{name}.packed", ensure_base(session).folder)

@@ -38,6 +38,7 @@ from fastdb.evaluation.candidates import checkpoints_of
 from fastdb.inference.engine import Request
 from fastdb.inference.source import open_source
 from fastdb.models.diffusers_folder import open_base_model, weight_file
+from fastdb.models.resolve import ensure_base
 from fastdb.sessions.session import Session
 from fastdb.storage.delete import bytes_of
 from fastdb.storage.manifest import faults, sha256, write_manifest
@@ -313,7 +314,9 @@ def test_a_base_model_that_is_gone_or_another_is_told_as_that(
             assert "Put back the base model this session began with" in said
     record = both[1].record
     moved = record.model_copy(update={"base_model": record.base_model.model_copy(update={"folder": str(other)})})
-    said = line_of(lambda: export_parts(Session(both[1].path, moved)), CheckpointError)
+    said = line_of(
+        lambda: export_parts(Session(both[1].path, moved), ensure_base(Session(both[1].path, moved))), CheckpointError
+    )
     assert "differences to the base model's file" in said
 
 

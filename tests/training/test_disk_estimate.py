@@ -14,6 +14,7 @@ import pytest
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.config import Config
 from fastdb.errors import StorageError
+from fastdb.models.resolve import ensure_base
 from fastdb.sessions.session import Session
 from fastdb.storage.delete import bytes_of
 from fastdb.training import process
@@ -140,7 +141,7 @@ def test_a_disk_without_room_is_refused_and_a_tight_one_told(
     told = need(session, mini)
     leave(disk, told.first - 100_000)
     with pytest.raises(StorageError) as caught:
-        preflight(session)
+        preflight(session, ensure_base(session))
     line = str(caught.value)
     assert line.startswith("cup: the first checkpoints need ")
     assert "text_encoder 4." in line
@@ -152,10 +153,10 @@ def test_a_disk_without_room_is_refused_and_a_tight_one_told(
     (session.checkpoints / ".unfinished-unet-000004" / "unet.safetensors").rename(disk / "filling")
     leave(disk, told.first + 100_000)
     capsys.readouterr()
-    preflight(session)
+    preflight(session, ensure_base(session))
     assert "space is tight: up to " in capsys.readouterr().out
     leave(disk, told.most + 100_000)
-    preflight(session)
+    preflight(session, ensure_base(session))
     assert capsys.readouterr().out == ""
 
 
@@ -183,9 +184,9 @@ def test_a_session_that_can_go_on_is_not_refused(
     shutil.rmtree(session.checkpoints / "unet-000016")
     left = need(session, mini)
     leave(disk, int(left.first * 1.1))
-    preflight(session)
+    preflight(session, ensure_base(session))
     with pytest.raises(StorageError, match="first checkpoints need"):
-        preflight(session, restart=True)
+        preflight(session, ensure_base(session), restart=True)
     assert outcome(process.start(session)) == "finished"
 
 

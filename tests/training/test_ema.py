@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from fastdb.checkpoints.export_parts import export_parts
 from fastdb.checkpoints.progress import standing
 from fastdb.inference.source import open_source
+from fastdb.models.resolve import ensure_base
 from fastdb.sessions.session import Session
 from tests.training.conftest import raw, result
 from tests.training.test_trainer import Life, at
@@ -81,7 +82,7 @@ def test_it_is_what_is_exported_and_drawn(averaged: Session) -> None:
     stands = standing(averaged)
     assert stands.weights == {"unet": last / "unet_ema.safetensors"}
     assert stands.training_weights == {"unet": last / "unet.safetensors"}
-    assert export_parts(averaged)[0]["unet"] == last / "unet_ema.safetensors"
+    assert export_parts(averaged, ensure_base(averaged))[0]["unet"] == last / "unet_ema.safetensors"
     sample = np.asarray(Image.open(averaged.samples / f"unet-{STEPS:06d}-1.png")).astype(int)
     source = open_source(averaged, None, None)
     request = source.request("a photo of sks cup", seed=0, steps=4, guidance=1.0)

@@ -14,6 +14,7 @@ from fastdb.checkpoints.export_parts import export_metadata
 from fastdb.checkpoints.progress import how_far, progress_of, standing, steps_of
 from fastdb.commands import sessions, training
 from fastdb.errors import ConfigError, SessionBusy, TrainingError
+from fastdb.models.resolve import ensure_base
 from fastdb.sessions.session import Session
 from fastdb.training import process
 from fastdb.training.disk_estimate import need
@@ -124,13 +125,13 @@ def test_every_count_follows(base: Session, capsys: pytest.CaptureFixture[str]) 
 
 
 def _base_of(session: Session) -> Any:
-    from fastdb.models.resolve import base_of
+    from fastdb.models.resolve import ensure_base
 
-    return base_of(session)
+    return ensure_base(session).folder
 
 
 def test_it_is_in_the_history_and_in_the_export(base: Session, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "fastdb.extended" not in export_metadata(base, "x")
+    assert "fastdb.extended" not in export_metadata(base, ensure_base(base), "x")
     session = more(more(base, REWARM), HOLD)
     assert [one.model_dump(exclude={"when"}) for one in session.record.extended] == [
         {"after": 4, **REWARM},
@@ -143,7 +144,7 @@ def test_it_is_in_the_history_and_in_the_export(base: Session, capsys: pytest.Ca
     when = session.record.extended[0].when
     assert re.search(rf"extended +after step 4 by 4 steps, rewarm at 0\.0004, {re.escape(when)}\n", out), out
     assert re.search(r"extended +after step 8 by 2 steps, hold at 0\.0001, ", out), out
-    told = export_metadata(session, "x")["fastdb.extended"]
+    told = export_metadata(session, ensure_base(session), "x")["fastdb.extended"]
     assert told == "after step 4 by 4 steps, rewarm at 0.0004; after step 8 by 2 steps, hold at 0.0001"
     assert Session.open(session.path) == session
 

@@ -20,6 +20,7 @@ from fastdb.commands import results, sessions, training
 from fastdb.errors import TrainingError
 from fastdb.inference.source import open_source
 from fastdb.models.loading import load_text_encoder, load_tokenizer, load_unet
+from fastdb.models.resolve import ensure_base
 from fastdb.sessions.session import Session
 from fastdb.training.batches import Batches
 from fastdb.training.caches import token_ids
@@ -151,7 +152,7 @@ def test_the_text_encoder_is_found_wherever_weights_are_looked_for(
     expected = {part: folder / "unet-000007" / f"{part}.{ending}" for part in ("text_encoder", "unet")}
     assert standing(session).weights == standing(session).training_weights == expected
     unpacked = {part: raw(session, f"unet-000007/{part}") for part in expected}
-    parts, told = export_parts(session)
+    parts, told = export_parts(session, ensure_base(session))
     assert told == "unet 7/7 with the text encoder"
     assert {part: parts[part] for part in expected} == (unpacked if published else expected)
     assert all(parts[part].read_bytes() == path.read_bytes() for part, path in unpacked.items())

@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from fastdb.checkpoints.decompressed_cache import raw_files
 from fastdb.checkpoints.progress import standing
 from fastdb.errors import TrainingError
 from fastdb.models.diffusers_folder import open_base_model, weight_file
@@ -156,7 +157,7 @@ def loss_of(trainer: Trainer, weights: Path | None, group: str = "instance") -> 
 
 
 def test_the_unet_stage_is_conditioned_by_the_text_encoder_the_first_stage_made(straight: Session, mini: Path) -> None:
-    base, weights = open_base_model(mini), standing(straight).weights
+    base, weights = open_base_model(mini), raw_files(standing(straight).weights, mini)
     prompts = ["a photo of sks cup", ""]
     stage = build_stage("unet", base, straight.config, choose_device(), weights, prompts)
     tokenizer = load_tokenizer(mini)

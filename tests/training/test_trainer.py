@@ -24,7 +24,7 @@ from fastdb.checkpoints.progress import standing
 from fastdb.checkpoints.retention import KEEP
 from fastdb.commands import training
 from fastdb.errors import FastDBError, SessionBusy, TrainingError
-from fastdb.models.resolve import base_of
+from fastdb.models.resolve import ensure_base
 from fastdb.sessions.events import read_events
 from fastdb.sessions.session import Session
 from fastdb.training import process
@@ -275,7 +275,7 @@ def test_restart_begins_anew_and_loses_nothing(straight: Session, copy: Copied) 
     assert result(session) == before
     aside = session.checkpoints / "set-aside-1"
     assert {path.name for path in aside.iterdir()} >= {"unet-000016", "text_encoder-000008"}
-    unet = raw_file(aside / "unet-000016" / "unet.packed", base_of(session))
+    unet = raw_file(aside / "unet-000016" / "unet.packed", ensure_base(session).folder)
     assert unet.read_bytes() == before["unet-000016/unet.safetensors"]
 
 
