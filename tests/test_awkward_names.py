@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fastdb.commands.sharing.transfer import files_of
 from PIL import Image
 
 from fastdb.commands import sessions, sharing, training
@@ -21,6 +20,7 @@ from fastdb.errors import FastDBError
 from fastdb.images.intake import instance_images_of
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import read_record
+from fastdb.sharing.transfer import files_of
 
 NAMES = [
     "plain", "Plain", "PLAIN", "two words", " leading", "trailing ", "  ", "tab\there", "line\nbreak", "\n", "cr\rcr",

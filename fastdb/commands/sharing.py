@@ -13,19 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastdb.commands.sharing.incoming import Found, locate, locate_in, read_come, settle, without_history
-from fastdb.commands.sharing.transfer import (
-    EXPORTS,
-    HEAVY,
-    README,
-    check_manifest,
-    copy_files,
-    files_of,
-    staged,
-    write_archive,
-)
-from fastdb.commands.sharing.untrusted_zip import MOST_BYTES, Archive, Member, opened
-
 from fastdb import console
 from fastdb.checkpoints.checkpoint import ASIDE, complete
 from fastdb.checkpoints.pending import pending
@@ -37,6 +24,18 @@ from fastdb.runtime.paths import cache_folder, expanded
 from fastdb.sessions.file_hashes import begin, changes
 from fastdb.sessions.session import Session, check_name, lay_out, near_name, now
 from fastdb.sessions.session_yaml import BaseModelRecord, Record, new_lineage, read_record, write_record
+from fastdb.sharing.incoming import Found, locate, locate_in, read_come, settle, without_history
+from fastdb.sharing.transfer import (
+    EXPORTS,
+    HEAVY,
+    README,
+    check_manifest,
+    copy_files,
+    files_of,
+    staged,
+    write_archive,
+)
+from fastdb.sharing.untrusted_zip import MOST_BYTES, Archive, Member, opened
 from fastdb.storage.manifest import MANIFEST
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ def adopt(
         ModelError: the base model, or a file on Google Drive, cannot be had.
         StorageError: a disk is full or cannot be written.
     """
-    from fastdb.commands.sharing.drive_folder import fetch_folder, folder_number
+    from fastdb.sharing.drive_folder import fetch_folder, folder_number
 
     if name is not None:
         check_name(name)
@@ -267,17 +266,16 @@ def _take_classic(folder: Path, beside: Path, name: str, base: str | Path | None
         ImageError: no picture can be used.
         ModelError: the base model cannot be had.
     """
-    from fastdb.commands.sharing.classic_notebook import (
+    from fastdb.models.diffusers_folder import open_base_model
+    from fastdb.models.mini_settings import recommended
+    from fastdb.models.resolve import MINI
+    from fastdb.sharing.classic_notebook import (
         add_classic,
         add_concept_images,
         only_zipped,
         read_classic,
         unzipped,
     )
-
-    from fastdb.models.diffusers_folder import open_base_model
-    from fastdb.models.mini_settings import recommended
-    from fastdb.models.resolve import MINI
 
     unpacked = beside / ".images"
     if only_zipped(folder):

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastdb.commands.sharing.transfer import rests
-
 from fastdb import console
 from fastdb.checkpoints.disk_usage import KINDS, REMOVABLE, Cost, costs_of, is_session, removable
 from fastdb.checkpoints.retention import KEEP, retention
@@ -17,6 +15,7 @@ from fastdb.commands.sessions import SessionLike, open_session
 from fastdb.errors import ConfigError, SessionBusy
 from fastdb.runtime.paths import cache_folder, sessions_root
 from fastdb.sessions.lease_status import refuse_elsewhere
+from fastdb.sharing.transfer import rests
 from fastdb.storage.atomic_write import explained
 from fastdb.storage.delete import bytes_of, mapped_files, remove
 

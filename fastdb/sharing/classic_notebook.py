@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastdb.commands.sharing.untrusted_zip import opened
-
 from fastdb.errors import ImageError
 from fastdb.images.captions import prompt_from_name, read_caption
 from fastdb.images.crop import Crop, choose_crop, crop_square
 from fastdb.images.intake import Intake, add_photos, save_png
 from fastdb.images.photos import photos_in, read_photo
+from fastdb.sharing.untrusted_zip import opened
 from fastdb.storage.atomic_write import explained, write_text
 
 IMAGES, CAPTIONS, CONCEPT = "instance_images", "captions", "concept_images"

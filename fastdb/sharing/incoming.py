@@ -7,12 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from fastdb.commands.sharing.transfer import EXPORTS
-
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.errors import ConfigError, FastDBError, SessionError
 from fastdb.sessions.session import Session, lay_out
 from fastdb.sessions.session_yaml import FILE, BaseModelRecord, Record, new_lineage, read_record, write_record
+from fastdb.sharing.transfer import EXPORTS
 from fastdb.storage.atomic_write import explained
 from fastdb.storage.safe_names import shown
 

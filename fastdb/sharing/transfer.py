@@ -17,11 +17,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from fastdb.commands.sharing.untrusted_zip import BLOCK, opened
-
 from fastdb.errors import SessionError, SessionExists
 from fastdb.sessions.lease_file import is_lease_file
 from fastdb.sessions.session import check_free, near_name
+from fastdb.sharing.untrusted_zip import BLOCK, opened
 from fastdb.storage.atomic_write import explained, flush, make_folder, writing
 from fastdb.storage.manifest import FORMAT, MANIFEST, faults
 from fastdb.storage.safe_names import MOST_FILES, double, litter, name_fault, shown

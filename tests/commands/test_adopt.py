@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fastdb.commands.sharing.transfer import rests
 from PIL import Image
 
 from fastdb.commands import sessions, sharing, space
 from fastdb.errors import ModelError, SessionError
 from fastdb.runtime.paths import cache_folder
 from fastdb.sessions.session import Session
+from fastdb.sharing.transfer import rests
 from tests.downloads.server import File, Server
 
 TWO_DAYS = 2 * 86400.0

@@ -21,7 +21,6 @@ from PIL import Image
 
 from fastdb.checkpoints.checkpoint import save
 from fastdb.commands import sessions, sharing, training
-from fastdb.commands.sharing import transfer
 from fastdb.errors import (
     FastDBError,
     ImageError,
@@ -35,6 +34,7 @@ from fastdb.images.intake import instance_images_of
 from fastdb.sessions.file_hashes import FILES
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import FILE, Run, read_record, write_record
+from fastdb.sharing import transfer
 from fastdb.storage.manifest import MANIFEST, faults
 from fastdb.training.lock import training_lock
 

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastdb.commands.sharing.transfer import files_of
 
 from fastdb.errors import SessionBusy, StorageError
 from fastdb.runtime import machine
 from fastdb.sessions import lease, lease_file, lease_status
 from fastdb.sessions.lease_file import FILE, Lease, read
 from fastdb.sessions.lease_status import in_use, refuse_elsewhere
+from fastdb.sharing.transfer import files_of
 from tests.faultfs.mount import Mount
 
 HOLDER = """

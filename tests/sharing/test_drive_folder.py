@@ -14,13 +14,12 @@ import pytest
 requests = pytest.importorskip("requests")
 pytest.importorskip("gdown")
 
-from fastdb.commands.sharing.drive_folder import folder_number
-
 from fastdb.commands import sharing
 from fastdb.downloads import civitai_and_drive
 from fastdb.errors import FastDBError, SessionError
 from fastdb.runtime.paths import cache_folder
 from fastdb.sessions.session import Session
+from fastdb.sharing.drive_folder import folder_number
 
 TOP = "1ZXEhzbLRLU1giKKRJkjm8N04cO_JoYE2"
 LINK = f"https://drive.google.com/drive/folders/{TOP}?usp=sharing"

@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdb.commands import sharing
-from fastdb.commands.sharing import untrusted_zip as archives
 from fastdb.errors import FastDBError, SessionError, SessionExists
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import BaseModelRecord
+from fastdb.sharing import untrusted_zip as archives
 from fastdb.storage.safe_names import name_fault
 
 Entry = tuple[str | zipfile.ZipInfo, bytes]
