@@ -1,1 +1,1 @@
-"""Checkpoints on their way from this machine's disk into the session's folder."""
+"""Checkpoints: save, verify, publish to the session's folder, prune, export."""

@@ -1,1 +1,1 @@
-"""What brings a base model onto this machine: a name, an address, a download that survives, a place to keep it."""
+"""Download base models: parse what a person typed, fetch it with resume, cache it."""

@@ -1,1 +1,1 @@
-"""How good each checkpoint is: the same prompts and seeds for all, measured, and the one to use named."""
+"""Evaluate checkpoints: same prompts and seeds for each, measured and compared."""

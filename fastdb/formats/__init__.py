@@ -1,1 +1,1 @@
-"""Model files from strangers, read as data: nothing in them runs, and nothing is believed before it is checked."""
+"""Model file formats, read as data: nothing in a file runs, every claim is checked."""

@@ -1,1 +1,1 @@
-"""Instance images: photos come in, are cropped and captioned, and are shown for review."""
+"""Instance images: read, crop, caption and review photos."""

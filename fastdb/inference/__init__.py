@@ -1,1 +1,1 @@
-"""Make pictures: from a base model, a session or an export."""
+"""Generate images from a base model, a session or an export."""

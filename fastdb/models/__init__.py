@@ -1,1 +1,1 @@
-"""Base models: read, understood, loaded, and written out as one file."""
+"""Base models: inspect, load, convert and export."""

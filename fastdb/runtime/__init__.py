@@ -1,1 +1,1 @@
-"""Where am I: folders of this host, its device, its free space."""
+"""The host: paths, device, memory, Google Drive."""

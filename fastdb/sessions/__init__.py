@@ -1,1 +1,1 @@
-"""The session: a folder a person can read, and the object that stands for it."""
+"""Sessions: folders on disk, their record, lease, events and file hashes."""

@@ -1,1 +1,1 @@
-"""Bytes that survive: durable writes and manifests."""
+"""Durable files: atomic writes, manifests, safe names, deletion past the trash."""

@@ -1,1 +1,1 @@
-"""Two stages, one loop, one process of its own that writes events."""
+"""Two-stage training: one loop in a process of its own that writes events."""

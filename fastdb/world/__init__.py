@@ -1,1 +1,1 @@
-"""A drawn world, small enough to be learned whole, whose pictures can be read back."""
+"""The drawn world that `mini` was trained on, and the network that reads its images."""

@@ -12,10 +12,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastdb.checkpoints import adam_moments as moments
 from fastdb.checkpoints.byte_planes import CHUNK
 from fastdb.checkpoints.compressed_reader import Packed
 from fastdb.errors import CheckpointError
-from fastdb.formats import moments
 from fastdb.formats.tensor_bits import Numbers
 from fastdb.training.optimizers import state_tensors
 from tests.checkpoints.test_compressed_file import rebuilt, same, sets, write_packed

@@ -18,11 +18,11 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastdb.checkpoints import byte_planes as coding
+from fastdb.checkpoints import compressed_writer as packed_writer
 from fastdb.checkpoints.compressed_index import MAGIC, TAIL
 from fastdb.checkpoints.compressed_reader import Base, Packed
 from fastdb.errors import CheckpointError, FastDBError, StorageError
-from fastdb.formats import packed_writer
-from fastdb.formats import planes as coding
 from fastdb.formats.hashing_writer import Written, read_back
 from fastdb.formats.safetensors_writer import save_tensors
 from fastdb.formats.tensor_bits import Numbers

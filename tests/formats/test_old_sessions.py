@@ -15,18 +15,21 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from safetensors import safe_open  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+from safetensors import safe_open
+from safetensors.torch import load_file
 
-from fastdb import overview, results  # noqa: E402
-from fastdb.models.packed_checkpoint import tensors_of  # noqa: E402
-from fastdb.models.unpacked import raw_file  # noqa: E402
-from fastdb.sessions.checkpoints import complete  # noqa: E402
-from fastdb.sessions.session import Session  # noqa: E402
-from fastdb.sessions.trained import standing, weights_in  # noqa: E402
-from fastdb.storage.manifest import faults, sha256  # noqa: E402
-from fastdb.training import process  # noqa: E402
-from tests.other_models import originals  # noqa: E402
+from fastdb.checkpoints.checkpoint import complete
+from fastdb.checkpoints.compressed_checkpoint import tensors_of
+from fastdb.checkpoints.decompressed_cache import raw_file
+from fastdb.checkpoints.progress import standing, weights_in
+from fastdb.commands import (
+    results,
+    sessions,
+)
+from fastdb.sessions.session import Session
+from fastdb.storage.manifest import faults, sha256
+from fastdb.training import process
+from tests.other_models import originals
 
 SAMPLES = Path(__file__).resolve().parent
 SESSION, BASE, RAW, END = (SAMPLES / f"session-2{suffix}" for suffix in ("", "-base", "-raw", "-expected"))
@@ -94,7 +97,7 @@ def test_the_session_opens_with_its_progress(session: Session, capsys: pytest.Ca
     progress = standing(session)
     assert (progress.passed_over, progress.done("text_encoder"), progress.done("unet")) == ((), 4, 4)
     assert {path.suffix for path in progress.weights.values()} == {".packed"}
-    overview.show(session)
+    sessions.show(session)
     assert "text_encoder 4/4, unet 4/8" in capsys.readouterr().out
 
 

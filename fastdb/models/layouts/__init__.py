@@ -1,1 +1,1 @@
-"""Names and shapes of the same weights in two layouts: one original file, or a diffusers folder of parts."""
+"""Tensor names and shapes in two layouts: one original file, or a diffusers folder."""
