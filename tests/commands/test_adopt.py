@@ -50,8 +50,8 @@ def age(folder: Path, seconds: float) -> None:
 
 KILLED = """
 import os, signal, sys
-from fastdb import sharing
-from fastdb.sessions import arrival
+from fastdb.commands import sharing
+from fastdb.sharing import incoming
 sharing.settle = lambda *given: os.kill(os.getpid(), signal.SIGKILL)
 sharing.adopt(sys.argv[1])
 """

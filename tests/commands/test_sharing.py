@@ -312,7 +312,8 @@ def test_a_full_disk_leaves_no_archive_and_no_session(session: Session, small_di
 
 CUT = """
 import shutil
-from fastdb import console, sharing
+from fastdb import console
+from fastdb.commands import sharing
 def prepare(folder):
     shutil.copytree({session!r}, folder / "in" / "cat")
 def work(folder):

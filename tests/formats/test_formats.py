@@ -68,9 +68,9 @@ def test_it_opens_where_nothing_can_be_written(first: Session, forbidden: list[s
         path.chmod(0o555 if path.is_dir() else 0o444)
     script = """
 import sys
-from fastdb import overview
+from fastdb.commands import sessions
 from fastdb.errors import StorageError
-session = overview.show(sys.argv[1])
+session = sessions.show(sys.argv[1])
 try:
     session.with_run_begun("unet step 4")
 except StorageError as error:

@@ -29,7 +29,7 @@ HOLDER = """
 import sys
 from pathlib import Path
 from fastdb.errors import FastDBError
-from fastdb.sessions import lease, lease_watch
+from fastdb.sessions import lease, lease_status
 
 session, take_over = Path(sys.argv[1]), sys.argv[2] == "take over"
 lease.BEAT, lease.SETTLE, quiet = map(float, sys.argv[3:6])
