@@ -33,7 +33,7 @@ from fastdb.sessions import lease, lease_status
 
 session, take_over = Path(sys.argv[1]), sys.argv[2] == "take over"
 lease.BEAT, lease.SETTLE, quiet = map(float, sys.argv[3:6])
-lease.QUIET = lease_watch.QUIET = quiet
+lease.QUIET = lease_status.QUIET = quiet
 
 def say(*words):
     print(*words, flush=True)
