@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from fastdb import console
 from fastdb.models.layouts.families import layout_of
 from fastdb.models.layouts.sd2_sizes import UNetSizes
+from fastdb.reporting import format_bytes
 
 ASK = """
 import sys
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     file = build(parser.parse_args().folder / "unet.safetensors")
     rows = [("imports alone", *measured("-c", NOTHING)), ("asked", *measured("-c", ASK, file))]
-    console.say(f"{sys.version.split()[0]}, torch {torch.__version__}, {console.size(file.stat().st_size)}")
+    console.say(f"{sys.version.split()[0]}, torch {torch.__version__}, {format_bytes(file.stat().st_size)}")
     console.table(("what", "CPU s", "peak RSS, GB"), [(name, f"{cpu:.1f}", f"{peak:.2f}") for name, cpu, peak in rows])
 
 

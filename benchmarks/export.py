@@ -23,6 +23,7 @@ from fastdb import console, demo
 from fastdb.commands import sessions, training
 from fastdb.evaluation.prompts import words_of
 from fastdb.models.resolve import MINI, ensure_base
+from fastdb.reporting import format_bytes
 from fastdb.runtime.library_logging import hush_libraries
 from fastdb.sessions.session import Session
 
@@ -149,7 +150,7 @@ def main() -> None:
                 (
                     row.path.suffix,
                     row.precision,
-                    console.size(row.bytes),
+                    format_bytes(row.bytes),
                     str(row.tensors),
                     f"{row.exported:.2f}",
                     f"{row.loaded:.2f}",

@@ -23,10 +23,10 @@ from safetensors.torch import save_file
 from skimage import data
 
 from fastdb.commands import results, sessions
-from fastdb.console import size
 from fastdb.images.intake import save_png
 from fastdb.models.diffusers_folder import read_config, weight_file
 from fastdb.models.resolve import resolve_base
+from fastdb.reporting import format_bytes
 from fastdb.storage.atomic_write import write_json
 from fastdb.training import process
 
@@ -133,17 +133,17 @@ def main() -> None:
     print(f"new session: {time.perf_counter() - began:.1f} s")
     began = time.perf_counter()
     steps, saves, peak = follow(process.start(session))
-    print(f"training in all: {time.perf_counter() - began:.1f} s, peak of the trainer {size(int(peak))}")
+    print(f"training in all: {time.perf_counter() - began:.1f} s, peak of the trainer {format_bytes(int(peak))}")
     for stage, seconds in steps.items():
         print(f"{stage}: {statistics.median(seconds):.2f} s a step (median of {len(seconds)}, {os.cpu_count()} cores)")
     for path, seconds in zip(sorted(session.checkpoints.glob("*-0*")), saves, strict=False):
         total = sum(file.stat().st_size for file in path.iterdir())
-        print(f"checkpoint {path.name}: {size(total)}, {seconds:.1f} s written, read back and hashed")
+        print(f"checkpoint {path.name}: {format_bytes(total)}, {seconds:.1f} s written, read back and hashed")
     cpu = resource.getrusage(resource.RUSAGE_SELF)
     files = results.export(session)
     after = resource.getrusage(resource.RUSAGE_SELF)
     used = after.ru_utime + after.ru_stime - cpu.ru_utime - cpu.ru_stime
-    print(f"export of {', '.join(size(file.stat().st_size) for file in files)}: {used:.1f} CPU s in all")
+    print(f"export of {', '.join(format_bytes(file.stat().st_size) for file in files)}: {used:.1f} CPU s in all")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from fastdb import console
 from fastdb.formats.ckpt_writer import write_ckpt
 from fastdb.formats.safetensors_writer import Entry, write_safetensors
 from fastdb.models.layouts.families import layout_of
+from fastdb.reporting import format_bytes
 
 BLOCKS = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -77,7 +78,7 @@ def measured(path: Path) -> list[str]:
         command = [sys.executable, "-c", MEASURE, str(path)]
         runs.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
     (what, cold, _, peak, loaded), (_, warm, cpu, *_) = runs
-    size = console.size(path.stat().st_size)
+    size = format_bytes(path.stat().st_size)
     return [path.name, size, what, f"{cold:.3f}", f"{warm:.3f}", f"{cpu:.3f}", f"{peak:.0f}", "yes" if loaded else "no"]
 
 

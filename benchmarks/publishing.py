@@ -19,7 +19,7 @@ from typing import Any
 from full_size import build, photos
 
 from fastdb.commands import sessions
-from fastdb.console import size
+from fastdb.reporting import format_bytes
 from fastdb.sessions.events import Event
 from fastdb.training import process
 
@@ -74,7 +74,7 @@ def report(events: list[Event], steps: int) -> None:
         waited = f"the loop waited {one['blocked']:.2f} s, {share:.2f} of a step"
         print(f"saved {Path(one['path']).name} in {one['seconds']:.1f} s: {waited}")
     for one in published:
-        print(f"published {Path(one['path']).name}: {size(one['bytes'])} in {one['seconds']:.1f} s")
+        print(f"published {Path(one['path']).name}: {format_bytes(one['bytes'])} in {one['seconds']:.1f} s")
 
 
 if __name__ == "__main__":

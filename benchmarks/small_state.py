@@ -29,12 +29,12 @@ from fastdb.checkpoints.compressed_reader import Base, Packed
 from fastdb.checkpoints.compressed_writer import write_packed
 from fastdb.checkpoints.progress import standing
 from fastdb.commands.sessions import open_session
-from fastdb.console import size
 from fastdb.formats.reader import open_tensors
 from fastdb.formats.safetensors_writer import Entry, write_safetensors
 from fastdb.formats.tensor_bits import Numbers
 from fastdb.models.diffusers_folder import read_config, weight_file
 from fastdb.models.resolve import ensure_base, resolve_base
+from fastdb.reporting import format_bytes
 from fastdb.storage.manifest import sha256
 from fastdb.training.optimizers import state_tensors
 
@@ -108,7 +108,7 @@ def measure(name: str, file: Path, target: Path, base: Base | None) -> int:
     raw = file.stat().st_size
     print(
         f"{name}: {raw / 1e6:.2f} MB -> {meant.bytes / 1e6:.2f} MB ({meant.bytes / raw:.3f}); CPU s (wall s): "
-        f"packing {packing()}, checking {checking()}, restoring {restoring()}; peak {size(peak())}",
+        f"packing {packing()}, checking {checking()}, restoring {restoring()}; peak {format_bytes(peak())}",
         flush=True,
     )
     return meant.bytes

@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fastdb"
 BEGIN, END = "<!-- modules: written by docs/modules.py -->\n", "<!-- end of modules -->\n"
 
 ROOMS = [
-    *("errors", "config", "console", "version", "runtime", "storage", "formats", "downloads", "sessions", "world"),
-    *("models", "models/layouts", "images", "checkpoints", "inference", "training", "evaluation", "sharing"),
+    *("errors", "reporting", "config", "console", "version", "runtime", "storage", "formats", "downloads", "sessions"),
+    *("world", "models", "models/layouts", "images", "checkpoints", "inference", "training", "evaluation", "sharing"),
     *("commands", "cli", "notebook", "demo"),
 ]
 """In reading order, from the lowest layer up."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdb.errors import FastDBError
+from fastdb.reporting import format_bytes
 
 _BREAKS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 """What breaks a line, moves a terminal's cursor or turns the direction of writing; a file's name may hold it."""
@@ -94,14 +95,6 @@ def _finish(shown: Any) -> None:
     shown.close()
 
 
-def size(count: int) -> str:
-    """Bytes for a person: `3.4 GB` (10^9), `217 MB` (10^6)."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit}" if count < 100 * scale else f"{count / scale:.0f} {unit}"
-    return f"{count} bytes"
-
-
 class TrainingView:
     """Shows a trainer's events: the plan, a bar for each task and stage, a line for what was saved."""
 
@@ -165,7 +158,8 @@ class TrainingView:
 
     def _published(self, event: dict[str, Any]) -> None:
         name, taken = Path(event["path"]).name, event["seconds"]
-        say(f"published {name}: {size(event['bytes'])} in the session's folder in {taken:.1f} s, read back and hashed")
+        size = format_bytes(event["bytes"])
+        say(f"published {name}: {size} in the session's folder in {taken:.1f} s, read back and hashed")
 
     def _sample(self, event: dict[str, Any]) -> None:
         say(f"sample {event['path']}")

@@ -20,6 +20,7 @@ from fastdb.images.contact_sheet import Cell, Row, arrowed, contact_sheet, save_
 from fastdb.images.intake import save_png
 from fastdb.images.photos import photos_in, read_photo
 from fastdb.models.resolve import MINI
+from fastdb.reporting import format_bytes
 from fastdb.runtime.library_logging import hush_libraries
 from fastdb.runtime.paths import cache_folder
 from fastdb.sessions.session import Session
@@ -220,7 +221,7 @@ def summary(session: Session, files: Sequence[Path], sheet: Path, seconds: float
     rows = [
         ("session", str(session.path)),
         ("checkpoints", str(session.checkpoints)),
-        *((path.suffix[1:], f"{path} ({console.size(path.stat().st_size)})") for path in files),
+        *((path.suffix[1:], f"{path} ({format_bytes(path.stat().st_size)})") for path in files),
         ("contact sheet", str(sheet)),
     ]
     console.table(("", "look at the contact sheet first"), rows)

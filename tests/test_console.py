@@ -12,6 +12,7 @@ import pytest
 
 from fastdb import console
 from fastdb.errors import ImageError
+from fastdb.reporting import format_bytes
 
 
 def test_a_fault_becomes_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,7 +67,7 @@ def test_tables_are_aligned_and_never_cut(capsys: pytest.CaptureFixture[str]) ->
     ],
 )
 def test_sizes_are_for_people(count: int, said: str) -> None:
-    assert console.size(count) == said
+    assert format_bytes(count) == said
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])

@@ -43,6 +43,7 @@ ORDER = [
     "runtime",
     "config",
     "console",
+    "reporting",
     "errors",
     "version",
 ]

@@ -16,11 +16,11 @@ from fastdb.checkpoints.compressed_checkpoint import open_packed, origin_of
 from fastdb.checkpoints.compressed_index import Origin
 from fastdb.checkpoints.compressed_reader import OLDER
 from fastdb.checkpoints.progress import PACKED, RAW
-from fastdb.console import size
 from fastdb.errors import CheckpointError, StorageError
 from fastdb.formats.hashing_writer import read_back
 from fastdb.formats.safetensors_header import header
 from fastdb.formats.safetensors_writer import Entry, write_safetensors
+from fastdb.reporting import format_bytes
 from fastdb.runtime.paths import cache_folder
 from fastdb.storage.atomic_write import TEMPORARY, explained, make_folder, writing
 from fastdb.storage.manifest import sha256
@@ -109,7 +109,8 @@ def _make_room(folder: Path, wanted: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < wanted:
         raise StorageError(
-            f"the disk is full: a checkpoint's weights need {size(wanted)} to be unpacked, and {size(free)} are free",
+            f"the disk is full: a checkpoint's weights need {format_bytes(wanted)} to be unpacked, "
+            f"and {format_bytes(free)} are free",
             where=folder,
             fix="Free some space on this machine and run the same command again.",
         )

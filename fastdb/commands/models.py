@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fastdb import console
+from fastdb.reporting import format_bytes
 
 if TYPE_CHECKING:
     from fastdb.models.inspect import Inspection
@@ -87,7 +88,7 @@ def convert(
             prediction=prediction,
             progress=update,
         )
-    console.say(f"verified {done.path}: {done.family}, {done.tensors} tensors, {console.size(done.bytes)}")
+    console.say(f"verified {done.path}: {done.family}, {done.tensors} tensors, {format_bytes(done.bytes)}")
     if done.config:
         console.say(f"keep {done.config} beside it: it says what the UNet predicts")
     if render:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fastdb import console
 from fastdb.commands.sessions import SessionLike, open_session
+from fastdb.reporting import format_bytes
 from fastdb.sessions.session import Session
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def export(
             done = export_model(
                 parts, target, dtype=precision, metadata=export_metadata(session, base, stands), progress=update
             )
-        console.say(f"verified {target}: {done.tensors} tensors, {precision}, {console.size(done.bytes)}")
+        console.say(f"verified {target}: {done.tensors} tensors, {precision}, {format_bytes(done.bytes)}")
         if render:
             from fastdb.inference.compare import check_render
 

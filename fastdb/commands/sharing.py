@@ -20,6 +20,7 @@ from fastdb.checkpoints.progress import check_step
 from fastdb.commands.sessions import SessionLike, exports_of, open_session
 from fastdb.config import Config
 from fastdb.errors import ImageError, SessionBusy, SessionError, StorageError
+from fastdb.reporting import format_bytes
 from fastdb.runtime.paths import cache_folder, expanded
 from fastdb.sessions.file_hashes import begin, changes
 from fastdb.sessions.session import Session, check_name, lay_out, near_name, now
@@ -71,7 +72,7 @@ def share(
         console.say(line)
     with console.bar(path.name, "B") as update:
         size = write_archive(session.path, files, path, name, update)
-    console.say(f"verified {path}: {len(files)} files, {console.size(size)}")
+    console.say(f"verified {path}: {len(files)} files, {format_bytes(size)}")
     if not checkpoints:
         _say_left(session)
     _say_alone(session, checkpoints)

@@ -13,6 +13,7 @@ from fastdb.checkpoints.disk_usage import KINDS, REMOVABLE, Cost, costs_of, is_s
 from fastdb.checkpoints.retention import KEEP, retention
 from fastdb.commands.sessions import SessionLike, open_session
 from fastdb.errors import ConfigError, SessionBusy
+from fastdb.reporting import format_bytes
 from fastdb.runtime.paths import cache_folder, sessions_root
 from fastdb.sessions.lease_status import refuse_elsewhere
 from fastdb.sharing.transfer import rests
@@ -69,12 +70,12 @@ def space(sessions: Sequence[SessionLike] = (), root: str | Path | None = None) 
         _list(spent, base)
         with explained(base):
             for path in rests(base):
-                console.say(f"{path.name}: {console.size(bytes_of(path))} of a session that was never finished")
+                console.say(f"{path.name}: {format_bytes(bytes_of(path))} of a session that was never finished")
             if rests(base):
                 console.say("fastdb free --unfinished removes them")
     if caches:
         console.say()
-        console.table((f"on this machine, in {cache_folder()}", "size"), [(n, console.size(b)) for n, b in caches])
+        console.table((f"on this machine, in {cache_folder()}", "size"), [(n, format_bytes(b)) for n, b in caches])
     for line in lines:
         console.say(line)
     return spent
@@ -109,7 +110,7 @@ def free(session: SessionLike, what: Sequence[str], *, confirm: Confirm, root: s
     total = sum(cost.bytes for cost in going)
     if not going:
         return 0
-    if not confirm(f"remove {console.size(total)} of {session.name} for good?"):
+    if not confirm(f"remove {format_bytes(total)} of {session.name} for good?"):
         console.say("nothing was removed")
         return 0
     with training_lock(session.path), explained(session.path):
@@ -125,7 +126,7 @@ def free(session: SessionLike, what: Sequence[str], *, confirm: Confirm, root: s
         for cost in going:
             _take(cost, mapped)
         forget(session.path, [cost.path for cost in going])
-    console.say(f"removed {console.size(total)}")
+    console.say(f"removed {format_bytes(total)}")
     for line in disks([session.path]):
         console.say(line)
     return total
@@ -159,15 +160,15 @@ def free_models(*, confirm: Confirm, wanted: int = 0) -> int:
         if not going:
             console.say("there are no fetched models to remove")
             return 0
-        rows = [(one.source, console.size(one.bytes), one.used.strftime("%Y-%m-%d %H:%M")) for one in going]
+        rows = [(one.source, format_bytes(one.bytes), one.used.strftime("%Y-%m-%d %H:%M")) for one in going]
         console.table(("would go", "size", "last used"), rows)
         total = sum(one.bytes for one in going)
-        if not confirm(f"remove {console.size(total)} of base models? They are fetched again when they are needed"):
+        if not confirm(f"remove {format_bytes(total)} of base models? They are fetched again when they are needed"):
             console.say("nothing was removed")
             return 0
         _check_none_trains()
         gone = sum(remove_entry(one.folder) for one in going)
-    console.say(f"removed {console.size(gone)}")
+    console.say(f"removed {format_bytes(gone)}")
     for line in disks([cache_folder()]):
         console.say(line)
     return gone
@@ -190,14 +191,14 @@ def free_unfinished(*, confirm: Confirm, root: str | Path | None = None) -> int:
             console.say(f"there is nothing unfinished in {base} that is older than a day")
             return 0
         console.table(
-            ("would go", "size"), [(path.name, console.size(n)) for path, n in zip(going, sizes, strict=True)]
+            ("would go", "size"), [(path.name, format_bytes(n)) for path, n in zip(going, sizes, strict=True)]
         )
-        if not confirm(f"remove {console.size(sum(sizes))} for good?"):
+        if not confirm(f"remove {format_bytes(sum(sizes))} for good?"):
             console.say("nothing was removed")
             return 0
         # Once more: one may have been gone on with while the question was open.
         gone = sum(remove(path) for path in rests(base) if path in going)
-    console.say(f"removed {console.size(gone)}")
+    console.say(f"removed {format_bytes(gone)}")
     return gone
 
 
@@ -206,10 +207,10 @@ def _list(spent: Sequence[Spent], base: Path) -> None:
     if not spent:
         return
     shown = [kind for kind in KINDS if any(one.of(kind) for one in spent)]
-    rows = [[one.path.name, *(_size(one.of(kind)) for kind in shown), console.size(one.bytes)] for one in spent]
+    rows = [[one.path.name, *(_size(one.of(kind)) for kind in shown), format_bytes(one.bytes)] for one in spent]
     if len(spent) > 1:
         sums = [_size(sum(one.of(kind) for one in spent)) for kind in shown]
-        rows.append(["all", *sums, console.size(sum(one.bytes for one in spent))])
+        rows.append(["all", *sums, format_bytes(sum(one.bytes for one in spent))])
     console.table(("session", *shown, "in all"), rows)
 
 
@@ -219,15 +220,15 @@ def _show(one: Spent) -> None:
         each = [cost for cost in one.costs if cost.kind == kind and cost.bytes]
         if not each:
             continue
-        rows.append((kind, console.size(one.of(kind))))
+        rows.append((kind, format_bytes(one.of(kind))))
         if kind in ("checkpoints", "set-aside", "unfinished", "exports"):
-            rows += [(f"  {cost.path.relative_to(one.path).as_posix()}", console.size(cost.bytes)) for cost in each]
-    console.table((one.path.name, "size"), [*rows, ("in all", console.size(one.bytes))])
+            rows += [(f"  {cost.path.relative_to(one.path).as_posix()}", format_bytes(cost.bytes)) for cost in each]
+    console.table((one.path.name, "size"), [*rows, ("in all", format_bytes(one.bytes))])
     console.say()
 
 
 def _size(count: int) -> str:
-    return console.size(count) if count else "-"
+    return format_bytes(count) if count else "-"
 
 
 def _caches() -> list[tuple[str, int]]:
@@ -251,7 +252,7 @@ def disks(folders: Sequence[Path]) -> list[str]:
         with explained(folder):
             there = next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
             usage = shutil.disk_usage(there)
-            free, whole = console.size(usage.free), console.size(usage.total)
+            free, whole = format_bytes(usage.free), format_bytes(usage.total)
             lines.setdefault(there.stat().st_dev, f"free: {free} of {whole}, where {folder} lies")
     return list(lines.values())
 
@@ -291,10 +292,10 @@ def _check_none_trains() -> None:
 
 def _say_going(session: Session, kind: str, going: Sequence[Cost]) -> None:
     if going:
-        size = console.size(sum(cost.bytes for cost in going))
+        size = format_bytes(sum(cost.bytes for cost in going))
         console.say(f"would go of {kind}: {size} in {len(going)}")
         for cost in going if len(going) <= 20 else ():
-            console.say(f"  {cost.path.relative_to(session.path).as_posix()}  {console.size(cost.bytes)}")
+            console.say(f"  {cost.path.relative_to(session.path).as_posix()}  {format_bytes(cost.bytes)}")
         return
     console.say(f"nothing of {kind} can go{_why(session, kind)}")
 

@@ -13,12 +13,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastdb.console import size
 from fastdb.downloads.http_request import WAIT, Remote, asked, connection
 from fastdb.downloads.http_response import AGAIN, a_page, file_name, is_encoded, is_page, placed, refusal, wait_asked
 from fastdb.downloads.partial_file import Part, begin, find
 from fastdb.downloads.verify import fault_of
 from fastdb.errors import ModelError, StorageError
+from fastdb.reporting import format_bytes
 from fastdb.storage.atomic_write import explained, make_folder
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ class Patience:
         if wait > LONGEST_WAIT:
             why, fix = f"{_why(error)} and asks to wait {wait:.0f} s", "Try again then."
         elif done:
-            whole = f" of {size(total)}" if total else ""
-            why = f"was cut short after {size(done)}{whole}: {_why(error)}, {self._failures} times in a row"
+            whole = f" of {format_bytes(total)}" if total else ""
+            why = f"was cut short after {format_bytes(done)}{whole}: {_why(error)}, {self._failures} times in a row"
             fix = "Run the same command again: it goes on from there, if the server can."
         else:
             why, fix = f"{_why(error)}, {self._failures} times in a row", "Check the network, and try again later."
@@ -144,7 +144,7 @@ def check_room(folder: Path, bytes_to_come: int, shown: str) -> None:
         free = shutil.disk_usage(folder).free
     if bytes_to_come + SPARE > free:
         raise StorageError(
-            f"needs {size(bytes_to_come)} more on the disk of {folder}, and {size(free)} are free",
+            f"needs {format_bytes(bytes_to_come)} more on the disk of {folder}, and {format_bytes(free)} are free",
             where=shown,
             fix="Free some space, or set FASTDB_CACHE to a folder on a larger disk.",
         )

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastdb.console import size
 from fastdb.errors import ModelError
 from fastdb.formats.reader import open_tensors
 from fastdb.formats.tensor_info import Scalar, TensorInfo, shown
 from fastdb.models.detect import FLUX, REFINER, SD1, SD2, SD3, XL, Recognised, recognise
 from fastdb.models.diffusers_folder import read_config
+from fastdb.reporting import format_bytes
 from fastdb.storage.atomic_write import explained
 
 UNKNOWN_V = "unknown: those for 512 px (epsilon) and 768 px (v) have the same tensors; --probe asks the UNet"
@@ -71,7 +71,7 @@ class Inspection:
             "prediction": self.prediction,
             "precision": ", ".join(f"{one.dtype} ({_tensors(one.tensors)})" for one in self.precisions),
             "EMA weights": _tensors(self.ema) if self.ema else "",
-            "size": f"{_tensors(count)}, {size(total)}" if count else "",
+            "size": f"{_tensors(count)}, {format_bytes(total)}" if count else "",
             **{name: shown(self.metadata[name]) for name in WORTH_SHOWING if name in self.metadata},
             **{name: shown(str(self.values[name])) for name in ("global_step", "step") if name in self.values},
             "left out": _some(self.neutralised),

@@ -19,9 +19,9 @@ from fastdb.checkpoints.checkpoint import save as save_checkpoint
 from fastdb.checkpoints.compressed_checkpoint import tensors_of
 from fastdb.checkpoints.pending import pending, spare_here
 from fastdb.checkpoints.progress import average_file, weights_file
-from fastdb.console import size
 from fastdb.errors import StorageError
 from fastdb.formats.safetensors_writer import save_tensors
+from fastdb.reporting import format_bytes
 from fastdb.sessions.events import Tell
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import explained, flush, make_folder
@@ -190,8 +190,8 @@ class Saver:
             if not told:
                 self.tell(
                     "warning",
-                    message=f"this machine's disk has no room for a checkpoint of {size(wanted)}: training waits until "
-                    "earlier ones are in the session's folder",
+                    message=f"this machine's disk has no room for a checkpoint of {format_bytes(wanted)}: "
+                    "training waits until earlier ones are in the session's folder",
                 )
                 told = True
             self.saved()

@@ -12,12 +12,12 @@ from fastdb.checkpoints.checkpoint import UNFINISHED, Checkpoint, complete, own
 from fastdb.checkpoints.progress import STAGES, is_joint, steps_of
 from fastdb.checkpoints.retention import KEEP
 from fastdb.config import Config
-from fastdb.console import size
 from fastdb.errors import CheckpointError, StorageError
 from fastdb.formats.reader import open_tensors
 from fastdb.formats.tensor_info import TensorInfo
 from fastdb.images.photos import photos_in
 from fastdb.models.diffusers_folder import PARTS, weight_file
+from fastdb.reporting import format_bytes
 from fastdb.runtime.paths import work_folder
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import explained, make_folder
@@ -124,18 +124,19 @@ def check_space(session: Session, base: Path, restart: bool = False, from_step: 
     with explained(session.path):
         rest = sum(bytes_of(path) for path in session.checkpoints.glob(f"{UNFINISHED}*"))
         free = shutil.disk_usage(session.path).free + rest
-    stages = ", ".join(f"{stage} {size(count)}" for stage, count in needed.checkpoints.items())
+    stages = ", ".join(f"{stage} {format_bytes(count)}" for stage, count in needed.checkpoints.items())
     ways = _ways(session, needed)
     if free < needed.first:
         raise StorageError(
-            f"the first checkpoints need {size(needed.first)} ({stages}), and {size(free)} are free on its disk",
+            f"the first checkpoints need {format_bytes(needed.first)} ({stages}), "
+            f"and {format_bytes(free)} are free on its disk",
             where=session.name,
             fix=f"{ways[0].upper()}{ways[1:]}.",
         )
     if free < needed.most:
         return (
-            f"space is tight: up to {size(needed.most)} may be needed with the export (a checkpoint: {stages}), and "
-            f"{size(free)} are free; {ways}"
+            f"space is tight: up to {format_bytes(needed.most)} may be needed with the export (a checkpoint: {stages}), "
+            f"and {format_bytes(free)} are free; {ways}"
         )
     return ""
 
@@ -157,7 +158,8 @@ def _check_here(session: Session, needed: Need) -> None:
             wanted += needed.first
     if free < wanted:
         raise StorageError(
-            f"checkpoints are saved on this machine first, which needs {size(wanted)}, and {size(free)} are free there",
+            f"checkpoints are saved on this machine first, which needs {format_bytes(wanted)}, "
+            f"and {format_bytes(free)} are free there",
             where=here,
             fix="Free some (fastdb free --models), or name a folder on a larger disk in FASTDB_CACHE.",
         )
