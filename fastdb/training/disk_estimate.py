@@ -135,7 +135,7 @@ def check_space(session: Session, base: Path, restart: bool = False, from_step: 
         )
     if free < needed.most:
         return (
-            f"space is tight: up to {format_bytes(needed.most)} may be needed with the export (a checkpoint: {stages}), "
+            f"space is tight: up to {format_bytes(needed.most)} needed with the export (a checkpoint: {stages}), "
             f"and {format_bytes(free)} are free; {ways}"
         )
     return ""
