@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdb.errors import FastDBError
-from fastdb.reporting import format_bytes
+from fastdb.reporting import Note, Progress, Report, format_bytes
 
 _BREAKS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 """What breaks a line, moves a terminal's cursor or turns the direction of writing; a file's name may hold it."""
@@ -95,6 +95,36 @@ def _finish(shown: Any) -> None:
     shown.close()
 
 
+SENTENCES: dict[str, str] = {}
+"""The sentence of each kind of `Note`, with {subject} and {reason}; sorted by room."""
+
+
+def sentence(note: Note) -> str:
+    """Return the sentence of a note."""
+    return SENTENCES[note.kind].format(subject=note.subject, reason=note.reason)
+
+
+class ConsoleReport(Report):
+    """Prints what a verb reports."""
+
+    def __init__(self) -> None:
+        self.view = TrainingView()
+
+    def note(self, note: Note) -> None:
+        """Print a note's sentence."""
+        say(sentence(note))
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Show an event of a trainer."""
+        self.view.show(event)
+
+    @contextmanager
+    def progress(self, task: str, unit: str = "it") -> Iterator[Progress]:
+        """Show a progress bar for one task."""
+        with bar(task, unit) as update:
+            yield update
+
+
 class TrainingView:
     """Shows a trainer's events: the plan, a bar for each task and stage, a line for what was saved."""
 
@@ -113,6 +143,7 @@ class TrainingView:
             "saved": self._saved,
             "published": self._published,
             "sample": self._sample,
+            "note": self._note,
             "warning": self._warning,
             "end": self._end,
         }
@@ -163,6 +194,12 @@ class TrainingView:
 
     def _sample(self, event: dict[str, Any]) -> None:
         say(f"sample {event['path']}")
+
+    def _note(self, event: dict[str, Any]) -> None:
+        note = Note(event["kind"], event.get("subject", ""), event.get("reason", ""))
+        # A newer version may report kinds without a sentence here.
+        text = sentence(note) if note.kind in SENTENCES else f"{note.kind}: {note.subject} {note.reason}".strip()
+        say(f"warning: {text}")
 
     def _warning(self, event: dict[str, Any]) -> None:
         say(f"warning: {event['message']}")

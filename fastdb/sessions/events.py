@@ -9,7 +9,8 @@
 | `sample`   | `stage`, `step`, `path`                                                               |
 | `saved`    | `stage`, `step`, `path`, `seconds`, `blocked`: on this machine; seconds training waited |
 | `published`| `stage`, `step`, `path`, `bytes`, `seconds`: in the session's folder, read back         |
-| `warning`  | `message`                                                                             |
+| `note`     | `kind`, `subject`, `reason`: a `fastdb.reporting.Note`                                |
+| `warning`  | `message`; written by versions before notes                                           |
 | `end`      | `outcome`: finished, stopped, failed or crashed; `message`; `traceback` when crashed; |
 |            | `too_late` when another process was training the session already                      |
 """
