@@ -40,11 +40,11 @@ def main(folder: Path, base: Path, events: Path, trainer: int, lease: Sequence[s
     try:
         session = _opened(folder, log, lambda: ending.is_set() or orphaned())
         hush_libraries()
-        Publishing(session, base, log.tell, Fence.of(folder, lease).check).run(orphaned, ending.is_set)
+        Publishing(session, base, log.emit, Fence.of(folder, lease).check).run(orphaned, ending.is_set)
     except FastDBError as error:
         # Where the trainer still runs, it tries once more at its end and says then what is wrong.
-        log.tell("warning", message=f"publishing ended: {error}")
-    log.tell("end", outcome="finished")
+        log.emit("warning", message=f"publishing ended: {error}")
+    log.emit("end", outcome="finished")
     log.close()
     return 0
 
@@ -63,7 +63,7 @@ def _opened(folder: Path, log: EventLog, done: Callable[[], bool]) -> Session:
             if done():
                 raise
             if not told:
-                log.tell("warning", message=f"{NOT_YET}: {str(error).splitlines()[0]}")
+                log.emit("warning", message=f"{NOT_YET}: {str(error).splitlines()[0]}")
             told = True
             time.sleep(1)
 

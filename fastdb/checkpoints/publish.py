@@ -18,7 +18,7 @@ from fastdb.checkpoints.rate_limit import Pace
 from fastdb.checkpoints.retention import retention
 from fastdb.errors import SessionBusy, StorageError
 from fastdb.runtime.paths import work_folder
-from fastdb.sessions.events import Tell
+from fastdb.sessions.events import Emit
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import explained, make_folder
 from fastdb.storage.delete import bytes_of
@@ -52,7 +52,7 @@ class Publishing:
 
     session: Session
     base: Path
-    tell: Tell
+    emit: Emit
     may: Callable[[], None] = lambda: None
     patience: float | None = None
     known: set[Path] = field(default_factory=set)
@@ -107,14 +107,14 @@ class Publishing:
         began = time.monotonic()
         if wrong := faults(one.path):
             set_aside(one.path, wrong[0])
-            self.tell("warning", message=f"checkpoint {one.path.name} on this machine is passed over: {wrong[0]}")
+            self.emit("warning", message=f"checkpoint {one.path.name} on this machine is passed over: {wrong[0]}")
             return
         from fastdb.checkpoints.compressed_checkpoint import fill  # needs numpy, which whoever only asks does not
 
         total = bytes_of(one.path)
         pace = Pace(self.session.config.checkpoints.publish_mb_per_second * 1e6)
         if hurry:
-            pace.progress = lambda done: self.tell("progress", task=f"publish {one.path.name}", done=done, total=total)
+            pace.progress = lambda done: self.emit("progress", task=f"publish {one.path.name}", done=done, total=total)
 
         def write(hidden: Path) -> dict[str, str]:
             return fill(one, hidden, self.base, threads=2 if hurry else 1, pace=pace)
@@ -128,11 +128,11 @@ class Publishing:
         for line in said:
             # That the disk went away meanwhile is told when it is wanted next, and older ones go the next time.
             if not line.startswith(NOT_LOOKED_THROUGH):
-                self.tell("warning", message=line)
+                self.emit("warning", message=line)
         self._last, self._written = done.path, time.monotonic()
         self.known.add(done.path)
         told = {"bytes": bytes_of(done.path), "seconds": round(time.monotonic() - began, 3)}
-        self.tell("published", stage=one.stage, step=one.step, path=str(done.path), **told)
+        self.emit("published", stage=one.stage, step=one.step, path=str(done.path), **told)
 
     def _rotten(self) -> bool:
         """Set aside the newest of each stage where it is no longer what was published; whether there was one."""
@@ -142,7 +142,7 @@ class Publishing:
             if not there or there[-1].path in self.known:
                 continue
             if wrong := faults(there[-1].path):
-                self.tell("warning", message=set_aside(there[-1].path, wrong[0]))
+                self.emit("warning", message=set_aside(there[-1].path, wrong[0]))
                 found = True
             else:
                 self.known.add(there[-1].path)
@@ -165,7 +165,7 @@ class Publishing:
     def _once(self, kind: str, line: str) -> None:
         if time.monotonic() - self._told.get(kind, -TELL_EVERY) >= TELL_EVERY:
             self._told[kind] = time.monotonic()
-            self.tell("warning", message=line)
+            self.emit("warning", message=line)
 
     @staticmethod
     def _pause(seconds: float, ending: Callable[[], bool], leaving: Callable[[], bool], hurried: bool) -> None:

@@ -17,7 +17,7 @@ from fastdb.checkpoints.pending import pending, spare_here
 from fastdb.checkpoints.publish import Publishing
 from fastdb.errors import StorageError
 from fastdb.runtime.paths import work_folder
-from fastdb.sessions.events import Tell, follow_events
+from fastdb.sessions.events import Emit, follow_events
 from fastdb.sessions.lease import Guard
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import make_folder
@@ -32,7 +32,7 @@ class Publisher:
 
     session: Session
     base: Path
-    tell: Tell
+    emit: Emit
     lease: Guard = field(default_factory=Guard)
     _process: subprocess.Popen[bytes] | None = None
     _relay: threading.Thread | None = None
@@ -95,7 +95,7 @@ class Publisher:
             self.wake()
             return
         try:
-            last = Publishing(self.session, self.base, self.tell, self.lease.check, known=self._published)
+            last = Publishing(self.session, self.base, self.emit, self.lease.check, known=self._published)
             last.run(lambda: True, leaving)
         except (StorageError, OSError) as error:
             raise StorageError(
@@ -121,10 +121,10 @@ class Publisher:
                 break
             if event["event"] == "published":
                 self._published.add(Path(event["path"]))
-            self.tell(event["event"], **fields)
+            self.emit(event["event"], **fields)
         code = process.wait()
         if code not in (0, -signal.SIGTERM):
-            self.tell(
+            self.emit(
                 "warning", message=f"the publisher ended with {code}; its words are in {events.with_suffix('.out')}"
             )
 

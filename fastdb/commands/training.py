@@ -219,13 +219,13 @@ def publish(session: SessionLike, root: str | Path | None = None) -> Session:
     if pending(session):
         view = console.TrainingView()
 
-        def tell(kind: str, **fields: Any) -> None:
+        def emit(kind: str, **fields: Any) -> None:
             view.show({"event": kind, **fields})
 
         with console.bar("base model", "B") as update:
             base = ensure_base(session, update)
         try:
-            Publishing(session, base.folder, tell, patience=PUBLISH_WITHIN).run(lambda: True)
+            Publishing(session, base.folder, emit, patience=PUBLISH_WITHIN).run(lambda: True)
         finally:
             view.close()
     console.say(f"every checkpoint to go on from is in {session.checkpoints}")

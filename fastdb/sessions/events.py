@@ -27,8 +27,8 @@ from typing import Any, TextIO
 from fastdb.storage.atomic_write import make_folder
 
 Event = dict[str, Any]
-Tell = Callable[..., None]
-"""`tell(kind, **fields)`: how the rooms of training report."""
+Emit = Callable[..., None]
+"""`emit(kind, **fields)`: how the rooms of training report."""
 
 
 class EventLog:
@@ -40,7 +40,7 @@ class EventLog:
         self._turn = threading.Lock()
         self._file: TextIO = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
 
-    def tell(self, kind: str, **fields: Any) -> None:
+    def emit(self, kind: str, **fields: Any) -> None:
         """Append one event; from any thread."""
         line = json.dumps({"event": kind, "time": round(time.time(), 3), **fields})
         with self._turn:

@@ -45,7 +45,7 @@ def main(folder: Path, events: Path, take_over: bool = False) -> int:
     except FastDBError as error:
         end = {"outcome": "failed", "message": str(error)}
     # Last of all, with the lock released: whoever reads this may start the next trainer at once.
-    log.tell("end", **end)
+    log.emit("end", **end)
     log.close()
     return {"failed": 2, "crashed": 1}.get(end["outcome"], 0)
 
@@ -55,12 +55,12 @@ def _train(
 ) -> dict[str, Any]:
     """One life of the trainer under the session's lease, and how it ended."""
 
-    def tell(line: str) -> None:
-        log.tell("warning", message=line)
+    def warn(line: str) -> None:
+        log.emit("warning", message=line)
 
     try:
         session = Session.open(folder)
-        with held(session.path, tell, stop.set, take_over=take_over) as lease:
+        with held(session.path, warn, stop.set, take_over=take_over) as lease:
             end = _live(session, log, stop, leave, lease)
             _keep(log, folder, end, lease)
     except FastDBError as error:
@@ -76,7 +76,7 @@ def _live(
         # Not at the top: a signal that comes while torch is loading must find its handler in place.
         from fastdb.training.trainer import Trainer
 
-        return {"outcome": Trainer(session, log.tell, stop, leave, lease).run()}
+        return {"outcome": Trainer(session, log.emit, stop, leave, lease).run()}
     except FastDBError as error:
         return {"outcome": "failed", "message": str(error)}
     except Exception as error:  # noqa: BLE001 - a bug: told to the follower with its traceback, and its exit code is 1
@@ -95,7 +95,7 @@ def _keep(log: EventLog, folder: Path, end: dict[str, Any], lease: Guard) -> Non
         samples = [Path(event["path"]) for event in said if event["event"] == "sample"]
         note(folder, [path for path in samples if path.is_file()])
     except (FastDBError, OSError) as error:
-        log.tell("warning", message=f"the log of this run stays on this machine only, at {log.path}: {error}")
+        log.emit("warning", message=f"the log of this run stays on this machine only, at {log.path}: {error}")
 
 
 if __name__ == "__main__":

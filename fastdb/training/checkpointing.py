@@ -22,7 +22,7 @@ from fastdb.checkpoints.progress import average_file, weights_file
 from fastdb.errors import StorageError
 from fastdb.formats.safetensors_writer import save_tensors
 from fastdb.reporting import format_bytes
-from fastdb.sessions.events import Tell
+from fastdb.sessions.events import Emit
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import explained, flush, make_folder
 from fastdb.training.optimizers import restore_state, state_tensors
@@ -43,7 +43,7 @@ class Saver:
     session: Session
     recipe: dict[str, Any]
     host: dict[str, Any]
-    tell: Tell
+    emit: Emit
     saved: Callable[[], None] = lambda: None
     _next: float = field(init=False)
     _snapshot: Snapshot = field(default_factory=Snapshot)
@@ -164,16 +164,16 @@ class Saver:
             self._next = min(self._next, time.monotonic() + AGAIN_AFTER)
             if not last:
                 reason = str(error).splitlines()[0]
-                self.tell("warning", message=f"step {step} could not be saved, and training goes on: {reason}")
+                self.emit("warning", message=f"step {step} could not be saved, and training goes on: {reason}")
             return
         self._failed = None
         said += spare_here(self.session)
         for line in said:
-            self.tell("warning", message=line)
+            self.emit("warning", message=line)
         seconds = time.perf_counter() - began
         waited = seconds if blocked is None else blocked
         told = {"seconds": round(seconds, 3), "blocked": round(waited, 3)}
-        self.tell("saved", stage=stage, step=step, path=str(checkpoint.path), **told)
+        self.emit("saved", stage=stage, step=step, path=str(checkpoint.path), **told)
         if not last:
             self.saved()
 
@@ -188,7 +188,7 @@ class Saver:
                 if not pending(self.session):
                     return
             if not told:
-                self.tell(
+                self.emit(
                     "warning",
                     message=f"this machine's disk has no room for a checkpoint of {format_bytes(wanted)}: "
                     "training waits until earlier ones are in the session's folder",

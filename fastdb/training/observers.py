@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 
-from fastdb.sessions.events import Tell
+from fastdb.sessions.events import Emit
 from fastdb.sessions.lease import Guard
 from fastdb.training.checkpointing import Saver
 from fastdb.training.loop import Loop, StepReport
@@ -19,7 +19,7 @@ class Observers:
     loop: Loop
     saver: Saver
     sampler: Sampler
-    tell: Tell
+    emit: Emit
     stop: threading.Event
     lease: Guard = field(default_factory=Guard)
 
@@ -46,7 +46,7 @@ class Observers:
         return stopping
 
     def _report(self, report: StepReport) -> None:
-        self.tell(
+        self.emit(
             "step",
             stage=self.loop.stage.name,
             step=report.step,

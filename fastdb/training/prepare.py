@@ -18,7 +18,7 @@ from fastdb.models.diffusers_folder import PARTS, BaseModel, fingerprint, weight
 from fastdb.models.loading import load_scheduler, load_tokenizer, load_vae
 from fastdb.models.resolve import ensure_base
 from fastdb.runtime.device import Device, choose_device, cpu_threads, make_deterministic
-from fastdb.sessions.events import Tell
+from fastdb.sessions.events import Emit
 from fastdb.sessions.session import Session
 from fastdb.training.batches import Group
 from fastdb.training.caches import LatentCache, cache_latents, too_long
@@ -56,20 +56,20 @@ class Preparation:
         return schedule
 
 
-def look(session: Session, tell: Tell, said: Sequence[str] = ()) -> tuple[Preparation, Standing, Plan]:
+def look(session: Session, emit: Emit, said: Sequence[str] = ()) -> tuple[Preparation, Standing, Plan]:
     """Decide everything that does not cost time, and tell the plan, with what was `said` before it.
 
     Raises:
         FastDBError: training cannot start or go on here.
     """
-    base = ensure_base(session, _progress(tell, "base model"))
+    base = ensure_base(session, _progress(emit, "base model"))
     check_base(session, base)
     images, device, stands = instances(session), choose_device(session.config.precision), standing(session)
     going_on = stands.checkpoints.get(next_stage(session, stands)[0] or "")
     begun_with = going_on.state["host"]["optimizer"] if going_on else ""
     optimizer = choose_optimizer(session.config.optimizer.name, device.kind, begun_with)
     plan = make_plan(session, stands, device, optimizer, len(images))
-    tell(
+    emit(
         "plan",
         lines=[*said, *plan.lines],
         begins=plan.begins,
@@ -78,7 +78,7 @@ def look(session: Session, tell: Tell, said: Sequence[str] = ()) -> tuple[Prepar
     return Preparation(session, base, device, optimizer[0], tuple(images)), stands, plan
 
 
-def settle(prepared: Preparation, stands: Standing, tell: Tell) -> None:
+def settle(prepared: Preparation, stands: Standing, emit: Emit) -> None:
     """Make results repeatable; on a CPU that needs as many threads as the checkpoint was made with, where there is one.
 
     What cannot be made the same is told: the result is then equal up to rounding only.
@@ -91,26 +91,26 @@ def settle(prepared: Preparation, stands: Standing, tell: Tell) -> None:
     now = prepared.host
     changed = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
     if changed:
-        tell(
+        emit(
             "warning",
             message=f"going on with other arithmetic ({', '.join(changed)}): "
             "the result equals an uninterrupted run up to rounding, not to the bit",
         )
 
 
-def prior_images(prepared: Preparation, tell: Tell, stopping: Callable[[], bool]) -> list[ClassImage]:
+def prior_images(prepared: Preparation, emit: Emit, stopping: Callable[[], bool]) -> list[ClassImage]:
     """The class images, made by the base model where they are missing; see `class_images`."""
 
     def load_engine() -> Engine:
         return Engine.from_base(prepared.base, device=prepared.device)
 
-    found, said = class_images(prepared.session, load_engine, _progress(tell, "class images"), stopping)
+    found, said = class_images(prepared.session, load_engine, _progress(emit, "class images"), stopping)
     for line in said:
-        tell("warning", message=line)
+        emit("warning", message=line)
     return found
 
 
-def image_groups(prepared: Preparation, prior: Sequence[ClassImage], tell: Tell) -> tuple[Group, ...]:
+def image_groups(prepared: Preparation, prior: Sequence[ClassImage], emit: Emit) -> tuple[Group, ...]:
     """Latents and prompts of the instance images and, with prior preservation, of the class images.
 
     Raises:
@@ -124,7 +124,7 @@ def image_groups(prepared: Preparation, prior: Sequence[ClassImage], tell: Tell)
             scale=prepared.base.latent_scale,
             vae_hash=prepared.session.record.base_model.fingerprint,
             load_vae=lambda: load_vae(prepared.base.folder, torch.float32).to(prepared.device.kind),
-            progress=_progress(tell, task),
+            progress=_progress(emit, task),
         )
 
     config = prepared.session.config
@@ -146,12 +146,12 @@ def image_groups(prepared: Preparation, prior: Sequence[ClassImage], tell: Tell)
     )
 
 
-def tell_long_prompts(prepared: Preparation, groups: Sequence[Group], tell: Tell) -> None:
+def tell_long_prompts(prepared: Preparation, groups: Sequence[Group], emit: Emit) -> None:
     """Warn of prompts whose end the text encoder will never see."""
     tokenizer = load_tokenizer(prepared.base.folder)
     for prompt in too_long(tokenizer, [prompt for group in groups for prompt in group.every_prompt]):
         room = tokenizer.model_max_length
-        tell("warning", message=f"a prompt has more than {room} tokens and is cut: {prompt[:80]!r}")
+        emit("warning", message=f"a prompt has more than {room} tokens and is cut: {prompt[:80]!r}")
 
 
 def check_base(session: Session, base: BaseModel) -> None:
@@ -169,8 +169,8 @@ def check_base(session: Session, base: BaseModel) -> None:
         )
 
 
-def _progress(tell: Tell, task: str) -> Callable[[int, int], None]:
+def _progress(emit: Emit, task: str) -> Callable[[int, int], None]:
     def progress(done: int, total: int) -> None:
-        tell("progress", task=task, done=done, total=total)
+        emit("progress", task=task, done=done, total=total)
 
     return progress

@@ -14,7 +14,7 @@ from fastdb.inference.engine import Engine, Request
 from fastdb.inference.pictures import parameters, png
 from fastdb.models.diffusers_folder import BaseModel
 from fastdb.models.loading import load_scheduler, load_tokenizer, load_vae
-from fastdb.sessions.events import Tell
+from fastdb.sessions.events import Emit
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import make_folder, write_bytes
 from fastdb.training.stages import Stage
@@ -23,10 +23,10 @@ from fastdb.training.stages import Stage
 class Sampler:
     """Makes the samples of one stage."""
 
-    def __init__(self, session: Session, base: BaseModel, prompts: Sequence[str], tell: Tell) -> None:
+    def __init__(self, session: Session, base: BaseModel, prompts: Sequence[str], emit: Emit) -> None:
         self.config: SampleConfig = session.config.samples
         self.prompts = list(self.config.prompts) or list(prompts[:1])
-        self._session, self._base, self._tell = session, base, tell
+        self._session, self._base, self._emit = session, base, emit
         self._vae: Any = None
 
     def due(self, step: int, steps: int) -> bool:
@@ -41,7 +41,7 @@ class Sampler:
             self._session.check_there()
             self._make(stage, step, accelerator)
         except (StorageError, torch.OutOfMemoryError) as error:
-            self._tell("warning", message=f"no samples of step {step}: {str(error).splitlines()[0]}")
+            self._emit("warning", message=f"no samples of step {step}: {str(error).splitlines()[0]}")
 
     def _make(self, stage: Stage, step: int, accelerator: Accelerator) -> None:
         device = accelerator.device
@@ -77,4 +77,4 @@ class Sampler:
         path = self._session.samples / f"{stage.name}-{step:06d}-{number}.png"
         make_folder(path.parent)
         write_bytes(path, png(picture, parameters(request, request.seed)))
-        self._tell("sample", stage=stage.name, step=step, path=str(path), prompt=prompt)
+        self._emit("sample", stage=stage.name, step=step, path=str(path), prompt=prompt)

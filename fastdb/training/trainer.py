@@ -17,7 +17,7 @@ from fastdb.checkpoints.progress import STAGES, Standing, needed, standing, step
 from fastdb.checkpoints.publisher_process import Publisher
 from fastdb.errors import FastDBError, StorageError, TrainingError
 from fastdb.runtime.device import release_memory
-from fastdb.sessions.events import Tell
+from fastdb.sessions.events import Emit
 from fastdb.sessions.file_hashes import changes
 from fastdb.sessions.lease import Guard
 from fastdb.sessions.session import Session
@@ -41,7 +41,7 @@ class Trainer:
     """
 
     session: Session
-    tell: Tell
+    emit: Emit
     stop: threading.Event
     leave: threading.Event = field(default_factory=threading.Event)
     """Set where even what is saved is not to be waited for: it is published in the background then."""
@@ -57,31 +57,31 @@ class Trainer:
         session = self.session
         self.lease.check()
         clear_unfinished(session.local_checkpoints)
-        prepared, stands, plan = look(session, self.tell, self.lease.said)
+        prepared, stands, plan = look(session, self.emit, self.lease.said)
         # A later stage's checkpoint is among them even where an earlier stage has to go on first.
         check_goes_on(session, prepared.images)
         check_recipes(stands.checkpoints.values(), make_recipe(session, prepared.images, None), session.name)
-        publisher = Publisher(session, prepared.base.folder, self.tell, self.lease)
+        publisher = Publisher(session, prepared.base.folder, self.emit, self.lease)
         if plan.stage is None:
             publisher.finish(self.leave.is_set)
             return "finished"
         publisher.wake_if_pending()
-        settle(prepared, stands, self.tell)
+        settle(prepared, stands, self.emit)
         with want_of_memory_explained():
-            prior = prior_images(prepared, self.tell, lambda: self.stop.is_set() or not self.lease.holds())
+            prior = prior_images(prepared, self.emit, lambda: self.stop.is_set() or not self.lease.holds())
         self.lease.check()
         if self.stop.is_set():
             return "stopped"
         if prior and stands.last is None:
             # From the first checkpoint on the recipe holds their hashes.
             for line in changes(session.path, within=[session.class_images.name]):
-                self.tell("warning", message=line)
+                self.emit("warning", message=line)
         recipe = make_recipe(session, prepared.images, prior)
         check_recipes(stands.checkpoints.values(), recipe, session.name)
         session = session.with_run_begun(plan.begins)
         try:
             with want_of_memory_explained():
-                groups = image_groups(prepared, prior, self.tell)
+                groups = image_groups(prepared, prior, self.emit)
                 outcome = self._stages(prepared, stands, recipe, groups, publisher)
             leaving = self.leave if outcome == "stopped" else self.stop
             publisher.finish(lambda: leaving.is_set() or self.leave.is_set())
@@ -104,7 +104,7 @@ class Trainer:
         publisher: Publisher,
     ) -> str:
         """Run each stage that is not over."""
-        tell_long_prompts(prepared, groups, self.tell)
+        tell_long_prompts(prepared, groups, self.emit)
         for name in STAGES:
             steps = steps_of(prepared.session, name)
             if stands.done(name) >= steps:
@@ -160,7 +160,7 @@ class Trainer:
             process=accelerator.process_index,
             processes=accelerator.num_processes,
         )
-        sampler = Sampler(session, prepared.base, batches.prompts, self.tell)
+        sampler = Sampler(session, prepared.base, batches.prompts, self.emit)
         prompts = [*batches.prompts, *sampler.prompts, ""]
         weights = raw_files(stands.training_weights, prepared.base.folder)
         stage = build_stage(name, prepared.base, config, prepared.device, weights, prompts)
@@ -172,10 +172,10 @@ class Trainer:
         loop = Loop(accelerator, stage, optimizer, batches, schedule, config)
         if prepared.device.kind != "cpu" and (cannot := loop.probe()):
             told = f"a resumed run will equal an uninterrupted one up to rounding, not to the bit: {cannot}"
-            self.tell("warning", message=told)
-        self.tell("stage", stage=name, step=stands.done(name), steps=stage.steps)
-        saver = Saver(session, recipe, prepared.host, self.tell, publisher.wake)
-        observers = Observers(loop, saver, sampler, self.tell, self.stop, self.lease)
+            self.emit("warning", message=told)
+        self.emit("stage", stage=name, step=stands.done(name), steps=stage.steps)
+        saver = Saver(session, recipe, prepared.host, self.emit, publisher.wake)
+        observers = Observers(loop, saver, sampler, self.emit, self.stop, self.lease)
         try:
             return loop.run(stands.done(name), observers.after_step)
         finally:

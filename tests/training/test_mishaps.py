@@ -191,8 +191,8 @@ def test_a_full_cache_disk_is_one_line_and_a_damaged_cache_file_is_made_again(
 def test_words_of_every_kind_come_through_the_events(tmp_path: Path) -> None:
     odd = "line\u2028separator \u0085 next \ud800 half \N{DOG FACE}"
     log = EventLog(tmp_path / "events.jsonl")
-    log.tell("warning", message=odd)
-    log.tell("end", outcome="failed", message=odd)
+    log.emit("warning", message=odd)
+    log.emit("end", outcome="failed", message=odd)
     log.close()
     assert [event["message"] for event in read_events(log.path)] == [odd, odd]
 
