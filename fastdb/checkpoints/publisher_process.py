@@ -54,6 +54,7 @@ class Publisher:
             self._process = subprocess.Popen(
                 [
                     sys.executable,
+                    "-P",  # a torch.py or a folder fastdb in the current folder is not to be imported
                     "-m",
                     "fastdb.checkpoints",
                     str(self.session.path),

@@ -98,6 +98,7 @@ def start(session: Session, take_over: bool = False) -> Running:
         process = subprocess.Popen(
             [
                 sys.executable,
+                "-P",  # a torch.py or a folder fastdb in the current folder is not to be imported
                 "-m",
                 "fastdb.training",
                 str(session.path),

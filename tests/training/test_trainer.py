@@ -332,6 +332,21 @@ def broken_package(folder: Path) -> Path:
     return folder
 
 
+def test_modules_in_the_current_folder_are_not_imported(
+    make_session: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`python -m` without -P imports them: the trainer died, or ran a stranger's code."""
+    marker = tmp_path / "imported"
+    (tmp_path / "fastdb").mkdir()
+    for name in ("torch.py", "json.py", "fastdb/__init__.py"):
+        (tmp_path / name).write_text(f"open({str(marker)!r}, 'a').write(__name__)")
+    session = make_session("elsewhere", text_encoder__steps=0, unet__steps=4, prior__class_images=0)
+    monkeypatch.chdir(tmp_path)
+    assert outcome(process.start(session)) == "finished"
+    assert not marker.exists()
+    assert steps_in(session.checkpoints)[-1] == 4
+
+
 def test_class_images_are_made_once_and_a_persons_own_count(make_session: Made, photos: list[Path]) -> None:
     session = make_session("classes", text_encoder__steps=0, unet__steps=1, prior__class_images=3)
     own = session.class_images / "a_mug_of_mine.png"
