@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import subprocess
 import sys
@@ -96,6 +97,8 @@ RECORDED: list[dict[str, Any]] = [
     {"event": "saved", "stage": "text_encoder", "step": 2, "path": "/s/text_encoder-000002", "seconds": 0.25},
     {"event": "stage", "stage": "unet", "step": 5, "steps": 7},
     {"event": "warning", "message": "the weather is bad"},
+    {"event": "note", "kind": "checkpoint skipped", "subject": "unet-000009", "reason": "unet.packed is missing"},
+    {"event": "note", "kind": "of a later version", "subject": "a", "reason": "b"},
     {"event": "step", "stage": "unet", "step": 6, "steps": 7, "loss": 0.5, "learning_rate": 2e-6},
     {"event": "sample", "stage": "unet", "step": 6, "path": "/s/samples/unet-000006-1.png"},
     {"event": "step", "stage": "unet", "step": 7, "steps": 7, "loss": 0.5, "learning_rate": 1e-6},
@@ -118,6 +121,8 @@ def test_a_training_is_shown_from_its_events(
         "images: 3 at 64 px",
         "saved text_encoder-000002 on this machine in 0.2 s",
         "warning: the weather is bad",
+        "warning: Skipping checkpoint unet-000009: unet.packed is missing",
+        "warning: of a later version: a b",
         "sample /s/samples/unet-000006-1.png",
     ]
     bars = [part.strip() for part in told.err.replace("\n", "\r").split("\r") if part.strip()]
@@ -133,6 +138,17 @@ def test_a_training_is_shown_from_its_events(
     view.show(RECORDED[4])
     view.close()
     view.close()
+
+
+def test_every_kind_of_note_has_a_sentence() -> None:
+    missing = []
+    for path in Path(console.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Note":
+                kind = node.args[0]
+                if isinstance(kind, ast.Constant) and kind.value not in console.SENTENCES:
+                    missing.append(f"{path.name}:{node.lineno} {kind.value}")
+    assert missing == []
 
 
 @pytest.mark.parametrize("kind", ["", "later", "open", "task", "bar", "smooth", "_init__", "show", "close"])

@@ -219,7 +219,7 @@ def publish(session: SessionLike, root: str | Path | None = None) -> Session:
     if pending(session):
         view = console.TrainingView()
 
-        def emit(kind: str, **fields: Any) -> None:
+        def emit(kind: str, /, **fields: Any) -> None:
             view.show({"event": kind, **fields})
 
         with console.bar("base model", "B") as update:

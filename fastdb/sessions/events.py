@@ -28,7 +28,7 @@ from fastdb.storage.atomic_write import make_folder
 
 Event = dict[str, Any]
 Emit = Callable[..., None]
-"""`emit(kind, **fields)`: how the rooms of training report."""
+"""`emit(event, **fields)`: how the rooms of training report; a note is `emit("note", **asdict(note))`."""
 
 
 class EventLog:
@@ -40,7 +40,7 @@ class EventLog:
         self._turn = threading.Lock()
         self._file: TextIO = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
 
-    def emit(self, kind: str, **fields: Any) -> None:
+    def emit(self, kind: str, /, **fields: Any) -> None:
         """Append one event; from any thread."""
         line = json.dumps({"event": kind, "time": round(time.time(), 3), **fields})
         with self._turn:
