@@ -12,83 +12,29 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
-from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import fastdb
+from benchmarks import house
+from benchmarks.house import ORDER, room
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "fastdb"
-
-ORDER = [
-    "__main__",
-    "cli",
-    "notebook",
-    "demo",
-    "commands",
-    "sharing",
-    "evaluation",
-    "training",
-    "inference",
-    "checkpoints",
-    "images",
-    "models",
-    "world",
-    "downloads",
-    "sessions",
-    "formats",
-    "storage",
-    "runtime",
-    "config",
-    "console",
-    "reporting",
-    "errors",
-    "version",
-]
-"""Rooms from the front door down; imports point down only."""
 
 HEAVY = ["torch", "numpy", "pydantic", "diffusers", "transformers", "PIL", "cv2", "skimage", "tqdm", "yaml", "typer"]
 
 
 @functools.cache
 def trees() -> dict[str, ast.Module]:
-    """Every module of the package by its dotted name, parsed."""
-    found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(REPOSITORY).with_suffix("").parts
-        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        found[name] = ast.parse(path.read_text(encoding="utf-8"), str(path))
-    return found
-
-
-def room(module: str) -> str:
-    """The room a module is in; the package's own `__init__` is in none."""
-    return module.split(".")[1] if "." in module else ""
+    """Return every module of the package by its dotted name, parsed once."""
+    return house.parse_package(REPOSITORY)
 
 
 def imported(module: str) -> Iterator[str]:
-    """The modules of the package that a module imports at any depth of its code, for its work and not for its types."""
-    for node in working(trees()[module]):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module}:{node.lineno} imports relatively"
-            inner = [f"{node.module}.{alias.name}" for alias in node.names]
-            names = [name if name in trees() else str(node.module) for name in inner]
-        else:
-            continue
-        yield from (name for name in names if name.split(".")[0] == "fastdb" and name != "fastdb")
-
-
-def working(tree: ast.AST) -> Iterator[ast.AST]:
-    """Every node but those under `if TYPE_CHECKING`."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            continue
-        yield node
-        yield from working(node)
+    """Yield the modules of the package that a module imports, inside functions too."""
+    return house.imports(trees(), module)
 
 
 def test_every_room_and_module_is_seen() -> None:
@@ -99,19 +45,11 @@ def test_every_room_and_module_is_seen() -> None:
 
 
 def test_imports_point_down_only() -> None:
-    upwards = [
-        f"{name} imports {other}"
-        for name in trees()
-        if room(name)
-        for other in imported(name)
-        if ORDER.index(room(other)) < ORDER.index(room(name))
-    ]
-    assert upwards == []
+    assert house.upward_imports(trees()) == []
 
 
 def test_no_module_comes_back_to_itself() -> None:
-    graph = {name: set(imported(name)) - {name} for name in trees() if room(name)}
-    assert len(list(TopologicalSorter(graph).static_order())) >= len(graph)
+    assert house.cycle(trees()) == []
 
 
 def test_the_walk_sees_an_arrow_that_points_up(monkeypatch: pytest.MonkeyPatch) -> None:
