@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.requires import missing_for_fuse
+
 # Before any test file loads torch: one thread each, so that the workers do not fight over the cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -75,6 +77,13 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs ../shared beside the repository")
     return folder
+
+
+@pytest.fixture(scope="session")
+def fuse() -> None:
+    """Skips tests that mount a drive where that is impossible."""
+    if reason := missing_for_fuse():
+        pytest.skip(reason)
 
 
 @pytest.fixture

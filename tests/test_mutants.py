@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("torch")
-pytest.importorskip("mfusepy")
+
+from tests.requires import requires_fuse
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -112,6 +113,7 @@ def test_each_break_is_one_of_the_code_as_it_is(name: str) -> None:
 
 
 @pytest.mark.full
+@requires_fuse
 @pytest.mark.parametrize("name", MUTANTS)
 def test_each_break_is_noticed(name: str, tmp_path: Path) -> None:
     file, honest, broken, tests = MUTANTS[name]

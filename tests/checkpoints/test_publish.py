@@ -152,18 +152,20 @@ def test_one_whose_weights_rot_is_found_at_the_end_of_a_run(session: Session, mi
     assert faults(weights.parent) == []
 
 
-def test_it_is_no_faster_than_was_asked(session: Session, mini: Path) -> None:
+def test_it_is_no_faster_than_was_asked(session: Session, mini: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = session.with_config(session.config.changed({"checkpoints.publish_mb_per_second": 0.2}))
     saved(slow, 5)
     began = time.monotonic()
     publish(slow, mini)
     taken, written = time.monotonic() - began, sum(path.stat().st_size for path in slow.checkpoints.rglob("*.packed"))
     assert taken >= written / 0.2e6 - 0.05
+    clock = [0.0]
+    monkeypatch.setattr("fastdb.checkpoints.rate_limit.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("fastdb.checkpoints.rate_limit.time.sleep", lambda seconds: clock.append(clock.pop() + seconds))
     pace = Pace(1e6)
-    began = time.monotonic()
     for _ in range(10):
         pace(20_000)
-    assert 0.19 < time.monotonic() - began < 5
+    assert clock == [pytest.approx(0.2)]
 
 
 def test_only_one_process_publishes_at_a_time(session: Session, mini: Path) -> None:
@@ -307,9 +309,11 @@ def test_who_is_waited_for_is_not_nice_any_more() -> None:
             assert process.stdout is not None
             assert process.stdout.readline() == "nice\n"
             threads = [int(name) for name in os.listdir(f"/proc/{process.pid}/task")]
-            assert [os.getpriority(os.PRIO_PROCESS, one) for one in threads] == [12, 12]
+            lowered = min(19, os.getpriority(os.PRIO_PROCESS, 0) + 12)
+            assert [os.getpriority(os.PRIO_PROCESS, one) for one in threads] == [lowered, lowered]
+            may_raise = subprocess.run(["nice", "-n", "-1", "true"], capture_output=True, check=False).stderr == b""
             no_longer_nice(process.pid)
-            expected = 0 if os.geteuid() == 0 else 12
+            expected = 0 if may_raise else lowered
             assert [os.getpriority(os.PRIO_PROCESS, one) for one in threads] == [expected, expected]
         finally:
             process.kill()

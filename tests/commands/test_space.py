@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,15 +118,30 @@ def test_the_commands_show_it(session: Session, sessions_folder: Path, tmp_path:
     assert "did you mean dog?" in fastdb("space", "dgo").stderr.lower()
 
 
-def test_a_thousand_sessions_take_a_moment(session: Session, sessions_folder: Path) -> None:
+def test_of_many_sessions_each_folder_is_listed_a_few_times_and_no_file_is_opened(
+    session: Session, sessions_folder: Path
+) -> None:
     """Only names and sizes: a damaged record and unreadable bytes are no matter."""
     session.path.joinpath("session.yaml").write_text("{")
-    for number in range(999):
+    for number in range(19):
         shutil.copytree(session.path, sessions_folder / f"s{number}", copy_function=os.link)
-    began = time.perf_counter()
-    spent = space.space()
-    assert len(spent) == 1000
-    assert time.perf_counter() - began < 5
+    code = """
+import os, sys
+from collections import Counter
+from fastdb.commands import space
+opened, listed = Counter(), Counter()
+def hook(event, arguments):
+    if event in ("open", "os.listdir", "os.scandir") and sys.argv[1] in str(arguments[0]):
+        (opened if event == "open" else listed)[str(arguments[0])] += 1
+sys.addaudithook(hook)
+space.space()
+print(sum(path.endswith("checkpoints") for path in listed), sum(opened.values()), max(listed.values()), file=sys.stderr)
+"""
+    command = [sys.executable, "-c", code, str(sessions_folder)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stderr
+    folders, opened, most = map(int, output.split())
+    assert (folders, opened) == (20, 0)
+    assert most <= 3
 
 
 def gone(session: Session, kind: str) -> set[str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import shutil
 import signal
 import socket
@@ -19,6 +17,7 @@ import pytest
 
 from tests.faultfs.faults import ANY, LOST, Fault
 from tests.faultfs.upload import AtOnce, Uploads
+from tests.requires import missing_for_fuse
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WAIT = 30
@@ -41,7 +40,7 @@ class Mount:
         self.heir: Mount | None = None
 
     def __enter__(self) -> Mount:
-        if reason := cannot_mount():
+        if reason := missing_for_fuse():
             pytest.skip(reason)
         self.path.mkdir()
         self.cloud.mkdir(exist_ok=True)
@@ -208,14 +207,3 @@ class Mount:
         shutil.rmtree(self.disk)
         self.heir = Mount(self.folder, self.uploads, generation=self.generation + 1)
         return self.heir.__enter__()
-
-
-def cannot_mount() -> str:
-    """Why no drive can be mounted here, or nothing."""
-    if importlib.util.find_spec("mfusepy") is None:
-        return "needs mfusepy"
-    if shutil.which("fusermount3") is None:
-        return "needs fusermount3 (Debian's package fuse3)"
-    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        return "needs /dev/fuse, and the right to use it"
-    return ""

@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from tests.faultfs import mount
 from tests.faultfs.faults import KINDS
 from tests.faultfs.mount import Mount
+from tests.requires import missing_for_fuse, requires_fuse
 
 
 def mounted(path: Path) -> bool:
@@ -50,17 +52,6 @@ def test_what_is_written_is_read_by_another_process(tmp_path: Path) -> None:
         assert os.listdir(drive.path) == os.listdir(drive.disk) == []
 
 
-def test_it_is_quick(tmp_path: Path) -> None:
-    times = []
-    for number in range(3):
-        (tmp_path / str(number)).mkdir()
-        began = time.monotonic()
-        with Mount(tmp_path / str(number)) as drive:
-            times.append(time.monotonic() - began)
-            assert mounted(drive.path)
-    assert min(times) < 0.5
-
-
 def test_it_is_unmounted_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), Mount(tmp_path) as drive, (drive.path / "open").open("w"):
         raise ZeroDivisionError
@@ -79,9 +70,8 @@ def test_it_is_unmounted_when_its_process_was_killed(tmp_path: Path) -> None:
     assert not mounted(drive.path)
 
 
+@requires_fuse
 def test_it_goes_when_its_owner_is_killed(tmp_path: Path) -> None:
-    if reason := mount.cannot_mount():
-        pytest.skip(reason)
     code = """
 from pathlib import Path
 from tests.faultfs.mount import Mount
@@ -97,14 +87,26 @@ with Mount(Path(sys.argv[1])) as drive:
         time.sleep(0.01)
 
 
-def test_where_nothing_can_be_mounted_it_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mount.importlib.util, "find_spec", lambda name: None)
+def test_where_nothing_can_be_mounted_the_test_is_skipped_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = missing_for_fuse.__wrapped__
+    monkeypatch.setitem(sys.modules, "mfusepy", None)
+    monkeypatch.setattr(mount, "missing_for_fuse", find)
     with pytest.raises(pytest.skip.Exception, match="needs mfusepy"), Mount(tmp_path):
         pass
-    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "mfusepy", ModuleType("mfusepy"))
     monkeypatch.setenv("PATH", "")
-    assert mount.cannot_mount() in ("needs fusermount3 (Debian's package fuse3)", "needs mfusepy")
+    assert find() == "needs fusermount3 (Debian's package fuse3)"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_libfuse_the_reason_names_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The import of mfusepy itself fails there, with an OSError."""
+    (tmp_path / "mfusepy.py").write_text("raise OSError('Unable to find libfuse')")
+    monkeypatch.delitem(sys.modules, "mfusepy", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert missing_for_fuse.__wrapped__() == "needs libfuse (Debian's package fuse3)"
 
 
 def test_operations_are_counted_and_logged_the_same_each_time(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from fastdb.sessions.lease_file import FILE, Lease, read
 from fastdb.sessions.lease_status import in_use, refuse_elsewhere
 from fastdb.sharing.transfer import files_of
 from tests.faultfs.mount import Mount
+from tests.requires import faketime_library
 
 HOLDER = """
 import sys
@@ -450,19 +450,11 @@ def test_a_clock_that_is_set_back_does_not_make_a_lease_look_old(
     held.end()
 
 
-def preload() -> str:
-    """What makes clocks wrong, from Debian's package faketime; nothing where it is not there."""
-    if shutil.which("faketime") is None:
-        return ""
-    said = subprocess.run(["faketime", "-f", "+0", "env"], capture_output=True, text=True, check=False).stdout
-    return next((line.partition("=")[2] for line in said.splitlines() if line.startswith("LD_PRELOAD=")), "")
-
-
 def clock(by: str) -> dict[str, str]:
     """The environment of a process whose clock is wrong; the one that only ticks is not, as in life."""
-    if not preload():
+    if not faketime_library():
         pytest.skip("needs faketime (Debian's package of that name)")
-    return {"LD_PRELOAD": preload(), "FAKETIME": by, "FAKETIME_DONT_FAKE_MONOTONIC": "1"} if by else {}
+    return {"LD_PRELOAD": faketime_library(), "FAKETIME": by, "FAKETIME_DONT_FAKE_MONOTONIC": "1"} if by else {}
 
 
 @pytest.mark.parametrize(

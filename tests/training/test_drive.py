@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("mfusepy")
 
 from fastdb.checkpoints.progress import standing
 from fastdb.commands import training
@@ -22,7 +21,10 @@ from fastdb.sessions.session import Session
 from fastdb.training import process
 from tests.faultfs.mount import Mount
 from tests.faultfs.upload import Late, Slow, Uploads
+from tests.requires import requires_fuse
 from tests.training.conftest import outcome, result
+
+pytestmark = requires_fuse
 
 
 def lay(session: Session, folder: Path) -> Session:
