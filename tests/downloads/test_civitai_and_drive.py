@@ -196,11 +196,11 @@ def test_two_that_want_the_same_get_it_once(server: Server, data: bytes, tmp_pat
 def test_progress_shows_bytes_a_speed_and_what_is_left(
     server: Server, data: bytes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastdb import console
+    from fastdb.console import terminal
 
     server.files["/model.ckpt"] = File(data, delay=0.02)
-    plain: Callable[..., object] = console._tqdm
-    monkeypatch.setattr(console, "_tqdm", lambda **options: plain(**options, miniters=1, disable=False))
+    plain: Callable[..., object] = terminal.open_bar
+    monkeypatch.setattr(terminal, "open_bar", lambda **options: plain(**options, miniters=1, disable=False))
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     with console.bar("model.ckpt", "B") as update:
         fetch(f"{server.url}/model.ckpt", progress=update)

@@ -1,0 +1,7 @@
+"""The only room that prints: lines, tables, progress bars, and the sentences of notes."""
+
+from fastdb.console.sentences import SENTENCES, sentence
+from fastdb.console.terminal import bar, boundary, complain, say, table
+from fastdb.console.views import ConsoleReport, TrainingView
+
+__all__ = ["SENTENCES", "ConsoleReport", "TrainingView", "bar", "boundary", "complain", "say", "sentence", "table"]

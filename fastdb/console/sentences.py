@@ -1,0 +1,25 @@
+"""The sentence of each kind of note."""
+
+from __future__ import annotations
+
+from fastdb.reporting import Note
+
+SENTENCES: dict[str, str] = {
+    # checkpoints
+    "checkpoint not removed": "Could not remove checkpoint {subject}: {reason}",
+    "checkpoint set aside": "Moved a checkpoint to {subject}: {reason}",
+    "checkpoint skipped": "Skipping checkpoint {subject}: {reason}",
+    "file skipped": "Skipping {subject}: {reason}",
+    "older checkpoints unread": "Could not read the older checkpoints: {reason}",
+    "publisher crashed": "The publisher ended with exit code {subject}; its output is in {reason}",
+    "publishing delayed": "Not in the session's folder yet: {reason}",
+    "publishing ended": "Publishing ended early: {reason}",
+    "upload slow": "Google Drive has not uploaded {subject} after {reason}",
+    "uploads pending": "{subject} checkpoints are waiting for upload to Google Drive; older ones are kept until then",
+}
+"""The sentence of each kind of `Note`, with {subject} and {reason}; sorted by room."""
+
+
+def sentence(note: Note) -> str:
+    """Return the sentence of a note."""
+    return SENTENCES[note.kind].format(subject=note.subject, reason=note.reason)
