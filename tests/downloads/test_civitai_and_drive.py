@@ -202,7 +202,7 @@ def test_progress_shows_bytes_a_speed_and_what_is_left(
     plain: Callable[..., object] = terminal.open_bar
     monkeypatch.setattr(terminal, "open_bar", lambda **options: plain(**options, miniters=1, disable=False))
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    with console.bar("model.ckpt", "B") as update:
+    with terminal.bar("model.ckpt", "B") as update:
         fetch(f"{server.url}/model.ckpt", progress=update)
     said = capsys.readouterr().err
     assert "model.ckpt: 100%" in said
