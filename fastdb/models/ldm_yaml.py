@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastdb.models.layouts.layout import Shape
 from fastdb.models.layouts.sd2_sizes import unet_sizes, vae_sizes
-from fastdb.models.layouts.tensor_mapping import Shape
 from fastdb.models.prediction import Prediction
 from fastdb.storage.atomic_write import write_text
 

@@ -15,10 +15,8 @@ from fastdb.errors import ModelError
 from fastdb.formats.reader import TensorFile, open_tensors
 from fastdb.models.inspect import UNKNOWN_V, inspect
 from fastdb.models.layouts.families import layout_of
-from fastdb.models.layouts.layout import AGAIN
+from fastdb.models.layouts.layout import AGAIN, UNET_ROOT, Line, Shape
 from fastdb.models.layouts.sd2_sizes import unet_sizes
-from fastdb.models.layouts.tensor_mapping import Line, Shape
-from fastdb.models.layouts.unet import PART, ROOT
 
 Prediction = Literal["epsilon", "v_prediction"]
 Progress = Callable[[int, int], None]
@@ -106,8 +104,8 @@ def _stored(file: TensorFile) -> dict[Line, str]:
     """
     found = {}
     for line in layout_of("sd2").lines.values():
-        if line.part == PART:
-            names = (line.original, line.original.removeprefix(f"{ROOT}."), line.names[0])
+        if line.part == "unet":
+            names = (line.original, line.original.removeprefix(f"{UNET_ROOT}."), line.names[0])
             name = next((name for name in names if name in file.tensors), None)
             if name is None:
                 what = f"lacks a tensor of the UNet of a Stable Diffusion 2.x, {line.original}"

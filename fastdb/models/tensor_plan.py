@@ -14,8 +14,7 @@ import torch
 from fastdb.errors import ModelError
 from fastdb.formats.reader import TensorFile, open_tensors
 from fastdb.formats.safetensors_writer import Entry
-from fastdb.models.layouts import vae as vae_layout
-from fastdb.models.layouts.layout import Layout, Move, ema_key
+from fastdb.models.layouts.layout import VAE_ROOT, Layout, Move, ema_key
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 LARGEST = {torch.float16: 65504.0}
@@ -134,13 +133,13 @@ def vae_keys(layout: Layout, file: TensorFile, dtype: torch.dtype) -> list[Plann
         ModelError: it is no autoencoder of this family.
     """
     lines = [line for line in layout.lines.values() if line.part == "vae"]
-    plain = {name.removeprefix(f"{vae_layout.ROOT}."): name for name in file.tensors}
+    plain = {name.removeprefix(f"{VAE_ROOT}."): name for name in file.tensors}
     planned = []
     if any(".down_blocks." in name for name in file.tensors):
         names = layout.known("vae", file.tensors)
         stored = {line.original: names.get(line.names[0]) for line in lines}
     else:
-        stored = {line.original: plain.get(line.original.removeprefix(f"{vae_layout.ROOT}.")) for line in lines}
+        stored = {line.original: plain.get(line.original.removeprefix(f"{VAE_ROOT}.")) for line in lines}
     for line in lines:
         name = stored[line.original]
         if name is None:

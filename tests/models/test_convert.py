@@ -170,8 +170,8 @@ NAMED = r"(conv_out|model\.diffusion_model\.out\.2)\.weight"
 @pytest.mark.parametrize(
     ("spoil", "line"),
     [
-        (without(MIDDLE), f"{MIDDLE}: the file lacks 1 tensors of a Stable Diffusion 1.x, among them this"),
-        (lambda t: t.update(more=torch.zeros(1)), "more: Stable Diffusion 1.x does not know this tensor"),
+        (without(MIDDLE), f"{MIDDLE}: missing from the file of Stable Diffusion 1.x"),
+        (lambda t: t.update(more=torch.zeros(1)), "more: unexpected tensor in a file of Stable Diffusion 1.x"),
         (lambda t: t[CONV].fill_(float("nan")), f"{NAMED}: the unet holds NaN or infinite numbers in this tensor"),
         (lambda t: t[CONV].fill_(1e5), f"{NAMED}: the unet holds 1e\\+05 in this tensor, and fp16 ends at 65504"),
     ],

@@ -59,7 +59,7 @@ def test_widths_and_channels_agree_with_each_other_and_with_the_layouts() -> Non
             assert len(blocks) == encoder.layers
     for family in FAMILIES.values():
         if family.name not in LAID_OUT:
-            with pytest.raises(ModelError, match="there is no layout"):
+            with pytest.raises(ModelError, match="unsupported model family"):
                 layout_of(family.name)
 
 

@@ -1,114 +1,221 @@
-"""A family's layout: its table, and a plan for the way from parts to one file and back, made from names and shapes."""
+"""Tensor names and shapes of a model family, and their conversion between two layouts.
+
+The two layouts are one original file (CompVis, Stability AI) and a diffusers folder. Everything works on names and
+shapes; torch is imported only where tensors are joined.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
 from fastdb.errors import ModelError
-from fastdb.models.layouts import clip, vae
-from fastdb.models.layouts.tensor_mapping import Line, Shape
-from fastdb.models.layouts.unet import ROOT as UNET_ROOT
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Shape = tuple[int, ...]
+
+Change = Literal["same", "pointwise", "transposed", "fused"]
+"""Difference besides the name. "pointwise": a matrix that is stored as such, [out, in], or as a 1x1 convolution,
+[out, in, 1, 1]; "transposed": a matrix with rows and columns exchanged; "fused": the original stacks the three tensors
+of query, key and value along the first dimension."""
+
+AGAIN = "Download the model again; the download may be incomplete."
+BROKEN = "Download the model again, or choose a different model."
+
+UNET_ROOT = "model.diffusion_model"
+VAE_ROOT = "first_stage_model"
+"""Prefixes of the UNet's and the autoencoder's keys in an original file."""
 CONV_IN = f"{UNET_ROOT}.input_blocks.0.0.weight"
-AGAIN = "Download the model again; a download may have been cut short."
-CLIP_KEY = re.compile(r"((?:cond_stage_model|conditioner\.embedders\.0)\.transformer\.)(?!text_model\.)")
+
+CLIP_PREFIX = "text_model."
+"""transformers 5 omits it for a text encoder made from a configuration; diffusers rejects an original file without it.
+Both forms are read, the prefixed form is written."""
+POSITION_IDS = f"{CLIP_PREFIX}embeddings.position_ids"
+"""int64, [1, tokens], 0, 1, 2, ...; a buffer in older files."""
+OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""Names in diffusers before 0.17, with the current names."""
+_CLIP_KEY = re.compile(r"((?:cond_stage_model|conditioner\.embedders\.0)\.transformer\.)(?!text_model\.)")
 
 
 def modern_name(part: str, name: str) -> str:
-    """The name that today's diffusers and files from the Hub use for a tensor, given an older or a shorter one."""
+    """Return the name of a tensor in current diffusers, given an older or unprefixed name."""
     if part.startswith("text_encoder"):
-        return clip.modern(name)
-    return vae.modern(name) if part == "vae" else name
-
-
-def modern_key(key: str) -> str:
-    """The key that an original file has for a tensor, given one without `text_model.`, as some converters write it."""
-    return CLIP_KEY.sub(rf"\1{clip.PREFIX}", key)
+        return name if name.startswith((CLIP_PREFIX, "text_projection.")) else CLIP_PREFIX + name
+    if part == "vae" and ".attentions.0." in name:
+        head, tail = name.split(".attentions.0.")
+        layer, _, kind = tail.rpartition(".")
+        return f"{head}.attentions.0.{OLD_VAE_ATTENTION.get(layer, layer)}.{kind}"
+    return name
 
 
 def ema_key(key: str) -> str:
-    """Where an original file keeps the running average of a weight of the UNet: its dots are gone there."""
+    """Return the key of the running average (EMA) of a UNet weight in an original file; it has no inner dots."""
     return "model_ema." + key.removeprefix("model.").replace(".", "")
+
+
+def _modern_key(key: str) -> str:
+    """Return the key of a tensor in an original file; some converters omit `text_model.`."""
+    return _CLIP_KEY.sub(rf"\1{CLIP_PREFIX}", key)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """A tensor of an original file and its counterparts in diffusers."""
+
+    original: str
+    """The full key in an original file."""
+    part: str
+    """The diffusers part: "unet", "vae", "text_encoder" or "text_encoder_2"."""
+    names: tuple[str, ...]
+    """Names in that part in current diffusers: a single name, or those of query, key and value."""
+    change: Change = "same"
+    dims: tuple[int, int] = (2, 2)
+    """Number of dimensions of a pointwise weight, as written to an original file and to diffusers. Both are read."""
+
+    def original_shape(self, *shapes: Shape) -> Shape:
+        """Return the shape in an original file, given the diffusers shapes in the order of `names`.
+
+        Raises:
+            ModelError: the shapes are impossible for this tensor.
+        """
+        if len(shapes) != len(self.names):
+            raise ValueError(f"{self.original} consists of {len(self.names)} tensors, not {len(shapes)}")
+        first = shapes[0]
+        if self.change == "fused":
+            if len(set(shapes)) > 1 or not first:
+                raise self._invalid_shape(", ".join(str(list(shape)) for shape in shapes), "three equal shapes")
+            return (3 * first[0], *first[1:])
+        return self._converted(first, self.dims[0])
+
+    def shapes(self, original: Shape) -> tuple[Shape, ...]:
+        """Return the diffusers shapes, in the order of `names`, given the shape in an original file.
+
+        Raises:
+            ModelError: the shape is impossible for this tensor.
+        """
+        if self.change == "fused":
+            if not original or original[0] % 3:
+                raise self._invalid_shape(str(list(original)), "a row count divisible by three")
+            return ((original[0] // 3, *original[1:]),) * 3
+        return (self._converted(original, self.dims[1]),)
+
+    def join(self, *tensors: Tensor) -> Tensor:
+        """Return the original tensor, made of diffusers tensors in the order of `names`.
+
+        The result is contiguous and may share memory with its source.
+
+        Raises:
+            ModelError: see `original_shape`.
+        """
+        shape = self.original_shape(*(tuple(tensor.shape) for tensor in tensors))
+        if self.change == "fused":
+            import torch
+
+            return torch.cat(tensors)
+        return (tensors[0].t() if self.change == "transposed" else tensors[0]).contiguous().reshape(shape)
+
+    def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """Return the diffusers tensors, in the order of `names`, made of the original tensor.
+
+        The results are contiguous and may share memory with their source.
+
+        Raises:
+            ModelError: see `shapes`.
+        """
+        shapes = self.shapes(tuple(tensor.shape))
+        if self.change == "fused":
+            return tuple(piece.contiguous() for piece in tensor.chunk(3))
+        return ((tensor.t() if self.change == "transposed" else tensor).contiguous().reshape(shapes[0]),)
+
+    def _converted(self, shape: Shape, dims: int) -> Shape:
+        """Return a tensor's shape in the other layout, where a pointwise weight has `dims` dimensions."""
+        if self.change == "transposed":
+            if len(shape) != 2:
+                raise self._invalid_shape(str(list(shape)), "a matrix")
+            return shape[::-1]
+        if self.change == "pointwise":
+            if not 2 <= len(shape) <= 4 or set(shape[2:]) - {1}:
+                raise self._invalid_shape(str(list(shape)), "a matrix or a 1x1 convolution")
+            return shape[:2] + (1,) * (dims - 2)
+        return shape
+
+    def _invalid_shape(self, shape: str, expected: str) -> ModelError:
+        return ModelError(f"invalid shape {shape}, expected {expected}", where=self.original, fix=BROKEN)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Move:
-    """A tensor on its way: the line of the table, where it is read and in which shapes it is written."""
+    """A planned conversion of a tensor, with its source names and its target shapes."""
 
     line: Line
     stored: tuple[str, ...]
-    """The names as the source spells them: on the way to a file those in the part, in the order of `line.names`; on the
-    way to diffusers one key."""
+    """Names as the source spells them: those in the part, in the order of `line.names`, or a single original key."""
     shapes: tuple[Shape, ...]
-    """What is written: one shape for `line.original`, or one for each of `line.names`."""
+    """Shapes to write: a single shape for `line.original`, or a shape for each of `line.names`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What an original file of a family holds, and what of it diffusers has in which part."""
+    """The tensors of a model family in an original file and in the parts of a diffusers folder."""
 
     family: str
     title: str
-    """The family as people call it."""
+    """The family's common name."""
     lines: Mapping[str, Line]
-    """Every key that a file must have, with its line."""
+    """Lines by required key of an original file."""
+    parts: tuple[str, ...]
+    """Parts of the diffusers folder."""
+    by_name: Mapping[tuple[str, str], Line]
+    """Lines by part and name in diffusers."""
     channels: int
-    """Channels that the UNet takes: 4 of a latent, 9 for inpainting."""
+    """Input channels of the UNet: 4 of a latent, 9 for inpainting."""
     position_ids: tuple[str, ...]
-    """Keys of int64 position numbers, [1, tokens], which old readers of files of this family expect."""
+    """Keys of int64 position numbers, [1, tokens], which older programs expect in files of this family."""
     optional: re.Pattern[str]
-    """Whole keys that a file may have beside `lines`."""
-
-    @cached_property
-    def parts(self) -> tuple[str, ...]:
-        """The parts of the diffusers folder."""
-        return tuple(dict.fromkeys(line.part for line in self.lines.values()))
-
-    @cached_property
-    def by_name(self) -> Mapping[tuple[str, str], Line]:
-        """The table by part and name in diffusers."""
-        return {(line.part, name): line for line in self.lines.values() for name in line.names}
+    """Matches further keys that a file may contain."""
 
     def known(self, part: str, names: Iterable[str]) -> dict[str, str]:
-        """Today's name of each tensor of a part -> the name as given; position numbers are left out.
+        """Map the current name of each tensor of a part to the given name, without position numbers.
 
         Raises:
-            ModelError: a name that the family does not have, or two names of the same tensor.
+            ModelError: a name is unknown to the family, or two names belong to the same tensor.
         """
-        found: dict[str, str] = {}
+        given: dict[str, str] = {}
         for name in names:
             modern = modern_name(part, name)
-            if modern == clip.POSITION_IDS:
+            if modern == POSITION_IDS:
                 continue
             if (part, modern) not in self.by_name:
-                what = f"the {part} has a tensor that {self.title} does not know"
-                raise ModelError(what, where=name, fix=f"Give the {part} of a {self.title}.")
-            if modern in found:
-                what = f"the {part} holds this tensor twice, also as {found[modern]}"
-                raise ModelError(what, where=name, fix="Save the model again with one library.")
-            found[modern] = name
-        return found
+                what = f"unexpected tensor in the {part} of {self.title}"
+                raise ModelError(what, where=name, fix=f"Use the {part} of a {self.title} model.")
+            if modern in given:
+                what = f"the {part} contains this tensor twice, also as {given[modern]}"
+                raise ModelError(what, where=name, fix="Save the model again with a single library.")
+            given[modern] = name
+        return given
 
     def to_original(self, parts: Mapping[str, Mapping[str, Shape]]) -> list[Move]:
-        """The plan of a file: every key it must have, in the order of the table, and what it is made of.
+        """Plan an original file, with every required key in the order of the table.
 
         Args:
-            parts: of each part the names, in any generation of diffusers, and shapes.
+            parts: names, of any diffusers version, and shapes by part.
 
         Raises:
-            ModelError: a part or a tensor is missing, unknown, there twice, or has a shape it cannot have.
+            ModelError: a part or a tensor is missing, unknown or duplicate, or has an impossible shape.
         """
         if set(parts) != set(self.parts):
-            what = f"a {self.title} is made of {', '.join(self.parts)}, not of {', '.join(sorted(parts)) or 'nothing'}"
-            raise ModelError(what, where=self.family, fix="Give all parts of one model.")
+            expected, actual = ", ".join(self.parts), ", ".join(sorted(parts)) or "nothing"
+            what = f"{self.title} consists of {expected}, not of {actual}"
+            raise ModelError(what, where=self.family, fix="Provide all parts of one model.")
         names = {part: self.known(part, shapes) for part, shapes in parts.items()}
         missing = [(part, name) for part, name in self.by_name if name not in names[part]]
         if missing:
             part, name = missing[0]
-            raise ModelError(f"the {part} lacks {len(missing)} tensors, among them this", where=name, fix=AGAIN)
+            raise ModelError(f"missing from the {part} ({len(missing)} tensors missing)", where=name, fix=AGAIN)
         moves = []
         for line in self.lines.values():
             stored = tuple(names[line.part][name] for name in line.names)
@@ -118,48 +225,41 @@ class Layout:
         return moves
 
     def to_diffusers(self, file: Mapping[str, Shape]) -> list[Move]:
-        """The plan of a folder: every tensor of every part, in the order of the table, and the key it comes from.
+        """Plan a diffusers folder, with every tensor of every part in the order of the table.
 
         Args:
-            file: the keys of an original file and their shapes; what is optional is left out.
+            file: shapes by key of an original file; optional keys are left out.
 
         Raises:
-            ModelError: a key is missing, unknown (see `unknown`), there twice, or has a shape it cannot have.
+            ModelError: a key is missing, unknown or duplicate, or has an impossible shape.
         """
-        strangers = self.unknown(file)
-        if strangers:
-            what = f"{self.title} does not know this tensor, the first of {len(strangers)}"
-            raise ModelError(what, where=strangers[0], fix=f"Give a file of a {self.title}.")
-        found: dict[str, str] = {}
+        given: dict[str, str] = {}
+        unknown = []
         for key in file:
-            modern = modern_key(key)
-            if modern in found:
-                what = f"the file holds this tensor twice, also as {found[modern]}"
+            modern = _modern_key(key)
+            if modern in given:
+                what = f"the file contains this tensor twice, also as {given[modern]}"
                 raise ModelError(what, where=key, fix="Choose another copy of this model.")
-            found[modern] = key
-        missing = [key for key in self.lines if key not in found]
+            given[modern] = key
+            if modern not in self.lines and not self.optional.fullmatch(modern):
+                unknown.append(key)
+        if unknown:
+            what = f"unexpected tensor in a file of {self.title} ({len(unknown)} unexpected)"
+            raise ModelError(what, where=min(unknown), fix=f"Use a file of {self.title}.")
+        missing = [key for key in self.lines if key not in given]
         if missing:
-            what = f"the file lacks {len(missing)} tensors of a {self.title}, among them this"
+            what = f"missing from the file of {self.title} ({len(missing)} tensors missing)"
             raise ModelError(what, where=missing[0], fix=AGAIN)
         moves = []
         for key, line in self.lines.items():
-            shape = tuple(file[found[key]])
+            shape = tuple(file[given[key]])
             self._check_channels(key, shape)
-            moves.append(Move(line=line, stored=(found[key],), shapes=line.shapes(shape)))
+            moves.append(Move(line=line, stored=(given[key],), shapes=line.shapes(shape)))
         return moves
-
-    def unknown(self, keys: Iterable[str]) -> list[str]:
-        """The keys that a file of this family neither must nor may have, sorted."""
-        modern = {key: modern_key(key) for key in keys}
-        return sorted(key for key, name in modern.items() if name not in self.lines and not self.is_optional(name))
-
-    def is_optional(self, key: str) -> bool:
-        """Whether a file may have this key without having to."""
-        return self.optional.fullmatch(key) is not None
 
     def _check_channels(self, key: str, shape: Shape) -> None:
         if key == CONV_IN and shape[1:2] != (self.channels,):
-            found = shape[1] if len(shape) > 1 else "no"
-            what = f"this UNet takes {found} channels, and that of a {self.title} {self.channels}"
-            kind = "an inpainting model" if found == 9 else "another kind of model"
-            raise ModelError(what, where=key, fix=f"It belongs to {kind}; name the family it is of.")
+            channels = shape[1] if len(shape) > 1 else "no"
+            what = f"the UNet has {channels} input channels, but that of {self.title} has {self.channels}"
+            fix = "Choose the inpainting family." if channels == 9 else "Choose the family of this model."
+            raise ModelError(what, where=key, fix=fix)
