@@ -20,8 +20,7 @@ from fastdb.inference.engine import Engine, Request
 from fastdb.models.loading import load_vae
 from fastdb.models.resolve import resolve_base
 from fastdb.world.draw import SIDE, draw
-from fastdb.world.judge import HEADS, to_tensor
-from fastdb.world.readings import Reading, read, shows, truth
+from fastdb.world.readings import HEADS, Reading, expected_reading, find_subject, read, to_tensor
 from fastdb.world.scene import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, Scene, prompt, random_scene
 from fastdb.world.subjects import SUBJECTS
 
@@ -73,7 +72,7 @@ def show_autoencoder(folder: Path, pictures: list[Image.Image]) -> list[Image.Im
 
 def show_judge(kind: str, scenes: list[Scene], pictures: list[Image.Image]) -> None:
     """Print how often the judge is right."""
-    print(f"judge on {kind}: " + figures(compared([truth(scene) for scene in scenes], read(pictures))))
+    print(f"judge on {kind}: " + figures(compared([expected_reading(scene) for scene in scenes], read(pictures))))
 
 
 def show_subjects(folder: Path, scenes: list[Scene], back: list[Image.Image]) -> None:
@@ -81,7 +80,7 @@ def show_subjects(folder: Path, scenes: list[Scene], back: list[Image.Image]) ->
     for subject in SUBJECTS.values():
         again, _ = round_trips(folder, subject.photos())
         others = [picture for picture, scene in zip(back, scenes, strict=True) if scene.shape == subject.shape]
-        seen, false = (sum(one.present for one in shows(some, subject)) for some in (again, others))
+        seen, false = (sum(one.present for one in find_subject(some, subject)) for some in (again, others))
         print(
             f"subject {subject.name}: found in {seen} of {len(again)} round trips of itself, "
             f"in {false} of {len(others)} of others of its class"

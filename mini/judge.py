@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from training import Crew, Plan, generator, train
 
-from fastdb.world.judge import HEADS, Judge
-from fastdb.world.readings import truth
+from fastdb.world.readings import HEADS, Judge, expected_reading
 
 PLAN = Plan("judge", steps=1200, rate=1.5e-3, ema=0.998, fall=0.7, decay=0.03)
 SCENES = 16_000
@@ -24,7 +23,7 @@ SPOIL = 0.3
 
 def labels_of(seed: int, kind: str, count: int) -> torch.Tensor:
     """Numbers of the right words, int64 (count, heads)."""
-    right = [truth(scene) for scene in data.scenes(seed, kind, count)]
+    right = [expected_reading(scene) for scene in data.scenes(seed, kind, count)]
     return torch.tensor([[words.index(getattr(one, head)) for head, words in HEADS.items()] for one in right])
 
 

@@ -27,7 +27,7 @@ import tokenizer as words
 import vae as autoencoder
 from training import Crew
 
-from fastdb.world.judge import Judge
+from fastdb.world.readings import Judge
 
 SEED = 0
 """Of every lot that is drawn: weights to begin with, pictures, noise."""

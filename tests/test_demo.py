@@ -45,7 +45,7 @@ from fastdb.sessions.session import Session
 from fastdb.storage.manifest import faults
 from fastdb.training.process import Running
 from fastdb.world.draw import draw
-from fastdb.world.scene import BACKGROUNDS, COLOURS, Scene, described
+from fastdb.world.scene import BACKGROUNDS, COLOURS, Scene, parse_prompt
 from fastdb.world.subjects import SUBJECTS
 
 FEWER: dict[str, Any] = {
@@ -347,12 +347,12 @@ def test_what_is_measured_is_what_is_there(capsys: pytest.CaptureFixture[str]) -
 
 def test_what_is_asked_for() -> None:
     """Backgrounds that no photo has, a seed for every picture, groups that the readings know."""
-    contexts = [described(prompt) for prompt in demo.PROMPTS[CONTEXT]]
+    contexts = [parse_prompt(prompt) for prompt in demo.PROMPTS[CONTEXT]]
     assert all(demo.PROMPTS[CONTEXT][n].startswith(f"{demo.PROMPT} on a ") for n in range(4))
     assert not {f"{asked.texture} {asked.background}" for asked in contexts} & set(SUBJECTS["mug"].backgrounds())
     assert all(None not in (asked.shape, asked.background, asked.texture) for asked in contexts)
     for prompt in (*demo.PROMPTS[demo.COLOURED], *demo.PROMPTS[OTHERS]):
-        asked = described(prompt)
+        asked = parse_prompt(prompt)
         assert None not in (asked.shape, asked.colour, asked.background, asked.texture)
         assert (asked.shape == "mug") == (prompt in demo.PROMPTS[demo.COLOURED])
     assert demo.COLOURED == mini_measures.COLOURED

@@ -68,9 +68,9 @@ class Drawn:
         pictures = [one.picture for one in taken]
         found: dict[str, list[float]] = {figure.name: [] for figure in FIGURES}
         lines = []
-        seen = zip(taken, readings.read(pictures), readings.shows(pictures, self._subject), strict=True)
+        seen = zip(taken, readings.read(pictures), readings.find_subject(pictures, self._subject), strict=True)
         for one, reading, alike in seen:
-            asked = scene.described(one.shot.prompt)
+            asked = scene.parse_prompt(one.shot.prompt)
             right = {
                 part: getattr(asked, part) in (None, getattr(reading, part))
                 for part in ("shape", "colour", "background", "texture")

@@ -1,1 +1,1 @@
-"""The drawn world that `mini` was trained on, and the network that reads its images."""
+"""Drawn world of mini's training pictures, and the network that reads its pictures."""

@@ -1,4 +1,4 @@
-"""Painting a scene."""
+"""Pictures of scenes."""
 
 from __future__ import annotations
 
@@ -6,33 +6,32 @@ import math
 
 from PIL import Image, ImageChops, ImageDraw
 
-from fastdb.world.scene import Colour, Decoration, Pose, Scene
-from fastdb.world.shapes import DECORATIONS, FIGURES, Outline
+from fastdb.world.scene import DECORATIONS, FIGURES, Colour, Decoration, Outline, Pose, Scene
 
 SIDE = 64
-"""Of a picture, in pixels."""
+"""Side of a picture in pixels."""
 
-FINE = 4
+OVERSAMPLING = 4
 """Pictures are painted this many times larger, then averaged down."""
 
 TILE = 8
-"""Width of a stripe, in pixels: what one latent sees."""
+"""Width of a stripe in pixels, the area of one latent."""
 
 DARK: Colour = (44, 38, 48)
-"""Of contours, wheels and doors."""
+"""Colour of contours, wheels and doors."""
 
 LIGHT: Colour = (250, 248, 240)
-"""Of windows, sails and eyes."""
+"""Colour of windows, sails and eyes."""
 
 EDGE = 0.028
-"""Width of a contour, as a part of the picture's side."""
+"""Width of a contour as a fraction of the picture's side."""
 
 
 def draw(scene: Scene) -> Image.Image:
-    """The picture of a scene, RGB, `SIDE` pixels square."""
-    side = SIDE * FINE
+    """Draw a scene, RGB, `SIDE` x `SIDE` pixels."""
+    side = SIDE * OVERSAMPLING
     picture = background(scene.background, scene.texture).resize((side, side), Image.Resampling.NEAREST)
-    # White where the object's own colour is seen.
+    # A mask, white where the object's own colour is visible.
     body = Image.new("L", picture.size)
     pen, stencil = ImageDraw.Draw(picture), ImageDraw.Draw(body)
     contours = []
@@ -51,7 +50,7 @@ def draw(scene: Scene) -> Image.Image:
 
 
 def background(colour: Colour, texture: str) -> Image.Image:
-    """A background without an object, RGB, `SIDE` pixels square; `texture` is one of `scene.TEXTURES`."""
+    """Draw a background without an object, RGB, `SIDE` x `SIDE` pixels; `texture` is an element of `TEXTURES`."""
     second = second_tone(colour)
     picture = Image.new("RGB", (SIDE, SIDE), colour)
     pen = ImageDraw.Draw(picture)
@@ -66,29 +65,29 @@ def background(colour: Colour, texture: str) -> Image.Image:
 
 
 def second_tone(colour: Colour) -> Colour:
-    """The colour of a background's stripes, squares or dots: darker than it, or lighter where it is dark."""
-    return tone(colour, 0.84 if sum(colour) > 330 else 1.5)
+    """Return the colour of a background's stripes, squares or dots, darker than a light background and vice versa."""
+    return _tone(colour, 0.84 if sum(colour) > 330 else 1.5)
 
 
-def tone(colour: Colour, share: float) -> Colour:
-    """A colour with its channels multiplied by `share`: below 1 it becomes darker, above 1 lighter."""
+def _tone(colour: Colour, share: float) -> Colour:
+    """Return a colour with its channels multiplied by `share`, at most 255."""
     red, green, blue = (min(255, round(channel * share)) for channel in colour)
     return red, green, blue
 
 
 def rgb(code: str) -> Colour:
-    """The colour that `#rrggbb` says."""
+    """Return the colour of a code `#rrggbb`."""
     red, green, blue = (int(code[at : at + 2], 16) for at in (1, 3, 5))
     return red, green, blue
 
 
 def _contour(pen: ImageDraw.ImageDraw, points: list[tuple[float, float]], colour: Colour | int) -> None:
-    # The first corner comes twice, so that it is rounded as the others are.
-    pen.line([*points, *points[:2]], fill=colour, width=round(EDGE * SIDE * FINE), joint="curve")
+    # The first corner is repeated so that it is rounded like the others.
+    pen.line([*points, *points[:2]], fill=colour, width=round(EDGE * SIDE * OVERSAMPLING), joint="curve")
 
 
 def _decorate(picture: Image.Image, body: Image.Image, decoration: Decoration, pose: Pose) -> None:
-    """Paint the decoration where the body is seen."""
+    """Paint the decoration where the body is visible."""
     mask = Image.new("L", picture.size)
     stencil = ImageDraw.Draw(mask)
     for outline in DECORATIONS[decoration.name]:
@@ -97,8 +96,8 @@ def _decorate(picture: Image.Image, body: Image.Image, decoration: Decoration, p
 
 
 def _placed(outline: Outline, pose: Pose) -> list[tuple[float, float]]:
-    """An outline in pixels of the fine picture."""
-    side, cos, sin = SIDE * FINE, math.cos(pose.tilt), math.sin(pose.tilt)
+    """Return an outline in pixels of the oversampled picture."""
+    side, cos, sin = SIDE * OVERSAMPLING, math.cos(pose.tilt), math.sin(pose.tilt)
     return [
         ((pose.x + pose.size * (cos * x - sin * y)) * side, (pose.y + pose.size * (sin * x + cos * y)) * side)
         for x, y in outline
@@ -106,6 +105,6 @@ def _placed(outline: Outline, pose: Pose) -> list[tuple[float, float]]:
 
 
 def _fill(fill: str, body: Colour) -> Colour:
-    """What a layer is filled with, on an object of this colour."""
-    named = {"body": body, "shade": tone(body, 0.72), "dark": DARK, "light": LIGHT}
+    """Return the fill colour of a layer of an object with this colour."""
+    named = {"body": body, "shade": _tone(body, 0.72), "dark": DARK, "light": LIGHT}
     return named[fill] if fill in named else rgb(fill)

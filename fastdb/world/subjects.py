@@ -1,4 +1,4 @@
-"""Subjects: particular objects of a known class that are in no picture the model was trained on."""
+"""Subjects of the drawn world, absent from all training pictures."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from PIL import Image
 
 from fastdb.world.draw import draw, rgb
-from fastdb.world.scene import BACKGROUNDS, Colour, Pose, Scene
-from fastdb.world.shapes import (
+from fastdb.world.scene import (
+    BACKGROUNDS,
     CAR_BODY,
     CAR_CABIN,
     FISH_BODY,
@@ -19,22 +19,24 @@ from fastdb.world.shapes import (
     MUG_BODY,
     MUG_HANDLE,
     WHEELS,
+    Colour,
     Figure,
     Layer,
+    Pose,
+    Scene,
 )
 
 TEAL, LIME, CORAL, ORANGE, NAVY = "#10a0a0", "#b4dc28", "#f87860", "#f08418", "#202c78"
-"""Colours of subjects: all but the orange have no word in any caption."""
+"""Colours of subjects. No caption has a word for them, except for the orange."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One of a kind.
+    """A particular object.
 
     Attributes:
-        shape: its class.
-        figure: what it looks like.
-        parts: the colours that make it this one, each covering much of it; where they are tells it from others.
+        shape: its class word.
+        parts: the colours that identify it by their places, each covering much of it.
     """
 
     name: str
@@ -43,7 +45,7 @@ class Subject:
     parts: tuple[Colour, ...]
 
     def scene(self, background: str = "white", texture: str = "plain", pose: Pose | None = None) -> Scene:
-        """The subject on a background of the drawn world; there is no word for its colour."""
+        """Return a scene with the subject; its colour name is empty."""
         return Scene(
             shape=self.shape,
             colour_name="",
@@ -56,16 +58,12 @@ class Subject:
         )
 
     def photos(self) -> list[Image.Image]:
-        """The five pictures a person has of it."""
+        """Draw the five instance images."""
         return [draw(self.scene(*place)) for place in PLACES]
 
-    def backgrounds(self) -> list[str]:
-        """What lies behind it in each of them, such as `striped blue`."""
-        return [f"{texture} {background}" for background, texture, _ in PLACES]
-
     def captions(self) -> list[str]:
-        """What a person says of each photo beside the prompt: what is behind the subject."""
-        return [f"on a {place} background" for place in self.backgrounds()]
+        """Return the caption of each photo, such as `on a striped blue background`."""
+        return [f"on a {texture} {background} background" for background, texture, _ in PLACES]
 
 
 PLACES: tuple[tuple[str, str, Pose], ...] = (
@@ -77,10 +75,9 @@ PLACES: tuple[tuple[str, str, Pose], ...] = (
 )
 """Background, texture and pose of the five pictures."""
 
-
 SUBJECTS: dict[str, Subject] = {
-    one.name: one
-    for one in (
+    subject.name: subject
+    for subject in (
         Subject(
             "mug",
             "mug",
@@ -126,4 +123,4 @@ SUBJECTS: dict[str, Subject] = {
         ),
     )
 }
-"""By name. `car` is the one defaults were tuned on; the others only ever judged them."""
+"""Subjects by name. Defaults were tuned on `car` alone; the others only tested them."""

@@ -22,7 +22,7 @@ from fastdb.evaluation.mini_measures import COLOURED, Drawn, drawn_protocol
 from fastdb.evaluation.prompts import Protocol, Words
 from fastdb.sessions.session import Session
 from fastdb.world.draw import draw
-from fastdb.world.scene import BACKGROUNDS, COLOURS, described, random_scene
+from fastdb.world.scene import BACKGROUNDS, COLOURS, parse_prompt, random_scene
 from fastdb.world.subjects import SUBJECTS, Subject
 
 MUG = SUBJECTS["mug"]
@@ -35,7 +35,7 @@ def prompts(protocol: Protocol) -> dict[str, tuple[str, ...]]:
 
 def ideal(prompt: str, seed: int) -> Image.Image:
     """What a prompt asks for, drawn; what it leaves open is drawn by lot."""
-    asked, scene = described(prompt), random_scene(random.Random(seed))
+    asked, scene = parse_prompt(prompt), random_scene(random.Random(seed))
     colour, background = asked.colour or scene.colour_name, asked.background or scene.background_name
     assert asked.shape is not None
     return draw(
@@ -52,7 +52,7 @@ def ideal(prompt: str, seed: int) -> Image.Image:
 
 def subject_on(prompt: str, subject: Subject) -> Image.Image:
     """The subject on the background a prompt asks for."""
-    asked = described(prompt)
+    asked = parse_prompt(prompt)
     return draw(subject.scene(asked.background or "white", asked.texture or "plain"))
 
 
@@ -125,7 +125,7 @@ def test_what_is_kept_of_the_others_is_a_part_of_the_bases() -> None:
 def test_the_prompts_ask_for_what_they_should(name: str) -> None:
     subject = SUBJECTS[name]
     protocol = drawn_protocol(Words((f"a photo of sks {subject.shape}",), "sks", subject.shape), subject, 4)
-    found = {group: [described(prompt) for prompt in said] for group, said in prompts(protocol).items()}
+    found = {group: [parse_prompt(prompt) for prompt in said] for group, said in prompts(protocol).items()}
     assert {group: len(set(said)) for group, said in found.items()} == {
         "subject": 1,
         "context": 16,

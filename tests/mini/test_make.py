@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from fastdb.models import loading
 from fastdb.models.diffusers_folder import weight_file
-from fastdb.world.judge import Judge
+from fastdb.world.readings import Judge
 from tests.mini.small import REPOSITORY
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from fastdb.world.draw import draw
-from fastdb.world.judge import HEADS
-from fastdb.world.scene import described
+from fastdb.world.readings import HEADS
+from fastdb.world.scene import parse_prompt
 
 
 @pytest.mark.parametrize("kind", ["new_vae", "new_unet"])
@@ -63,7 +63,7 @@ def test_captions_say_more_or_less_of_a_scene_and_nothing_wrong(recipe: SimpleNa
     numbers, blank, colour, place, texture = random.Random(0), 0, 0, 0, 0
     scenes = recipe.data.scenes(0, "told", 600)
     for scene in scenes:
-        asked = described(text := recipe.denoiser.told(scene, numbers))
+        asked = parse_prompt(text := recipe.denoiser.told(scene, numbers))
         assert asked.colour in (None, scene.colour_name)
         assert asked.background in (None, scene.background_name)
         assert asked.texture in (None, scene.texture)

@@ -6,7 +6,7 @@ import pytest
 
 from fastdb.config import Config
 from fastdb.models.mini_settings import drawn_prompts, recommended
-from fastdb.world.scene import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, described, prompt
+from fastdb.world.scene import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, parse_prompt, prompt
 
 
 def test_other_models_have_none() -> None:
@@ -23,7 +23,7 @@ def test_they_are_settings() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_prompts_hold_the_class_and_all_others(shape: str) -> None:
     prompts = drawn_prompts(shape)
-    asked = [described(text) for text in prompts]
+    asked = [parse_prompt(text) for text in prompts]
     assert len(prompts) == 64
     for text, one in zip(prompts, asked, strict=True):
         assert one.shape is not None
@@ -40,12 +40,12 @@ def test_prompts_hold_the_class_and_all_others(shape: str) -> None:
 
 
 def test_a_class_of_another_world_is_held_beside_this_one() -> None:
-    asked = [described(text).shape for text in drawn_prompts("teapot")]
+    asked = [parse_prompt(text).shape for text in drawn_prompts("teapot")]
     assert drawn_prompts("teapot").count("a photo of a teapot") == 16
     assert set(asked) == {None, *SHAPES}
 
 
 def test_without_a_class_word_all_classes_are_held() -> None:
-    asked = [described(text) for text in drawn_prompts("")]
+    asked = [parse_prompt(text) for text in drawn_prompts("")]
     assert {one.shape for one in asked} == set(SHAPES)
     assert all(one.colour and one.background and one.texture for one in asked)

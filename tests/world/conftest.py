@@ -1,4 +1,4 @@
-"""Pictures of the drawn world that no training has seen, as drawn and after mini's autoencoder."""
+"""Pictures that are in no training data, as drawn and after the autoencoder of mini."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def pictures(scenes: list[Scene]) -> list[Image.Image]:
 
 @pytest.fixture(scope="package")
 def round_trip(mini: Path) -> Callable[[list[Image.Image]], list[Image.Image]]:
-    """What mini's autoencoder gives back."""
+    """Encode and decode pictures with the autoencoder of mini."""
     torch = pytest.importorskip("torch")
     loading = pytest.importorskip("fastdb.models.loading")
-    from fastdb.world.judge import to_tensor
+    from fastdb.world.readings import to_tensor
 
     vae: Any = loading.load_vae(mini)
 
@@ -39,6 +39,6 @@ def round_trip(mini: Path) -> Callable[[list[Image.Image]], list[Image.Image]]:
         with torch.no_grad():
             seen = [vae.decode(vae.encode(group).latent_dist.mean).sample for group in to_tensor(some).split(25)]
         pixels = ((torch.cat(seen).clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
-        return [Image.fromarray(one.numpy()) for one in pixels]
+        return [Image.fromarray(array.numpy()) for array in pixels]
 
     return there_and_back

@@ -1,4 +1,4 @@
-"""Pictures hold what scenes say: each class its own outline, textures of two tones, decorations on the body alone."""
+"""Pictures of scenes: outlines of classes, textures of two tones, decorations on the body."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from fastdb.world.draw import SIDE, TILE, background, draw, rgb, second_tone, tone
-from fastdb.world.scene import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, Decoration, Pose, Scene
-from fastdb.world.shapes import DECORATIONS
+from fastdb.world.draw import SIDE, TILE, _tone, background, draw, rgb, second_tone
+from fastdb.world.scene import BACKGROUNDS, COLOURS, DECORATIONS, SHAPES, TEXTURES, Decoration, Pose, Scene
 
 TILTED = Pose(0.35, 0.54, 0.47, 0.15)
 
 
 def plain(shape: str, pose: Pose = Pose(), **changes: object) -> Scene:  # noqa: B008
-    one = Scene(shape, "red", "white", "plain", COLOURS["red"], BACKGROUNDS["white"], pose)
-    return replace(one, **changes)  # type: ignore[arg-type]
+    scene = Scene(shape, "red", "white", "plain", COLOURS["red"], BACKGROUNDS["white"], pose)
+    return replace(scene, **changes)  # type: ignore[arg-type]
 
 
 def pixels(scene: Scene) -> np.ndarray:
@@ -25,7 +24,7 @@ def pixels(scene: Scene) -> np.ndarray:
 
 
 def differ(first: Scene, second: Scene, least: int = 0) -> np.ndarray:
-    """Where two pictures differ by more than `least` in some channel."""
+    """Return a mask of the pixels that differ by more than `least` in some channel."""
     seen: np.ndarray = (abs(pixels(first) - pixels(second)) > least).any(-1)
     return seen
 
@@ -38,7 +37,7 @@ def test_a_picture_is_a_function_of_its_scene(scenes: list[Scene]) -> None:
 
 
 @pytest.mark.parametrize("pose", [Pose(), TILTED])
-def test_every_class_is_drawn_unlike_all_others(pose: Pose) -> None:
+def test_classes_differ_in_every_pose(pose: Pose) -> None:
     alike = {
         pair: int(differ(plain(pair[0], pose), plain(pair[1], pose), 60).sum()) for pair in combinations(SHAPES, 2)
     }
@@ -53,7 +52,7 @@ def test_an_object_has_its_colour_and_stands_on_its_background() -> None:
         assert tuple(seen[0, 0]) == BACKGROUNDS["white"]
 
 
-def test_an_object_goes_where_its_pose_says() -> None:
+def test_an_object_follows_its_pose() -> None:
     def seen(pose: Pose) -> np.ndarray:
         found: np.ndarray = (pixels(plain("ball", pose)) != BACKGROUNDS["white"]).any(-1)
         return found
@@ -97,7 +96,7 @@ def test_textures_are_laid_in_tiles() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_decorations_are_seen_on_the_body_alone(shape: str) -> None:
+def test_decorations_are_visible_on_the_body_alone(shape: str) -> None:
     for pose in (Pose(), TILTED):
         bare = plain(shape, pose)
         # What changes with the object's colour is its body.
@@ -109,7 +108,7 @@ def test_decorations_are_seen_on_the_body_alone(shape: str) -> None:
             assert 20 <= worn.sum() < body.sum(), name
 
 
-def test_tones_stay_colours() -> None:
-    assert tone((100, 200, 250), 0.5) == (50, 100, 125)
-    assert tone((100, 200, 250), 1.5) == (150, 255, 255)
+def test_tones_stay_in_range() -> None:
+    assert _tone((100, 200, 250), 0.5) == (50, 100, 125)
+    assert _tone((100, 200, 250), 1.5) == (150, 255, 255)
     assert rgb("#10a0ff") == (16, 160, 255)

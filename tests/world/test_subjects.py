@@ -1,4 +1,4 @@
-"""Subjects are one of a kind: neither their colours nor their figures are in a training picture."""
+"""Subjects, whose colours and figures are in no training picture."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from fastdb.world.draw import DARK, LIGHT, SIDE, draw, rgb
-from fastdb.world.scene import BACKGROUNDS, COLOURS, TEXTURES, Colour, described, prompt, random_pose
-from fastdb.world.shapes import FIGURES
+from fastdb.world.scene import BACKGROUNDS, COLOURS, FIGURES, TEXTURES, Colour, parse_prompt, prompt, random_pose
 from fastdb.world.subjects import PLACES, SUBJECTS, Subject
 
 PALETTE = [*COLOURS.values(), *BACKGROUNDS.values(), DARK, LIGHT]
@@ -19,7 +18,7 @@ def apart(first: Colour, second: Colour) -> float:
     return math.dist(first, second)
 
 
-def test_there_are_four_of_four_classes() -> None:
+def test_four_subjects_have_four_classes() -> None:
     assert list(SUBJECTS) == ["mug", "fish", "house", "car"]
     for name, subject in SUBJECTS.items():
         assert name == subject.name
@@ -28,7 +27,7 @@ def test_there_are_four_of_four_classes() -> None:
 
 
 @pytest.mark.parametrize("subject", SUBJECTS.values(), ids=list(SUBJECTS))
-def test_its_colours_are_in_no_training_picture(subject: Subject) -> None:
+def test_a_subjects_colours_are_in_no_training_picture(subject: Subject) -> None:
     """Scenes paint within 10 a channel, 17.4 in all, of a colour with a name."""
     assert len(subject.parts) == 2
     assert apart(*subject.parts) > 100
@@ -40,16 +39,16 @@ def test_its_colours_are_in_no_training_picture(subject: Subject) -> None:
 
 
 @pytest.mark.parametrize("subject", SUBJECTS.values(), ids=list(SUBJECTS))
-def test_its_figure_is_not_that_of_its_class(subject: Subject) -> None:
+def test_a_subjects_figure_differs_from_its_class(subject: Subject) -> None:
     ordinary = FIGURES[subject.shape]
     colours = {layer.outline: layer.fill for layer in subject.figure}
     assert colours != {layer.outline: layer.fill for layer in ordinary}
-    # Yet most of its outline is: it is of its class.
+    # Its class is still recognisable: some outlines are the same.
     assert {layer.outline for layer in ordinary} & set(colours)
 
 
 @pytest.mark.parametrize("subject", SUBJECTS.values(), ids=list(SUBJECTS))
-def test_each_part_covers_much_of_it(subject: Subject) -> None:
+def test_each_part_covers_much_of_a_photo(subject: Subject) -> None:
     for photo in subject.photos():
         seen = np.asarray(photo, np.float64).reshape(-1, 3)
         for part in subject.parts:
@@ -57,30 +56,26 @@ def test_each_part_covers_much_of_it(subject: Subject) -> None:
 
 
 @pytest.mark.parametrize("subject", SUBJECTS.values(), ids=list(SUBJECTS))
-def test_there_are_five_photos_of_it(subject: Subject) -> None:
+def test_a_subject_has_five_photos(subject: Subject) -> None:
     photos = subject.photos()
     assert [(photo.mode, photo.size) for photo in photos] == [("RGB", (SIDE, SIDE))] * 5
     assert len({photo.tobytes() for photo in photos}) == 5
     assert [photo.tobytes() for photo in photos] == [draw(subject.scene(*place)).tobytes() for place in PLACES]
-    for place, (background, texture, _) in zip(subject.backgrounds(), PLACES, strict=True):
-        asked = described(f"{prompt('sks ' + subject.shape)} on a {place} background")
+    for caption, (background, texture, _) in zip(subject.captions(), PLACES, strict=True):
+        asked = parse_prompt(f"{prompt('sks ' + subject.shape)} {caption}")
         assert (asked.shape, asked.background, asked.texture) == (subject.shape, background, texture)
 
 
-def test_a_person_says_what_is_behind_it_in_each_photo() -> None:
-    captions = SUBJECTS["mug"].captions()
-    assert captions[1] == "on a striped blue background"
-    for caption, (background, texture, _) in zip(captions, PLACES, strict=True):
-        asked = described(f"{prompt('sks mug')} {caption}")
-        assert (asked.background, asked.texture) == (background, texture)
+def test_captions_name_the_background_of_each_photo() -> None:
+    assert SUBJECTS["mug"].captions()[1] == "on a striped blue background"
 
 
-def test_photos_are_taken_as_training_pictures_are() -> None:
+def test_photos_have_poses_of_training_pictures() -> None:
     assert len({background for background, _, _ in PLACES}) == 5
     assert {texture for _, texture, _ in PLACES} == set(TEXTURES)
 
     class Ends:
-        """Lots that always fall on one end."""
+        """Random numbers that are always at an end of their range."""
 
         def __init__(self, high: bool) -> None:
             self.high = high
