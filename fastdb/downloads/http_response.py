@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from fastdb.errors import ModelError
+from fastdb.storage.safe_names import reserved_on_windows
 
 if TYPE_CHECKING:
     import httpx
@@ -22,7 +23,6 @@ AGAIN = (408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524)
 FALLBACK = "model"
 """What a file is called when nobody has a name for it."""
 
-_WINDOWS = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _LONGEST = 160
 """Bytes of a file name, so that what is put around it while writing fits into 255."""
 
@@ -119,4 +119,4 @@ def safe_name(said: str) -> str:
     while len(name.encode("utf-8", "ignore")) > _LONGEST:
         stem = stem[:-1] if stem else ""
         name = f"{stem}{dot}{suffix[:20]}" if stem else name[: _LONGEST // 4]
-    return f"_{name}" if _WINDOWS.fullmatch(name) else name
+    return f"_{name}" if reserved_on_windows(name) else name

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,12 +24,12 @@ from fastdb.sessions.session_yaml import (
     read_record,
     write_record,
 )
-from fastdb.storage.atomic_write import explained, flush, make_folder
-from fastdb.storage.safe_names import litter
+from fastdb.storage.atomic_write import explained, make_folder
+from fastdb.storage.safe_names import is_system_file, reserved_on_windows
+from fastdb.storage.staged_folder import staged_folder
 
 NAME = re.compile(r"[^\W_][\w.-]{0,62}")
 
-_WINDOWS = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _LONGEST = 200
 """Bytes of UTF-8, so that `<name>.safetensors` and what is put around it while writing fit into 255."""
 
@@ -72,21 +70,12 @@ class Session:
         )
         make_folder(folder)
         with explained(path):
-            beside = folder / f".{name}.{uuid.uuid4().hex[:8]}"
-            beside.mkdir()
             try:
-                lay_out(beside)
-                write_record(beside, record)
-                beside.rename(path)
-            except OSError as error:
-                shutil.rmtree(beside, ignore_errors=True)
-                if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-                    raise _exists(path) from error
-                raise
-            except BaseException:
-                shutil.rmtree(beside, ignore_errors=True)
-                raise
-            flush(folder)
+                with staged_folder(path, folder / f".{name}.{uuid.uuid4().hex[:8]}") as staged:
+                    lay_out(staged)
+                    write_record(staged, record)
+            except FileExistsError as error:
+                raise _exists(path) from error
         return cls(path, record)
 
     @classmethod
@@ -105,8 +94,10 @@ class Session:
                     "there is no such folder", where=path, fix="Check the spelling, or mount the disk it lies on."
                 )
             if not (path.is_dir() and (path.is_absolute() or os.sep in str(name))):
-                check_name(str(name))
                 path = sessions_root(root) / str(name)
+                # Earlier versions made sessions with names such as com¹, which Windows reserves.
+                if not (NAME.fullmatch(str(name)) and path.is_dir()):
+                    check_name(str(name))
             if not path.is_dir():
                 raise _not_found(str(name), sessions_root(root))
         path = path.absolute()
@@ -268,7 +259,7 @@ def near_name(name: str) -> str:
     if _usable(name):
         return name
     plain = re.sub(r"[^\w-]+", "_", name).strip("_-")[:63]
-    return plain if _usable(plain) else ""
+    return next((near for near in (plain, f"{plain}_") if _usable(near)), "")
 
 
 def check_free(name: str, root: Path | str | None = None) -> Path:
@@ -287,8 +278,7 @@ def check_free(name: str, root: Path | str | None = None) -> Path:
 
 def _usable(name: str) -> bool:
     short = len(name.encode("utf-8", "replace")) <= _LONGEST
-    fits = bool(NAME.fullmatch(name)) and not litter(name)
-    return fits and short and not name.endswith(".") and not _WINDOWS.fullmatch(name)
+    return bool(NAME.fullmatch(name)) and short and not is_system_file(name) and not reserved_on_windows(name)
 
 
 def template() -> Path:

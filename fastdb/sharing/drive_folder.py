@@ -12,7 +12,7 @@ from fastdb.downloads.download import Progress, download
 from fastdb.downloads.source import DriveFile
 from fastdb.errors import SessionError
 from fastdb.storage.atomic_write import make_folder
-from fastdb.storage.safe_names import MOST_FILES, double, inside_a_file, litter, name_fault, shown
+from fastdb.storage.safe_names import MOST_FILES, double, inside_a_file, is_system_file, name_fault, shown
 
 FIX = "Zip the folder on Drive's page, download that, and adopt the zip; or mount Drive and give the folder's path."
 
@@ -53,7 +53,7 @@ def fetch_folder(number: str, target: Path, progress: Progress) -> str:
     if len(listed) > MOST_FILES:
         raise SessionError(f"holds more than {MOST_FILES} files", where=where, fix=FIX)
     for done, (file, path) in enumerate(listed, start=1):
-        if not litter(path):
+        if not is_system_file(path):
             make_folder((target / path).parent)
             # Beside the folder: the name that counts is the one in the list.
             came = download(remote_of(DriveFile(file)), target.with_name(f"{target.name}.coming"))

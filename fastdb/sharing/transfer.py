@@ -3,12 +3,10 @@ whole under its new name or not at all."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import re
-import shutil
 import stat
 import time
 import uuid
@@ -23,7 +21,8 @@ from fastdb.sessions.session import check_free, near_name
 from fastdb.sharing.untrusted_zip import BLOCK, opened
 from fastdb.storage.atomic_write import explained, flush, make_folder, writing
 from fastdb.storage.manifest import FORMAT, MANIFEST, faults
-from fastdb.storage.safe_names import MOST_FILES, double, litter, name_fault, shown
+from fastdb.storage.safe_names import MOST_FILES, double, is_system_file, name_fault, shown
+from fastdb.storage.staged_folder import staged_folder
 
 HEAVY = ("checkpoints", "class_images", "logs")
 """Folders of a session's state: training goes on from them, and can make them again."""
@@ -62,7 +61,7 @@ def files_of(folder: Path, *, state: bool = True, exports: bool = True) -> tuple
             for name in sorted([*names, *folders]):
                 path = Path(place, name)
                 relative = path.relative_to(folder).as_posix()
-                if litter(relative) or is_lease_file(relative) or stat.S_ISDIR(mode := path.lstat().st_mode):
+                if is_system_file(relative) or is_lease_file(relative) or stat.S_ISDIR(mode := path.lstat().st_mode):
                     continue
                 if not stat.S_ISREG(mode):
                     said.append(f"left out: {shown(relative)} is a link or no plain file")
@@ -213,22 +212,14 @@ def staged(name: str, root: Path | str | None) -> Iterator[tuple[Path, Path]]:
     except SessionExists as error:
         raise _taken(name, root) from error
     make_folder(path.parent)
-    beside = path.parent / f".{name}.{uuid.uuid4().hex[:8]}"
-    with explained(path):
-        beside.mkdir()
-        try:
-            yield beside, path
-            _flush_all(beside)
-            beside.rename(path)
-        except OSError as error:
-            shutil.rmtree(beside, ignore_errors=True)
-            if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-                raise _taken(name, root) from error
-            raise
-        except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
-            raise
-        flush(path.parent)
+    try:
+        with staged_folder(path, path.parent / f".{name}.{uuid.uuid4().hex[:8]}") as hidden:
+            yield hidden, path
+            for file in hidden.rglob("*"):
+                flush(file)
+            flush(hidden)
+    except FileExistsError as error:
+        raise _taken(name, root) from error
 
 
 def rests(root: Path, older: float = A_DAY) -> list[Path]:
@@ -260,12 +251,6 @@ def _touched(folder: Path) -> float:
     for place, folders, names in os.walk(folder):
         times += [Path(place, name).lstat().st_mtime for name in (*folders, *names)]
     return max(times)
-
-
-def _flush_all(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        flush(path)
-    flush(folder)
 
 
 def _taken(name: str, root: Path | str | None) -> SessionExists:

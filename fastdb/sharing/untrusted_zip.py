@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from fastdb.errors import SessionError, StorageError
 from fastdb.storage.atomic_write import explained
-from fastdb.storage.safe_names import MOST_FILES, double, inside_a_file, litter, name_fault, shown
+from fastdb.storage.safe_names import MOST_FILES, double, inside_a_file, is_system_file, name_fault, shown
 
 LARGEST_DIRECTORY = 8 << 20
 MOST_BYTES = 64 << 30
@@ -193,7 +193,7 @@ def _members(path: Path, infos: Sequence[zipfile.ZipInfo], end: int) -> list[Mem
         reached, before = info.header_offset + _LOCAL.size + len(info.orig_filename) + info.compress_size, _name(info)
     if reached > end:
         raise _refused(path, before, "goes on behind the archive's end")
-    return [member for member in members if not litter(member.name)]
+    return [member for member in members if not is_system_file(member.name)]
 
 
 def _fault(info: zipfile.ZipInfo, name: str) -> str:

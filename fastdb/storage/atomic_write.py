@@ -1,4 +1,4 @@
-"""Write beside, flush, rename: a reader finds the old file or the new one, never half of one."""
+"""Atomic writes by writing a temporary file, flushing and renaming it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from fastdb.errors import StorageError
 
 TEMPORARY = ".part"
-"""Ending of a file that is being written; one that lies about is the rest of a dead process."""
+"""Suffix of files that are being written."""
 
 _UNFIT = (errno.ENAMETOOLONG, errno.EISDIR, errno.ELOOP, errno.EFBIG, errno.EBUSY)
 
@@ -100,10 +100,15 @@ def writing(path: Path) -> Iterator[Path]:
         ) from error
 
 
+def is_temporary(name: str) -> bool:
+    """Return whether a file of this name is one that `writing` makes; a killed process leaves it behind."""
+    return name.startswith(".") and name.endswith(TEMPORARY)
+
+
 def unfinished(path: Path) -> list[Path]:
-    """What processes left beside `path` that were killed in `writing` it; for whoever knows that none is at it now."""
-    beside = (one for one in path.parent.iterdir() if one.name.startswith(f".{path.name}."))
-    return [one for one in beside if one.name.endswith(TEMPORARY)]
+    """Return the temporary files of `path` that killed processes left; only valid while nobody is writing it."""
+    names = (name for name in os.listdir(path.parent) if name.startswith(f".{path.name}."))
+    return [path.with_name(name) for name in names if is_temporary(name)]
 
 
 def flush(path: Path) -> None:

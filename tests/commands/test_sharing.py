@@ -224,7 +224,9 @@ def test_names_taken_are_told_apart_by_what_was_asked(session: Session, tmp_path
 def test_a_file_that_other_disks_refuse_is_named(session: Session, tmp_path: Path) -> None:
     (session.captions / "what?.txt").write_text("x")
     for attempt in (lambda: sharing.share(session, tmp_path / "a.zip"), lambda: sharing.adopt(session.path, "b")):
-        with pytest.raises(SessionError, match=r"its file 'captions/what\?.txt' has a name that Windows or Drive"):
+        with pytest.raises(
+            SessionError, match=r"its file 'captions/what\?.txt' has a name that Windows or Google Drive"
+        ):
             attempt()
     (session.captions / "what?.txt").rename(session.captions / "SKS CÄT (2).txt")
     with pytest.raises(SessionError, match="is there twice, if upper and lower case are the same"):

@@ -136,7 +136,10 @@ def test_a_shared_folder_becomes_a_session(drive: Drive, sessions_folder: Path) 
 @pytest.mark.parametrize(
     ("tree", "said"),
     [
-        ({"session.yaml": YAML, "captions": {"a*.txt": b"1"}}, r"'captions/a*.txt' has a name that Windows or Drive"),
+        (
+            {"session.yaml": YAML, "captions": {"a*.txt": b"1"}},
+            r"'captions/a*.txt' has a name that Windows or Google Drive",
+        ),
         ({"session.yaml": YAML, "captions": {"a.txt": b"1", "A.txt": b"2"}}, "'captions/A.txt' is there twice"),
         ({"session.yaml": YAML, "x": {"a": b"1"}, "X": b"2"}, "there twice"),
         ({"captions": {"a.txt": b"1"}}, "holds no session"),

@@ -12,7 +12,7 @@ SAME = [
     "a: null\nb: ~\nc:\nd: ''", "a: yes\nb: No\nc: true\nd: 'true'\ne: \"no\"",
     "a: 2026-11-20\nb: 2026-11-20T10:00:00Z",
     "a: |\n  lines\n  kept\nb: >\n  lines\n  folded\n", "a: 'it''s'\nb: \"\\u00e9\\n\"", "- a\n- - b\n  - c\n- d: e",
-    "# comment\na: b # more\n", "a: 1\na: 2\n", "1: a\ntrue: b\nnull: c", "c: +1", "---\na: b\n...\n",
+    "# comment\na: b # more\n", "2: a\ntrue: b\nnull: c", "c: +1", "---\na: b\n...\n",
 ]  # fmt: skip
 
 
@@ -28,6 +28,7 @@ def test_it_is_as_the_usual_reader_has_it(text: str) -> None:
         ("a: !!python/object:os.system x", 1),
         ("a: !!set {b}", 1),
         ("a: b\n? [c]\n: d", 2),
+        ("a: 1\na: 2\n", 2),
         ("a: 1\n--- \nb: 2", 2),
         ("a:\n" + "[" * 30 + "]" * 30, 2),
         ("[" * 100_000, 1),
