@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fastdb.errors import StorageError
 from fastdb.storage.staged_folder import next_aside, staged_folder
 
 
@@ -22,7 +23,7 @@ def test_a_staged_folder_appears_whole(tmp_path: Path) -> None:
 
 
 def test_after_an_error_no_folder_is_left(tmp_path: Path) -> None:
-    with pytest.raises(IsADirectoryError), staged_folder(tmp_path / "cup", tmp_path / ".cup") as staged:
+    with pytest.raises(StorageError), staged_folder(tmp_path / "cup", tmp_path / ".cup") as staged:
         staged.read_bytes()
     assert os.listdir(tmp_path) == []
 
