@@ -40,7 +40,7 @@ def export(
     from fastdb.checkpoints.export_parts import export_metadata, export_parts
     from fastdb.models.export import export_model
     from fastdb.models.resolve import ensure_base
-    from fastdb.sessions.file_hashes import note
+    from fastdb.sessions.file_hashes import record_files
 
     session = open_session(session, root)
     with console.bar("base model", "B") as update:
@@ -60,9 +60,9 @@ def export(
 
             check_render(parts, target, base.folder, prompt=session.config.captions.instance_prompt)
         made.append(target)
-        note(session.path, {target: done.sha256})
+        record_files(session.path, {target: done.sha256})
         if render:
-            note(session.path, list(session.path.glob("*.render.png")))
+            record_files(session.path, list(session.path.glob("*.render.png")))
     return made
 
 
@@ -95,7 +95,7 @@ def generate(
     from fastdb.inference.pictures import save_pictures
     from fastdb.inference.source import open_source
     from fastdb.runtime.device import release_memory
-    from fastdb.sessions.file_hashes import note
+    from fastdb.sessions.file_hashes import record_files
     from fastdb.sessions.session_yaml import FILE
     from fastdb.storage.atomic_write import make_folder
 
@@ -114,7 +114,7 @@ def generate(
     for path in paths:
         console.say(str(path))
     if (folder.parent / FILE).is_file():
-        note(folder.parent, paths)
+        record_files(folder.parent, paths)
     return paths
 
 
@@ -148,7 +148,7 @@ def evaluate(
     session = open_session(session, root)
     hush_libraries()
     from fastdb.evaluation.evaluate import Wanted, evaluate_session
-    from fastdb.sessions.file_hashes import note
+    from fastdb.sessions.file_hashes import record_files
 
     report = evaluate_session(
         session,
@@ -162,7 +162,7 @@ def evaluate(
         ),
     )
     folder = session.path / "evaluation"
-    note(session.path, [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")])
+    record_files(session.path, [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")])
     return report
 
 

@@ -124,7 +124,7 @@ def add_images(session: SessionLike, photos: Sequence[str | Path], root: str | P
     from fastdb.images.contact_sheet import save_sheet
     from fastdb.images.intake import add_photos
     from fastdb.images.review import review_sheet
-    from fastdb.sessions.file_hashes import note
+    from fastdb.sessions.file_hashes import record_files
     from fastdb.training.process import find
 
     session = open_session(session, root)
@@ -149,7 +149,7 @@ def add_images(session: SessionLike, photos: Sequence[str | Path], root: str | P
     if intake.added:
         save_sheet(review_sheet(session.name, intake.added), sheet)
         console.say(f"look at the crops: {sheet}")
-        note(session.path, [*_files_of(session, [added.name for added in intake.added]), sheet])
+        record_files(session.path, [*_files_of(session, [added.name for added in intake.added]), sheet])
     if intake.refused:
         for refused in intake.refused:
             console.say(f"not added: {refused.source}: {refused.reason}")
@@ -207,7 +207,7 @@ def show(session: SessionLike, root: str | Path | None = None) -> Session:
     if alone := _alone(session):
         facts.append(("not published", f"{', '.join(alone)}: on this machine alone; fastdb publish {session.name}"))
     facts += [("passed over", line.replace(" is passed over", "")) for line in leftovers(session)]
-    facts += [("changed", line) for line in changes(session.path, quick=True)]
+    facts += [("changed", console.sentence(note)) for note in changes(session.path, quick=True)]
     if used := in_use(session.path):
         facts.insert(1, ("trained now", used))
     if waiting := _waiting(session):
@@ -236,7 +236,7 @@ def check(
     """
     session = open_session(session, root)
     if accept:
-        file_hashes.accept(session.path)
+        file_hashes.accept_changes(session.path)
         console.say(f"taken for right: the files of {session.name} as they are now")
     there = [*complete(session.checkpoints), *_set_aside(session)]
     remarks = _remarks(session)
@@ -248,7 +248,7 @@ def check(
             done = min(done + size, total)
             update(done, total)
 
-        wrong = file_hashes.changes(session.path, quick=quick, progress=more)
+        wrong = [console.sentence(note) for note in file_hashes.changes(session.path, quick=quick, progress=more)]
         wrong += [line for path in file_hashes.unlisted(session.path) if (line := _unlisted(session, path))]
         for checkpoint in there:
             if clause := wrong_with(checkpoint, quick=quick, needs=needed(checkpoint.stage)):

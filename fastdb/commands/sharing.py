@@ -22,7 +22,7 @@ from fastdb.config import Config
 from fastdb.errors import ImageError, SessionBusy, SessionError, StorageError
 from fastdb.reporting import format_bytes
 from fastdb.runtime.paths import cache_folder, expanded
-from fastdb.sessions.file_hashes import begin, changes
+from fastdb.sessions.file_hashes import changes, record_files
 from fastdb.sessions.session import Session, check_name, lay_out, near_name, now
 from fastdb.sessions.session_yaml import BaseModelRecord, Record, new_lineage, read_record, write_record
 from fastdb.sharing.incoming import Found, locate, locate_in, read_come, settle, without_history
@@ -156,7 +156,7 @@ def duplicate(
         settle(beside, name, None, session.path)
         if not checkpoints:
             without_history(Session(beside, read_record(beside)))
-        begin(beside)
+        record_files(beside, lock=False)
     console.say(f"new session: {path}")
     if not checkpoints:
         _say_left(session)
@@ -224,7 +224,7 @@ def _adopt_archive(path: Path, name: str | None, base: str | Path | None, root: 
                 if not check_manifest(beside, path):
                     console.say("it has no manifest: that it is what was shared cannot be told")
                 settle(beside, name, known, path, (found.name,))
-            begin(beside)
+            record_files(beside, lock=False)
     return Session(final, read_record(final))
 
 
@@ -256,7 +256,7 @@ def _adopt_folder(
                 copy_files(folder, whole, beside, update)
             check_manifest(beside, where)
             settle(beside, name, known, where, (found.name, called))
-        begin(beside)
+        record_files(beside, lock=False)
     return Session(final, read_record(final))
 
 
@@ -377,8 +377,8 @@ def _check_still(folder: Path, called: str, state: bool) -> None:
 
 def _say_changed(folder: Path) -> None:
     """Tell what will be copied as it is, though it is not as it came."""
-    for line in changes(folder):
-        console.say(f"warning: {line}")
+    for note in changes(folder):
+        console.say(f"warning: {console.sentence(note)}")
 
 
 def _say_left(session: Session) -> None:

@@ -96,7 +96,7 @@ def free(session: SessionLike, what: Sequence[str], *, confirm: Confirm, root: s
         SessionBusy: it is being trained, or has changed while the question was open.
         StorageError: something cannot be removed; what went before it is gone.
     """
-    from fastdb.sessions.file_hashes import forget
+    from fastdb.sessions.file_hashes import forget_files
     from fastdb.training.lock import training_lock
 
     session = open_session(session, root)
@@ -125,7 +125,7 @@ def free(session: SessionLike, what: Sequence[str], *, confirm: Confirm, root: s
         mapped = mapped_files()
         for cost in going:
             _take(cost, mapped)
-        forget(session.path, [cost.path for cost in going])
+        forget_files(session.path, [cost.path for cost in going])
     console.say(f"removed {format_bytes(total)}")
     for line in disks([session.path]):
         console.say(line)

@@ -16,6 +16,12 @@ SENTENCES: dict[str, str] = {
     "publishing ended": "Publishing ended early: {reason}",
     "upload slow": "Google Drive has not uploaded {subject} after {reason}",
     "uploads pending": "{subject} checkpoints are waiting for upload to Google Drive; older ones are kept until then",
+    # sessions
+    "file changed": "{subject} was edited or damaged since it was added: {reason}",
+    "file list damaged": "{subject}, the list of the session's files, was edited or damaged",
+    "file missing": "{subject} is missing",
+    "file unreadable": "{subject} cannot be read: {reason}",
+    "session.yaml changed": "{subject} was edited or damaged since it was written",
 }
 """The sentence of each kind of `Note`, with {subject} and {reason}; sorted by room."""
 

@@ -1,6 +1,6 @@
-"""Sizes and hashes of a session's files, as they were when they came or were made: what has changed since is told.
+"""Sizes and checksums of a session's files, to detect edits and damage.
 
-People may edit captions and pictures, so that is no refusal. Checkpoints have manifests of their own.
+People may edit captions and pictures, so a change is reported and never refused. Checkpoints have manifests of their own.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from fastdb.reporting import Note
 from fastdb.runtime.paths import work_folder
 from fastdb.sessions.session_yaml import FILE
 from fastdb.storage.atomic_write import explained, make_folder, write_text
@@ -26,26 +27,18 @@ FILES = ".files.json"
 FORMAT = 1
 LARGEST = 1 << 24
 """Bytes of the list; that of 20,000 files has a fifth of it."""
-BROUGHT = ("originals", "instance_images", "captions", "class_images")
-"""Folders of what training is made from: that something of it is gone is told too."""
-_KEPT = (*BROUGHT, "samples", "logs", "evaluation", "generated")
+INPUTS = ("originals", "instance_images", "captions", "class_images")
+"""Folders of the training data; a file missing from them is reported too."""
+_HASHED = (*INPUTS, "samples", "logs", "evaluation", "generated")
 _SMALL = 1 << 26
-"""Bytes of a file beside the folders that is hashed unasked; exported models are told when they are made."""
+"""Bytes up to which other files are hashed unasked. Exported models are larger; their checksums come from the export."""
 
-Progress = Callable[[int], None]
-"""Called with the bytes that were read."""
-
-
-@dataclass(frozen=True)
-class Known:
-    """The list of a session's files: (bytes, SHA-256) by relative path; `fault` says why it cannot be read."""
-
-    files: Mapping[str, tuple[int, str]]
-    fault: str = ""
+Entry = tuple[int, str]
+"""Bytes and SHA-256 of a file."""
 
 
-def known(folder: Path) -> Known:
-    """The list of a session's folder.
+def known_files(folder: Path) -> dict[str, Entry] | None:
+    """Return the listed files by relative path, none if there is no list yet, or None for a damaged list.
 
     Raises:
         StorageError: the disk does not answer.
@@ -54,106 +47,103 @@ def known(folder: Path) -> Known:
     try:
         with explained(path):
             if path.stat().st_size > LARGEST:
-                return Known({}, f"{FILES} is too large to be read")
+                return None
             text = path.read_text(encoding="utf-8")
         record: dict[str, Any] = json.loads(text)
         digest = record.pop("sha256")
         files = {str(name): (int(size), str(sha)) for name, (size, sha) in record["files"].items()}
     except FileNotFoundError:
-        return Known({})
+        return {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return Known({}, f"{FILES}, the list of its files, was changed by hand or damaged")
-    if digest != _digest(record) or record.get("format") != FORMAT or any(map(name_fault, files)):
-        return Known({}, f"{FILES}, the list of its files, was changed by hand or damaged")
-    return Known(files)
+        return None
+    intact = digest == _digest(record) and record.get("format") == FORMAT and not any(map(name_fault, files))
+    return files if intact else None
 
 
-def note(folder: Path, made: Mapping[Path, str] | Collection[Path] = ()) -> None:
-    """Take into the list every file that is not in it, and anew those that were `made`, which may come with their
-    SHA-256. Those that people may remove, and that are gone, leave it.
+def record_files(folder: Path, made: Mapping[Path, str] | Collection[Path] = (), *, lock: bool = True) -> None:
+    """Add every unlisted file to the list of a session's folder, and update the files that were `made`.
 
-    Raises:
-        StorageError: a file cannot be read, or the list cannot be written.
-    """
-    lock = work_folder(folder)
-    make_folder(lock)
-    with FileLock(lock / "files.lock"):
-        list_ = known(folder)
-        if not list_.fault:
-            _write(folder, _taken_in(folder, list_.files, made))
+    Files outside `INPUTS` that are gone leave the list. A damaged list is left as it is.
 
-
-def begin(folder: Path) -> None:
-    """Write the list of a session's folder that nobody else knows of yet.
+    Args:
+        made: new or changed files, with their SHA-256 where it is known.
+        lock: set to False only for a folder that no other process knows yet.
 
     Raises:
         StorageError: a file cannot be read, or the list cannot be written.
     """
-    _write(folder, _taken_in(folder, {}, ()))
+    if lock:
+        make_folder(work_folder(folder))
+    with FileLock(work_folder(folder) / "files.lock") if lock else nullcontext():
+        listed = known_files(folder)
+        if listed is not None:
+            _write(folder, _updated(folder, listed, made))
 
 
-def accept(folder: Path) -> None:
-    """Take the present state of all files for right.
+def accept_changes(folder: Path) -> None:
+    """Replace the list by the present state of all files, `session.yaml` among them.
 
     Raises:
         StorageError: a file cannot be read, or the list cannot be written.
     """
-    _write(folder, _taken_in(folder, {}, list(_files(folder))))
+    _write(folder, _updated(folder, {}, list(_files(folder))))
     with explained(folder):
         path = folder / FILE
         write_text(path, sealed(path.read_text(encoding="utf-8")))
 
 
-def forget(folder: Path, gone: Collection[Path]) -> None:
-    """Take files out of the list that were removed because their owner said so.
+def forget_files(folder: Path, removed: Collection[Path]) -> None:
+    """Take files off the list that were removed on their owner's request.
 
     Raises:
         StorageError: the list cannot be written.
     """
-    list_ = known(folder)
-    names = {path.relative_to(folder).as_posix() for path in gone}
-    left = {name: entry for name, entry in list_.files.items() if name not in names}
-    if len(left) < len(list_.files):
-        _write(folder, left)
+    listed = known_files(folder) or {}
+    names = {path.relative_to(folder).as_posix() for path in removed}
+    if names & listed.keys():
+        _write(folder, {name: entry for name, entry in listed.items() if name not in names})
 
 
 def changes(
-    folder: Path, *, within: Collection[str] = (), quick: bool = False, progress: Progress | None = None
-) -> list[str]:
-    """A line for each file that is not as it is in the list: changed by hand, damaged, or gone.
+    folder: Path,
+    *,
+    within: Collection[str] = (),
+    quick: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> list[Note]:
+    """Return a note for each file that was edited, damaged or removed since it was listed.
 
     Args:
-        within: only in these folders of the session; else everywhere.
-        quick: look at sizes only.
+        within: compare only these folders and files of the session; all if empty.
+        quick: compare sizes only.
+        progress: called with the bytes of each file.
 
     Raises:
         StorageError: the disk does not answer.
     """
-    list_, said = known(folder), []
-    if list_.fault and not within:
-        said.append(list_.fault)
-    if not within and yaml_changed(folder):
-        said.append(f"{FILE} was edited by hand or damaged since it was written")
-    for name, entry in sorted(list_.files.items()):
-        if within and name.split("/")[0] not in within:
-            continue
-        if clause := _change(folder, name, entry, quick, progress):
-            said.append(f"{shown(name)} {clause}")
-    return said
+    listed = known_files(folder)
+    notes = [Note("file list damaged", FILES)] if listed is None and not within else []
+    if (not within or FILE in within) and yaml_changed(folder):
+        notes.append(Note("session.yaml changed", FILE))
+    for name, entry in sorted((listed or {}).items()):
+        if not within or name.split("/")[0] in within:
+            note = _change(folder, name, entry, quick, progress)
+            notes += [note] if note else []
+    return notes
 
 
 def unlisted(folder: Path) -> list[Path]:
-    """The files of a session, checkpoints aside, that are not in its list: put there by hand, or made meanwhile.
+    """Return the files of a session that are not in its list, checkpoints aside.
 
     Raises:
         StorageError: a folder cannot be read.
     """
-    there = known(folder).files
-    return [path for path in _files(folder) if path.relative_to(folder).as_posix() not in there]
+    listed = known_files(folder) or {}
+    return [path for path in _files(folder) if path.relative_to(folder).as_posix() not in listed]
 
 
 def yaml_changed(folder: Path) -> bool:
-    """Whether `session.yaml` is not as it was written: edited by hand, as people may, or damaged.
+    """Return whether `session.yaml` was edited or damaged since it was written.
 
     Raises:
         StorageError: it cannot be read.
@@ -163,41 +153,43 @@ def yaml_changed(folder: Path) -> bool:
         return path.is_file() and is_broken(path.read_bytes().decode("utf-8", "replace"))
 
 
-def _change(folder: Path, name: str, entry: tuple[int, str], quick: bool, progress: Progress | None) -> str:
-    path, since = folder / name, "was changed by hand or damaged since it came"
+def _change(folder: Path, name: str, entry: Entry, quick: bool, progress: Callable[[int], None] | None) -> Note | None:
+    path = folder / name
     try:
         with explained(path):
             size = path.stat().st_size
             if progress is not None:
                 progress(size)
             if size != entry[0]:
-                return f"{since}: {size} bytes instead of {entry[0]}"
-            return since if not quick and sha256(path) != entry[1] else ""
+                return Note("file changed", shown(name), f"it has {size} bytes instead of {entry[0]}")
+            if not quick and sha256(path) != entry[1]:
+                return Note("file changed", shown(name), "its checksum differs")
     except (FileNotFoundError, NotADirectoryError):
-        return "is gone" if name.split("/")[0] in BROUGHT else ""
+        return Note("file missing", shown(name)) if name.split("/")[0] in INPUTS else None
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
+        return Note("file unreadable", shown(name), str(error.strerror))
+    return None
 
 
-def _taken_in(
-    folder: Path, before: Mapping[str, tuple[int, str]], made: Mapping[Path, str] | Collection[Path]
-) -> dict[str, tuple[int, str]]:
+def _updated(
+    folder: Path, listed: Mapping[str, Entry], made: Mapping[Path, str] | Collection[Path]
+) -> dict[str, Entry]:
     hashes = dict(made) if isinstance(made, Mapping) else {}
     new = {path.relative_to(folder).as_posix() for path in made}
     files = {}
     with explained(folder):
-        there = {path.relative_to(folder).as_posix(): path for path in (*_files(folder), *made)}
-        for name, path in there.items():
-            if name in before and name not in new:
-                files[name] = before[name]
-            elif name in new or path.stat().st_size <= _SMALL or name.split("/")[0] in _KEPT:
+        paths = {path.relative_to(folder).as_posix(): path for path in (*_files(folder), *made)}
+        for name, path in paths.items():
+            if name in listed and name not in new:
+                files[name] = listed[name]
+            elif name in new or path.stat().st_size <= _SMALL or name.split("/")[0] in _HASHED:
                 files[name] = (path.stat().st_size, hashes.get(path) or sha256(path))
-    gone = {name: entry for name, entry in before.items() if name not in files and name.split("/")[0] in BROUGHT}
-    return {name: entry for name, entry in sorted({**files, **gone}.items()) if not name_fault(name)}
+    missing = {name: entry for name, entry in listed.items() if name not in files and name.split("/")[0] in INPUTS}
+    return {name: entry for name, entry in sorted({**files, **missing}.items()) if not name_fault(name)}
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """The files of a session that the list is of: not hidden, no checkpoints, no record of the session itself."""
+    """Yield the files that the list covers, which are neither hidden nor checkpoints nor `session.yaml`."""
     with explained(folder):
         for place, folders, names in os.walk(folder):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -210,10 +202,10 @@ def _files(folder: Path) -> Iterator[Path]:
                     yield path
 
 
-def _write(folder: Path, files: Mapping[str, tuple[int, str]]) -> None:
+def _write(folder: Path, files: Mapping[str, Entry]) -> None:
     record: dict[str, Any] = {"format": FORMAT, "files": {name: list(entry) for name, entry in files.items()}}
-    lines = json.dumps({**record, "sha256": _digest(record)}, ensure_ascii=False, indent=0)
-    write_text(folder / FILES, lines + "\n")
+    text = json.dumps({**record, "sha256": _digest(record)}, ensure_ascii=False, indent=0)
+    write_text(folder / FILES, text + "\n")
 
 
 def _digest(record: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from fastdb.errors import FastDBError, SessionBusy
 from fastdb.runtime.library_logging import hush_libraries
 from fastdb.sessions.events import EventLog
-from fastdb.sessions.file_hashes import note
+from fastdb.sessions.file_hashes import record_files
 from fastdb.sessions.lease import Guard, held
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import write_text
@@ -93,7 +93,7 @@ def _keep(log: EventLog, folder: Path, end: dict[str, Any], lease: Guard) -> Non
         write_text(folder / "logs" / log.path.name, text)
         said = [json.loads(line) for line in text.splitlines()]
         samples = [Path(event["path"]) for event in said if event["event"] == "sample"]
-        note(folder, [path for path in samples if path.is_file()])
+        record_files(folder, [path for path in samples if path.is_file()])
     except (FastDBError, OSError) as error:
         log.emit("warning", message=f"the log of this run stays on this machine only, at {log.path}: {error}")
 

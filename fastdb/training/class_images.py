@@ -14,7 +14,7 @@ from fastdb.images.captions import read_caption
 from fastdb.images.photos import own_photos_in, photos_in
 from fastdb.inference.engine import Engine, Request
 from fastdb.inference.pictures import parameters, png
-from fastdb.sessions.file_hashes import forget, note
+from fastdb.sessions.file_hashes import forget_files, record_files
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import explained, make_folder, write_bytes
 from fastdb.training.randomness import generator
@@ -87,7 +87,7 @@ def _make(
                 write_bytes(_path(session.class_images, number), png(picture, parameters(request, request.seed)))
                 done += 1
                 progress(done, len(numbers))
-    note(session.path, [_path(session.class_images, number) for number in numbers])
+    record_files(session.path, [_path(session.class_images, number) for number in numbers])
 
 
 def group_size(resolution: int) -> int:
@@ -147,5 +147,5 @@ def _set_foreign_aside(session: Session, folder: Path) -> list[str]:
         aside.mkdir()
         for path in foreign:
             path.rename(aside / path.name)
-    forget(session.path, foreign)
+    forget_files(session.path, foreign)
     return [f"class images of another prompt or other settings were moved to {aside.name}: {len(foreign)}"]

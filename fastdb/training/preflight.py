@@ -11,7 +11,7 @@ from fastdb.checkpoints.progress import STAGES, is_joint, steps_of
 from fastdb.errors import CheckpointError, TrainingError
 from fastdb.images.intake import InstanceImage, instance_images_of
 from fastdb.models.diffusers_folder import BaseModel
-from fastdb.sessions.file_hashes import changes, yaml_changed
+from fastdb.sessions.file_hashes import changes
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import FILE
 from fastdb.storage.atomic_write import explained, write_bytes
@@ -77,9 +77,9 @@ def check_goes_on(session: Session, images: Sequence[InstanceImage], from_step: 
 
 def _changed(session: Session) -> list[str]:
     """What of that which training is made from is not as it came: changed by hand, as people may, or damaged."""
-    said = [f"{FILE} was edited by hand or damaged since it was written"] if yaml_changed(session.path) else []
-    said += changes(session.path, within=[session.instance_images.name, session.captions.name])
-    return said + changes(session.path, within=[session.class_images.name], quick=True)
+    notes = changes(session.path, within=[FILE, session.instance_images.name, session.captions.name])
+    notes += changes(session.path, within=[session.class_images.name], quick=True)
+    return [console.sentence(note) for note in notes]
 
 
 def instances(session: Session) -> list[InstanceImage]:

@@ -74,8 +74,8 @@ class Trainer:
             return "stopped"
         if prior and stands.last is None:
             # From the first checkpoint on the recipe holds their hashes.
-            for line in changes(session.path, within=[session.class_images.name]):
-                self.emit("warning", message=line)
+            for note in changes(session.path, within=[session.class_images.name]):
+                self.emit("note", kind=note.kind, subject=note.subject, reason=note.reason)
         recipe = make_recipe(session, prepared.images, prior)
         check_recipes(stands.checkpoints.values(), recipe, session.name)
         session = session.with_run_begun(plan.begins)

@@ -15,7 +15,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from fastdb.errors import SessionError
 from fastdb.sessions.events import read_events
-from fastdb.sessions.file_hashes import FILES, known
+from fastdb.sessions.file_hashes import FILES, known_files
 from fastdb.sessions.session import Session, check_name
 from fastdb.training.process import find
 from tests.notebooks.kernel import fill, kernel, opened, pictures, text
@@ -57,7 +57,7 @@ def test_the_first_hour_and_the_next_evening(home, photos):
     assert "pet (unet step 6)" in text(cells["generate"]), "the pictures come from all that was trained"
 
     # Another kernel, as after a restart or on another day; and every cell twice.
-    before, listed = contents(session), known(session.path).files
+    before, listed = contents(session), known_files(session.path) or {}
     with kernel(notebook, home) as second:
         second.run("set-up", "drive")
         assert "1 session in" in text(cells["drive"])
@@ -70,7 +70,7 @@ def test_the_first_hour_and_the_next_evening(home, photos):
     after = contents(session)
     changed = {name for name in before | after if before.get(name) != after.get(name)}
     assert {name for name in changed if not name.startswith("logs/")} <= {FILES}
-    newly = set(known(session.path).files.items()) - set(listed.items())
+    newly = set((known_files(session.path) or {}).items()) - set(listed.items())
     assert {name for name, _ in newly if not name.startswith("logs/")} == set()
     assert [run.outcome for run in Session.open("pet").record.runs] == ["finished"]
 

@@ -149,7 +149,7 @@ def test_what_was_changed_before_training_is_told_and_is_no_refusal(
         Image.open(path).rotate(90).save(path)
     capsys.readouterr()
     assert training.train(session) == "finished"
-    line = f"'{folder}/{path.name}' was changed by hand or damaged since it came"
+    line = f"'{folder}/{path.name}' was edited or damaged since it was added"
     assert line in capsys.readouterr().out
     with pytest.raises(FastDBError, match="1 of its files is not as they were"):
         sessions.check(session)
@@ -184,7 +184,7 @@ def test_a_flipped_session_yaml_is_told_or_refused(
         except FastDBError:
             refused += 1
         else:
-            assert "session.yaml was edited by hand or damaged" in capsys.readouterr().out, place
+            assert "session.yaml was edited or damaged" in capsys.readouterr().out, place
             told += 1
     assert min(refused, told) > 3
 
@@ -198,4 +198,4 @@ def test_a_share_of_damaged_files_says_so(
     path = next(iter(session.originals.glob("*.png")))
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     sharing.share(session, tmp_path / "a.zip")
-    assert f"warning: 'originals/{path.name}' was changed by hand or damaged" in capsys.readouterr().out
+    assert f"warning: 'originals/{path.name}' was edited or damaged" in capsys.readouterr().out
