@@ -1,6 +1,6 @@
 """Sizes and checksums of a session's files, to detect edits and damage.
 
-People may edit captions and pictures, so a change is reported and never refused. Checkpoints have manifests of their own.
+People may edit captions and pictures, so a change is reported and never refused. Checkpoints have their own manifests.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ INPUTS = ("originals", "instance_images", "captions", "class_images")
 """Folders of the training data; a file missing from them is reported too."""
 _HASHED = (*INPUTS, "samples", "logs", "evaluation", "generated")
 _SMALL = 1 << 26
-"""Bytes up to which other files are hashed unasked. Exported models are larger; their checksums come from the export."""
+"""Bytes up to which other files are hashed unasked. Exported models are larger and come with checksums."""
 
 Entry = tuple[int, str]
 """Bytes and SHA-256 of a file."""
