@@ -1,8 +1,8 @@
-"""Asking the UNet of a Stable Diffusion 2.x at full size what it predicts: seconds and peak memory.
+"""Measure a probe of the UNet of a full-size Stable Diffusion 2.x, in seconds and peak memory.
 
     python benchmarks/ask_unet.py FOLDER
 
-FOLDER needs 2 GB: a file of random weights in fp16 is made there once. A process of its own, one thread.
+FOLDER needs 2 GB for a file of random weights in fp16, which is written once. Each row is a process with one thread.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from fastdb.models.layouts.families import layout_of
 from fastdb.models.layouts.sd2_sizes import UNetSizes
 from fastdb.reporting import format_bytes
 
-ASK = """
+PROBE = """
 import sys
 from pathlib import Path
-from fastdb.models.prediction import ask_unet
-ask_unet(Path(sys.argv[1]))
+from fastdb.models.prediction import probe_unet
+probe_unet(Path(sys.argv[1]))
 """
 NOTHING = "import diffusers; from diffusers import UNet2DConditionModel; import fastdb.models.prediction"
 
 
 def build(file: Path) -> Path:
-    """The UNet of SD 2.x with random weights, in its original names."""
+    """Write the UNet of SD 2.x with random weights, in its original names, once."""
     if not file.exists():
         torch.manual_seed(0)
         sizes = UNetSizes(takes=4, gives=4, widths=(320, 640, 1280, 1280), context=1024)
@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     file = build(parser.parse_args().folder / "unet.safetensors")
-    rows = [("imports alone", *measured("-c", NOTHING)), ("asked", *measured("-c", ASK, file))]
+    rows = [("imports alone", *measured("-c", NOTHING)), ("probe", *measured("-c", PROBE, file))]
     console.say(f"{sys.version.split()[0]}, torch {torch.__version__}, {format_bytes(file.stat().st_size)}")
     console.table(("what", "CPU s", "peak RSS, GB"), [(name, f"{cpu:.1f}", f"{peak:.2f}") for name, cpu, peak in rows])
 

@@ -1,9 +1,9 @@
-"""Importing one original file at full size as live modules: CPU seconds, and peak memory beside the weights' own size.
+"""Measure the loading of an original file at full size as modules, in CPU seconds and peak memory.
 
     python benchmarks/import_full_size.py FOLDER
 
-FOLDER needs about 11 GB. Builds SD 1.5 with random weights there once, and two files of it. Each row is a process of
-its own on one thread; its peak resident memory counts what is mapped from files too.
+FOLDER needs about 11 GB for SD 1.5 with random weights and two files of it, which are written once. Each row is a
+process with one thread; its peak resident memory includes mapped files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from export_full_size import measured
 from full_size import build
 
 from fastdb import console
-from fastdb.models.convert import Precision, convert
+from fastdb.models.convert import convert
+from fastdb.models.export import Precision
 from fastdb.models.layouts.families import layout_of
 
 START = """
@@ -25,12 +26,12 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel
 from fastdb.models.diffusers_folder import read_config
-from fastdb.models.load_single_file import import_original
+from fastdb.models.loading import load_single_file
 """
 OURS = """
 file, folder, dtype = Path(sys.argv[1]), Path(sys.argv[2]), getattr(torch, sys.argv[3])
 configs = {part: read_config(folder / part / "config.json") for part in ("unet", "vae", "text_encoder")}
-parts = import_original(file, configs, dtype=dtype)
+parts = load_single_file(file, configs, dtype=dtype)
 """
 THEIRS = """
 file, folder, dtype = Path(sys.argv[1]), Path(sys.argv[2]), getattr(torch, sys.argv[3])
@@ -58,14 +59,14 @@ def main() -> None:
     for name, code in (("ours", OURS), ("from_single_file", THEIRS)):
         for precision, dtype in (("fp32", "float32"), ("fp16", "float16"), ("fp16", "float32")):
             cpu, peak = measured("-c", START + code, files[precision], model, dtype)
-            held = count * BYTES[dtype] / 1e9
-            what = f"{name}, {files[precision].name} to {dtype}"
-            rows.append((what, f"{cpu:.1f}", f"{peak:.2f}", f"{peak - held:.2f}", f"{peak - held - alone:.2f}"))
+            size = count * BYTES[dtype] / 1e9
+            row = f"{name}, {files[precision].name} to {dtype}"
+            rows.append((row, f"{cpu:.1f}", f"{peak:.2f}", f"{peak - size:.2f}", f"{peak - size - alone:.2f}"))
     console.table(("what", "CPU s", "peak RSS, GB", "over the weights", "and over the imports"), rows)
 
 
 def weights(folder: Path) -> int:
-    """How many numbers a part has."""
+    """Return the number of weights of a part."""
     from fastdb.formats.reader import open_tensors
 
     return sum(info.elements for info in open_tensors(next(folder.glob("*.safetensors"))).tensors.values())

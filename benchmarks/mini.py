@@ -17,7 +17,7 @@ from PIL import Image
 
 from fastdb.images.contact_sheet import Cell, Row, contact_sheet, save_sheet
 from fastdb.inference.engine import Engine, Request
-from fastdb.models.loading import load_vae
+from fastdb.models.loading import load_part
 from fastdb.models.resolve import resolve_base
 from fastdb.world.draw import SIDE, draw
 from fastdb.world.readings import HEADS, Reading, expected_reading, find_subject, read, to_tensor
@@ -130,7 +130,7 @@ def generate(engine: Engine, texts: list[str], steps: int, guidance: float) -> l
 @torch.no_grad()
 def round_trips(folder: Path, pictures: list[Image.Image]) -> tuple[list[Image.Image], float]:
     """What the autoencoder gives back, and the mean over pictures of 10 log10(1 / mean squared error) in dB."""
-    vae, back, quality = load_vae(folder), [], []
+    vae, back, quality = load_part(folder, "vae"), [], []
     for some in to_tensor(pictures).split(50):
         decoded = vae.decode(vae.encode(some).latent_dist.mean).sample.clamp(-1, 1)
         quality.append(-10 * torch.log10(((decoded - some) / 2).square().mean(dim=(1, 2, 3))))

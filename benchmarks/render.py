@@ -1,4 +1,4 @@
-"""How far pictures are apart when weights are rounded: mini with its weights moved a little, and files made of it.
+"""Measure the difference of pictures by rounded weights, on mini with slightly changed weights.
 
 python benchmarks/render.py FOLDER
 """
@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from fastdb import console
 from fastdb.inference import compare
-from fastdb.models.convert import Precision, convert
+from fastdb.models.convert import convert
+from fastdb.models.export import Precision
 from fastdb.models.resolve import resolve_base
 
 PROMPTS = (compare.PROMPT, "a photo of a blue mug", "a green house on a yellow background", "fish")
@@ -35,7 +36,9 @@ def main() -> None:
     for kind in KINDS:
         result = convert(source, folder / f"{kind}.ckpt", dtype=kind).path
         found = [compare.check_render(source, result, mini, prompt=prompt) for prompt in PROMPTS]
-        rows.append((kind, str(max(one.most for one in found)), f"{max(one.mean for one in found):.2f}"))
+        rows.append(
+            (kind, str(max(compared.most for compared in found)), f"{max(compared.mean for compared in found):.2f}")
+        )
     console.table(("precision", "largest difference of 255", "largest mean"), rows)
 
 

@@ -34,11 +34,10 @@ from fastdb.evaluation.measures import Taken
 from fastdb.evaluation.prompts import CLASS, CONTEXT, OTHERS, SUBJECT
 from fastdb.formats.reader import open_tensors
 from fastdb.images.photos import photos_in, read_photo
-from fastdb.models.export import check_described
+from fastdb.models.export import _check_described, plan_from_parts
 from fastdb.models.layouts.families import layout_of
 from fastdb.models.mini_settings import recommended
 from fastdb.models.resolve import ensure_base
-from fastdb.models.tensor_plan import from_parts, opened
 from fastdb.runtime.paths import work_folder
 from fastdb.sessions.events import read_events
 from fastdb.sessions.session import Session
@@ -203,11 +202,13 @@ def test_the_trainer_was_really_killed_and_went_on(shown: Shown) -> None:
 def test_both_exports_are_there_and_verify(shown: Shown) -> None:
     parts, stands = export_parts(shown.session, ensure_base(shown.session))
     assert stands == "text_encoder 4/4, unet 20/20"
-    files = sessions.exports_of(shown.session)
-    assert [path.name for path in files] == ["demo.ckpt", "demo.safetensors"]
-    plan = from_parts(layout_of("sd1"), opened(parts), torch.float16)
-    for path in files:
-        assert len(check_described(path, plan).tensors) == 1131
+    exports = sessions.exports_of(shown.session)
+    assert [path.name for path in exports] == ["demo.ckpt", "demo.safetensors"]
+    files = {part: open_tensors(file) for part, file in parts.items()}
+    plan = plan_from_parts(layout_of("sd1"), files, torch.float16)
+    assert len(plan) == 1131
+    for path in exports:
+        _check_described(path, plan)
         exported = open_tensors(path)
         assert all(torch.equal(exported.read(one.entry.name), one.tensor()) for one in plan)
 

@@ -25,18 +25,16 @@ def inspect(file: str | Path, *, probe: bool = False) -> Inspection:
         ModelError: it cannot be read.
         StorageError: the disk fails, or reading is forbidden.
     """
-    from fastdb.models.inspect import UNKNOWN_V
+    from fastdb.commands.inspection_rows import inspection_rows
     from fastdb.models.inspect import inspect as inspect_model
+    from fastdb.models.inspect import prediction_of
     from fastdb.runtime.paths import expanded
 
     found = inspect_model(expanded(file))
-    if probe and found.prediction == UNKNOWN_V:
-        from fastdb.models.prediction import ask_unet
-
+    if probe and found.prediction is not None and not found.prediction.kind:
         with console.bar("probe", "tensor") as update:
-            kind, reason = ask_unet(found.path, update)
-        found = replace(found, prediction=f"{'v' if kind == 'v_prediction' else kind}, {reason}")
-    console.table(("", found.path.name), found.rows())
+            found = replace(found, prediction=prediction_of(found, update))
+    console.table(("", found.path.name), inspection_rows(found))
     return found
 
 
@@ -74,9 +72,9 @@ def convert(
 
     wanted = expanded(target).absolute()
     if render:
-        from fastdb.inference.compare import check_render, configurations
+        from fastdb.inference.compare import check_render, render_folder
 
-        folder = configurations(expanded(source).absolute(), like=place(like), vae=place(vae), prediction=prediction)
+        folder = render_folder(expanded(source).absolute(), like=place(like), vae=place(vae), prediction=prediction)
     with console.bar(wanted.name, "tensor") as update:
         done = converted(
             expanded(source).absolute(),
@@ -92,5 +90,5 @@ def convert(
     if done.config:
         console.say(f"keep {done.config} beside it: it says what the UNet predicts")
     if render:
-        check_render(expanded(source).absolute(), done.path, folder, averaged=ema)
+        check_render(expanded(source).absolute(), done.path, folder, averaged=ema, report=console.ConsoleReport())
     return done.path

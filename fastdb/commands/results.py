@@ -58,7 +58,13 @@ def export(
         if render:
             from fastdb.inference.compare import check_render
 
-            check_render(parts, target, base.folder, prompt=session.config.captions.instance_prompt)
+            check_render(
+                parts,
+                target,
+                base.folder,
+                prompt=session.config.captions.instance_prompt,
+                report=console.ConsoleReport(),
+            )
         made.append(target)
         record_files(session.path, {target: done.sha256})
         if render:

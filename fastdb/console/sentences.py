@@ -16,6 +16,8 @@ SENTENCES: dict[str, str] = {
     "publishing ended": "Publishing ended early: {reason}",
     "upload slow": "Google Drive has not uploaded {subject} after {reason}",
     "uploads pending": "{subject} checkpoints are waiting for upload to Google Drive; older ones are kept until then",
+    # inference
+    "render verified": "{subject} generates the picture of its source: {reason}",
     # sessions
     "file changed": "{subject} was edited or damaged since it was added: {reason}",
     "file list damaged": "{subject}, the list of the session's files, was edited or damaged",

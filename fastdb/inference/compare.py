@@ -1,4 +1,7 @@
-"""Does a written model draw what its source draws? One picture of each, of the same words and seed, side by side."""
+"""Comparison of the pictures of a written model and of its source.
+
+Both generate a picture of the same prompt and seed; the two are saved side by side.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from fastdb import console
 from fastdb.errors import ModelError
 from fastdb.formats.reader import open_tensors
 from fastdb.images.contact_sheet import Cell, Row, contact_sheet, save_sheet
 from fastdb.inference.engine import Engine, Request
 from fastdb.models.detect import SD1, SD2
 from fastdb.models.diffusers_folder import PARTS, read_config, weight_file
-from fastdb.models.folder_from_file import configurations_of
-from fastdb.models.inspect import inspect
-from fastdb.models.load_single_file import import_original
-from fastdb.models.loading import empty, fill, load_scheduler, load_tokenizer
-from fastdb.models.prediction import prediction_of
+from fastdb.models.inspect import inspect, prediction_of
+from fastdb.models.loading import load_part, load_scheduler, load_single_file, load_tokenizer
+from fastdb.models.resolve import ensure_configurations
+from fastdb.reporting import SILENT, Note, Report
 from fastdb.runtime.device import choose_device, release_memory
 
 Model = Path | Mapping[str, Path]
@@ -31,103 +31,111 @@ Model = Path | Mapping[str, Path]
 PROMPT = "a photo of a red car"
 STEPS, SEED = 8, 1
 LARGEST_ON_CPU = 256
-"""Pixels; a full picture of SD 1.5 would take minutes, and tells no more."""
+"""Pixels; a full picture of SD 1.5 would take minutes, and shows no more."""
 LIMITS = {"exact": 1, "float16": 16, "bfloat16": 64}
 """The largest difference of 255 that a precision explains. On mini 2 and 10 were measured, see benchmarks/RESULTS.md;
-more is allowed, since large models, which were not measured, may answer more to small changes."""
+the limits are wider because large models, which were not measured, may be more sensitive."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """How far two pictures are apart, in steps of 255: the largest difference, the mean one, and what is allowed."""
+    """Difference of two pictures, in steps of 255."""
 
     most: int
+    """The largest difference."""
     mean: float
     allowed: int
+    """The largest difference that is allowed."""
     picture: Path
 
 
-def configurations(source: Path, *, like: Path | None, vae: Path | None, prediction: str | None = None) -> Path:
-    """The diffusers folder to take configurations, tokenizer and scheduler from, to draw with `source` and its result.
+def render_folder(source: Path, *, like: Path | None, vae: Path | None, prediction: str | None = None) -> Path:
+    """Return the diffusers folder with configurations, tokenizer and scheduler for pictures of `source`.
 
     Raises:
-        ModelError: no pictures can be compared: another autoencoder was taken, the family cannot be drawn with here,
-            or its sizes are not known and `like` names no folder.
+        ModelError: pictures cannot be compared: the autoencoder is replaced, the family is not supported, or its sizes
+            are unknown and `like` is None.
     """
     found = inspect(source)
     if found.what.family not in (SD1, SD2) or found.what.inpainting:
-        kind = f"{found.what.family or 'a family not known'}{', inpainting' if found.what.inpainting else ''}"
-        what = f"is of {kind}, with which no pictures can be made here to compare"
+        kind = f"{found.what.family or 'an unknown family'}{', inpainting' if found.what.inpainting else ''}"
+        what = f"cannot be compared by pictures: {kind} is not supported"
         raise ModelError(what, where=source, fix="Leave out --render: the file is verified without it.")
     if vae is not None:
-        what = "another autoencoder changes the picture, so that comparing tells nothing"
+        what = "pictures cannot be compared: another autoencoder changes them"
         raise ModelError(what, where=vae, fix="Leave out --render or --vae.")
     if source.is_dir():
         return source
     if like is not None:
         return like
-    kind = prediction or prediction_of(source)[0]
-    return configurations_of(source, v_prediction=kind == "v_prediction")
+    kind = prediction or prediction_of(found).kind
+    return ensure_configurations(source, v_prediction=kind == "v_prediction")
 
 
 def check_render(
-    source: Model, result: Path, folder: Path, *, prompt: str = PROMPT, averaged: bool = False
+    source: Model,
+    result: Path,
+    folder: Path,
+    *,
+    prompt: str = PROMPT,
+    averaged: bool = False,
+    report: Report = SILENT,
 ) -> Compared:
-    """Draw a picture with each, both computed in float32; save them side by side, and say how far they are apart.
+    """Generate a picture with each model in float32, save them side by side, and compare them.
 
-    Weights that are the same give the same picture to 1 of 255; those that were rounded give one within `LIMITS`.
+    Equal weights give the same picture to 1 of 255; rounded weights give a picture within `LIMITS`.
 
     Args:
-        source: what `result` was made of, a Stable Diffusion 1.x or 2.x.
-        result: a file, or a diffusers folder; the pictures go beside it as `<stem>.render.png`.
+        source: the model that `result` was made of, a Stable Diffusion 1.x or 2.x.
+        result: a file, or a diffusers folder; the pictures are saved beside it as `<stem>.render.png`.
         folder: a diffusers folder of this kind of model, for configurations, tokenizer and scheduler.
-        prompt: what to draw; empty takes the usual one.
+        prompt: the prompt of both pictures; empty takes `PROMPT`.
         averaged: the source's running averages were taken.
 
     Raises:
-        ModelError: one of them cannot be loaded, or the pictures differ by more than precision explains; the result
-            stays where it is.
+        ModelError: a model cannot be loaded, or the pictures differ by more than precision explains; the result is
+            kept.
         StorageError: the pictures cannot be saved.
     """
     prompt = prompt or PROMPT
     place = result.with_name(f"{result.name if result.is_dir() else result.stem}.render.png")
     pictures = []
     for model, ema in ((source, averaged), (result, False)):
-        pictures.append(_drawn(model, folder, prompt, ema))
+        pictures.append(_generate(model, folder, prompt, ema))
         release_memory()
     values = [np.asarray(picture, dtype=np.int16) for picture in pictures]
-    apart = np.abs(values[0] - values[1])
-    found = Compared(
-        most=int(apart.max()),
-        mean=float(apart.mean()),
-        allowed=allowed(_kinds(source), _kinds(result)),
-        picture=place,
-    )
-    told = f"largest difference {found.most} of 255, {found.mean:.2f} in the mean"
+    difference = np.abs(values[0] - values[1])
+    limit = _limit(_dtypes(source), _dtypes(result))
+    compared = Compared(most=int(difference.max()), mean=float(difference.mean()), allowed=limit, picture=place)
+    numbers = f"largest difference {compared.most} of 255, mean {compared.mean:.2f}"
     row = Row(prompt, [Cell(picture, name) for picture, name in zip(pictures, ("source", result.name), strict=True)])
-    save_sheet(contact_sheet([row], title=told, thumb=max(pictures[0].size)), place)
-    if found.most > found.allowed:
+    save_sheet(contact_sheet([row], title=numbers, thumb=max(pictures[0].size)), place)
+    if compared.most > limit:
         raise ModelError(
-            f"draws another picture than its source: {told}, and its precision explains {found.allowed}; see {place}",
+            f"generates another picture than its source: {numbers}; at most {limit} is explained by its precision",
             where=result,
-            fix="Do not use it before you know why; the source is untouched.",
+            fix=f"See {place}, and do not use the file until the cause is known; the source is unchanged.",
         )
-    console.say(f"draws what its source draws: {told} ({found.allowed} allowed); {place}")
-    return found
+    report.note(Note("render verified", result.name, f"{numbers}, {limit} allowed; see {place}"))
+    return compared
 
 
-def allowed(before: set[str], after: set[str]) -> int:
-    """The largest difference of 255 between pictures of weights of these types, and of those made of them."""
+def _limit(before: set[str], after: set[str]) -> int:
+    """Return the largest allowed difference of 255, given the types of the weights before and after a conversion."""
     if after == {"float32"} or (before == after and len(after) == 1):
         return LIMITS["exact"]
     return LIMITS["bfloat16" if "bfloat16" in after else "float16"]
 
 
-def _drawn(model: Model, folder: Path, prompt: str, averaged: bool) -> Image.Image:
+def _generate(model: Model, folder: Path, prompt: str, averaged: bool) -> Image.Image:
     device = choose_device()
     configs = {part: read_config(folder / part / "config.json") for part in PARTS}
-    parts = _loaded(model, configs, averaged)
-    # What a picture was made for: latents have an eighth of its side.
+    parts: dict[str, Any]
+    if isinstance(model, Path) and model.is_file():
+        parts = load_single_file(model, configs, averaged=averaged)
+    else:
+        parts = {part: load_part(folder, part, weights=file) for part, file in _files(model).items()}
+    # Latents have an eighth of a picture's side.
     side = 8 * int(configs["unet"].get("sample_size") or 64)
     side = min(side, LARGEST_ON_CPU) if device.kind == "cpu" else side
     engine = Engine.from_parts(
@@ -139,24 +147,12 @@ def _drawn(model: Model, folder: Path, prompt: str, averaged: bool) -> Image.Ima
     return picture
 
 
-def _loaded(model: Model, configs: Mapping[str, Mapping[str, Any]], averaged: bool) -> dict[str, Any]:
-    if isinstance(model, Path) and model.is_file():
-        return import_original(model, configs, averaged=averaged)
-    parts = {}
-    for part, file in _files(model).items():
-        parts[part] = empty(part, configs[part])
-        fill(parts[part], file, part, torch.float32)
-    return parts
-
-
 def _files(model: Model) -> dict[str, Path]:
-    if isinstance(model, Path):
-        return {part: weight_file(model, part) for part in PARTS}
-    return {part: model[part] for part in PARTS}
+    return {part: weight_file(model, part) if isinstance(model, Path) else model[part] for part in PARTS}
 
 
-def _kinds(model: Model) -> set[str]:
-    """The types of a model's weights."""
+def _dtypes(model: Model) -> set[str]:
+    """Return the types of a model's weights."""
     files: Iterable[Path] = [model] if isinstance(model, Path) and model.is_file() else _files(model).values()
     dtypes = {info.dtype for file in files for info in open_tensors(file).tensors.values()}
     return {dtype for dtype in dtypes if "float" in dtype}

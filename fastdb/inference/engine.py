@@ -17,7 +17,7 @@ from PIL import Image
 from fastdb.errors import ConfigError, ModelError
 from fastdb.inference.samplers import DEFAULT, check_sampler, make_sampler
 from fastdb.models.diffusers_folder import BaseModel, open_base_model
-from fastdb.models.loading import load_scheduler, load_text_encoder, load_tokenizer, load_unet, load_vae
+from fastdb.models.loading import load_part, load_scheduler, load_tokenizer
 from fastdb.runtime.device import Device, choose_device
 
 
@@ -93,9 +93,9 @@ class Engine:
         device = device or choose_device()
         folder, dtype, trained = base.folder, device.half, trained or {}
         parts = {
-            "unet": load_unet(folder, dtype, weights=trained.get("unet")),
-            "vae": load_vae(folder, dtype),
-            "text_encoder": load_text_encoder(folder, dtype, weights=trained.get("text_encoder")),
+            "unet": load_part(folder, "unet", dtype, weights=trained.get("unet")),
+            "vae": load_part(folder, "vae", dtype),
+            "text_encoder": load_part(folder, "text_encoder", dtype, weights=trained.get("text_encoder")),
         }
         for part in parts.values():
             part.to(device.kind).eval()

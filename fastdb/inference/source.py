@@ -13,8 +13,7 @@ from fastdb.downloads.download import Progress
 from fastdb.errors import ModelError
 from fastdb.inference.engine import Engine, Request
 from fastdb.models.diffusers_folder import open_base_model
-from fastdb.models.folder_from_file import folder_of
-from fastdb.models.resolve import ensure_base, resolve_base
+from fastdb.models.resolve import ensure_base, ensure_folder, resolve_base
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import FILE
 
@@ -76,7 +75,7 @@ def _from_file(file: Path, base: str | Path | None, progress: Progress | None) -
         session = Session.open(file.parent)
         base, size = base or ensure_base(session, progress).folder, session.config.resolution
     if base is None:
-        model = open_base_model(folder_of(file))
+        model = open_base_model(ensure_folder(file, progress))
         return Source(file.name, lambda: Engine.from_base(model), file.parent / "generated", model.sample_size)
     folder = resolve_base(base, progress).folder
     return Source(file.name, lambda: Engine.from_export(file, base=folder), file.parent / "generated", size)

@@ -1,4 +1,4 @@
-"""What a file's tensors are for, told from their names and shapes alone."""
+"""Recognise a model file from the names and shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -15,52 +15,51 @@ Shapes = Mapping[str, Shape]
 SD1, SD2, XL, REFINER = "Stable Diffusion 1.x", "Stable Diffusion 2.x", "SDXL base", "SDXL refiner"
 SD3, FLUX = "Stable Diffusion 3.x", "Flux"
 WIDTHS = {768: SD1, 1024: SD2, 2048: XL, 1280: REFINER}
-"""Width of the text states that cross-attention reads."""
+"""Family by the width of the text states that cross-attention reads."""
 
 ENCODERS = {768: "CLIP ViT-L", 1024: "OpenCLIP ViT-H", 1280: "OpenCLIP ViT-bigG"}
 ENCODER_FAMILIES = {768: f"{SD1} (also SDXL's first)", 1024: SD2, 1280: f"{XL} (its second)"}
-FEW = 8
-"""A textual inversion has hardly more tensors."""
+MAX_INVERSION_TENSORS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recognised:
-    """What a file is."""
+    """The kind of model in a file."""
 
     role: str
     """`checkpoint`, `UNet only`, `transformer only`, `VAE only`, `text encoder only`, `LoRA`, `ControlNet`,
-    `textual inversion`; `not a model` where it is none of these."""
+    `textual inversion` or `not a model`."""
     family: str = ""
-    """Of which models; empty where that cannot be told."""
+    """Family of models; empty if unknown."""
     naming: str = ""
     """`original`, `diffusers`, `kohya` or `peft`."""
     parts: tuple[str, ...] = ()
     channels: int = 0
-    """What the UNet takes: 4, or 9 for inpainting; 0 where there is none."""
+    """Input channels of the UNet, 4, or 9 for inpainting; 0 without a UNet."""
     detail: str = ""
-    """Rank of a LoRA, width and count of tokens, width of the text states where it is unusual."""
+    """Rank of a LoRA, width and number of tokens, an unusual width of text states."""
     why: str = ""
-    """Why it is not a model."""
+    """Why it is not a model, a clause."""
 
     @property
     def inpainting(self) -> bool:
-        """Whether the UNet also takes a mask and the picture under it."""
+        """Whether the UNet also takes a mask and the masked picture."""
         return self.channels == 9
 
 
 def recognise(shapes: Shapes) -> Recognised:
-    """Tell what tensors of these names and shapes are."""
+    """Recognise tensors by their names and shapes."""
     if not shapes:
-        return Recognised(role="not a model", why="it holds no tensors")
-    for look in (_lora, _controlnet, _checkpoint, _textual_inversion):
-        found = look(shapes)
-        if found is not None:
-            return found
+        return Recognised(role="not a model", why="it contains no tensors")
+    for recognise_kind in (_lora, _controlnet, _checkpoint, _textual_inversion):
+        recognised = recognise_kind(shapes)
+        if recognised is not None:
+            return recognised
     return Recognised(role="not a model", why=_why_not(shapes))
 
 
 def _prefix(shapes: Shapes, *marks: str) -> str | None:
-    """What stands before the first of these names wherever all are there under one prefix; None where they are not."""
+    """Return the prefix under which all these names exist; None if there is no such prefix."""
     for name in shapes:
         if name.endswith(marks[0]):
             prefix = name.removesuffix(marks[0])
@@ -77,7 +76,7 @@ def _under(shapes: Shapes, prefix: str) -> dict[str, Shape]:
 
 
 def _checkpoint(shapes: Shapes) -> Recognised | None:
-    core, naming, found = _core(shapes)
+    core, naming, facts = _core(shapes)
     vae, encoders = _vae(shapes), _encoders(shapes)
     parts = (
         *((core,) if core else ()),
@@ -85,9 +84,9 @@ def _checkpoint(shapes: Shapes) -> Recognised | None:
         *(kind for kind, *_ in encoders),
     )
     if core and (vae or encoders):
-        return Recognised(role="checkpoint", naming=naming, parts=parts, **found)
+        return Recognised(role="checkpoint", naming=naming, parts=parts, **facts)
     if core:
-        return Recognised(role=f"{core} only", naming=naming, parts=parts, **found)
+        return Recognised(role=f"{core} only", naming=naming, parts=parts, **facts)
     if vae and encoders:
         return Recognised(role="not a model", parts=parts, why="it has a VAE and a text encoder, but no UNet")
     if vae:
@@ -100,7 +99,7 @@ def _checkpoint(shapes: Shapes) -> Recognised | None:
 
 
 def _core(shapes: Shapes) -> tuple[str, str, dict[str, Any]]:
-    """What denoises: "UNet", "transformer" or nothing; its naming; family, channels and detail."""
+    """Return "UNet", "transformer" or "", its naming, and its family, channels and detail."""
     for naming, marks in UNETS.items():
         prefix = _prefix(shapes, *marks)
         if prefix is not None:
@@ -137,16 +136,16 @@ def _unet(unet: Shapes, first: str) -> dict[str, Any]:
     if pooled and width != 1024:
         family = REFINER if deep else XL
     usual = width in WIDTHS and WIDTHS[width] == family
-    notes = [] if usual or not width else [f"text states {width} wide, which is unusual"]
+    notes = [] if usual or not width else [f"text states of an unusual width, {width}"]
     if pooled and width == 1024:
-        notes.append("conditioned on pictures (unCLIP)")
+        notes.append("conditioned on images (unCLIP)")
     if channels not in (4, 9):
-        notes.append(f"takes {channels} channels: neither a plain model nor inpainting")
+        notes.append(f"{channels} input channels, neither a plain model nor inpainting")
     return {"family": family, "channels": channels, "detail": "; ".join(notes)}
 
 
 def _vae(shapes: Shapes) -> tuple[str, int] | None:
-    """Naming and latent channels."""
+    """Return naming and latent channels of the VAE."""
     for naming, middle in {"original": "decoder.mid.block_1", "diffusers": "decoder.mid_block.resnets.0"}.items():
         prefix = _prefix(shapes, "decoder.conv_in.weight", f"{middle}.norm1.weight", "decoder.conv_out.weight")
         if prefix is not None:
@@ -155,25 +154,25 @@ def _vae(shapes: Shapes) -> tuple[str, int] | None:
 
 
 def _encoders(shapes: Shapes) -> list[tuple[str, int, str]]:
-    """Each text encoder: what it is called, its width, its naming."""
-    found: list[tuple[str, int, str]] = []
+    """Return title, width and naming of each text encoder."""
+    encoders: list[tuple[str, int, str]] = []
     for name, shape in shapes.items():
         if name.endswith("token_embedding.weight") and len(shape) == 2:
             kind = ENCODERS.get(shape[1], "CLIP")
             naming = (
                 "original" if "cond_stage" in name or "embedders" in name or "transformer." in name else "diffusers"
             )
-            found.append((f"text encoder ({kind}, {shape[1]} wide)", shape[1], naming))
+            encoders.append((f"text encoder ({kind}, {shape[1]} wide)", shape[1], naming))
         elif name.endswith("encoder.block.0.layer.0.SelfAttention.q.weight"):
-            found.append((f"text encoder (T5, {_at(shape, 1)} wide)", 0, "diffusers"))
-    return found
+            encoders.append((f"text encoder (T5, {_at(shape, 1)} wide)", 0, "diffusers"))
+    return encoders
 
 
 def _at(shape: Shape, place: int) -> int:
     return shape[place] if len(shape) > place else 0
 
 
-# What is added to a model.
+# Additions to a model.
 
 DOWN = re.compile(r"(\.lora_down|\.lora_A|[._]lora\.down|\.lora_A\.default)\.weight$|\.(hada_w1_b|lokr_w[12]_b)$")
 LORAS = ("lora_", ".lora.", "_lora.", "hada_w", "lokr_w", ".oft_")
@@ -195,7 +194,7 @@ def _lora(shapes: Shapes) -> Recognised | None:
     else:
         naming = "peft" if any(".lora_A." in name for name in shapes) else "diffusers"
     ranks = sorted({_at(shape, 0) for shape in downs.values()})
-    rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}" if ranks else "rank not told"
+    rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}" if ranks else "unknown rank"
     unet = any("unet" in name or "transformer" in name or "_blocks" in name for name in shapes)
     text = any("text_encoder" in name or name.startswith("lora_te") or "text_model" in name for name in shapes)
     parts = (*(("UNet or transformer",) if unet else ()), *(("text encoder",) if text else ()))
@@ -228,20 +227,19 @@ def _controlnet(shapes: Shapes) -> Recognised | None:
         naming, inner = "diffusers", dict(shapes)
     else:
         return None
-    first = UNETS[naming][0]
-    found = _unet(inner, first)
+    facts = _unet(inner, UNETS[naming][0])
     whole = _prefix(shapes, *UNETS["original"]) is not None
     return Recognised(
         role="ControlNet",
-        family=found["family"],
+        family=facts["family"],
         naming=naming,
-        parts=("ControlNet", *(("the UNet it steers",) if whole else ())),
-        detail=found["detail"],
+        parts=("ControlNet", *(("UNet",) if whole else ())),
+        detail=facts["detail"],
     )
 
 
 def _textual_inversion(shapes: Shapes) -> Recognised | None:
-    if len(shapes) > FEW:
+    if len(shapes) > MAX_INVERSION_TENSORS:
         return None
     widths = [shape[-1] for shape in shapes.values() if len(shape) in (1, 2)]
     if len(widths) != len(shapes) or not set(widths) <= set(WIDTHS):
@@ -258,9 +256,9 @@ def _why_not(shapes: Shapes) -> str:
     if any(re.match(r"(model\.)?layers\.\d+\.self_attn\.", name) for name in names):
         return "its tensors are those of a language model"
     if all(name.startswith(("optimizer", "state.", "exp_avg")) for name in names):
-        return "it holds the state of an optimizer only"
+        return "it contains only the state of an optimizer"
     if all(name.startswith("model_ema.") for name in names):
-        return "it holds averaged weights only, under names that no program reads by themselves"
-    some = ", ".join(shown(name) for name in names[:3])
-    count = f"its {len(names)} tensors are" if len(names) > 1 else "its one tensor is"
-    return f"{count} not named as any Stable Diffusion's: {some}{', ...' if len(names) > 3 else ''}"
+        return "it contains only averaged weights (EMA), under names that no program loads"
+    examples = ", ".join(shown(name) for name in names[:3])
+    count = f"its {len(names)} tensors do" if len(names) > 1 else "its tensor does"
+    return f"{count} not have the names of a Stable Diffusion: {examples}{', ...' if len(names) > 3 else ''}"

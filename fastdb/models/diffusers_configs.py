@@ -1,7 +1,7 @@
-"""The configurations of a diffusers folder, for models that come as one file: what each family's JSON files say.
+"""Configurations of a diffusers folder for a model in one file.
 
-A file in the original layout holds weights and no settings; those of a family are the same for all of its models. The
-vocabularies of CLIP, 1.5 MB, are fetched.
+A file in the original layout contains weights and no settings; all models of a family have the same. The vocabularies
+of CLIP, 1.5 MB, are downloaded.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from fastdb.downloads.fetch import fetch
 from fastdb.downloads.source import HubFile
 from fastdb.errors import ModelError
 from fastdb.models.diffusers_folder import read_config
+from fastdb.models.export import Planned
 from fastdb.models.family import SD1, SD1_INPAINTING, SD2, SDXL, Family, TextEncoder
 from fastdb.models.layouts.layout import modern_name
-from fastdb.models.tensor_plan import Planned
 from fastdb.storage.atomic_write import make_folder, write_bytes, write_json
 
 Config = dict[str, Any]
@@ -32,7 +32,7 @@ VOCABULARIES = (
     ("openai/clip-vit-large-patch14", ""),
     ("stabilityai/stable-diffusion-xl-base-1.0", "tokenizer/"),
 )
-"""Repositories with the vocabulary that all text encoders of the CLIP kind share, and where in them it lies."""
+"""Repositories with the vocabulary that all CLIP text encoders share, and its folder in them."""
 
 UNETS: Mapping[str, Config] = {
     SD1.name: {"attention_head_dim": 8, "sample_size": 64},
@@ -51,21 +51,21 @@ UNETS: Mapping[str, Config] = {
         "projection_class_embeddings_input_dim": 2816,
     },
 }
-"""What the UNet of a family has of its own."""
+"""Settings that only the UNet of a family has."""
 
 HEADS = 64
-"""Width of an attention head in every text encoder here."""
+"""Width of an attention head in every text encoder."""
 
 
 def configs(family: Family, *, v_prediction: bool = False) -> dict[str, Config]:
-    """The JSON files of the folder of a full-size model, by their paths in it.
+    """Return the JSON files of a full-size model's folder, by their paths in it.
 
     Args:
-        family: one with a UNet.
-        v_prediction: the UNet predicts v; of SD 2 that also tells the sizes apart, 768 px from 512.
+        family: a family with a UNet.
+        v_prediction: the UNet predicts v; such a SD 2 is for 768 px, others for 512.
     """
-    encoders = {f"text_encoder{'' if number == 0 else '_2'}": one for number, one in enumerate(family.text_encoders)}
-    tokenizers = {name.replace("text_encoder", "tokenizer"): one for name, one in encoders.items()}
+    encoders = dict(zip(("text_encoder", "text_encoder_2"), family.text_encoders, strict=False))
+    tokenizers = {name.replace("text_encoder", "tokenizer"): encoder for name, encoder in encoders.items()}
     xl = family is SDXL
     files = {
         "model_index.json": _index(family, [*encoders], [*tokenizers]),
@@ -73,8 +73,9 @@ def configs(family: Family, *, v_prediction: bool = False) -> dict[str, Config]:
         "vae/config.json": _vae(family, 1024 if xl else 768 if v_prediction and family is SD2 else 512),
         "scheduler/scheduler_config.json": _scheduler(family, v_prediction),
     }
-    files |= {f"{name}/config.json": _text_encoder(one, second=name.endswith("_2")) for name, one in encoders.items()}
-    return files | {f"{name}/tokenizer_config.json": _tokenizer(one) for name, one in tokenizers.items()}
+    for name, encoder in encoders.items():
+        files[f"{name}/config.json"] = _text_encoder(encoder, second=name.endswith("_2"))
+    return files | {f"{name}/tokenizer_config.json": _tokenizer(encoder) for name, encoder in tokenizers.items()}
 
 
 def lay_out(
@@ -85,48 +86,45 @@ def lay_out(
     *,
     v_prediction: bool = False,
 ) -> None:
-    """Make the diffusers folder of a model without its weights: configurations and vocabularies.
+    """Write the configurations and vocabularies of a model's diffusers folder.
 
     Args:
-        folder: made here.
-        parts: the tensors that are to lie in it, which the configurations have to fit.
-        like: a diffusers folder to take them from. Without one they are the family's, vocabularies from the Hub; or
-            those of mini, for a model as small.
-        v_prediction: what the UNet predicts, where the file tells.
+        folder: the folder to make.
+        parts: the planned tensors of each part, which the configurations must fit.
+        like: a diffusers folder to copy from. None takes the configurations of the family and downloads the
+            vocabularies, or copies those of mini for a model as small.
+        v_prediction: the UNet predicts v.
 
     Raises:
-        ModelError: `like` is for another model, the model has sizes of its own, or vocabularies cannot be had.
+        ModelError: `like` is for another model, the model has unusual sizes, or vocabularies are unavailable.
         StorageError: the folder cannot be written.
     """
     if like is not None:
-        if fault := _unlike({part: read_config(like / part / "config.json") for part in parts}, parts):
-            raise ModelError(fault, where=like, fix="Name a folder of the same kind of model.")
+        if misfit := _misfit({part: read_config(like / part / "config.json") for part in parts}, parts):
+            raise ModelError(misfit, where=like, fix="Give a folder of the same kind of model.")
         return _copy(like, folder)
-    fault = _unlike({part: _full(family, part) for part in parts}, parts)
-    if not fault:
+    full_size = configs(family)
+    misfit = _misfit({part: full_size[f"{part}/config.json"] for part in parts}, parts)
+    if not misfit:
         return _write(folder, family, v_prediction)
-    if family is SD1 and not _unlike({part: read_config(MINI / part / "config.json") for part in parts}, parts):
+    if family is SD1 and not _misfit({part: read_config(MINI / part / "config.json") for part in parts}, parts):
         return _copy(MINI, folder)
     raise ModelError(
-        f"has other sizes than {family.title}, for which the configurations are known: {fault}",
+        f"cannot be written: the configurations of {family.title} are for other sizes; {misfit}",
         where=folder,
-        fix="Name a diffusers folder of the same shape with --like.",
+        fix="Give a diffusers folder of the same shape with --like.",
     )
 
 
-def _full(family: Family, part: str) -> Config:
-    return configs(family)[f"{part}/config.json"]
-
-
-def _unlike(told: Mapping[str, Config], parts: Mapping[str, Sequence[Planned]]) -> str:
-    """What in the configurations of parts does not fit their tensors, as a clause; empty where all does."""
-    for part, planned in parts.items():
-        shapes = {modern_name(part, one.entry.name): one.entry.shape for one in planned}
+def _misfit(configs: Mapping[str, Config], parts: Mapping[str, Sequence[Planned]]) -> str:
+    """Return the first setting that contradicts the tensors, as a clause; empty if there is none."""
+    for part, plan in parts.items():
+        shapes = {modern_name(part, planned.entry.name): planned.entry.shape for planned in plan}
         for name, side, key in _WIDTHS[part]:
-            expected, found = told[part].get(key), shapes[name][side]
-            expected = expected[0] if isinstance(expected, list) else expected
-            if expected is not None and expected != found:
-                return f"its {part} is made for {key} {expected}, the file has {found}"
+            setting, actual = configs[part].get(key), shapes[name][side]
+            expected = setting[0] if isinstance(setting, list) else setting
+            if expected is not None and expected != actual:
+                return f"its {part} has {key} {expected}, and the file {actual}"
     return ""
 
 
@@ -141,7 +139,7 @@ _WIDTHS = {
     "text_encoder": ((_TEXT, 0, "vocab_size"), (_TEXT, 1, "hidden_size")),
     "text_encoder_2": ((_TEXT, 0, "vocab_size"), (_TEXT, 1, "hidden_size")),
 }
-"""Tensors of each part, one of their sides, and the setting that it must equal."""
+"""Tensors of each part, the side that a setting determines, and that setting."""
 
 
 def _copy(like: Path, folder: Path) -> None:
@@ -174,7 +172,7 @@ def _vocabulary(name: str) -> bytes:
         except ValueError:
             whole = False
         if not whole:
-            raise ModelError("is no vocabulary", where=first, fix="Remove it from the cache, and try again.")
+            raise ModelError("is no vocabulary", where=first, fix="Delete it from the cache, and try again.")
     return data
 
 

@@ -1,4 +1,4 @@
-"""What a base model is: a folder in diffusers layout, understood from its JSON files alone, without torch."""
+"""Base models as folders in diffusers layout, read from their JSON files without torch."""
 
 from __future__ import annotations
 
@@ -29,27 +29,28 @@ CONFIGS = {
     "text_encoder": ("config.json", "architectures", "CLIPTextModel"),
     "scheduler": ("scheduler_config.json", "_class_name", None),
 }
-"""Part -> configuration file, key that names the class, the class we can use (None: any)."""
+"""Part -> configuration file, key that names the class, the supported class (None: any)."""
 
 DOWN_BLOCKS = ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
 
 ANOTHER = "Choose a Stable Diffusion 1.x model in diffusers layout, for example stable-diffusion-v1-5."
+DOWNLOAD = "Download the model again; a download may have been cut short."
 
 
 @dataclass(frozen=True, kw_only=True)
 class BaseModel:
-    """A Stable Diffusion 1.x folder and the numbers the rest of the program needs to know about it."""
+    """A Stable Diffusion 1.x folder and the numbers of its configurations."""
 
     folder: Path
     prediction_type: str
-    """What the UNet predicts: "epsilon" or "v_prediction"."""
+    """`epsilon` or `v_prediction`."""
     latent_scale: float
     """Latents are multiplied by this after encoding and divided by it before decoding."""
     latent_channels: int
     vae_factor: int
     """Pixels per latent along one side."""
     sample_size: int
-    """Side in pixels of the pictures the model was made for."""
+    """Side in pixels of the pictures that the model was trained on."""
     cross_attention_dim: int
     """Width of the text states, [batch, tokens, this]."""
     tokens: int
@@ -59,11 +60,11 @@ class BaseModel:
 
 
 def open_base_model(folder: Path) -> BaseModel:
-    """Read the JSON files of a base model and check that all its parts are there and belong together.
+    """Read the JSON files of a base model and check that its parts are complete and consistent.
 
     Raises:
         ModelError: no folder in diffusers layout, another kind of model, a missing part, weights only as pickle, or a
-            tokenizer or text encoder that does not fit.
+            tokenizer or text encoder of another model.
     """
     _check_kind(folder)
     configs = {part: _config(folder, part) for part in CONFIGS}
@@ -84,22 +85,23 @@ def open_base_model(folder: Path) -> BaseModel:
             vocabulary=int(text.get("vocab_size", 49408)),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"a configuration lacks a value or has a wrong one ({error!r})", where=folder) from error
+        what = f"cannot be used: a configuration has a missing or wrong value ({error!r})"
+        raise ModelError(what, where=folder, fix=DOWNLOAD) from error
     if model.prediction_type not in ("epsilon", "v_prediction"):
-        found = f"the scheduler predicts {model.prediction_type!r}, which training does not know"
-        raise ModelError(found, where=folder / "scheduler", fix=ANOTHER)
+        what = f"cannot be used: training does not support the prediction type {model.prediction_type!r}"
+        raise ModelError(what, where=folder / "scheduler", fix=ANOTHER)
     if text.get("hidden_size", 768) != model.cross_attention_dim:
-        found = f"the text encoder is {text.get('hidden_size', 768)} wide, the UNet expects {model.cross_attention_dim}"
-        raise ModelError(found, where=folder, fix="Put back the text encoder this UNet was made with.")
+        what = f"the text encoder is {text.get('hidden_size', 768)} wide, the UNet expects {model.cross_attention_dim}"
+        raise ModelError(what, where=folder, fix="Restore the text encoder that belongs to this UNet.")
     _check_tokenizer(folder / "tokenizer", model.vocabulary)
     return model
 
 
 def weight_file(folder: Path, part: str) -> Path:
-    """The safetensors file with the weights of one of `PARTS`; full precision goes before an fp16 variant.
+    """Return the safetensors file of a part, preferably in full precision, else the fp16 variant.
 
     Raises:
-        ModelError: there is none; the message says what lies there instead.
+        ModelError: there is none.
     """
     stem = WEIGHTS[part]
     for name in (f"{stem}.safetensors", f"{stem}.fp16.safetensors"):
@@ -108,20 +110,15 @@ def weight_file(folder: Path, part: str) -> Path:
     pickles = sorted(file.name for file in (folder / part).glob("*.bin"))
     if pickles:
         raise ModelError(
-            f"the weights are there only as pickle ({pickles[0]}), which may run code and is not read",
+            f"the weights exist only as pickle ({pickles[0]}), which may run code and is not read",
             where=folder / part,
             fix="Download the .safetensors files of this model, or save it again with safe_serialization=True.",
         )
-    found = ", ".join(sorted(file.name for file in (folder / part).iterdir())) or "nothing"
-    raise ModelError(
-        f"there is no {stem}.safetensors, but {found}",
-        where=folder / part,
-        fix="Download the model again; a download may have been cut short.",
-    )
+    raise ModelError(f"contains no {stem}.safetensors, only {_names(folder / part)}", where=folder / part, fix=DOWNLOAD)
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256, in hex, over the names and SHA-256 hashes of the three weight files: which weights a run began from.
+    """Return the SHA-256, in hex, over the names and SHA-256 hashes of the three weight files.
 
     Raises:
         ModelError: a weight file is missing.
@@ -137,70 +134,64 @@ def fingerprint(folder: Path) -> str:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """One JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
-        ModelError: the file is missing or is no JSON object.
+        ModelError: the file is missing or contains no JSON object.
         StorageError: the disk fails.
     """
     try:
         with explained(file):
             value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ModelError(
-            "is missing", where=file, fix="Download the model again; a download may be cut short."
-        ) from error
+        raise ModelError("is missing", where=file, fix=DOWNLOAD) from error
     except ValueError as error:
-        raise ModelError(f"is no readable JSON ({error})", where=file, fix="Download the model again.") from error
+        raise ModelError(f"contains invalid JSON ({error})", where=file, fix=DOWNLOAD) from error
     if not isinstance(value, dict):
-        raise ModelError("holds no JSON object", where=file, fix="Download the model again.")
+        raise ModelError("contains no JSON object", where=file, fix=DOWNLOAD)
     return value
 
 
 def _check_kind(folder: Path) -> None:
     if folder.is_file():
-        found = "is a single file; a base model is a folder in diffusers layout"
-        raise ModelError(found, where=folder, fix="Give the folder that holds model_index.json.")
+        what = "is a single file; a base model is a folder in diffusers layout"
+        raise ModelError(what, where=folder, fix="Give the folder that contains model_index.json.")
     if not folder.is_dir():
         raise ModelError(
             "there is no such folder", where=folder, fix="Check the path, or download the base model first."
         )
     if not (folder / "model_index.json").is_file():
-        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:6]) or "nothing"
-        raise ModelError(
-            f"there is no model_index.json, but {found}",
-            where=folder,
-            fix="Give the folder that holds model_index.json.",
-        )
+        what = f"contains no model_index.json, only {_names(folder)}"
+        raise ModelError(what, where=folder, fix="Give the folder that contains model_index.json.")
     pipeline = read_config(folder / "model_index.json").get("_class_name")
     if pipeline != "StableDiffusionPipeline":
         raise ModelError(f"is a {pipeline}, not a StableDiffusionPipeline", where=folder, fix=ANOTHER)
     for part in (*CONFIGS, "tokenizer"):
         if not (folder / part).is_dir():
-            found = ", ".join(sorted(entry.name for entry in folder.iterdir() if entry.is_dir())) or "no folder"
-            raise ModelError(
-                f"the {part} is missing; found {found}",
-                where=folder,
-                fix="Download the model again; a download may be cut short.",
-            )
+            raise ModelError(f"the {part} is missing; the folder contains {_names(folder)}", where=folder, fix=DOWNLOAD)
 
 
 def _config(folder: Path, part: str) -> dict[str, Any]:
-    name, key, wanted = CONFIGS[part]
+    name, key, supported = CONFIGS[part]
     config = read_config(folder / part / name)
-    found = config.get(key)
-    if wanted is not None and found not in (wanted, [wanted]):
-        raise ModelError(f"is a {found}, not a {wanted}", where=folder / part, fix=ANOTHER)
+    if supported is not None and config.get(key) not in (supported, [supported]):
+        raise ModelError(f"is a {config.get(key)}, not a {supported}", where=folder / part, fix=ANOTHER)
     return config
 
 
+def _names(folder: Path) -> str:
+    names = sorted(entry.name for entry in folder.iterdir())
+    return f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}" if names else "nothing"
+
+
 def _check_topology(where: Path, unet: Mapping[str, Any]) -> None:
-    """Refuse what has other tensors than SD 1.x: SD 2 (linear projections), inpainting (9 channels), other depths."""
+    """Check that the UNet has the tensors of SD 1.x; SD 2 has linear projections, inpainting 9 channels."""
+    blocks = unet.get("down_block_types", DOWN_BLOCKS)
     faults = {
-        "its UNet has linear projections, as Stable Diffusion 2 has": unet.get("use_linear_projection", False),
-        f"its UNet takes {unet.get('in_channels')} channels, not 4": unet.get("in_channels", 4) != 4,
-        "its UNet has other blocks than Stable Diffusion 1.x": unet.get("down_block_types", DOWN_BLOCKS) != DOWN_BLOCKS,
-        "its UNet has other layers per block than Stable Diffusion 1.x": unet.get("layers_per_block", 2) != 2,
+        "its UNet has the linear projections of Stable Diffusion 2": unet.get("use_linear_projection", False),
+        f"its UNet has {unet.get('in_channels')} input channels, not 4": unet.get("in_channels", 4) != 4,
+        "its UNet does not have the blocks of Stable Diffusion 1.x": blocks != DOWN_BLOCKS,
+        "its UNet does not have the layers per block of Stable Diffusion 1.x": unet.get("layers_per_block", 2) != 2,
     }
     for fault, present in faults.items():
         if present:
@@ -208,7 +199,7 @@ def _check_topology(where: Path, unet: Mapping[str, Any]) -> None:
 
 
 def _check_tokenizer(folder: Path, vocabulary: int) -> None:
-    """Refuse a tokenizer with numbers beyond the embedding table; transformers would look them up out of bounds."""
+    """Check that the embedding table has all tokens; transformers would index it out of bounds."""
     numbers: list[int] = []
     if (folder / "vocab.json").is_file():
         numbers += [int(number) for number in read_config(folder / "vocab.json").values()]
@@ -219,11 +210,11 @@ def _check_tokenizer(folder: Path, vocabulary: int) -> None:
     if (folder / "added_tokens.json").is_file():
         numbers += [int(number) for number in read_config(folder / "added_tokens.json").values()]
     if not numbers:
-        found = ", ".join(sorted(file.name for file in folder.iterdir())) or "nothing"
-        raise ModelError(f"there is neither vocab.json nor tokenizer.json, but {found}", where=folder)
+        what = f"contains neither vocab.json nor tokenizer.json, only {_names(folder)}"
+        raise ModelError(what, where=folder, fix=DOWNLOAD)
     if max(numbers) >= vocabulary:
         raise ModelError(
-            f"the tokenizer counts up to {max(numbers)}, the text encoder has only {vocabulary} entries",
+            f"the tokenizer has token {max(numbers)}, the text encoder has only {vocabulary} entries",
             where=folder,
-            fix="Put back the tokenizer this text encoder was made with.",
+            fix="Restore the tokenizer that belongs to this text encoder.",
         )

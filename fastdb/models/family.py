@@ -1,4 +1,4 @@
-"""Families of base models: which parts they have, what those agree on, and whether fastdb trains them yet."""
+"""Families of base models, their parts and their obstacles to training."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class TextEncoder:
 
     name: str
     width: int
-    """Of its states, [77 tokens, width]."""
+    """Width of its states, [77 tokens, width]."""
     layers: int
     reads: Literal["last state, normed", "last state but one", "pooled state"]
-    """What the UNet is given. That of SD 2 is the original's last state but one: its last layer is not kept."""
+    """The state that the UNet receives. Files of SD 2 lack the original's last layer."""
     padding: str
     """The token that fills a prompt up to 77."""
 
@@ -25,15 +25,15 @@ class Vae:
     """An autoencoder."""
 
     scale: float
-    """Latents are multiplied by this after encoding, once `shift` is subtracted."""
+    """Latents are multiplied by this after encoding and after subtraction of `shift`."""
     shift: float = 0.0
     channels: int = 4
     half: bool = True
-    """It works in fp16. Where not, decode in fp32 or bf16, or use the replacement."""
+    """Whether it works in fp16. Otherwise decode in fp32 or bf16, or use the replacement."""
     replacement: str = ""
-    """A repository with an autoencoder of the same latents that may take its place."""
+    """A repository with another autoencoder for the same latents."""
     note: str = ""
-    """What to know about it."""
+    """Reasons for the replacement."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,21 +41,16 @@ class Family:
     """Models with the same parts and keys."""
 
     name: str
-    """Also the name of its layout, where `models.layouts` has one."""
+    """Also the name of its layout in `models.layouts`."""
     title: str
     text_encoders: tuple[TextEncoder, ...]
     cross_attention_dim: int
-    """Width of the text states that the UNet, or transformer, is given."""
+    """Width of the text states that the UNet, or transformer, receives."""
     vae: Vae
     channels: int = 4
-    """Channels that the UNet, or transformer, takes."""
+    """Input channels of the UNet, or transformer."""
     obstacle: str = ""
-    """Why fastdb cannot train it yet, a clause; empty where it can."""
-
-    @property
-    def trainable(self) -> bool:
-        """Whether fastdb trains this family today."""
-        return not self.obstacle
+    """Why fastdb cannot train it yet, a clause; empty if it can."""
 
 
 CLIP_L = TextEncoder(name="CLIP ViT-L/14", width=768, layers=12, reads="last state, normed", padding="<|endoftext|>")
@@ -85,7 +80,7 @@ SD1_INPAINTING = Family(
     cross_attention_dim=768,
     vae=SD_VAE,
     channels=9,
-    obstacle="its UNet takes a mask and a masked picture beside the latents, and training makes neither",
+    obstacle="its UNet also needs a mask and a masked picture, and training makes neither",
 )
 SD2 = Family(
     name="sd2",
@@ -93,7 +88,7 @@ SD2 = Family(
     text_encoders=(OPENCLIP_H,),
     cross_attention_dim=1024,
     vae=SD_VAE,
-    obstacle="training knows the text encoder and the UNet of Stable Diffusion 1.x only",
+    obstacle="training supports only the text encoder and the UNet of Stable Diffusion 1.x",
 )
 SDXL = Family(
     name="sdxl",
@@ -101,7 +96,7 @@ SDXL = Family(
     text_encoders=(CLIP_L_XL, OPENCLIP_G),
     cross_attention_dim=2048,
     vae=SDXL_VAE,
-    obstacle="it has two text encoders and is told the size of its pictures, and training knows one encoder",
+    obstacle="it has two text encoders and is conditioned on picture sizes, and training supports neither",
 )
 SD35 = Family(
     name="sd35",
@@ -110,7 +105,7 @@ SD35 = Family(
     cross_attention_dim=4096,
     vae=Vae(scale=1.5305, shift=0.0609, channels=16),
     channels=16,
-    obstacle="it is a transformer trained by flow matching, and training knows UNets",
+    obstacle="it is a transformer trained by flow matching, and training supports only UNets",
 )
 FLUX = Family(
     name="flux",
@@ -119,13 +114,13 @@ FLUX = Family(
     cross_attention_dim=4096,
     vae=Vae(scale=0.3611, shift=0.1159, channels=16),
     channels=64,
-    obstacle="it is a transformer trained by flow matching, and training knows UNets",
+    obstacle="it is a transformer trained by flow matching, and training supports only UNets",
 )
 
 FAMILIES = {family.name: family for family in (SD1, SD1_INPAINTING, SD2, SDXL, SD35, FLUX)}
 
-SPOKEN = {
+NAME_PATTERNS = {
     r"\bflux": FLUX,
     r"\bsd-?35?\b|\bstable-diffusion-35?\b": SD35,
 }
-"""What in a name, written small and with hyphens, tells of a family, for models that the registry lacks."""
+"""Families by patterns in names, in lower case with hyphens, for models that the registry lacks."""

@@ -1,8 +1,7 @@
-"""What a model file or folder is, told without loading it: no weights are read, and nothing in it runs."""
+"""Inspection of a model file or folder without loading its weights."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,20 +10,33 @@ from typing import Any
 from fastdb.errors import ModelError
 from fastdb.formats.reader import open_tensors
 from fastdb.formats.tensor_info import Scalar, TensorInfo, shown
+from fastdb.models import family as families
 from fastdb.models.detect import FLUX, REFINER, SD1, SD2, SD3, XL, Recognised, recognise
-from fastdb.models.diffusers_folder import read_config
-from fastdb.reporting import format_bytes
+from fastdb.models.diffusers_folder import read_config, weight_file
+from fastdb.models.family import Family
+from fastdb.models.layouts.families import layout_of
+from fastdb.models.layouts.layout import Layout
+from fastdb.models.prediction import UNKNOWN, Prediction, declared_prediction, probe_unet
+from fastdb.reporting import Progress
 from fastdb.storage.atomic_write import explained
 
-UNKNOWN_V = "unknown: those for 512 px (epsilon) and 768 px (v) have the same tensors; --probe asks the UNet"
-MOST_YAML = 1 << 16
-"""Bytes of a `.yaml` that are looked at; the usual ones have 2,000."""
-WORTH_SHOWING = ("modelspec.title", "modelspec.architecture", "modelspec.trigger_phrase", "ss_base_model_version")
+FAMILIES = {
+    SD1: families.SD1,
+    SD2: families.SD2,
+    XL: families.SDXL,
+    REFINER: families.SDXL,
+    SD3: families.SD35,
+    FLUX: families.FLUX,
+}
+"""Family by the family that the tensors show."""
+
+LAID_OUT = (SD1, SD2, XL)
+"""Families with a layout for whole models."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Precision:
-    """How much of a file has one type of number."""
+class DtypeTotal:
+    """The tensors of one data type in a file."""
 
     dtype: str
     tensors: int
@@ -33,71 +45,47 @@ class Precision:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What a file or folder is."""
+    """The contents of a model file or folder."""
 
     path: Path
     kind: str
     """`safetensors`, a form of torch.save, or `diffusers folder`."""
     what: Recognised
-    prediction: str = ""
-    """What the UNet predicts, and how that is known; `unknown: ...` where nothing tells."""
-    precisions: tuple[Precision, ...] = ()
-    """The one with most bytes first."""
+    family: Family | None = None
+    """None if it is unknown."""
+    prediction: Prediction | None = None
+    """The prediction type of the UNet or transformer; None without either."""
+    dtypes: tuple[DtypeTotal, ...] = ()
+    """The largest total first."""
     ema: int = 0
-    """Tensors that are a running average of the weights."""
+    """Number of tensors that are a running average of the weights."""
     metadata: Mapping[str, str]
     values: Mapping[str, Scalar]
     """Plain values beside the tensors."""
     neutralised: tuple[str, ...] = ()
-    """What a pickle named that is no data; none of it ran."""
-
-    @property
-    def is_model(self) -> bool:
-        """Whether it is anything that belongs to Stable Diffusion or its kin."""
-        return not self.what.why
-
-    def rows(self) -> list[tuple[str, str]]:
-        """What there is to say, a name and a text each."""
-        what, total = self.what, sum(precision.bytes for precision in self.precisions)
-        title = f"not a model, because {what.why}" if what.why else what.role
-        titled = f"{title}, inpainting" if what.inpainting else title
-        count = sum(precision.tensors for precision in self.precisions)
-        told = {
-            "what": titled,
-            "family": what.family or ("" if what.why else "not told by its tensors"),
-            "detail": what.detail,
-            "file": ", ".join(text for text in (self.kind, f"{what.naming} naming" if what.naming else "") if text),
-            "parts": ", ".join(what.parts),
-            "prediction": self.prediction,
-            "precision": ", ".join(f"{one.dtype} ({_tensors(one.tensors)})" for one in self.precisions),
-            "EMA weights": _tensors(self.ema) if self.ema else "",
-            "size": f"{_tensors(count)}, {format_bytes(total)}" if count else "",
-            **{name: shown(self.metadata[name]) for name in WORTH_SHOWING if name in self.metadata},
-            **{name: shown(str(self.values[name])) for name in ("global_step", "step") if name in self.values},
-            "left out": _some(self.neutralised),
-        }
-        return [(name, text) for name, text in told.items() if text]
+    """Names in a pickle that are no data; none of it ran."""
 
 
 def inspect(path: Path) -> Inspection:
-    """Tell what a model file, or a folder in diffusers layout, is.
+    """Inspect a model file or a folder in diffusers layout.
 
     Raises:
-        ModelError: it cannot be read: nothing there, cut short, damaged, a web page, not honest.
+        ModelError: it is missing, cut short, damaged, a web page or no model file.
         StorageError: the disk fails, or reading is forbidden.
     """
     if path.is_dir():
         with explained(path):
             return _inspect_folder(path)
     file = open_tensors(path)
-    main = {name: info.shape for name, info in file.tensors.items() if not name.startswith("optimizer_states.")}
-    what = recognise(main)
+    shapes = {name: info.shape for name, info in file.tensors.items() if not name.startswith("optimizer_states.")}
+    what = recognise(shapes)
     return Inspection(
         path=path,
         kind=file.kind,
         what=what,
-        prediction=_prediction(what, file.tensors, file.metadata, path),
-        precisions=_precisions(file.tensors.values()),
+        family=_family(what),
+        prediction=declared_prediction(what, file.tensors, file.metadata, path),
+        dtypes=_dtype_totals(file.tensors.values()),
         ema=sum(name.startswith("model_ema.") for name in file.tensors),
         metadata=file.metadata,
         values=file.values,
@@ -105,57 +93,53 @@ def inspect(path: Path) -> Inspection:
     )
 
 
-def _prediction(what: Recognised, names: Iterable[str], metadata: Mapping[str, str], path: Path) -> str:
-    """What the UNet predicts, and what tells it."""
-    if not what.parts or what.parts[0] not in ("UNet", "transformer"):
-        return ""
-    if what.family in (SD3, FLUX):
-        return "flow, as all of its family"
-    said = metadata.get("modelspec.prediction_type", "").lower()
-    if said in ("epsilon", "v", "v_prediction"):
-        return f"{'epsilon' if said == 'epsilon' else 'v'}, by modelspec.prediction_type"
-    if "v_pred" in names:
-        return "v, by the key v_pred"
-    architecture = metadata.get("modelspec.architecture", "")
-    for ending, found in (("v2-768-v", "v"), ("v2-512", "epsilon")):
-        if architecture.endswith(ending):
-            return f"{found}, by modelspec.architecture"
-    if what.family == SD2:
-        return "epsilon, as all for inpainting" if what.inpainting else _beside(path) or UNKNOWN_V
-    return "epsilon, as usual for its family; nothing in the file says so" if what.family else ""
+def _family(what: Recognised) -> Family | None:
+    return families.SD1_INPAINTING if what.inpainting and what.family == SD1 else FAMILIES.get(what.family)
 
 
-def _beside(path: Path) -> str:
-    """What the `.yaml` of the same name says, as programs that read it take it; empty where there is none."""
-    config = path.with_suffix(".yaml")
-    if not config.is_file():
-        return ""
-    with explained(config), config.open("rb") as file:
-        text = file.read(MOST_YAML)
-    if b"LatentDiffusion" not in text:
-        return ""
-    velocity = re.search(rb"""^[ ]*parameterization:[ ]*["']?v["']?[ ]*(#.*)?\r?$""", text, re.MULTILINE)
-    return f"{'v' if velocity else 'epsilon'}, by {shown(config.name)} beside it"
+def model_layout(inspection: Inspection) -> Layout:
+    """Return the layout of a whole model.
+
+    Raises:
+        ModelError: it is no whole model, or its family has no layout.
+    """
+    what = inspection.what
+    if what.role != "checkpoint":
+        reason = f"it is not a model, because {what.why}" if what.why else f"it is a {what.role}, not a whole model"
+        fix = "Give a file with UNet, autoencoder and text encoder."
+        raise ModelError(f"cannot be converted: {reason}", where=inspection.path, fix=fix)
+    family = inspection.family
+    if family is None or what.family not in LAID_OUT or what.channels != family.channels:
+        name = f"{what.family or 'an unknown family'}{', inpainting' if what.inpainting else ''}"
+        fix = f"Give a model of {', '.join(LAID_OUT[:-1])} or {LAID_OUT[-1]}."
+        raise ModelError(f"cannot be converted: the layout of {name} is unknown", where=inspection.path, fix=fix)
+    return layout_of(family.name)
 
 
-def _precisions(tensors: Iterable[TensorInfo]) -> tuple[Precision, ...]:
-    found: dict[str, tuple[int, int]] = {}
+def prediction_of(inspection: Inspection, progress: Progress | None = None) -> Prediction:
+    """Return the prediction type of a model with a UNet; probe the UNet if it is unknown.
+
+    Raises:
+        ModelError: the model has no UNet, or predicts neither noise nor v.
+        StorageError: the disk fails, or reading is forbidden.
+    """
+    path, prediction = inspection.path, inspection.prediction
+    if prediction is not None and not prediction.kind:
+        return probe_unet(weight_file(path, "unet") if path.is_dir() else path, progress)
+    if prediction is None or prediction.kind not in ("epsilon", "v_prediction"):
+        reason = "it has no UNet" if prediction is None else f"it predicts {prediction.kind}, neither noise nor v"
+        fix = "Give a whole Stable Diffusion 1.x, 2.x or SDXL."
+        raise ModelError(f"cannot be used: {reason}", where=path, fix=fix)
+    return prediction
+
+
+def _dtype_totals(tensors: Iterable[TensorInfo]) -> tuple[DtypeTotal, ...]:
+    totals: dict[str, tuple[int, int]] = {}
     for info in tensors:
-        count, total = found.get(info.dtype, (0, 0))
-        found[info.dtype] = count + 1, total + info.nbytes
-    ordered = sorted(found.items(), key=lambda item: -item[1][1])
-    return tuple(Precision(dtype=dtype, tensors=count, bytes=total) for dtype, (count, total) in ordered)
-
-
-def _tensors(count: int) -> str:
-    return "1 tensor" if count == 1 else f"{count} tensors"
-
-
-def _some(names: tuple[str, ...]) -> str:
-    if not names:
-        return ""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"{', '.join(names[:5])}{more}: named in the pickle, never run"
+        count, size = totals.get(info.dtype, (0, 0))
+        totals[info.dtype] = count + 1, size + info.nbytes
+    ordered = sorted(totals.items(), key=lambda item: -item[1][1])
+    return tuple(DtypeTotal(dtype=dtype, tensors=count, bytes=size) for dtype, (count, size) in ordered)
 
 
 # Folders.
@@ -173,48 +157,57 @@ CLASSES = {
 
 
 def _inspect_folder(folder: Path) -> Inspection:
+    scheduler: Mapping[str, Any] | None = None
     if (folder / "model_index.json").is_file():
-        pipeline = shown(str(read_config(folder / "model_index.json").get("_class_name")))
+        class_name = shown(str(read_config(folder / "model_index.json").get("_class_name")))
         parts = {name: read_config(folder / name / "config.json") for name in PART_NAMES if (folder / name).is_dir()}
         core = parts.get("unet") or parts.get("transformer") or {}
-        scheduler = folder / "scheduler" / "scheduler_config.json"
-        said = read_config(scheduler).get("prediction_type", "epsilon") if scheduler.is_file() else ""
+        config = folder / "scheduler" / "scheduler_config.json"
+        scheduler = read_config(config) if config.is_file() else {"prediction_type": ""}
         role, folders = "checkpoint", [folder / name for name in parts]
     elif (folder / "config.json").is_file():
-        core, parts, folders, said = read_config(folder / "config.json"), {}, [folder], ""
-        pipeline = _class_of(core)
-        role = CLASSES.get(pipeline, "")
+        core, parts, folders = read_config(folder / "config.json"), {}, [folder]
+        class_name = _class_of(core)
+        role = CLASSES.get(class_name, "")
     else:
-        some = ", ".join(sorted(entry.name for entry in folder.iterdir())[:6]) or "nothing"
+        names = ", ".join(sorted(entry.name for entry in folder.iterdir())[:6]) or "nothing"
         raise ModelError(
-            f"is no diffusers folder: it has no model_index.json, but {some}",
+            f"is no diffusers folder: it has no model_index.json; it contains {names}",
             where=folder,
-            fix="Name the folder that has one, or a file.",
+            fix="Give a folder with a model_index.json, or a file.",
         )
-    known = bool(core) and (role != "checkpoint" or _class_of(core) in CLASSES)
+    known = bool(core) and bool(role) and (role != "checkpoint" or _class_of(core) in CLASSES)
     channels = core.get("in_channels") if _class_of(core) == "UNet2DConditionModel" else 0
     what = Recognised(
-        role=role if known and role else "not a model",
-        family=_family(core),
+        role=role if known else "not a model",
+        family=_folder_family(core),
         naming="diffusers",
         parts=tuple(parts),
         channels=channels if type(channels) is int else 0,
-        detail=pipeline,
-        why="" if known and role else f"it is a {pipeline}, which is not known here",
+        detail=class_name,
+        why="" if known else f"{class_name} is not supported",
     )
-    flow = what.family in (SD3, FLUX)
-    prediction = "flow, as all of its family" if flow else f"{shown(str(said))}, by the scheduler" if said else ""
     files = [file for part in folders for file in sorted(part.glob("*.safetensors"))]
-    tensors = [info for file in files for info in open_tensors(file).tensors.values()]
     return Inspection(
         path=folder,
         kind="diffusers folder",
         what=what,
-        prediction=prediction,
-        precisions=_precisions(tensors),
+        family=_family(what),
+        prediction=_folder_prediction(what, scheduler),
+        dtypes=_dtype_totals(info for file in files for info in open_tensors(file).tensors.values()),
         metadata={},
         values={},
     )
+
+
+def _folder_prediction(what: Recognised, scheduler: Mapping[str, Any] | None) -> Prediction | None:
+    if what.family in (SD3, FLUX):
+        return Prediction("flow", source="family")
+    if scheduler is None:
+        return None
+    kind = shown(str(scheduler.get("prediction_type", "epsilon")))
+    zero_snr = scheduler.get("rescale_betas_zero_snr") is True
+    return Prediction(kind, zero_snr, "scheduler") if kind else UNKNOWN
 
 
 def _class_of(config: Mapping[str, Any]) -> str:
@@ -223,8 +216,8 @@ def _class_of(config: Mapping[str, Any]) -> str:
     return shown(str(config.get("_class_name") or first))
 
 
-def _family(core: Mapping[str, Any]) -> str:
-    """The family of a UNet, a transformer or a ControlNet, from its configuration."""
+def _folder_family(core: Mapping[str, Any]) -> str:
+    """Return the family of a UNet, a transformer or a ControlNet by its configuration."""
     name = _class_of(core)
     if name == "FluxTransformer2DModel":
         return FLUX

@@ -1,4 +1,4 @@
-"""Base model parts as live modules: built empty, filled tensor by tensor from safetensors, checked on the way.
+"""Base model parts as modules: built empty, loaded tensor by tensor from files, checked on the way.
 
 diffusers and transformers are imported inside the functions: they take seconds, and only the verbs that train or
 draw need them.
@@ -7,6 +7,7 @@ draw need them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,84 +15,112 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from fastdb.errors import ModelError
+from fastdb.formats.reader import open_tensors
 from fastdb.models.diffusers_folder import read_config, weight_file
+from fastdb.models.export import Planned, largest_magnitude, plan_parts
+from fastdb.models.inspect import inspect, model_layout
 from fastdb.models.layouts.layout import modern_name
 from fastdb.storage.atomic_write import explained
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from diffusers import SchedulerMixin
+    from transformers import CLIPTokenizer
+
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
-def load_unet(folder: Path, dtype: torch.dtype = torch.float32, *, weights: Path | None = None) -> UNet2DConditionModel:
-    """Load the UNet of a base model, on the CPU, in evaluation mode.
-
-    Args:
-        weights: a raw safetensors file that replaces the base model's own.
-
-    Raises:
-        ModelError: see `fill`.
-    """
-    model: UNet2DConditionModel = empty("unet", read_config(folder / "unet" / "config.json"))
-    fill(model, weights or weight_file(folder, "unet"), "unet", dtype)
-    return model
-
-
-def load_vae(folder: Path, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
-    """The autoencoder of a base model, on the CPU, in evaluation mode.
-
-    Raises:
-        ModelError: see `fill`.
-    """
-    model: AutoencoderKL = empty("vae", read_config(folder / "vae" / "config.json"))
-    fill(model, weight_file(folder, "vae"), "vae", dtype)
-    return model
-
-
-def load_text_encoder(
-    folder: Path, dtype: torch.dtype = torch.float32, *, weights: Path | None = None
-) -> CLIPTextModel:
-    """Load the text encoder of a base model, on the CPU, in evaluation mode.
+def load_part(folder: Path, part: str, dtype: torch.dtype = torch.float32, *, weights: Path | None = None) -> Any:
+    """Load the UNet, VAE or a text encoder of a base model, on the CPU, in evaluation mode.
 
     Args:
-        weights: a raw safetensors file that replaces the base model's own.
+        part: `unet`, `vae`, `text_encoder` or `text_encoder_2`.
+        dtype: of the weights in memory. They are copies: the file may be deleted.
+        weights: safetensors file in diffusers naming that replaces the base model's own; old or new naming, text
+            encoder with or without `text_model.`.
 
     Raises:
-        ModelError: see `fill`.
+        ModelError: damaged file, missing, unexpected or misshapen tensors, NaN or infinity in a weight.
     """
-    model: CLIPTextModel = empty("text_encoder", read_config(folder / "text_encoder" / "config.json"))
-    fill(model, weights or weight_file(folder, "text_encoder"), "text_encoder", dtype)
-    return model
+    module = _empty(part, read_config(folder / part / "config.json"))
+    file = weights or weight_file(folder, part)
+
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        for name in stored.keys():  # noqa: SIM118 - no mapping, it has no iterator
+            yield name, stored.get_tensor(name)
+
+    try:
+        with explained(file), safe_open(file, framework="pt") as stored:
+            _fill(module, tensors(), part, dtype, file)
+    except SafetensorError as error:
+        raise ModelError(f"is damaged ({error})", where=file, fix="Download the model again.") from error
+    return module
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    """The tokenizer of a base model."""
+    """Load the tokenizer of a base model."""
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
 
 
 def load_scheduler(folder: Path) -> SchedulerMixin:
-    """The scheduler a base model names, set up from its configuration.
+    """Load the scheduler of a base model from its configuration.
 
     Raises:
         ModelError: diffusers has no scheduler of that name.
     """
     from diffusers import schedulers
 
-    config = read_config(folder / "scheduler" / "scheduler_config.json")
+    file = folder / "scheduler" / "scheduler_config.json"
+    config = read_config(file)
     name = str(config.get("_class_name"))
     if not name.endswith("Scheduler") or not hasattr(schedulers, name):
-        raise ModelError(f"diffusers has no scheduler named {name}", where=folder / "scheduler")
+        fix = "Install a newer diffusers, or name another scheduler in this file."
+        raise ModelError(f"diffusers has no scheduler named {name}", where=file, fix=fix)
     return getattr(schedulers, name).from_config(config)
 
 
-def empty(part: str, config: Mapping[str, Any]) -> Any:
-    """The module of a part without weights, on the meta device; `config` as in its `config.json`.
+def load_single_file(
+    file: Path, configs: Mapping[str, Mapping[str, Any]], *, dtype: torch.dtype = torch.float32, averaged: bool = False
+) -> dict[str, Any]:
+    """Load the parts of a `.safetensors` or `.ckpt` in the original layout, on the CPU, in evaluation mode.
+
+    Large tensors come first, so that only a small tensor is in memory beside almost complete weights: beyond the
+    weights, memory stays at about what importing the libraries takes.
+
+    Args:
+        file: of a Stable Diffusion 1.x, its inpainting, 2.x or SDXL.
+        configs: the `config.json` of each part to load (`unet`, `vae`, `text_encoder`, SDXL's `text_encoder_2`), as in
+            a diffusers folder.
+        dtype: of the weights in memory. They are copies: the file may be deleted.
+        averaged: take the running averages (EMA) of the UNet's weights.
 
     Raises:
-        ModelError: there is no such part.
+        ModelError: the file is no whole model, or not of these configurations; NaN or infinity in a weight, or a number
+            that `dtype` cannot hold.
+        StorageError: the disk fails, or reading is forbidden.
     """
+    layout = model_layout(inspect(file))
+    unknown = sorted(configs.keys() - set(layout.parts))
+    if unknown:
+        fix = f"Choose from {', '.join(layout.parts)}."
+        raise ModelError(f"a {layout.title} has no part {unknown[0]}", where=file, fix=fix)
+    parts = plan_parts(layout, open_tensors(file), dtype, averaged=averaged)
+    modules: dict[str, Any] = {}
+    for part in sorted(configs, key=lambda part: sum(prod(planned.entry.shape) for planned in parts[part])):
+        modules[part] = _empty(part, configs[part])
+        _fill(modules[part], _largest_first(parts[part]), part, dtype, file)
+    return {part: modules[part] for part in configs}
+
+
+def _largest_first(plan: Iterable[Planned]) -> Iterator[tuple[str, torch.Tensor]]:
+    for planned in sorted(plan, key=lambda planned: -prod(planned.entry.shape)):
+        yield planned.entry.name, planned.tensor()
+        planned.forget()
+
+
+def _empty(part: str, config: Mapping[str, Any]) -> Any:
+    """Build the module of a part without weights, on the meta device."""
     with torch.device("meta"):
         if part in ("unet", "vae"):
             import diffusers
@@ -101,86 +130,54 @@ def empty(part: str, config: Mapping[str, Any]) -> Any:
         if part in ("text_encoder", "text_encoder_2"):
             import transformers
 
-            wanted = transformers.CLIPTextConfig(**config)
-            return (
-                transformers.CLIPTextModel(wanted)
-                if part == "text_encoder"
-                else transformers.CLIPTextModelWithProjection(wanted)
-            )
-    raise ModelError("no module is known for this part", where=part, fix="There are: unet, vae, text_encoder(_2).")
+            encoder_config = transformers.CLIPTextConfig(**config)
+            if part == "text_encoder":
+                return transformers.CLIPTextModel(encoder_config)
+            return transformers.CLIPTextModelWithProjection(encoder_config)
+    raise ModelError("is no part of a base model", where=part, fix=f"Choose from {', '.join(PARTS)}.")
 
 
-def fill(model: Any, file: Path, part: str, dtype: torch.dtype) -> None:
-    """Give a module built on the meta device its weights and set it to evaluation mode.
+def _fill(module: Any, tensors: Iterable[tuple[str, torch.Tensor]], part: str, dtype: torch.dtype, file: Path) -> None:
+    """Give a module on the meta device its weights, copied one by one, and set it to evaluation mode.
 
     Args:
-        model: the module of `part`; its names and shapes decide what the file must hold.
-        file: safetensors in diffusers naming, old or new, text encoder with or without `text_model.`.
-        dtype: of the weights in memory. They are copies: the file may go.
-
-    Raises:
-        ModelError: damaged file, missing, surplus or misshapen tensors, NaN or infinity in a weight.
-    """
-
-    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
-        for stored in weights.keys():  # noqa: SIM118 - no mapping, it has no iterator
-            yield stored, weights.get_tensor(stored)
-
-    try:
-        with explained(file), safe_open(file, framework="pt") as weights:
-            give(model, tensors(), part, dtype, file)
-    except SafetensorError as error:
-        raise ModelError(f"is damaged ({error})", where=file, fix="Download the model again.") from error
-
-
-def give(model: Any, tensors: Iterable[tuple[str, torch.Tensor]], part: str, dtype: torch.dtype, file: Path) -> None:
-    """Give a module built on the meta device these tensors, copied one by one, and set it to evaluation mode.
-
-    Args:
-        model, part, dtype: see `fill`.
         tensors: by their names in diffusers, old or new, text encoder with or without `text_model.`.
         file: where they come from, for messages.
 
     Raises:
-        ModelError: missing, surplus or misshapen tensors, NaN or infinity in a weight.
+        ModelError: missing, unexpected or misshapen tensors, NaN or infinity in a weight.
     """
-    wanted = {modern_name(part, name): (name, tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = {modern_name(part, name): (name, tensor.shape) for name, tensor in module.state_dict().items()}
     state: dict[str, torch.Tensor] = {}
     for stored, tensor in tensors:
         modern = modern_name(part, stored)
         if modern.endswith("position_ids"):
             continue
-        if modern not in wanted:
-            raise ModelError(f"has a tensor too many, {stored}", where=file, fix="Download the model again.")
-        name, shape = wanted[modern]
-        state[name] = _checked(tensor, stored, shape, file).to(dtype, copy=True)
-    for name, _ in wanted.values():
+        if modern not in expected:
+            raise ModelError(f"has the unexpected tensor {stored}", where=file, fix="Download the model again.")
+        name, shape = expected[modern]
+        if tensor.shape != shape:
+            what = f"{stored} has the shape {list(tensor.shape)}, not {list(shape)}"
+            raise ModelError(what, where=file, fix="Restore the configuration that belongs to these weights.")
+        if largest_magnitude(tensor) == float("inf"):
+            fix = "Choose another copy of this model, or another base model."
+            raise ModelError(f"{stored} contains NaN or infinity", where=file, fix=fix)
+        state[name] = tensor.to(dtype, copy=True)
+    for name, _ in expected.values():
         if name not in state:
             raise ModelError(f"lacks the tensor {name}", where=file, fix="Download the model again.")
-    model.load_state_dict(state, strict=True, assign=True)
-    _restore_buffers(model)
-    model.eval()
+    module.load_state_dict(state, strict=True, assign=True)
+    _restore_buffers(module)
+    module.eval()
 
 
-def _checked(tensor: torch.Tensor, name: str, shape: torch.Size, file: Path) -> torch.Tensor:
-    if tensor.shape != shape:
-        found = f"{name} has the shape {list(tensor.shape)}, not {list(shape)}"
-        raise ModelError(found, where=file, fix="Put back the configuration that belongs to these weights.")
-    # One pass without a copy; NaN comes through as either end.
-    least, most = (float(end) for end in torch.aminmax(tensor)) if tensor.numel() else (0.0, 0.0)
-    if not -float("inf") < least <= most < float("inf"):
-        found = f"{name} holds NaN or infinite numbers"
-        raise ModelError(found, where=file, fix="The file is broken; choose another copy or another base model.")
-    return tensor
-
-
-def _restore_buffers(model: torch.nn.Module) -> None:
-    """Buffers that no file holds are still empty; the text encoder's position numbers are the only ones we know."""
-    for name, buffer in list(model.named_buffers()):
+def _restore_buffers(module: torch.nn.Module) -> None:
+    """Fill the buffers that no file contains: the position numbers of a text encoder."""
+    for name, buffer in list(module.named_buffers()):
         if buffer.is_meta:
             owner, _, leaf = name.rpartition(".")
             if leaf != "position_ids":
-                raise ModelError("this version of the library has a buffer we cannot fill", where=name)
-            model.get_submodule(owner).register_buffer(
-                leaf, torch.arange(buffer.shape[-1]).expand(buffer.shape).clone(), persistent=False
-            )
+                fix = "Install the version of diffusers and transformers that fastdb requires."
+                raise ModelError("this buffer of the library is unknown", where=name, fix=fix)
+            positions = torch.arange(buffer.shape[-1]).expand(buffer.shape).clone()
+            module.get_submodule(owner).register_buffer(leaf, positions, persistent=False)

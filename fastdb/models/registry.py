@@ -1,6 +1,6 @@
-"""Base models known by name: what they were made for, where they lie, and whether they can be trained.
+"""Registry of base models by name, with repositories, resolutions and trainability.
 
-Facts, without torch or a network. What fastdb cannot train yet has a `Family.obstacle`, and `check_choice` refuses it.
+Facts, without torch or a network. A family that fastdb cannot train yet has an `obstacle`; `check_choice` refuses it.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastdb.errors import ConfigError, ModelError
-from fastdb.models.family import FLUX, SD1, SD1_INPAINTING, SD2, SD35, SDXL, SPOKEN, Family
+from fastdb.models.family import FLUX, NAME_PATTERNS, SD1, SD1_INPAINTING, SD2, SD35, SDXL, Family
 
 STEP = 64
-"""Sides of training pictures are multiples of this: the VAE halves them three times, and the UNet what is left."""
+"""Sides of training pictures are multiples of this: the VAE and the UNet halve them three times each."""
 
 NO_BASE = {
-    "LoRA": "it is a LoRA: changes to a model, not a model",
-    "ControlNet": "it is a ControlNet: it steers a model and is none",
-    "textual inversion": "it is a textual inversion: words for a model, not a model",
-    "VAE only": "it holds an autoencoder alone",
-    "text encoder only": "it holds a text encoder alone",
-    "UNet only": "it holds a UNet alone, without text encoder and autoencoder",
-    "transformer only": "it holds a transformer alone, without text encoders and autoencoder",
+    "LoRA": "it is a LoRA, an addition to a model",
+    "ControlNet": "it is a ControlNet, an addition to a model",
+    "textual inversion": "it is a textual inversion, an addition to a model",
+    "VAE only": "it contains only an autoencoder",
+    "text encoder only": "it contains only a text encoder",
+    "UNet only": "it contains only a UNet, without text encoder and autoencoder",
+    "transformer only": "it contains only a transformer, without text encoders and autoencoder",
 }
-"""Why what a file is recognised as cannot be a base model."""
+"""Why a file of this role cannot be a base model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repository:
-    """A place on the Hugging Face Hub that holds a model."""
+    """A repository of the Hugging Face Hub with a model."""
 
     name: str
     file: str
@@ -38,31 +38,26 @@ class Repository:
     folder: bool = True
     """The repository is a diffusers folder as well."""
     gated: bool = False
-    """Its terms have to be accepted there, and a token shown."""
+    """Its terms must be accepted there, and downloads need a token."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnownModel:
-    """A base model."""
+    """A base model of the registry."""
 
     name: str
     title: str
     family: Family
     prediction_type: Literal["epsilon", "v_prediction", "flow"]
     resolution: int
-    """Side in pixels of the pictures it was made for."""
+    """Side in pixels of the pictures that it was trained on."""
     scheduler: str
-    """The class of diffusers to draw with where a file brings none."""
+    """Class in diffusers to generate with if a file has no scheduler."""
     repositories: tuple[Repository, ...]
-    """Where it lies: the first that answers is taken."""
+    """Sources in the order in which they are tried."""
     licence: str
     aliases: tuple[str, ...] = ()
     """Other names, among them repositories that are gone."""
-
-    @property
-    def resolutions(self) -> range:
-        """The sides that training takes: from half of what the model was made for to five quarters."""
-        return range(self.resolution // 2, self.resolution * 5 // 4 + 1, STEP)
 
 
 RAIL_M, RAIL_PP = "CreativeML Open RAIL-M", "CreativeML Open RAIL++-M"
@@ -188,70 +183,68 @@ MODELS = (
 
 
 def known_model(name: str) -> KnownModel | None:
-    """The model of that name, title, repository or file, however spaced and spelled; None where there is none."""
+    """Return the model of that name, title, repository or file, in any spelling; None if unknown."""
     return _names().get(_plain(name))
 
 
 def find_model(name: str) -> KnownModel:
-    """The model of that name, as `known_model` has it.
+    """Return the model of that name, as `known_model` does.
 
     Raises:
-        ModelError: there is none; the nearest is told, or what is known of the family that the name tells of.
+        ModelError: it is unknown; the message names the nearest, or the obstacle of the family in the name.
     """
-    found = known_model(name)
-    if found is not None:
-        return found
-    for spoken, family in SPOKEN.items():
-        if re.search(spoken, re.sub(r"[\s._]", "-", name.lower())):
+    model = known_model(name)
+    if model is not None:
+        return model
+    for pattern, family in NAME_PATTERNS.items():
+        if re.search(pattern, re.sub(r"[\s._]", "-", name.lower())):
             raise _not_trainable(family, name)
     names = _names()
     near = difflib.get_close_matches(_plain(name), names)
-    near.sort(key=lambda other: other[:3] != _plain(name)[:3])  # of sd14: sd15 before sd21
-    there = ", ".join(model.name for model in MODELS)
-    fix = f"Did you mean {names[near[0]].name}?" if near else f"There are: {there}; or give a folder."
+    near.sort(key=lambda other: other[:3] != _plain(name)[:3])  # For sd14: sd15 before sd21.
+    known = ", ".join(model.name for model in MODELS)
+    fix = f"Did you mean {names[near[0]].name}?" if near else f"Choose from {known}, or give a folder."
     raise ModelError("there is no base model of that name", where=name, fix=fix)
 
 
 def check_choice(model: KnownModel, *, resolution: int | None = None) -> None:
-    """Refuse to train what cannot be trained.
+    """Check that a model can be trained.
 
     Args:
-        resolution: side in pixels of the training pictures, where it is set.
+        resolution: side in pixels of the training pictures, from half of the model's own to five quarters of it.
 
     Raises:
         ModelError: it is of a family that fastdb does not train yet.
         ConfigError: the model was not made for that resolution.
     """
     check_trainable(model.family, model.title)
-    allowed = model.resolutions
+    allowed = range(model.resolution // 2, model.resolution * 5 // 4 + 1, STEP)
     if resolution is not None and resolution not in allowed:
         bounds = f"multiples of {STEP} from {allowed[0]} to {allowed[-1]}"
         what = f"{model.title} was made for {model.resolution} px and takes {bounds}, not {resolution}"
         near = min(allowed, key=lambda side: abs(side - resolution))
-        fix = f"Set it to {model.resolution}"
-        raise ConfigError(
-            what, where="resolution", fix=f"{fix}, or to {near}." if near != model.resolution else f"{fix}."
-        )
+        nearest = f", or to {near}" if near != model.resolution else ""
+        raise ConfigError(what, where="resolution", fix=f"Set it to {model.resolution}{nearest}.")
 
 
 def check_trainable(family: Family, where: object) -> None:
-    """Refuse a family that fastdb does not train yet.
+    """Check that fastdb trains a family.
 
     Raises:
-        ModelError: the message says why not.
+        ModelError: it does not yet; the message contains the obstacle.
     """
-    if not family.trainable:
+    if family.obstacle:
         raise _not_trainable(family, where)
 
 
 def _not_trainable(family: Family, where: object) -> ModelError:
-    trained = ", ".join(model.name for model in MODELS if model.family.trainable)
-    what = f"{family.title} is not trainable yet: {family.obstacle}"
-    return ModelError(what, where=where, fix=f"Choose a model that is: {trained}.")
+    trained = ", ".join(model.name for model in MODELS if not model.family.obstacle)
+    what = f"{family.title} cannot be trained yet: {family.obstacle}"
+    return ModelError(what, where=where, fix=f"Choose a model that can: {trained}.")
 
 
 def _names() -> dict[str, KnownModel]:
-    """Every name of every model, plain."""
+    """Return every name of every model, in its plain spelling."""
     names = {}
     for model in MODELS:
         places = [name for repository in model.repositories for name in (repository.name, repository.file)]
@@ -261,5 +254,5 @@ def _names() -> dict[str, KnownModel]:
 
 
 def _plain(name: str) -> str:
-    """A name without what people spell differently: case, spaces, dots, hyphens, underscores, the ending of a file."""
+    """Return a name without case, spaces, dots, hyphens, underscores and the ending of a file."""
     return re.sub(r"[\s._-]", "", re.sub(r"\.(safetensors|ckpt)$", "", name.strip().lower()))

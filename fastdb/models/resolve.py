@@ -1,22 +1,31 @@
-"""Resolve a base model from what a person or a session names; download and convert it where needed."""
+"""Base models on this machine, from the name, path or link of a person or a session.
+
+A model that is one file becomes a diffusers folder in the cache, once.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from fastdb.downloads.download import Progress
+from fastdb.downloads.download import check_room
 from fastdb.downloads.fetch import fetch
-from fastdb.downloads.model_cache import came_from, note_use
+from fastdb.downloads.model_cache import came_from, locked, note_use, place, recall, remember
 from fastdb.downloads.source import HubFile, LocalPath, Source, parse
 from fastdb.errors import ModelError
+from fastdb.formats.reader import open_tensors
 from fastdb.models.diffusers_folder import BaseModel, open_base_model
-from fastdb.models.folder_from_file import folder_of
-from fastdb.models.registry import KnownModel, check_choice, find_model, known_model
+from fastdb.models.family import FAMILIES
+from fastdb.models.inspect import Inspection, inspect, model_layout
+from fastdb.models.registry import NO_BASE, KnownModel, check_choice, check_trainable, find_model, known_model
+from fastdb.reporting import Progress
 from fastdb.runtime.paths import expanded
 from fastdb.sessions.session_yaml import FILE
+from fastdb.storage.atomic_write import explained, unfinished
 
 if TYPE_CHECKING:
     from fastdb.sessions.session import Session
@@ -25,9 +34,12 @@ MINI = "mini"
 """The small model of a drawn world that ships in the package; `mini/` in the repository makes it."""
 
 PIPELINE = "StableDiffusionPipeline"
-"""What a repository has to hold for its weights to be fetched."""
+"""Only repositories of this pipeline are downloaded."""
 
 MODEL_FILES = (".safetensors", ".ckpt")
+
+SPARE = 1 << 20
+"""Bytes for configurations and vocabularies."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +47,20 @@ class Base:
     """A base model on this machine."""
 
     named: str
-    """`mini`, or the path of the file or folder: how a session finds it again."""
+    """`mini`, or the path of the file or folder: the name by which a session finds it again."""
     folder: Path
-    """In the diffusers layout: the folder itself, or what was made of a single file."""
+    """In the diffusers layout: the folder itself, or the folder made of a single file."""
     source: str
-    """Where it was fetched from, exactly; empty for a person's own."""
+    """The exact source of its download; empty for a person's own model."""
 
 
 def resolve_base(base: str | Path, progress: Progress | None = None) -> Base:
     """Resolve a path, a link, a registry name, a Hub repository or file, or `mini` to a base model on this machine.
 
-    Downloads what is missing; a single file is converted to a folder in the cache.
+    Downloads a missing model; a single file is converted to a folder in the cache.
 
     Args:
-        progress: called with downloaded and total bytes; a total of 0 is unknown.
+        progress: called with done and total bytes; a total of 0 is unknown.
 
     Raises:
         ModelError: no such file, folder or name, or it cannot be downloaded or trained.
@@ -58,64 +70,154 @@ def resolve_base(base: str | Path, progress: Progress | None = None) -> Base:
         return Base(MINI, Path(__file__).parent / MINI, "")
     if known := known_base(base):
         check_choice(known)
-        first, *mirrors = _places(known)
-        return _found(_fetched(first, progress, mirrors))
+        # Folders first, which need no conversion.
+        places = sorted(known.repositories, key=lambda place: not place.folder)
+        first, *mirrors = (parse(place.name) if place.folder else HubFile(place.name, place.file) for place in places)
+        return _downloaded(first, progress, mirrors)
     if not expanded(base).exists() and "/" not in str(base) and not str(base).endswith(MODEL_FILES):
-        find_model(str(base))  # Raises, and tells the nearest.
+        find_model(str(base))  # Raises an error with the nearest name.
     source = parse(base)
     if isinstance(source, LocalPath):
         fix = f"Give a Stable Diffusion 1.x as a file or a diffusers folder, or {MINI!r} to try things out."
-        return _found(_existing(source.path, fix))
-    return _found(_fetched(source, progress))
+        return _existing(source.path, fix, progress)
+    return _downloaded(source, progress)
 
 
 def known_base(base: str | Path) -> KnownModel | None:
-    """The entry of the registry that a person means; None for a path that is there, and for what it does not know."""
+    """Return the registry's entry of that name; None for an existing path and for unknown names."""
     return None if expanded(base).exists() else known_model(str(base))
 
 
 def ensure_base(session: Session, progress: Progress | None = None) -> BaseModel:
-    """Open a session's base model, after downloading and converting it where it is not on this machine.
+    """Open a session's base model; download and convert it first if it is not on this machine.
 
     Each verb calls this once and passes the opened model down.
 
     Args:
-        progress: called with downloaded and total bytes; a total of 0 is unknown.
+        progress: called with done and total bytes; a total of 0 is unknown.
 
     Raises:
         ModelError: the base model is gone, cannot be downloaded or cannot be used.
         StorageError: the disk is full.
     """
-    return open_base_model(_session_base(session, progress).folder)
-
-
-def _session_base(session: Session, progress: Progress | None) -> Base:
     record = session.record.base_model
     if record.folder == MINI:
-        return resolve_base(MINI)
+        return open_base_model(resolve_base(MINI).folder)
     path = expanded(record.folder).absolute()
     if record.source and not path.exists():
-        return _found(_fetched(parse(record.source), progress))
+        return open_base_model(_downloaded(parse(record.source), progress).folder)
     fix = f"Put the base model of {session.name} back there, or write its new place into {session.path / FILE}."
-    return _found(_existing(path, fix))
+    return open_base_model(_existing(path, fix, progress).folder)
 
 
-def _places(model: KnownModel) -> list[Source]:
-    """Where a model of the registry lies: folders first, which need no conversion, then single files."""
-    folders = [parse(one.name) for one in model.repositories if one.folder]
-    return folders + [HubFile(one.name, one.file) for one in model.repositories if not one.folder]
+def _downloaded(source: Source, progress: Progress | None, mirrors: Sequence[Source] = ()) -> Base:
+    return _base(fetch(source, mirrors=mirrors, only=PIPELINE, progress=progress), progress)
 
 
-def _fetched(source: Source, progress: Progress | None, mirrors: Sequence[Source] = ()) -> Path:
-    return fetch(source, mirrors=mirrors, only=PIPELINE, progress=progress)
-
-
-def _found(path: Path) -> Base:
-    note_use(path)
-    return Base(str(path), folder_of(path) if path.is_file() else path, came_from(path))
-
-
-def _existing(path: Path, fix: str) -> Path:
+def _existing(path: Path, fix: str, progress: Progress | None) -> Base:
     if not path.exists():
         raise ModelError("there is no such file or folder", where=path, fix=fix)
-    return path
+    return _base(path, progress)
+
+
+def _base(path: Path, progress: Progress | None) -> Base:
+    note_use(path)
+    return Base(str(path), ensure_folder(path, progress) if path.is_file() else path, came_from(path))
+
+
+# Models that are one file.
+
+
+def ensure_folder(file: Path, progress: Progress | None = None) -> Path:
+    """Return the diffusers folder of a model in one file, with its weights in its precision; convert it once.
+
+    The cache keeps the folder under the file's source, or under the path, size and time of a person's own file.
+    Nothing is written for a file that is refused.
+
+    Args:
+        progress: called with done and total bytes of the conversion.
+
+    Raises:
+        ModelError: it is no whole model, or of a family that is not trained yet; or it cannot be read.
+        StorageError: the disk has too little space for it.
+    """
+    found = inspect(file)
+    _check_base_file(found)
+    with explained(file):
+        facts = file.stat()
+    key = came_from(file) or f"{file.name} {file.absolute()} {facts.st_size} {facts.st_mtime_ns}"
+    cached = place(f"{key} as a folder")
+    with locked(cached):
+        folder = cached / "model"
+        if recall(cached) is None:
+            _convert(found, folder, cached, progress)
+    return folder
+
+
+def ensure_configurations(file: Path, *, v_prediction: bool = False) -> Path:
+    """Return a diffusers folder with configurations and vocabularies for a model in one file; write it once.
+
+    Raises:
+        ModelError: the file is no whole model, its sizes are not those of its family, or vocabularies are unavailable.
+        StorageError: the folder cannot be written.
+    """
+    import torch
+
+    from fastdb.models.diffusers_configs import lay_out
+    from fastdb.models.export import plan_parts
+
+    layout = model_layout(inspect(file))
+    parts = plan_parts(layout, open_tensors(file), torch.float16)
+    shapes = sorted((part, planned.entry.name, planned.entry.shape) for part, plan in parts.items() for planned in plan)
+    kind = f"{layout.family}{' v' if v_prediction else ''} {hashlib.sha256(repr(shapes).encode()).hexdigest()[:12]}"
+    cached = place(f"configurations of {kind}")
+    with locked(cached):
+        folder = cached / "model"
+        if recall(cached) is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            lay_out(folder, FAMILIES[layout.family], parts, v_prediction=v_prediction)
+            _remember(cached, folder, kind)
+    return folder
+
+
+def _check_base_file(found: Inspection) -> None:
+    """Check that a file can be trained from.
+
+    Raises:
+        ModelError: it is no whole model, or of a family that is not trained yet.
+    """
+    what = found.what
+    if what.role != "checkpoint":
+        why = NO_BASE.get(what.role) or f"it is no model, because {what.why or 'it is a ' + what.role}"
+        what_happened = f"cannot be trained as a base model: {why}"
+        raise ModelError(what_happened, where=found.path, fix="Give the base model itself, for example sd15.")
+    if found.family is None:
+        fix = "Give a Stable Diffusion 1.x, for example sd15."
+        raise ModelError("cannot be trained: the family of its tensors is unknown", where=found.path, fix=fix)
+    check_trainable(found.family, found.path)
+
+
+def _convert(found: Inspection, folder: Path, cached: Path, progress: Progress | None) -> None:
+    """Convert a file to a folder in its own precision, or in fp32 if it has several."""
+    # Loads torch.
+    from fastdb.models.convert import convert
+
+    names: dict[str, Literal["fp16", "bf16", "fp32"]] = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+    totals = [total for total in found.dtypes if total.dtype in names]
+    weights = sum(total.bytes for total in totals)
+    check_room(cached, weights + SPARE, str(found.path))
+    for leftover in (folder, *unfinished(folder)):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+    def update(done: int, total: int) -> None:
+        if progress is not None:
+            progress(weights * done // total, weights)
+
+    precision = names[totals[0].dtype] if len(totals) == 1 else "fp32"
+    convert(found.path, folder, dtype=precision, progress=update)
+    _remember(cached, folder, came_from(found.path) or str(found.path))
+
+
+def _remember(cached: Path, folder: Path, source: str) -> None:
+    paths = {path.relative_to(cached).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    remember(cached, source, paths)

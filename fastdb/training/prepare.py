@@ -15,7 +15,7 @@ from fastdb.errors import TrainingError
 from fastdb.images.intake import InstanceImage
 from fastdb.inference.engine import Engine
 from fastdb.models.diffusers_folder import PARTS, BaseModel, fingerprint, weight_file
-from fastdb.models.loading import load_scheduler, load_tokenizer, load_vae
+from fastdb.models.loading import load_part, load_scheduler, load_tokenizer
 from fastdb.models.resolve import ensure_base
 from fastdb.runtime.device import Device, choose_device, cpu_threads, make_deterministic
 from fastdb.sessions.events import Emit
@@ -123,7 +123,7 @@ def image_groups(prepared: Preparation, prior: Sequence[ClassImage], emit: Emit)
             size=prepared.session.config.resolution,
             scale=prepared.base.latent_scale,
             vae_hash=prepared.session.record.base_model.fingerprint,
-            load_vae=lambda: load_vae(prepared.base.folder, torch.float32).to(prepared.device.kind),
+            load_vae=lambda: load_part(prepared.base.folder, "vae", torch.float32).to(prepared.device.kind),
             progress=_progress(emit, task),
         )
 

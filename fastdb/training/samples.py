@@ -13,7 +13,7 @@ from fastdb.errors import StorageError
 from fastdb.inference.engine import Engine, Request
 from fastdb.inference.pictures import parameters, png
 from fastdb.models.diffusers_folder import BaseModel
-from fastdb.models.loading import load_scheduler, load_tokenizer, load_vae
+from fastdb.models.loading import load_part, load_scheduler, load_tokenizer
 from fastdb.sessions.events import Emit
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import make_folder, write_bytes
@@ -45,7 +45,7 @@ class Sampler:
 
     def _make(self, stage: Stage, step: int, accelerator: Accelerator) -> None:
         device = accelerator.device
-        self._vae = self._vae if self._vae is not None else load_vae(self._base.folder, torch.float32)
+        self._vae = self._vae if self._vae is not None else load_part(self._base.folder, "vae", torch.float32)
         self._vae.to(device)
         unet = accelerator.unwrap_model(stage.unet)
         training = {module: module.training for module in (unet, *stage.trained.values())}

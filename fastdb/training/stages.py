@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from fastdb.checkpoints.progress import is_joint
 from fastdb.config import Config, TextEncoderConfig, UNetConfig
 from fastdb.models.diffusers_folder import BaseModel
-from fastdb.models.loading import load_text_encoder, load_tokenizer, load_unet
+from fastdb.models.loading import load_part, load_tokenizer
 from fastdb.runtime.device import Device
 from fastdb.training.caches import cache_embeddings, token_ids
 from fastdb.training.ema import Average
@@ -112,8 +112,8 @@ def text_encoder_stage(base: BaseModel, config: Config, device: Device, weights:
     Raises:
         ModelError: the base model or the weights cannot be loaded.
     """
-    text_encoder = load_text_encoder(base.folder, torch.float32, weights=weights)
-    unet = load_unet(base.folder, device.half)
+    text_encoder = load_part(base.folder, "text_encoder", torch.float32, weights=weights)
+    unet = load_part(base.folder, "unet", device.half)
     unet.requires_grad_(False).eval().to(device.kind)
     _learning(text_encoder, config)
     if config.gradient_checkpointing:
@@ -139,10 +139,10 @@ def unet_stage(
     Raises:
         ModelError: the base model or the weights cannot be loaded.
     """
-    encoder = load_text_encoder(base.folder, torch.float32, weights=text_encoder).to(device.kind).eval()
+    encoder = load_part(base.folder, "text_encoder", torch.float32, weights=text_encoder).to(device.kind).eval()
     embeddings = cache_embeddings(encoder, load_tokenizer(base.folder), prompts)
     del encoder
-    unet = load_unet(base.folder, torch.float32, weights=weights)
+    unet = load_part(base.folder, "unet", torch.float32, weights=weights)
     _learning(unet, config)
 
     def embed(_trained: Any, prompts: Sequence[str]) -> torch.Tensor:
@@ -163,8 +163,8 @@ def joint_stage(
     Raises:
         ModelError: the base model or the weights cannot be loaded.
     """
-    unet = load_unet(base.folder, torch.float32, weights=weights)
-    encoder = load_text_encoder(base.folder, torch.float32, weights=text_encoder)
+    unet = load_part(base.folder, "unet", torch.float32, weights=weights)
+    encoder = load_part(base.folder, "text_encoder", torch.float32, weights=text_encoder)
     _learning(unet, config)
     _learning(encoder, config)
     settings: dict[str, TextEncoderConfig | UNetConfig] = {"unet": config.unet, "text_encoder": config.text_encoder}

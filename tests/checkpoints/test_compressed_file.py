@@ -24,12 +24,13 @@ from fastdb.checkpoints.compressed_index import MAGIC, TAIL
 from fastdb.checkpoints.compressed_reader import Base, Packed
 from fastdb.errors import CheckpointError, FastDBError, StorageError
 from fastdb.formats.hashing_writer import Written, read_back
+from fastdb.formats.reader import open_tensors
 from fastdb.formats.safetensors_writer import save_tensors
 from fastdb.formats.tensor_bits import Numbers
 from fastdb.models.diffusers_folder import weight_file
+from fastdb.models.export import plan_from_parts
 from fastdb.models.layouts.families import layout_of
 from fastdb.models.resolve import resolve_base
-from fastdb.models.tensor_plan import from_parts, opened
 from fastdb.storage.manifest import sha256
 
 Tensors = dict[str, Any]
@@ -189,14 +190,14 @@ def test_a_part_of_a_model_is_packed_and_exported_as_ever(tmp_path: Path) -> Non
     folder = resolve_base("mini").folder
     files = {part: weight_file(folder, part) for part in ("unet", "vae", "text_encoder")}
     layout = layout_of("sd1")
-    parts = opened(files)
+    parts = {part: open_tensors(file) for part, file in files.items()}
     base = Base.of(files["unet"])
     trained = {name: parts["unet"].read(name).float() + 1e-4 for name in parts["unet"].tensors}
     save_tensors(tmp_path / "unet.safetensors", trained)
     write_packed(tmp_path / "unet.packed", trained, base=base)
-    plain = from_parts(layout, {**parts, **opened({"unet": tmp_path / "unet.safetensors"})}, torch.float16)
+    plain = plan_from_parts(layout, {**parts, "unet": open_tensors(tmp_path / "unet.safetensors")}, torch.float16)
     packed = {**parts, "unet": Packed.open(tmp_path / "unet.packed", base)}
-    planned = from_parts(layout, packed, torch.float16)  # type: ignore[arg-type]
+    planned = plan_from_parts(layout, packed, torch.float16)  # type: ignore[arg-type]
     assert [one.entry for one in planned] == [one.entry for one in plain]
     assert all(same(left.tensor(), right.tensor()) for left, right in zip(planned, plain, strict=True))
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from fastdb.commands import sessions
 from fastdb.errors import FastDBError, ModelError, StorageError
-from fastdb.models import diffusers_configs, folder_from_file
+from fastdb.models import diffusers_configs, resolve
 from fastdb.models.convert import convert
 from fastdb.models.diffusers_folder import PARTS, WEIGHTS, fingerprint, open_base_model, weight_file
 from fastdb.models.export import export_model
@@ -31,9 +31,9 @@ REFUSED: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
     "textual inversion": ({"emb_params": (2, 768)}, "it is a textual inversion"),
     "VAE": (
         {"encoder.conv_in.weight": (128, 3, 3, 3), "decoder.conv_in.weight": (512, 4, 3, 3)},
-        "it holds an autoencoder alone|it is no model",
+        "it contains only an autoencoder|it is no model",
     ),
-    "text encoder": ({"text_model.embeddings.token_embedding.weight": (49408, 768)}, "it holds a text encoder alone"),
+    "text encoder": ({"text_model.embeddings.token_embedding.weight": (49408, 768)}, "it contains only a text encoder"),
     "something else": ({"layer.weight": (4, 4)}, "it is no model, because "),
 }
 
@@ -93,7 +93,7 @@ def test_a_folder_that_was_cut_short_is_made_again(
     exported: Path, mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr(folder_from_file, "remember", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        broken.setattr(resolve, "remember", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             resolve_base(exported)
     left = next((tmp_path / "cache").rglob(f"{WEIGHTS['unet']}.safetensors"))
@@ -167,14 +167,14 @@ def test_inpainting_is_refused_with_its_reason(exported: Path, tmp_path: Path) -
     first = "model.diffusion_model.input_blocks.0.0.weight"
     tensors[first] = torch.cat([tensors[first], tensors[first], tensors[first][:, :1]], dim=1)
     save_file(tensors, tmp_path / "inpainting.safetensors")
-    with pytest.raises(ModelError, match="inpainting is not trainable yet: its UNet takes a mask"):
+    with pytest.raises(ModelError, match="inpainting cannot be trained yet: its UNet also needs a mask"):
         resolve_base(tmp_path / "inpainting.safetensors")
 
 
 def test_a_full_disk_is_told_before_anything_is_written(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder_from_file, "SPARE", 1 << 60)
+    monkeypatch.setattr(resolve, "SPARE", 1 << 60)
     with pytest.raises(StorageError, match=r"needs .* more on the disk"):
         resolve_base(exported)
     assert not list((tmp_path / "cache").rglob("model"))
@@ -182,7 +182,7 @@ def test_a_full_disk_is_told_before_anything_is_written(
 
 @pytest.mark.parametrize(
     ("said", "answer"),
-    [("sd14", "Did you mean sd15?"), ("flux-pro", "Flux is not trainable yet"), ("xyzzy", "There are: sd15, ")],
+    [("sd14", "Did you mean sd15?"), ("flux-pro", "Flux cannot be trained yet"), ("xyzzy", "Choose from sd15, ")],
 )
 def test_a_name_that_is_not_known_is_answered_with_the_nearest(said: str, answer: str) -> None:
     with pytest.raises(FastDBError, match=re.escape(answer)):

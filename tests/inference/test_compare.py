@@ -18,7 +18,7 @@ from fastdb.cli import app
 from fastdb.commands import models
 from fastdb.errors import ModelError
 from fastdb.inference import compare
-from fastdb.inference.compare import allowed, check_render
+from fastdb.inference.compare import _limit, check_render
 from fastdb.models import convert as converting
 from fastdb.models.convert import convert
 from fastdb.models.layouts.layout import ema_key
@@ -52,8 +52,9 @@ def run(*arguments: object) -> int:
 def test_a_folder_and_its_file_draw_the_same(mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(mini, tmp_path / "a.ckpt", "--precision", "fp32") == 0
     place = tmp_path / "a.render.png"
-    assert f"draws what its source draws: largest difference 0 of 255, 0.00 in the mean (1 allowed); {place}" in (
-        capsys.readouterr().out
+    assert (
+        f"a.ckpt generates the picture of its source: largest difference 0 of 255, mean 0.00, 1 allowed; see {place}"
+        in (capsys.readouterr().out)
     )
     with Image.open(place) as picture:
         assert picture.width > 128
@@ -99,8 +100,8 @@ def test_another_picture_is_refused_and_the_result_stays(
     monkeypatch.setattr(converting, "convert", spoiled)
     assert run(single, tmp_path / "a.safetensors", "--like", mini) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert f"{tmp_path / 'a.safetensors'}: draws another picture than its source: largest difference " in said
-    assert f"its precision explains 1; see {tmp_path / 'a.render.png'}. Do not use it before you know why" in said
+    assert f"{tmp_path / 'a.safetensors'}: generates another picture than its source: largest difference " in said
+    assert f"at most 1 is explained by its precision. See {tmp_path / 'a.render.png'}, and do not use" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.render.png", "a.safetensors"]
 
 
@@ -117,8 +118,8 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_written(
 ) -> None:
     big = real_models.save("sdxl", mini, tmp_path / "sdxl")
     for source, more, line in (
-        (single, {"vae": single, "like": mini}, "another autoencoder changes the picture"),
-        (big, {}, "is of SDXL base, with which no pictures can be made here to compare"),
+        (single, {"vae": single, "like": mini}, "pictures cannot be compared: another autoencoder changes them"),
+        (big, {}, "cannot be compared by pictures: SDXL base is not supported"),
     ):
         with pytest.raises(ModelError, match=line):
             models.convert(source, tmp_path / "a.safetensors", render=True, **more)
@@ -135,4 +136,4 @@ def test_what_a_precision_explains() -> None:
         ({"float16"}, {"bfloat16"}, "bfloat16"),
         ({"bfloat16"}, {"bfloat16"}, "exact"),
     ):
-        assert allowed(before, after) == limits[wanted]
+        assert _limit(before, after) == limits[wanted]

@@ -19,7 +19,7 @@ from fastdb.checkpoints.progress import standing
 from fastdb.errors import ConfigError, ModelError
 from fastdb.inference.engine import Engine, Request
 from fastdb.inference.samplers import SAMPLERS, make_sampler
-from fastdb.models.loading import load_scheduler, load_text_encoder, load_tokenizer, load_unet, load_vae
+from fastdb.models.loading import load_part, load_scheduler, load_tokenizer
 from fastdb.sessions.session import Session
 from fastdb.training.caches import cache_embeddings
 
@@ -136,10 +136,11 @@ def test_embeddings_stand_for_their_prompts(engine: Engine, learned: Session) ->
     base = Path(learned.record.base_model.folder)
     weights = raw_files(standing(learned).weights, base)
     tokenizer = load_tokenizer(base)
-    told = cache_embeddings(load_text_encoder(base, weights=weights["text_encoder"]), tokenizer, [PROMPT, "blurred"])
+    encoder = load_part(base, "text_encoder", weights=weights["text_encoder"])
+    told = cache_embeddings(encoder, tokenizer, [PROMPT, "blurred"])
     bare = Engine.from_parts(
-        unet=load_unet(base, weights=weights["unet"]),
-        vae=load_vae(base),
+        unet=load_part(base, "unet", weights=weights["unet"]),
+        vae=load_part(base, "vae"),
         text_encoder=None,
         tokenizer=tokenizer,
         scheduler=load_scheduler(base),

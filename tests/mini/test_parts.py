@@ -88,7 +88,7 @@ def test_captions_mean_the_same_while_they_are_learned_and_after(recipe: SimpleN
     """The first part sees no padding beyond `SHORT` tokens; what comes before cannot look that far."""
     from fastdb.models import loading
 
-    encoder: Any = loading.load_text_encoder(mini)
+    encoder: Any = loading.load_part(mini, "text_encoder")
     captions = recipe.denoiser.Captions(encoder, loading.load_tokenizer(mini), recipe.training.Crew())
     texts = ["a photo of a red mug on a striped blue background", "", "a photo of a dog", ""]
     learning, learned = captions.learning(texts), captions.learned(texts)

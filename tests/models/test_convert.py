@@ -104,14 +104,13 @@ def test_every_weight_is_cast(single_file: Path, tmp_path: Path, precision: Any,
 def test_what_the_header_said_stays_and_the_architecture_is_told(single_file: Path, tmp_path: Path) -> None:
     tensors = load_file(single_file)
     save_file(tensors, tmp_path / "a.safetensors", {"modelspec.title": "My dog", "format": "pt"})
-    convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", metadata={"note": "x"})
+    convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
     with safe_open(tmp_path / "b.safetensors", framework="pt") as file:
         assert file.metadata() == {
             "format": "pt",
             "modelspec.title": "My dog",
             "modelspec.sai_model_spec": "1.0.0",
             "modelspec.architecture": "stable-diffusion-v1",
-            "note": "x",
         }
 
 
@@ -125,7 +124,7 @@ def test_running_averages_take_the_weights_place_where_asked(single_file: Path, 
     assert same(load_file(plain.path), tensors)
     wanted = {name: averages[ema_key(name)] if name in unet else tensor for name, tensor in tensors.items()}
     assert same(load_file(averaged.path), wanted)
-    with pytest.raises(ModelError, match=r"holds no running averages \(EMA\)"):
+    with pytest.raises(ModelError, match=r"has no running averages \(EMA\)"):
         convert(single_file, tmp_path / "no.safetensors", averaged=True)
     assert not (tmp_path / "no.safetensors").exists()
 
@@ -144,7 +143,7 @@ def test_another_autoencoder_in_either_layout(single_file: Path, mini: Path, tmp
         torch.save({"state_dict": bare}, tmp_path / "vae.ckpt")
         again = convert(mini, tmp_path / "b.safetensors", dtype="fp32", vae=tmp_path / "vae.ckpt")
         assert same(load_file(again.path), made)
-    with pytest.raises(ModelError, match=r"it lacks tensors of the autoencoder of a Stable Diffusion 1\.x, among them"):
+    with pytest.raises(ModelError, match=r"lacks tensors of the autoencoder of a Stable Diffusion 1\.x, among them"):
         convert(single_file, tmp_path / "c.safetensors", vae=next((mini / "unet").glob("*.safetensors")))
 
 
@@ -172,8 +171,11 @@ NAMED = r"(conv_out|model\.diffusion_model\.out\.2)\.weight"
     [
         (without(MIDDLE), f"{MIDDLE}: missing from the file of Stable Diffusion 1.x"),
         (lambda t: t.update(more=torch.zeros(1)), "more: unexpected tensor in a file of Stable Diffusion 1.x"),
-        (lambda t: t[CONV].fill_(float("nan")), f"{NAMED}: the unet holds NaN or infinite numbers in this tensor"),
-        (lambda t: t[CONV].fill_(1e5), f"{NAMED}: the unet holds 1e\\+05 in this tensor, and fp16 ends at 65504"),
+        (lambda t: t[CONV].fill_(float("nan")), f"{NAMED}: this tensor of the unet contains NaN or infinity"),
+        (
+            lambda t: t[CONV].fill_(1e5),
+            f"{NAMED}: this tensor of the unet contains 1e\\+05, and the largest number",
+        ),
     ],
 )
 @pytest.mark.parametrize("target", ["a.safetensors", "a.ckpt", "folder"])
@@ -195,8 +197,8 @@ def test_what_is_no_whole_model_is_refused_by_what_it_is(mini: Path, tmp_path: P
     (tmp_path / "page.ckpt").write_text("<!DOCTYPE html><html></html>")
     unet = next((mini / "unet").glob("*.safetensors"))
     for source, line in (
-        (tmp_path / "lora.safetensors", "is a LoRA, not a whole model"),
-        (unet, "is a UNet only, not a whole model"),
+        (tmp_path / "lora.safetensors", "it is a LoRA, not a whole model"),
+        (unet, "it is a UNet only, not a whole model"),
         (tmp_path / "page.ckpt", "is a web page, not a model"),
         (tmp_path / "nowhere.ckpt", "there is no such file"),
     ):
@@ -209,11 +211,11 @@ def test_a_folder_wants_its_likeness_and_replaces_nothing(single_file: Path, min
     other = shutil.copytree(mini, tmp_path / "other", ignore=shutil.ignore_patterns("*.safetensors"))
     config = other / "unet" / "config.json"
     config.write_text(config.read_text().replace("[\n  32,", "[\n  64,"))
-    with pytest.raises(ModelError, match="its unet is made for block_out_channels 64, the file has 32"):
+    with pytest.raises(ModelError, match="its unet has block_out_channels 64, and the file 32"):
         convert(single_file, tmp_path / "folder", like=other)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "mine.txt").write_text("mine")
-    with pytest.raises(ModelError, match="is there already"):
+    with pytest.raises(ModelError, match="exists already"):
         convert(single_file, tmp_path / "folder", like=mini)
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["mine.txt"]
     with pytest.raises(ModelError, match="is a diffusers folder already"):

@@ -18,9 +18,9 @@ from fastdb.formats.safetensors_writer import Entry
 from fastdb.models import diffusers_configs as room
 from fastdb.models.diffusers_configs import configs, lay_out
 from fastdb.models.diffusers_folder import open_base_model
+from fastdb.models.export import Planned
 from fastdb.models.family import FAMILIES
 from fastdb.models.layouts.families import layout_of
-from fastdb.models.tensor_plan import Planned
 
 sys.path.insert(0, str(Path(__file__).parent))
 import original_names
@@ -125,9 +125,9 @@ def test_a_model_of_other_sizes_asks_for_a_likeness(tmp_path: Path, mini: Path) 
         part: planned(part, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
         for part, model in real.items()
     }
-    with pytest.raises(ModelError, match=r"has other sizes than .* its unet is made for .* with --like"):
+    with pytest.raises(ModelError, match=r"the configurations of .* are for other sizes; its unet has .* with --like"):
         lay_out(tmp_path / "folder", FAMILIES["sd1"], parts)
     assert not (tmp_path / "folder").exists()
     other = shutil.copytree(mini, tmp_path / "other", ignore=shutil.ignore_patterns("*.safetensors"))
-    with pytest.raises(ModelError, match=r"is made for .* the file has"):
+    with pytest.raises(ModelError, match=r"its unet has .*, and the file "):
         lay_out(tmp_path / "folder", FAMILIES["sd1"], parts, other)

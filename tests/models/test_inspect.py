@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 from fastdb.commands import models
+from fastdb.commands.inspection_rows import UNKNOWN_PREDICTION, inspection_rows
 from fastdb.errors import ModelError
 from fastdb.models.detect import FLUX, REFINER, SD1, SD2, SD3, XL
-from fastdb.models.inspect import UNKNOWN_V, Inspection, inspect
+from fastdb.models.inspect import Inspection, inspect
+from fastdb.models.prediction import Prediction
 from tests.other_models import originals
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -129,7 +131,7 @@ FILES: dict[str, tuple[Shapes, dict[str, Any]]] = {
     "ControlNet": (CONTROL, {"role": "ControlNet", "family": SD1, "parts": ("ControlNet",)}),
     "ControlNet and all": (
         CONTROL | unet() | vae(),
-        {"role": "ControlNet", "parts": ("ControlNet", "the UNet it steers")},
+        {"role": "ControlNet", "parts": ("ControlNet", "UNet")},
     ),
     "embedding": ({"emb_params": (3, 768)}, {"role": "textual inversion", "detail": "3 tokens, 768 wide"}),
     "embedding of diffusers": ({"<cat>": (1024,)}, {"role": "textual inversion", "detail": "1 token, 1024 wide"}),
@@ -137,9 +139,9 @@ FILES: dict[str, tuple[Shapes, dict[str, Any]]] = {
         {"clip_g": (2, 1280), "clip_l": (2, 768)},
         {"role": "textual inversion", "family": XL, "detail": "2 tokens, 768 and 1280 wide"},
     ),
-    "narrow": (unet(64) | vae(), {"family": SD1, "detail": "text states 64 wide, which is unusual"}),
-    "edit by words": (unet(channels=8), {"detail": "takes 8 channels: neither a plain model nor inpainting"}),
-    "nothing": ({}, {"role": "not a model", "why": "it holds no tensors"}),
+    "narrow": (unet(64) | vae(), {"family": SD1, "detail": "text states of an unusual width, 64"}),
+    "edit by words": (unet(channels=8), {"detail": "8 input channels, neither a plain model nor inpainting"}),
+    "nothing": ({}, {"role": "not a model", "why": "it contains no tensors"}),
     "language": (
         {"model.layers.0.self_attn.q_proj.weight": (4096, 4096)},
         {"role": "not a model", "why": "its tensors are those of a language model"},
@@ -147,7 +149,7 @@ FILES: dict[str, tuple[Shapes, dict[str, Any]]] = {
     "no UNet": (vae() | CLIP, {"role": "not a model", "why": "it has a VAE and a text encoder, but no UNet"}),
     "something": (
         {"layer1.0.conv1.weight": (64, 3, 7, 7), "fc.weight": (1000, 512)},
-        {"why": "its 2 tensors are not named as any Stable Diffusion's: layer1.0.conv1.weight, fc.weight"},
+        {"why": "its 2 tensors do not have the names of a Stable Diffusion: layer1.0.conv1.weight, fc.weight"},
     ),
 }
 
@@ -157,8 +159,8 @@ def test_a_file_is_what_it_is(tmp_path: Path, name: str) -> None:
     shapes, wanted = FILES[name]
     found = inspect(write(tmp_path / "a.safetensors", shapes))
     assert {key: getattr(found.what, key) for key in wanted} == wanted
-    assert found.is_model == (found.what.role != "not a model")
-    assert all(text and "\n" not in text for _, text in found.rows())
+    assert bool(found.what.why) == (found.what.role == "not a model")
+    assert all(text and "\n" not in text for _, text in inspection_rows(found))
 
 
 def test_there_are_as_many_kinds_as_we_say() -> None:
@@ -168,11 +170,12 @@ def test_there_are_as_many_kinds_as_we_say() -> None:
 @pytest.mark.parametrize(
     ("shapes", "metadata", "wanted"),
     [
-        (unet(), {}, "epsilon, as usual for its family; nothing in the file says so"),
+        (unet(), {}, "epsilon, the default of its family; the file does not specify it"),
         (unet(), {"modelspec.prediction_type": "v"}, "v, by modelspec.prediction_type"),
         (xl(), {"modelspec.prediction_type": "epsilon"}, "epsilon, by modelspec.prediction_type"),
         (xl() | {"v_pred": (0,)}, {}, "v, by the key v_pred"),
-        (unet(1024, linear=True), {}, UNKNOWN_V),
+        (unet(1024, linear=True), {}, UNKNOWN_PREDICTION),
+        (unet(1024, 9, linear=True), {}, "epsilon, as all inpainting models"),
         (
             unet(1024, linear=True),
             {"modelspec.architecture": "stable-diffusion-v2-768-v"},
@@ -183,26 +186,37 @@ def test_there_are_as_many_kinds_as_we_say() -> None:
             {"modelspec.architecture": "stable-diffusion-v2-512"},
             "epsilon, by modelspec.architecture",
         ),
-        (FLUX_TRANSFORMER, {}, "flow, as all of its family"),
+        (FLUX_TRANSFORMER, {}, "flow, as all models of its family"),
         (vae(), {}, ""),
         (KOHYA, {}, ""),
     ],
 )
-def test_what_is_predicted_is_said_with_what_tells_it(
+def test_the_prediction_is_shown_with_its_source(
     tmp_path: Path, shapes: Shapes, metadata: dict[str, str], wanted: str
 ) -> None:
     found = inspect(write(tmp_path / "a.safetensors", shapes, **metadata))
-    assert found.prediction == wanted
+    assert dict(inspection_rows(found)).get("prediction", "") == wanted
+
+
+def test_the_prediction_is_a_value(tmp_path: Path) -> None:
+    """Kind, whether the noise schedule has zero SNR, and source; ComfyUI's marker keys are read."""
+    for keys, wanted in (
+        ({}, Prediction("epsilon", source="default")),
+        ({"v_pred": (0,)}, Prediction("v_prediction", source="key v_pred")),
+        ({"v_pred": (0,), "ztsnr": (0,)}, Prediction("v_prediction", zero_snr=True, source="key v_pred")),
+    ):
+        assert inspect(write(tmp_path / "a.safetensors", xl() | keys)).prediction == wanted
+    assert inspect(write(tmp_path / "a.safetensors", vae())).prediction is None
 
 
 def test_precision_and_averages_are_counted(tmp_path: Path) -> None:
     positions = {"cond_stage_model.transformer.text_model.embeddings.position_ids": (1, 77)}
     ema = {"model_ema.diffusion_modelinput_blocks00weight": (320, 4, 3, 3), "model_ema.decay": ()}
     found = inspect(write(tmp_path / "a.safetensors", unet() | CLIP | positions | ema, "BF16"))
-    assert [(one.dtype, one.tensors) for one in found.precisions] == [("bfloat16", 9), ("int64", 1)]
-    assert found.precisions[1].bytes == 77 * 8
+    assert [(total.dtype, total.tensors) for total in found.dtypes] == [("bfloat16", 9), ("int64", 1)]
+    assert found.dtypes[1].bytes == 77 * 8
     assert found.ema == 2
-    assert ("EMA weights", "2 tensors") in found.rows()
+    assert ("EMA weights", "2 tensors") in inspection_rows(found)
 
 
 def full_size() -> tuple[Shapes, Shapes]:
@@ -274,7 +288,7 @@ def test_a_ckpt_says_what_it_left_out(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     state = {name: torch.zeros(shape) for name, shape in unet(8).items()}
     torch.save({"state_dict": state, "global_step": 7, "callbacks": [Path("x")]}, path)
-    rows = dict(inspect(path).rows())
+    rows = dict(inspection_rows(inspect(path)))
     assert rows["what"] == "UNet only"
     assert rows["file"] == "zip of torch.save, original naming"
     assert rows["global_step"] == "7"
@@ -295,8 +309,9 @@ def test_folders_are_read_from_their_configurations(mini: Path, tmp_path: Path) 
     assert found.kind == "diffusers folder"
     assert (found.what.role, found.what.family, found.what.channels) == ("checkpoint", SD1, 4)
     assert found.what.parts == ("unet", "vae", "text_encoder")
-    assert found.prediction == "epsilon, by the scheduler"
-    assert [(one.dtype, one.tensors) for one in found.precisions] == [("float16", 1130)]
+    assert found.prediction == Prediction("epsilon", source="scheduler")
+    assert ("prediction", "epsilon, by the scheduler") in inspection_rows(found)
+    assert [(total.dtype, total.tensors) for total in found.dtypes] == [("float16", 1130)]
     assert inspect(mini / "vae").what.role == "VAE only"
     assert inspect(mini / "text_encoder").what.role == "text encoder only"
     shutil.copytree(mini / "unet", tmp_path / "unet")
@@ -314,8 +329,8 @@ def test_folders_are_read_from_their_configurations(mini: Path, tmp_path: Path) 
         assert found.what.family == family
         assert found.what.inpainting == (change.get("in_channels") == 9)
     (tmp_path / "unet" / "config.json").write_text(json.dumps({"_class_name": ["x"], "in_channels": "many"}))
-    assert inspect(tmp_path / "unet").what.why == "it is a ['x'], which is not known here"
-    with pytest.raises(ModelError, match=r"is no diffusers folder: it has no model_index\.json, but unet"):
+    assert inspect(tmp_path / "unet").what.why == "['x'] is not supported"
+    with pytest.raises(ModelError, match=r"is no diffusers folder: it has no model_index\.json; it contains unet"):
         inspect(tmp_path)
 
 

@@ -19,14 +19,15 @@ from safetensors import safe_open
 from transformers import CLIPTextModel
 
 from fastdb.cli import app
+from fastdb.commands.inspection_rows import UNKNOWN_PREDICTION, inspection_rows
 from fastdb.errors import ModelError, StorageError
-from fastdb.models import convert as converting
+from fastdb.models import inspect as inspecting
 from fastdb.models.convert import convert
 from fastdb.models.diffusers_folder import weight_file
 from fastdb.models.export import export_model
-from fastdb.models.inspect import UNKNOWN_V, inspect
-from fastdb.models.ldm_yaml import ldm_config
+from fastdb.models.inspect import inspect
 from fastdb.models.loading import load_tokenizer
+from fastdb.models.prediction import UNKNOWN, Prediction, write_yaml
 from fastdb.storage import atomic_write
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -101,9 +102,14 @@ def listed(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
-def test_the_real_model_has_the_well_known_configuration() -> None:
-    """What Stability's own files say of the UNet, as diffusers reads it, and of the rest."""
-    found = ldm_config(original_names.whole("sd2"), "v_prediction")
+def test_the_real_model_has_the_configuration_of_stability(tmp_path: Path) -> None:
+    """That of the UNet, as diffusers reads it, and the rest."""
+
+    def written(kind: str) -> dict[str, Any]:
+        file = write_yaml(tmp_path / "a.ckpt", original_names.whole("sd2"), kind)
+        return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+
+    found = written("v_prediction")
     told = create_unet_diffusers_config_from_ldm(found, {})
     assert told["block_out_channels"] == [320, 640, 1280, 1280]
     assert told["attention_head_dim"] == [5, 10, 20, 20]
@@ -127,21 +133,21 @@ def test_the_real_model_has_the_well_known_configuration() -> None:
     }
     assert inner["cond_stage_config"]["target"].endswith(".FrozenOpenCLIPEmbedder")
     assert inner["cond_stage_config"]["params"] == {"freeze": True, "layer": "penultimate"}
-    assert "parameterization" not in ldm_config(original_names.whole("sd2"), "epsilon")["model"]["params"]
+    assert "parameterization" not in written("epsilon")["model"]["params"]
 
 
 def test_what_it_predicts_goes_from_file_to_file_to_folder(
     model: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prediction, folder = model
-    monkeypatch.setattr(converting, "ask_unet", lambda *_: pytest.fail("the UNet was asked"))
+    monkeypatch.setattr(inspecting, "probe_unet", lambda *_: pytest.fail("the UNet was probed"))
     said = KINDS[prediction]
     convert(folder, tmp_path / "a.safetensors")
     architecture = "stable-diffusion-v2-768-v" if said == "v" else "stable-diffusion-v2-512"
     assert header(tmp_path / "a.safetensors")["modelspec.architecture"] == architecture
     assert header(tmp_path / "a.safetensors")["modelspec.prediction_type"] == said
     convert(tmp_path / "a.safetensors", tmp_path / "b.ckpt")
-    assert inspect(tmp_path / "b.ckpt").prediction == f"{said}, by b.yaml beside it"
+    assert inspect(tmp_path / "b.ckpt").prediction == Prediction(prediction, source="yaml")
     convert(tmp_path / "b.ckpt", tmp_path / "c.safetensors", dtype="fp16")
     assert header(tmp_path / "c.safetensors")["modelspec.prediction_type"] == said
     convert(tmp_path / "b.ckpt", tmp_path / "d", like=folder)
@@ -158,7 +164,7 @@ def test_where_nothing_tells_the_unet_is_asked_or_a_person_says(model: tuple[str
     prediction, folder = model
     convert(folder, tmp_path / "a.ckpt")
     (tmp_path / "a.yaml").unlink()
-    assert inspect(tmp_path / "a.ckpt").prediction == UNKNOWN_V
+    assert inspect(tmp_path / "a.ckpt").prediction == UNKNOWN
     convert(tmp_path / "a.ckpt", tmp_path / "b.safetensors")
     assert header(tmp_path / "b.safetensors")["modelspec.prediction_type"] == KINDS[prediction]
     assert ("parameterization" in params(tmp_path / "b.yaml")) == (prediction == "v_prediction")
@@ -211,8 +217,8 @@ def test_it_is_whole_or_not_there(model: tuple[str, Path], tmp_path: Path, monke
         ("LatentDiffusion\n    parameterization: 'v' # velocity\r\n", "v, by a.yaml beside it"),
         ("LatentDiffusion\n    # parameterization: v\n", "epsilon, by a.yaml beside it"),
         ("LatentDiffusion\n    parameterization: eps\n", "epsilon, by a.yaml beside it"),
-        ("a song list\nparameterization: v\n", UNKNOWN_V),
-        ("\x00" * 10, UNKNOWN_V),
+        ("a song list\nparameterization: v\n", UNKNOWN_PREDICTION),
+        ("\x00" * 10, UNKNOWN_PREDICTION),
     ],
 )
 def test_one_of_another_program_is_believed_too(
@@ -220,4 +226,4 @@ def test_one_of_another_program_is_believed_too(
 ) -> None:
     convert(model[1], tmp_path / "a.ckpt", prediction="epsilon")
     (tmp_path / "a.yaml").write_text(text)
-    assert inspect(tmp_path / "a.ckpt").prediction == wanted
+    assert ("prediction", wanted) in inspection_rows(inspect(tmp_path / "a.ckpt"))

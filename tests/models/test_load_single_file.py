@@ -18,7 +18,7 @@ from fastdb.models.convert import convert
 from fastdb.models.diffusers_folder import read_config
 from fastdb.models.layouts.families import layout_of
 from fastdb.models.layouts.layout import ema_key
-from fastdb.models.load_single_file import import_original
+from fastdb.models.loading import load_single_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 import real_models
@@ -65,7 +65,7 @@ def answers(parts: dict[str, Any]) -> list[Any]:
 def test_it_equals_what_diffusers_loads(model: tuple[str, Path], tmp_path: Path, ending: str) -> None:
     family, folder = model
     file = convert(folder, tmp_path / f"a.{ending}", dtype="fp32").path
-    mine = import_original(file, configs_of(family, folder))
+    mine = load_single_file(file, configs_of(family, folder))
     more = {} if family == "sdxl" else {"safety_checker": None}
     theirs = real_models.pipeline(family).from_single_file(
         str(file), config=str(folder), local_files_only=True, torch_dtype=torch.float32, **more
@@ -91,10 +91,10 @@ def test_the_weights_are_copies_of_the_type_that_is_asked_for(single_file: Path,
     file = tmp_path / "a.safetensors"
     file.write_bytes(single_file.read_bytes())
     for dtype in (torch.float32, torch.bfloat16):
-        parts = import_original(file, {"vae": read_config(mini / "vae" / "config.json")}, dtype=dtype)
+        parts = load_single_file(file, {"vae": read_config(mini / "vae" / "config.json")}, dtype=dtype)
         assert list(parts) == ["vae"]
         assert {weight.dtype for weight in parts["vae"].parameters()} == {dtype}
-    state = import_original(file, {"vae": read_config(mini / "vae" / "config.json")})["vae"].state_dict()
+    state = load_single_file(file, {"vae": read_config(mini / "vae" / "config.json")})["vae"].state_dict()
     before = {name: tensor.clone() for name, tensor in state.items()}
     with file.open("r+b") as opened:
         opened.seek(1 << 20)
@@ -108,7 +108,7 @@ def test_running_averages(single_file: Path, mini: Path, tmp_path: Path) -> None
     save_file(tensors | averages, tmp_path / "ema.safetensors")
     config = {"unet": read_config(mini / "unet" / "config.json")}
     plain, averaged = (
-        import_original(tmp_path / "ema.safetensors", config, averaged=wanted)["unet"].state_dict()
+        load_single_file(tmp_path / "ema.safetensors", config, averaged=wanted)["unet"].state_dict()
         for wanted in (False, True)
     )
     assert all(torch.equal(averaged[name], plain[name] + 1) for name in plain)
@@ -117,18 +117,18 @@ def test_running_averages(single_file: Path, mini: Path, tmp_path: Path) -> None
 def test_what_does_not_fit_is_one_line(single_file: Path, mini: Path, tmp_path: Path) -> None:
     configs = configs_of("sd1", mini)
     wider = configs["vae"] | {"block_out_channels": [2 * width for width in configs["vae"]["block_out_channels"]]}
-    with pytest.raises(ModelError, match=r"has the shape .* Put back the configuration that belongs"):
-        import_original(single_file, {"vae": wider})
-    with pytest.raises(ModelError, match=r"a Stable Diffusion 1\.x has no part text_encoder_2\. There are: unet"):
-        import_original(single_file, {"text_encoder_2": configs["text_encoder"]})
+    with pytest.raises(ModelError, match=r"has the shape .* Restore the configuration that belongs"):
+        load_single_file(single_file, {"vae": wider})
+    with pytest.raises(ModelError, match=r"a Stable Diffusion 1\.x has no part text_encoder_2\. Choose from unet"):
+        load_single_file(single_file, {"text_encoder_2": configs["text_encoder"]})
     tensors = load_file(single_file)
     name = f"{UNET}out.2.weight"
     for value, dtype, line in (
-        (float("nan"), torch.float32, "the unet holds NaN or infinite numbers"),
-        (1e5, torch.float16, r"the unet holds 1e\+05 in this tensor, and fp16 ends at 65504"),
+        (float("nan"), torch.float32, "this tensor of the unet contains NaN or infinity"),
+        (1e5, torch.float16, r"this tensor of the unet contains 1e\+05, and the largest number of fp16 is 65504"),
     ):
         save_file(tensors | {name: torch.full_like(tensors[name], value)}, tmp_path / "a.safetensors")
         with pytest.raises(ModelError, match=line):
-            import_original(tmp_path / "a.safetensors", {"unet": configs["unet"]}, dtype=dtype)
-    with pytest.raises(ModelError, match="is a UNet only, not a whole model"):
-        import_original(next((mini / "unet").glob("*.safetensors")), configs)
+            load_single_file(tmp_path / "a.safetensors", {"unet": configs["unet"]}, dtype=dtype)
+    with pytest.raises(ModelError, match="it is a UNet only, not a whole model"):
+        load_single_file(next((mini / "unet").glob("*.safetensors")), configs)

@@ -155,7 +155,7 @@ def test_the_tokenizer_is_what_its_recipe_learns(mini: Path, recipe: ModuleType,
 
 
 def test_drawn_pictures_survive_the_vae(mini: Path, drawn: torch.Tensor) -> None:
-    vae = loading.load_vae(mini)
+    vae = loading.load_part(mini, "vae")
     with torch.no_grad():
         posterior = vae.encode(drawn).latent_dist
         round_trip = vae.decode(posterior.mean).sample
@@ -170,7 +170,7 @@ def test_drawn_pictures_survive_the_vae(mini: Path, drawn: torch.Tensor) -> None
 @pytest.mark.parametrize(("name", "floor"), [("astronaut", 17.9), ("cat", 22.2), ("coffee", 18.9)])
 def test_photos_survive_the_vae_as_blurred_photos(mini: Path, name: str, floor: float) -> None:
     """It has seen drawings only; photos of other tests go through it all the same."""
-    vae, image = loading.load_vae(mini), photo(name, 128)
+    vae, image = loading.load_part(mini, "vae"), photo(name, 128)
     with torch.no_grad():
         posterior = vae.encode(image).latent_dist
         round_trip = vae.decode(posterior.mean).sample
@@ -186,14 +186,18 @@ def test_the_vae_draws_the_same_at_half_precision(
     mini: Path, drawn: torch.Tensor, dtype: torch.dtype, floor: int
 ) -> None:
     some, pictures = drawn[:8], []
-    for vae in (loading.load_vae(mini), loading.load_vae(mini, dtype)):
+    for vae in (loading.load_part(mini, "vae"), loading.load_part(mini, "vae", dtype)):
         with torch.no_grad():
             pictures.append(vae.decode(vae.encode(some.to(vae.dtype)).latent_dist.mean).sample.float().clamp(-1, 1))
     assert psnr(pictures[1], pictures[0]) > floor
 
 
 def test_the_unet_knows_its_world_has_gradients_everywhere_and_learns(mini: Path) -> None:
-    unet, vae, text = loading.load_unet(mini), loading.load_vae(mini), loading.load_text_encoder(mini)
+    unet, vae, text = (
+        loading.load_part(mini, "unet"),
+        loading.load_part(mini, "vae"),
+        loading.load_part(mini, "text_encoder"),
+    )
     tokenizer, scheduler = loading.load_tokenizer(mini), loading.load_scheduler(mini)
     scene = random_scene(random.Random("tests/learns"))
     caption = prompt(scene.shape, scene.colour_name, scene.background_name, scene.texture)

@@ -1,4 +1,4 @@
-"""What a UNet predicts: asked of real ones of SD 2.x, narrow, whose last layer answers one way or the other."""
+"""Probes of narrow UNets of SD 2.x, whose last layer predicts noise or v."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ diffusers = pytest.importorskip("diffusers")
 from safetensors.torch import save_file
 
 from fastdb.cli import app
+from fastdb.commands.inspection_rows import UNKNOWN_PREDICTION
 from fastdb.errors import ModelError
-from fastdb.models import prediction
-from fastdb.models.inspect import UNKNOWN_V, inspect
+from fastdb.models import inspect as inspecting
+from fastdb.models.inspect import inspect, prediction_of
 from fastdb.models.layouts.families import layout_of
 from fastdb.models.layouts.sd2_sizes import unet_sizes
-from fastdb.models.prediction import prediction_of
+from fastdb.models.prediction import UNKNOWN, Prediction
 
 sys.path.insert(0, str(Path(__file__).parent))
 import original_names
@@ -57,18 +58,17 @@ def written(model: Any, path: Path, naming: str = "original", **metadata: str) -
 @pytest.mark.parametrize(
     ("answer", "wanted"), [(0.5, "epsilon"), (-0.3, "epsilon"), (-0.7, "v_prediction"), (-3.0, "v_prediction")]
 )
-def test_the_unet_itself_tells(tmp_path: Path, naming: str, answer: float, wanted: str) -> None:
+def test_the_unet_is_probed(tmp_path: Path, naming: str, answer: float, wanted: str) -> None:
     file = written(unet(answer), tmp_path / "a.safetensors", naming)
-    assert inspect(file).prediction == UNKNOWN_V
+    assert inspect(file).prediction == UNKNOWN
     steps: list[tuple[int, int]] = []
-    kind, reason = prediction_of(file, lambda done, total: steps.append((done, total)))
-    assert kind == wanted
-    assert reason.startswith("by asking its UNet (a mean of ")
-    assert float(reason.split()[7].rstrip(";")) == pytest.approx(answer - 0.5, abs=0.1)
+    found = prediction_of(inspect(file), lambda done, total: steps.append((done, total)))
+    assert (found.kind, found.source) == (wanted, "UNet probe")
+    assert found.mean == pytest.approx(answer - 0.5, abs=0.1)
     assert steps == [(done, len(LINES) + 1) for done in range(1, len(LINES) + 2)]
 
 
-def test_what_is_asked_is_what_diffusers_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_probe_is_a_pass_of_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = unet(0.0, spread=0.2)
     file = written(model, tmp_path / "a.safetensors")
     seen: list[tuple[Any, ...]] = []
@@ -79,7 +79,7 @@ def test_what_is_asked_is_what_diffusers_computes(tmp_path: Path, monkeypatch: p
         return seen[-1][-1]
 
     monkeypatch.setattr(diffusers.UNet2DConditionModel, "forward", watched)
-    reason = prediction_of(file)[1]
+    mean = prediction_of(inspect(file)).mean
     ((latent, step, text, out),) = seen
     assert torch.equal(latent, torch.full((1, 4, 64, 64), 0.5, dtype=torch.bfloat16))
     assert torch.equal(text, torch.full((1, 77, CONTEXT), 0.5, dtype=torch.bfloat16))
@@ -89,25 +89,21 @@ def test_what_is_asked_is_what_diffusers_computes(tmp_path: Path, monkeypatch: p
         assert torch.equal(forward(model.bfloat16(), latent, 999, text).sample, out.sample)
     assert float(single.std()) > 0.1
     assert float((single - out.sample.float()).abs().max()) < 0.05 * float(single.abs().max())
-    assert f"a mean of {out.sample.float().mean() - 0.5:.2f};" in reason
+    assert mean == pytest.approx(float(out.sample.float().mean()) - 0.5)
 
 
-def test_what_the_file_says_is_believed_and_nothing_loaded(
+def test_a_file_that_specifies_its_prediction_is_not_probed(
     tmp_path: Path, mini: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prediction, "ask_unet", lambda *_: pytest.fail("the UNet was asked"))
+    monkeypatch.setattr(inspecting, "probe_unet", lambda *_: pytest.fail("the UNet was probed"))
     model = unet(-3.0)
-    said = {"modelspec.prediction_type": "epsilon"}
-    assert prediction_of(written(model, tmp_path / "a.safetensors", **said)) == (
-        "epsilon",
-        "by modelspec.prediction_type",
-    )
-    said = {"modelspec.architecture": "stable-diffusion-v2-768-v"}
-    assert prediction_of(written(model, tmp_path / "b.safetensors", **said)) == (
-        "v_prediction",
-        "by modelspec.architecture",
-    )
-    assert prediction_of(mini) == ("epsilon", "by the scheduler")
+    for name, value, kind in (
+        ("modelspec.prediction_type", "epsilon", "epsilon"),
+        ("modelspec.architecture", "stable-diffusion-v2-768-v", "v_prediction"),
+    ):
+        file = written(model, tmp_path / "a.safetensors", **{name: value})
+        assert prediction_of(inspect(file)) == Prediction(kind, source=name)
+    assert prediction_of(inspect(mini)) == Prediction("epsilon", source="scheduler")
 
 
 def test_sizes_are_those_of_the_real_model() -> None:
@@ -119,7 +115,7 @@ def test_sizes_are_those_of_the_real_model() -> None:
     assert (sizes.head, sizes.context) == (64, 1024)
 
 
-def test_what_cannot_be_asked_is_one_line(tmp_path: Path) -> None:
+def test_a_unet_that_cannot_be_probed_is_refused(tmp_path: Path) -> None:
     model = unet(0.5)
     file = written(model, tmp_path / "whole.safetensors")
     from safetensors.torch import load_file
@@ -128,21 +124,21 @@ def test_what_cannot_be_asked_is_one_line(tmp_path: Path) -> None:
     middle = "model.diffusion_model.middle_block.0.in_layers.2.weight"
     for change, line in (
         ({middle: torch.zeros(128, 64, 3, 3)}, r"has the shape \[128, 64, 3, 3\], not \[128, 128, 3, 3\]"),
-        ({"model.diffusion_model.out.2.bias": torch.full((4,), float("nan"))}, "its UNet gives no numbers"),
+        ({"model.diffusion_model.out.2.bias": torch.full((4,), float("nan"))}, "its UNet returns NaN or infinity"),
         ({middle: None}, f"lacks a tensor of the UNet of a Stable Diffusion 2.x, {middle}"),
     ):
         kept = {name: tensor for name, tensor in {**tensors, **change}.items() if tensor is not None}
         save_file(kept, tmp_path / "a.safetensors")
         with pytest.raises(ModelError, match=line):
-            prediction_of(tmp_path / "a.safetensors")
+            prediction_of(inspect(tmp_path / "a.safetensors"))
     save_file({"<cat>": torch.zeros(1024)}, tmp_path / "b.safetensors")
-    with pytest.raises(ModelError, match="has no UNet"):
-        prediction_of(tmp_path / "b.safetensors")
+    with pytest.raises(ModelError, match="it has no UNet"):
+        prediction_of(inspect(tmp_path / "b.safetensors"))
 
 
-def test_the_command_asks_only_where_told_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_probes_only_with_its_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = written(unet(-3.0), tmp_path / "a.safetensors")
-    for options, line in (((), UNKNOWN_V), (("--probe",), "v, by asking its UNet (a mean of -3.5")):
+    for options, line in (((), UNKNOWN_PREDICTION), (("--probe",), "v, by a probe of its UNet (mean -3.5")):
         with pytest.raises(SystemExit) as ended:
             app(["inspect", str(file), *options])
         assert not ended.value.code

@@ -19,7 +19,7 @@ from fastdb.checkpoints.progress import standing, weights_in
 from fastdb.commands import results, sessions, training
 from fastdb.errors import TrainingError
 from fastdb.inference.source import open_source
-from fastdb.models.loading import load_text_encoder, load_tokenizer, load_unet
+from fastdb.models.loading import load_part, load_tokenizer
 from fastdb.models.resolve import ensure_base
 from fastdb.sessions.session import Session
 from fastdb.training.batches import Batches
@@ -66,7 +66,7 @@ def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def test_the_text_encoder_trains_for_its_steps_and_then_stands_still(joint: Session, mini: Path) -> None:
     states = [weights(joint, step, "text_encoder") for step in range(1, 8)]
-    assert not equal(load_text_encoder(mini).state_dict(), states[0])
+    assert not equal(load_part(mini, "text_encoder").state_dict(), states[0])
     assert [equal(one, next_one) for one, next_one in pairwise(states)] == [False] * 3 + [True] * 3
     unets = [weights(joint, step, "unet") for step in range(1, 8)]
     assert not any(equal(one, next_one) for one, next_one in pairwise(unets))
@@ -88,7 +88,7 @@ def test_its_steps_are_those_written_out_by_hand(joint: Session, mini: Path) -> 
     prepared = look(joint, lambda *_, **__: None)[0]
     groups = image_groups(prepared, [], lambda *_, **__: None)
     batches = Batches(groups, seed=config.seed, stage="unet", microbatches=1, timesteps=1000)
-    unet, encoder = load_unet(mini).train(), load_text_encoder(mini).train()
+    unet, encoder = load_part(mini, "unet").train(), load_part(mini, "text_encoder").train()
     tokenizer, schedule = load_tokenizer(mini), prepared.noise_schedule()
     parts = {"unet": (unet, 5e-4, 7), "text_encoder": (encoder, 1e-4, 4)}
     optimizers = {part: torch.optim.AdamW(module.parameters()) for part, (module, _, _) in parts.items()}
@@ -159,7 +159,7 @@ def test_the_text_encoder_is_found_wherever_weights_are_looked_for(
     fifth = next(one for one in complete(session.checkpoints, "unet") if one.step == 5)
     assert set(weights_in(fifth)) == {"text_encoder", "unet"}
     encoder = open_source(session, None, None).load()._pipeline.text_encoder
-    assert equal(encoder.state_dict(), load_text_encoder(mini, weights=unpacked["text_encoder"]).state_dict())
+    assert equal(encoder.state_dict(), load_part(mini, "text_encoder", weights=unpacked["text_encoder"]).state_dict())
 
 
 def test_it_is_said_in_the_overview_and_is_in_the_export(joint: Session, capsys: pytest.CaptureFixture[str]) -> None:

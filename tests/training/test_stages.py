@@ -21,7 +21,7 @@ from fastdb.checkpoints.progress import standing
 from fastdb.errors import TrainingError
 from fastdb.models.diffusers_folder import open_base_model, weight_file
 from fastdb.models.layouts.layout import modern_name
-from fastdb.models.loading import load_text_encoder, load_tokenizer
+from fastdb.models.loading import load_part, load_tokenizer
 from fastdb.runtime.device import choose_device
 from fastdb.sessions.session import Session
 from fastdb.training.batches import Batches
@@ -163,7 +163,7 @@ def test_the_unet_stage_is_conditioned_by_the_text_encoder_the_first_stage_made(
     tokenizer = load_tokenizer(mini)
     with torch.no_grad():
         trained, untrained = (
-            load_text_encoder(mini, weights=path)(token_ids(tokenizer, prompts))[0]
+            load_part(mini, "text_encoder", weights=path)(token_ids(tokenizer, prompts))[0]
             for path in (weights["text_encoder"], None)
         )
     assert torch.allclose(stage.condition(prompts), trained, atol=1e-5)

@@ -33,7 +33,7 @@ def round_trip(mini: Path) -> Callable[[list[Image.Image]], list[Image.Image]]:
     loading = pytest.importorskip("fastdb.models.loading")
     from fastdb.world.readings import to_tensor
 
-    vae: Any = loading.load_vae(mini)
+    vae: Any = loading.load_part(mini, "vae")
 
     def there_and_back(some: list[Image.Image]) -> list[Image.Image]:
         with torch.no_grad():
