@@ -367,7 +367,7 @@ def _check_still(folder: Path, called: str, state: bool) -> None:
         SessionBusy: one does.
     """
     from fastdb.sessions.lease_status import refuse_elsewhere
-    from fastdb.training.lock import is_training
+    from fastdb.training.process import is_training
 
     if state and is_training(folder):
         raise SessionBusy("is being trained", where=called, fix=f"Stop that first: fastdb stop {called}")

@@ -97,7 +97,7 @@ def free(session: SessionLike, what: Sequence[str], *, confirm: Confirm, root: s
         StorageError: something cannot be removed; what went before it is gone.
     """
     from fastdb.sessions.file_hashes import forget_files
-    from fastdb.training.lock import training_lock
+    from fastdb.training.process import training_lock
 
     session = open_session(session, root)
     _check_kinds(session, what)
@@ -280,7 +280,7 @@ def _check_still(session: Session) -> None:
 
 
 def _check_none_trains() -> None:
-    from fastdb.training.lock import any_training
+    from fastdb.training.process import any_training
 
     if any_training():
         raise SessionBusy(

@@ -89,7 +89,9 @@ def _ready(session: Session, config: Config, restart: bool, from_step: int | Non
         check_step(session, from_step)
     with console.bar("base model", "B") as update:
         base = ensure_base(session, update)
-    preflight(replace(session, record=session.record.model_copy(update={"config": config})), base, restart, from_step)
+    changed = replace(session, record=session.record.model_copy(update={"config": config}))
+    for note in preflight(changed, base, restart, from_step):
+        console.say(note if isinstance(note, str) else console.sentence(note))
     if config != session.config:
         session = session.with_config(config)
     places = session.checkpoint_folders[::-1]

@@ -24,6 +24,8 @@ SENTENCES: dict[str, str] = {
     "file missing": "{subject} is missing",
     "file unreadable": "{subject} cannot be read: {reason}",
     "session.yaml changed": "{subject} was edited or damaged since it was written",
+    # training
+    "disk space tight": "Disk space is tight: {subject}. To save space, {reason}",
 }
 """The sentence of each kind of `Note`, with {subject} and {reason}; sorted by room."""
 

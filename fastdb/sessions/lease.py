@@ -1,6 +1,6 @@
 """Who trains a session, known to every machine that sees its folder: a lease is taken, renewed, lost, given back.
 
-Between the processes of one machine a lock decides (`training/lock.py`), and a lease is taken under it. Between
+Between the processes of one machine a lock decides (`training/process.py`), and a lease is taken under it. Between
 machines there is nothing to lock with, only a file that the others see sooner or later.
 
 What holds, whatever the clocks say and wherever a machine dies:

@@ -21,8 +21,7 @@ from fastdb.sessions.file_hashes import record_files
 from fastdb.sessions.lease import Guard, held
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import write_text
-from fastdb.training.lock import training_lock
-from fastdb.training.process import TAKE_OVER, announce
+from fastdb.training.process import TAKE_OVER, training_lock
 
 
 def main(folder: Path, events: Path, take_over: bool = False) -> int:
@@ -36,8 +35,7 @@ def main(folder: Path, events: Path, take_over: bool = False) -> int:
         signal.signal(number, asked)
     log = EventLog(events)
     try:
-        with training_lock(folder):
-            announce(folder, events)
+        with training_lock(folder, events):
             end = _train(folder, log, stop, leave, take_over)
     except SessionBusy as error:
         # Not the session's fault: whoever started this one can follow the other.

@@ -1,89 +1,88 @@
-"""Look before hours of work: everything that can be known to fail, in a second and without torch."""
+"""Checks before training that take a second and need no torch.
+
+Among them the recipe, which is everything the trained weights are a function of. A checkpoint contains its recipe, and
+training resumes from it only while the session's recipe is the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from fastdb import console
-from fastdb.checkpoints.checkpoint import own
+from fastdb.checkpoints.checkpoint import Checkpoint, own
 from fastdb.checkpoints.leftovers import second_things
 from fastdb.checkpoints.progress import STAGES, is_joint, steps_of
-from fastdb.errors import CheckpointError, TrainingError
+from fastdb.config import Config, flat, setting_told
+from fastdb.errors import CheckpointError, ConfigError, TrainingError
 from fastdb.images.intake import InstanceImage, instance_images_of
 from fastdb.models.diffusers_folder import BaseModel
+from fastdb.reporting import Note
 from fastdb.sessions.file_hashes import changes
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import FILE
 from fastdb.storage.atomic_write import explained, write_bytes
+from fastdb.storage.manifest import sha256
 from fastdb.training.disk_estimate import check_space
-from fastdb.training.recipe import check_recipes, make_recipe
+
+if TYPE_CHECKING:
+    from fastdb.training.class_images import ClassImage
+
+_FREE = ("checkpoints.", "samples.")
+"""Groups of settings that do not touch the result and may change at any time."""
+_EXTENSIONS = "unet.extensions"
+_MACHINE = ("precision", "gradient_checkpointing", "optimizer.name")
+"""Settings that fit a recipe to a machine. They change the result by rounding only, so they may change with a note;
+only the kind of optimizer is fixed until its stage is over."""
 
 
-def preflight(session: Session, base: BaseModel, restart: bool = False, from_step: int | None = None) -> None:
-    """Raise what training would stumble over later; `restart` says that it will not go on from a checkpoint,
-    `from_step` that it will from none of the UNet stage after that step.
+def preflight(
+    session: Session, base: BaseModel, restart: bool = False, from_step: int | None = None
+) -> list[Note | str]:
+    """Raise the errors that training would meet later, and return notes.
+
+    Args:
+        restart: training will not resume from a checkpoint.
+        from_step: training will resume from no checkpoint of the UNet stage after that step.
 
     Raises:
         ImageError: there are no instance images, or one has no prompt.
-        TrainingError: class images are wanted and nothing says of what, or the newest checkpoint cannot go on.
-        StorageError: the session's folder cannot be written, or its disk has no room for the first checkpoints.
+        TrainingError: a setting is missing, or training cannot resume from the newest checkpoint.
+        StorageError: the session's folder cannot be written, or its disk is too full for the first checkpoints.
     """
     images = instances(session)
     if not any(steps_of(session, stage) for stage in STAGES):
         raise TrainingError(
-            "both stages are set to 0 steps, so there is nothing to train"
-            if not is_joint(session.config)
-            else "the UNet stage, in which the text encoder would train too, is set to 0 steps",
+            "unet.steps is 0, and a text encoder in joint mode trains only in the UNet stage"
+            if is_joint(session.config)
+            else "both stages have 0 steps, so there is nothing to train",
             where=session.name,
-            fix="Give one of them steps, such as --set unet.steps=800.",
+            fix="Set the steps of a stage, such as --set unet.steps=800.",
         )
     if not restart:
-        check_goes_on(session, images, from_step)
-    if session.config.prior.class_images and session.class_prompts == ("a photo of",):
+        check_resume(session, images, from_step)
+    if session.config.prior.class_images and not (session.config.prior.prompts or session.record.subject.class_word):
         raise TrainingError(
-            "class images are wanted, but the session has no class word",
+            "prior preservation needs a class word or prompts for the class images",
             where=session.name,
-            fix="Set a prompt for them, such as --set prior.prompts='a photo of a dog'.",
+            fix="Set a prompt, such as --set prior.prompts='a photo of a dog'.",
         )
     probe = session.checkpoints / ".can-be-written"
     with explained(probe):
         session.checkpoints.mkdir(exist_ok=True)
         write_bytes(probe, b"")
-        # Another process may look at the same moment.
+        # Another process may run the same check at the same time.
         probe.unlink(missing_ok=True)
-    for line in (*second_things(session), *_changed(session)):
-        console.say(line)
-    if advice := check_space(session, base.folder, restart, from_step):
-        console.say(advice)
-
-
-def check_goes_on(session: Session, images: Sequence[InstanceImage], from_step: int | None = None) -> None:
-    """Refuse settings or images with which the newest checkpoints cannot go on; found by name, not verified.
-
-    Those of the UNet stage after `from_step` do not count.
-
-    Raises:
-        TrainingError: naming what changed.
-    """
-    until, lineage = {"unet": from_step}, session.record.lineage
-    there = {stage: own(session.checkpoint_folders, stage, lineage, until.get(stage)) for stage in STAGES}
-    newest = [found[-1] for found in there.values() if found]
-    try:
-        # The trainer looks at the class images when it has made those that are missing.
-        check_recipes(newest, make_recipe(session, images, None), session.name, from_step or 0)
-    except (CheckpointError, KeyError):
-        return  # A damaged one: the trainer verifies them all, and tells which it passes over.
-
-
-def _changed(session: Session) -> list[str]:
-    """What of that which training is made from is not as it came: changed by hand, as people may, or damaged."""
-    notes = changes(session.path, within=[FILE, session.instance_images.name, session.captions.name])
+    notes: list[Note | str] = [*second_things(session)]
+    notes += changes(session.path, within=[FILE, session.instance_images.name, session.captions.name])
     notes += changes(session.path, within=[session.class_images.name], quick=True)
-    return [console.sentence(note) for note in notes]
+    if tight := check_space(session, base.folder, restart, from_step):
+        notes.append(tight)
+    return notes
 
 
 def instances(session: Session) -> list[InstanceImage]:
-    """The session's instance images with their prompts.
+    """Return the session's instance images with their prompts.
 
     Raises:
         ImageError: there are none, or one has no prompt.
@@ -94,3 +93,134 @@ def instances(session: Session) -> list[InstanceImage]:
         session.captions if config.caption_files else None,
         config.instance_prompt or None,
     )
+
+
+def check_resume(session: Session, images: Sequence[InstanceImage], from_step: int | None = None) -> None:
+    """Raise if the newest checkpoints have another recipe than the session; they are not verified.
+
+    Args:
+        from_step: checkpoints of the UNet stage after that step do not count.
+
+    Raises:
+        TrainingError: naming the changes.
+    """
+    until, lineage = {"unet": from_step}, session.record.lineage
+    checkpoints = [own(session.checkpoint_folders, stage, lineage, until.get(stage)) for stage in STAGES]
+    newest = [of_stage[-1] for of_stage in checkpoints if of_stage]
+    try:
+        # The trainer checks the class images after it has made those that are missing.
+        check_recipes(newest, make_recipe(session, images, None), session.name, from_step or 0)
+    except (CheckpointError, KeyError):
+        return  # A damaged checkpoint: the trainer verifies all of them and reports those it skips.
+
+
+def make_recipe(
+    session: Session, images: Sequence[InstanceImage], class_images: Sequence[ClassImage] | None
+) -> dict[str, Any]:
+    """Return the session's recipe as plain data, without class images where they are not known yet.
+
+    Raises:
+        OSError: an image cannot be read.
+    """
+    recipe: dict[str, Any] = {
+        "base model": session.record.base_model.fingerprint,
+        "settings": _settings(session.config),
+        "instance images": {image.path.name: [image.prompt, sha256(image.path)] for image in images},
+    }
+    if class_images is not None:
+        recipe["class images"] = _digest(sha256(image.path) for image in class_images)
+        prompts = [image.prompt for image in class_images]
+        several = len(set(prompts)) > 1
+        recipe["class prompt"] = _digest(f"{prompt}\n" for prompt in prompts) if several else "".join(prompts[:1])
+    return recipe
+
+
+def check_recipes(checkpoints: Iterable[Checkpoint], recipe: dict[str, Any], session: str, chosen: int = 0) -> None:
+    """Raise if a checkpoint was made by another recipe.
+
+    The settings have to agree for all steps that were done: settings of the UNet stage do not count for a checkpoint of
+    the text encoder stage, nor does an extension that had not begun.
+
+    Args:
+        session: its name.
+        chosen: the step that `--from-step` named.
+
+    Raises:
+        TrainingError: naming the changes.
+        CheckpointError: a checkpoint's state cannot be read.
+    """
+    for checkpoint in checkpoints:
+        differences = _differences(checkpoint.state["recipe"], recipe, checkpoint)
+        if differences:
+            shown = "; ".join(f"{subject} {change}".strip() for subject, change in differences[:3])
+            rest = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+            raise TrainingError(
+                f"changed since step {checkpoint.step} of the {checkpoint.stage} stage: {shown}{rest}",
+                where=session,
+                fix=_remedy(checkpoint, [subject for subject, _ in differences], session, chosen),
+            )
+
+
+def _remedy(checkpoint: Checkpoint, changed: Sequence[str], session: str, chosen: int) -> str:
+    """Return the remedy: no step can be kept with another recipe, but its weights can be a base model."""
+    stage_only = checkpoint.stage == "unet" and all(subject.startswith("unet.") for subject in changed)
+    anew = "restart the UNet stage with --from-step 0, or everything with" if stage_only else "start over with"
+    remedy = f"Undo the change to resume, or {anew} --restart (old checkpoints are moved aside, not deleted)."
+    if not chosen:
+        return remedy
+    file = f"{session}_step_{chosen}.safetensors"
+    return (
+        f"{remedy} Its weights can be the base model of a new session: fastdb export {session} --step {chosen} "
+        f"--precision fp32, then fastdb new with --base {file}."
+    )
+
+
+def _differences(then: dict[str, Any], now: dict[str, Any], checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    """Return the changed settings and images as (subject, change)."""
+    differences = []
+    for name in ("base model", "class images", "class prompt"):
+        if name in now and then.get(name) != now[name]:
+            differences.append((f"the {name}", ""))
+    old, new = (_until(checkpoint, settings) for settings in (_current(then.get("settings", {})), now["settings"]))
+    for name in sorted(set(old) | set(new)):
+        if old.get(name) != new.get(name):
+            differences.append((name, f"{setting_told(old.get(name))} -> {setting_told(new.get(name))}"))
+    old, new = then.get("instance images", {}), now["instance images"]
+    for name in sorted(set(old) | set(new)):
+        if old.get(name) != new.get(name):
+            change = "was added" if name not in old else "was removed" if name not in new else "or its caption"
+            differences.append((name, change))
+    return differences
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """Return the settings a result depends on by their dotted names."""
+    settings = flat(config.model_dump(mode="json"))
+    return {name: value for name, value in settings if not name.startswith(_FREE) and name not in _MACHINE}
+
+
+def _until(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that the steps up to a checkpoint depend on, with the extensions that had begun."""
+    if checkpoint.stage == "text_encoder":
+        return {name: value for name, value in settings.items() if not name.startswith("unet.")}
+    begun, start = [], settings.get("unet.steps", 0)
+    for extension in settings.get(_EXTENSIONS, ()):
+        if not isinstance(extension, Mapping) or not isinstance(extension.get("steps"), int):
+            return dict(settings)  # Written by a newer version, see below.
+        if start < checkpoint.step:
+            begun.append(extension)
+        start += extension["steps"]
+    return {**settings, _EXTENSIONS: begun}
+
+
+def _current(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe's settings by today's names; settings that were unknown then had the effect of their defaults."""
+    try:
+        return _settings(Config().changed(settings))
+    except ConfigError:
+        return dict(settings)  # Written by a newer version: differences are reported by its names.
+
+
+def _digest(parts: Iterable[str]) -> str:
+    whole = "".join(parts)
+    return hashlib.sha256(whole.encode()).hexdigest() if whole else ""

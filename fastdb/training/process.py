@@ -1,6 +1,7 @@
-"""Start the trainer as a process of its own, find one that runs already, follow what it says, stop it.
+"""The trainer's process and the lock that allows one trainer per session.
 
-Needs no torch: the terminal or the notebook that follows stays light.
+Needs no torch: the terminal or notebook that follows a trainer stays light. The lock is on this machine's own disk, and
+the operating system releases it when its holder dies.
 """
 
 from __future__ import annotations
@@ -12,27 +13,29 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fastdb.errors import TrainingError
-from fastdb.runtime.paths import work_folder
+from filelock import FileLock, Timeout
+
+from fastdb.errors import SessionBusy, TrainingError
+from fastdb.runtime.paths import cache_folder, work_folder
 from fastdb.sessions.events import Event, follow_events
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import explained, make_folder, write_json
-from fastdb.training.lock import is_training
 
 TAKE_OVER = "--take-over"
+_LOCK = "training.lock"
 _CURRENT = "current.json"
 _ANNOUNCED_WITHIN = 10.0
-"""Seconds a trainer may take from its start, or from taking the lock, to saying who it is."""
+"""Seconds a trainer may take to report its PID, from its start or from taking the lock."""
 _ENVIRONMENT = {
-    # What torch needs to multiply the same way twice on CUDA.
+    # torch needs this to multiply the same way twice on CUDA.
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    # Threads that spin while they wait cost a small model ten times its time once a core is shared.
+    # Threads that spin while they wait slow a small model down ten times once a core is shared.
     "OMP_WAIT_POLICY": "PASSIVE",
     "PYTHONUNBUFFERED": "1",
 }
@@ -49,10 +52,10 @@ class Running:
     reap: Callable[[], int | None] = lambda: None
 
     def follow(self, skip: int = 0) -> Iterator[Event]:
-        """What it says, from its first word to its last, less the first `skip` events.
+        """Yield the trainer's events until its end, without the first `skip`.
 
         Raises:
-            TrainingError: it ended without a word: killed by the system, or the machine ran out of memory.
+            TrainingError: it died before it could report its end.
         """
         last: Event | None = None
         for number, event in enumerate(follow_events(self.events, self.alive)):
@@ -62,30 +65,31 @@ class Running:
         code = self.reap()
         if last is None or last["event"] != "end":
             raise TrainingError(
-                f"the trainer {self._death(code)}",
+                f"the trainer {self._cause_of_death(code)}",
                 where=f"process {self.pid}",
-                fix="Run the same command again: it goes on from the last checkpoint.",
+                fix="Run the same command again; it resumes from the last checkpoint.",
             )
 
     def stop(self) -> None:
-        """Ask it to save a checkpoint after the step it is in, and to end."""
+        """Ask the trainer to save a checkpoint after the current step and to end."""
         if self.alive():
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)
 
-    def _death(self, code: int | None) -> str:
-        """How it ended without a word, as far as can be known."""
+    def _cause_of_death(self, code: int | None) -> str:
         if code is not None and code < 0:
             name = signal.Signals(-code).name
-            return f"was killed by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
+            return f"was killed ({name})" + (", probably out of memory" if name == "SIGKILL" else "")
         log = self.events.with_suffix(".out")
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
-        return f"ended without a word ({lines[-1][:200]})" if lines else "ended without a word"
+        return f"crashed: {lines[-1][:200]}" if lines else "crashed or was killed"
 
 
 def start(session: Session, take_over: bool = False) -> Running:
-    """Start a trainer for a session; it goes on when the caller ends. `take_over` says to take the session also from
-    another machine that trains it.
+    """Start a trainer for a session; it keeps running when the caller ends.
+
+    Args:
+        take_over: also take the session over from another machine that trains it.
 
     Raises:
         StorageError: this machine's work folder cannot be written.
@@ -94,65 +98,117 @@ def start(session: Session, take_over: bool = False) -> Running:
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
     events = folder / f"run-{stamp}.jsonl"
     make_folder(folder)
+    command = [
+        sys.executable,
+        "-P",  # a torch.py or a folder fastdb in the current folder is not to be imported
+        "-m",
+        "fastdb.training",
+        str(session.path),
+        str(events),
+        *([TAKE_OVER] if take_over else []),
+    ]
     with explained(folder), open(events.with_suffix(".out"), "w", encoding="utf-8") as output:
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",  # a torch.py or a folder fastdb in the current folder is not to be imported
-                "-m",
-                "fastdb.training",
-                str(session.path),
-                str(events),
-                *([TAKE_OVER] if take_over else []),
-            ],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             start_new_session=True,
             env={**_ENVIRONMENT, **os.environ},
         )
-    # Kept, so that a caller who does not follow it may forget it while it runs.
+    # Referenced here, so that Python does not warn when a caller drops the process while it runs.
     _children.append(process)
-    # Until it has said that it trains, or has ended, nobody else could find it and a second one would be started.
+    # Before the trainer has reported its PID nobody else could find it, and a second trainer would be started.
     deadline = time.monotonic() + _ANNOUNCED_WITHIN
     while process.poll() is None and _announced(folder).get("pid") != process.pid and time.monotonic() < deadline:
         time.sleep(0.02)
     return Running(process.pid, events, lambda: process.poll() is None, process.wait)
 
 
-def announce(session: Path, events: Path) -> None:
-    """Tell others on this machine which process trains a session; only the one that holds its lock may say so."""
-    write_json(work_folder(session) / _CURRENT, {"pid": os.getpid(), "events": str(events)})
-
-
 def find(session: Session) -> Running | None:
-    """The trainer that runs for a session on this machine, if there is one."""
+    """Return the running trainer of a session on this machine, or None.
+
+    Raises:
+        TrainingError: another process holds the lock and does not report its PID.
+    """
     folder = work_folder(session.path)
     deadline = time.monotonic() + _ANNOUNCED_WITHIN
     while is_training(session.path):
-        told = _announced(folder)
-        if told and _exists(told["pid"]):
-            return Running(told["pid"], Path(told["events"]), lambda: is_training(session.path))
-        # It holds the lock and has not said yet who it is: what lies there is of the one before it.
+        current = _announced(folder)
+        if current and _exists(current["pid"]):
+            return Running(current["pid"], Path(current["events"]), lambda: is_training(session.path))
+        # The holder of the lock has not reported its PID yet: the file is its predecessor's.
         if time.monotonic() > deadline:
             raise TrainingError(
-                "a process trains it and does not say which it is",
+                "another process holds the training lock but has not reported its PID",
                 where=session.name,
-                fix="Wait until it has ended, or end it by hand.",
+                fix="Wait until it ends, or kill it.",
             )
         time.sleep(0.05)
     return None
 
 
+@contextmanager
+def training_lock(session: Path, events: Path | None = None) -> Iterator[None]:
+    """Hold the lock that allows one trainer per session.
+
+    Args:
+        events: the event file of a trainer; reported with its PID to `find`.
+
+    Raises:
+        SessionBusy: another process on this machine holds it.
+    """
+    lock = _lock(session)
+    try:
+        # `is_training` holds the lock for a moment.
+        lock.acquire(timeout=1)
+    except Timeout:
+        raise SessionBusy(
+            "another process is training this session",
+            where=session,
+            fix=f"Follow it with: fastdb train {session.name}",
+        ) from None
+    try:
+        if events is not None:
+            write_json(work_folder(session) / _CURRENT, {"pid": os.getpid(), "events": str(events)})
+        yield
+    finally:
+        lock.release()
+
+
+def is_training(session: Path) -> bool:
+    """Return whether a process on this machine trains a session."""
+    return _is_held(_lock(session))
+
+
+def any_training() -> bool:
+    """Return whether a process on this machine trains any session."""
+    return any(_is_held(FileLock(lock)) for lock in (cache_folder() / "work").glob(f"*/{_LOCK}"))
+
+
+def _lock(session: Path) -> FileLock:
+    folder = work_folder(session)
+    make_folder(folder)
+    return FileLock(folder / _LOCK)
+
+
+def _is_held(lock: FileLock) -> bool:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
 def _announced(folder: Path) -> dict[str, Any]:
-    """What the trainer that holds the lock, or held it last, has said of itself."""
-    current = folder / _CURRENT
-    told: dict[str, Any] = json.loads(current.read_text(encoding="utf-8")) if current.exists() else {}
-    return told
+    """Return the PID and event file that the present or last holder of the lock reported."""
+    path = folder / _CURRENT
+    current: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return current
 
 
 def _exists(pid: int) -> bool:
-    """Whether a process of this number runs."""
     try:
         os.kill(pid, 0) if pid > 0 else None
     except ProcessLookupError:

@@ -26,9 +26,8 @@ from fastdb.training.checkpointing import Saver, restore
 from fastdb.training.loop import Loop
 from fastdb.training.observers import Observers
 from fastdb.training.optimizers import make_optimizer
-from fastdb.training.preflight import check_goes_on
+from fastdb.training.preflight import check_recipes, check_resume, make_recipe
 from fastdb.training.prepare import Preparation, image_groups, look, prior_images, settle, tell_long_prompts
-from fastdb.training.recipe import check_recipes, make_recipe
 from fastdb.training.samples import Sampler
 from fastdb.training.stages import build_stage
 
@@ -59,7 +58,7 @@ class Trainer:
         clear_unfinished(session.local_checkpoints)
         prepared, stands, plan = look(session, self.emit, self.lease.said)
         # A later stage's checkpoint is among them even where an earlier stage has to go on first.
-        check_goes_on(session, prepared.images)
+        check_resume(session, prepared.images)
         check_recipes(stands.checkpoints.values(), make_recipe(session, prepared.images, None), session.name)
         publisher = Publisher(session, prepared.base.folder, self.emit, self.lease)
         if plan.stage is None:

@@ -36,7 +36,7 @@ from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import FILE, Run, read_record, write_record
 from fastdb.sharing import transfer
 from fastdb.storage.manifest import MANIFEST, faults
-from fastdb.training.lock import training_lock
+from fastdb.training.process import training_lock
 
 SETTINGS = {"unet.steps": 2, "text_encoder.steps": 1, "prior.class_images": 0, "unet.learning_rate": 3e-5}
 

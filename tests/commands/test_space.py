@@ -21,7 +21,7 @@ from fastdb.errors import ConfigError, SessionBusy
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import BaseModelRecord
 from fastdb.storage.manifest import faults
-from fastdb.training.lock import training_lock
+from fastdb.training.process import training_lock
 
 FASTDB = [sys.executable, "-m", "fastdb"]
 
@@ -218,9 +218,9 @@ def test_it_asks_first_and_says_what_would_go(session: Session) -> None:
 def test_nothing_goes_while_it_is_trained(session: Session) -> None:
     """A process of its own holds the right to train and says so, as a trainer does."""
     code = (
-        "import sys; from pathlib import Path; from fastdb.training.lock import training_lock; "
-        "from fastdb.training.process import announce; folder = Path(sys.argv[1])\n"
-        "with training_lock(folder): announce(folder, folder / 'e'); print('held', flush=True); sys.stdin.readline()"
+        "import sys; from pathlib import Path; from fastdb.training.process import training_lock; "
+        "folder = Path(sys.argv[1])\n"
+        "with training_lock(folder, folder / 'e'): print('held', flush=True); sys.stdin.readline()"
     )
     trainer = subprocess.Popen(
         [sys.executable, "-c", code, str(session.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -253,7 +253,7 @@ def test_nothing_goes_that_changed_while_the_question_was_open(session: Session)
         return True
 
     held = training_lock(session.path)
-    with pytest.raises(SessionBusy, match="another process is training it"):
+    with pytest.raises(SessionBusy, match="another process is training this session"):
         space.free(session, ["checkpoints"], confirm=begin_to_train)
     held.__exit__(None, None, None)
     assert before <= names(session.path)

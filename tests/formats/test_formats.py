@@ -161,8 +161,7 @@ def test_checkpoints_of_format_1_are_gone_on_from(first: Session) -> None:
 def test_their_recipe_is_that_of_the_session(first: Session) -> None:
     pytest.importorskip("numpy")
     from fastdb.errors import TrainingError
-    from fastdb.training.preflight import instances
-    from fastdb.training.recipe import check_recipes, make_recipe
+    from fastdb.training.preflight import check_recipes, instances, make_recipe
 
     there = complete(first.checkpoints)
     check_recipes(there, make_recipe(first, instances(first), None), "cup")

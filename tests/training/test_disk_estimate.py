@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import shutil
 import subprocess
 import sys
@@ -12,38 +15,51 @@ from typing import Any
 import pytest
 
 from fastdb.checkpoints.checkpoint import complete
-from fastdb.config import Config
 from fastdb.errors import StorageError
+from fastdb.models.diffusers_folder import WEIGHTS, weight_file
 from fastdb.models.resolve import ensure_base
+from fastdb.reporting import Note
 from fastdb.sessions.session import Session
 from fastdb.storage.delete import bytes_of
 from fastdb.training import process
-from fastdb.training.disk_estimate import Weights, check_space, checkpoint_bytes, need, published_bytes, weights_of
+from fastdb.training.disk_estimate import check_space, need
 from fastdb.training.preflight import preflight
 
 from .conftest import outcome
 
-PARTS = ("unet", "text_encoder", "vae")
 
-
-def weights(base: Path) -> dict[str, Weights]:
-    return {part: weights_of(base, part) for part in PARTS}
+def with_optimizer(session: Session, name: str) -> Session:
+    config = session.config.changed({"optimizer.name": name})
+    return Session(session.path, session.record.model_copy(update={"config": config}))
 
 
 def check_sizes(session: Session, base: Path) -> None:
-    """Every checkpoint has the bytes that were told before: as it was saved within a tenth, as it was published no
-    more than those and not much less.
-    """
-    here, out = complete(session.local_checkpoints), complete(session.checkpoints)
-    assert min(len(here), len(out)) >= (1 if session.config.text_encoder.mode == "joint" else 2)
-    for checkpoint in here:
-        optimizer = checkpoint.state["host"]["optimizer"]
-        told = checkpoint_bytes(session.config, checkpoint.stage, weights(base), optimizer)
-        assert told == pytest.approx(bytes_of(checkpoint.path), rel=0.1), checkpoint.path.name
-    for checkpoint in out:
-        optimizer = checkpoint.state["host"]["optimizer"]
-        told = published_bytes(session.config, checkpoint.stage, weights(base), optimizer)
-        assert 0.97 < told / bytes_of(checkpoint.path) < 1.5, checkpoint.path.name
+    """Compare every checkpoint with its estimate: raw within a tenth, compressed no larger and not much smaller."""
+    raw, compressed = complete(session.local_checkpoints), complete(session.checkpoints)
+    assert min(len(raw), len(compressed)) >= (1 if session.config.text_encoder.mode == "joint" else 2)
+    for checkpoint in raw:
+        estimate = need(with_optimizer(session, checkpoint.state["host"]["optimizer"]), base, restart=True)
+        size = bytes_of(checkpoint.path)
+        assert estimate.here[checkpoint.stage] == pytest.approx(size, rel=0.1), checkpoint.path.name
+    for checkpoint in compressed:
+        estimate = need(with_optimizer(session, checkpoint.state["host"]["optimizer"]), base, restart=True)
+        ratio = estimate.checkpoints[checkpoint.stage] / bytes_of(checkpoint.path)
+        assert 0.97 < ratio < 1.5, checkpoint.path.name
+
+
+def base_of(folder: Path, unet: list[tuple[int, ...]]) -> Path:
+    """A base model whose UNet has tensors of these shapes; the files have headers and holes."""
+    for part, shapes in {"unet": unet, "text_encoder": [(8,)], "vae": [(8,)]}.items():
+        header, end = {}, 0
+        for number, shape in enumerate(shapes):
+            begin, end = end, end + 2 * math.prod(shape)
+            header[f"{number}"] = {"dtype": "F16", "shape": shape, "data_offsets": [begin, end]}
+        data = json.dumps(header).encode()
+        path = folder / part / f"{WEIGHTS[part]}.safetensors"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(len(data).to_bytes(8, "little") + data)
+        os.truncate(path, 8 + len(data) + end)
+    return folder
 
 
 def test_checkpoints_have_the_bytes_that_were_told(straight: Session, mini: Path) -> None:
@@ -63,7 +79,9 @@ def test_so_have_those_of_other_ways(
     check_sizes(Session.open(session.path), mini)
 
 
-def test_moments_in_8_bit_are_as_large_as_bitsandbytes_writes_them(tmp_path: Path) -> None:
+def test_moments_in_8_bit_are_as_large_as_bitsandbytes_writes_them(
+    make_session: Callable[..., Session], tmp_path: Path
+) -> None:
     """Without a GPU no step is made: the state is that which a first step begins from."""
     pytest.importorskip("bitsandbytes")
     import torch
@@ -81,8 +99,10 @@ def test_moments_in_8_bit_are_as_large_as_bitsandbytes_writes_them(tmp_path: Pat
         optimizer.init_state(optimizer.param_groups[0], parameter, 0, index)
     tensors, _ = state_tensors(optimizer)
     save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, tmp_path / "state")
-    told = Weights(tuple(parameter.numel() for parameter in parameters)).moments("adamw8bit")
-    assert told == pytest.approx(bytes_of(tmp_path / "state"), rel=0.02)
+    save_file({str(number): parameter.data for number, parameter in enumerate(parameters)}, tmp_path / "weights")
+    session, base = make_session(optimizer__name="adamw8bit"), base_of(tmp_path / "base", shapes)
+    moments = need(session, base).here["unet"] - bytes_of(tmp_path / "weights")
+    assert moments == pytest.approx(bytes_of(tmp_path / "state"), rel=0.02)
 
 
 def test_what_lies_there_is_not_needed_again(
@@ -116,8 +136,10 @@ def test_milestones_and_averages_count(make_session: Callable[..., Session], min
     assert milestones.most - plain.most == 3 * unet + plain.checkpoints["text_encoder"]
     assert milestones.first == plain.first
     average = need(make_session(unet__ema_decay=0.9), mini)
-    assert average.here["unet"] == plain.here["unet"] + weights(mini)["unet"].file(4)
-    assert unet < average.checkpoints["unet"] < unet + weights(mini)["unet"].file(4)
+    # mini's file has the weights in half precision.
+    added = 2 * bytes_of(weight_file(mini, "unet"))
+    assert average.here["unet"] == pytest.approx(plain.here["unet"] + added, rel=0.01)
+    assert unet < average.checkpoints["unet"] < unet + added
 
 
 def on_disk(session: Session, disk: Path) -> Session:
@@ -134,7 +156,6 @@ def test_a_disk_without_room_is_refused_and_a_tight_one_told(
     make_session: Callable[..., Session],
     small_disk: Callable[[str], Path],
     mini: Path,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     disk = small_disk("200m")
     session = on_disk(make_session(), disk)
@@ -145,19 +166,18 @@ def test_a_disk_without_room_is_refused_and_a_tight_one_told(
     line = str(caught.value)
     assert line.startswith("cup: the first checkpoints need ")
     assert "text_encoder 4." in line
-    assert "are free on its disk. Free some: fastdb free cup" in line
+    assert " free. Free some: fastdb free cup" in line
     assert "optimizer.name=adamw8bit" in line
     (session.checkpoints / ".unfinished-unet-000004").mkdir()
     (disk / "filling").rename(session.checkpoints / ".unfinished-unet-000004" / "unet.safetensors")
-    assert "space is tight" not in check_space(session, mini), "the rest of a killed trainer gives its space back"
+    assert check_space(session, mini) is None, "unfinished checkpoints of a killed trainer will be deleted"
     (session.checkpoints / ".unfinished-unet-000004" / "unet.safetensors").rename(disk / "filling")
     leave(disk, told.first + 100_000)
-    capsys.readouterr()
-    preflight(session, ensure_base(session))
-    assert "space is tight: up to " in capsys.readouterr().out
+    [note] = preflight(session, ensure_base(session))
+    assert isinstance(note, Note)
+    assert (note.kind, note.subject.startswith("up to ")) == ("disk space tight", True)
     leave(disk, told.most + 100_000)
-    preflight(session, ensure_base(session))
-    assert capsys.readouterr().out == ""
+    assert preflight(session, ensure_base(session)) == []
 
 
 def test_what_was_told_to_fit_does_fit_and_less_does_not(
@@ -201,10 +221,10 @@ def test_it_needs_no_torch(mini: Path, make_session: Callable[..., Session]) -> 
     assert done.stdout == "False\n", done.stderr
 
 
-def test_the_sizes_of_stable_diffusion_1() -> None:
+def test_the_sizes_of_stable_diffusion_1(make_session: Callable[..., Session], tmp_path: Path) -> None:
     """A checkpoint of the real size: 859.5 million weights of the UNet, 3.4 GB and 1.7 or 6.9 GB of moments."""
-    unet = Weights((859_520_964 // 686,) * 686)
-    told = {name: checkpoint_bytes(Config(), "unet", {"unet": unet}, name) for name in ("adamw", "adamw8bit")}
-    assert told["adamw"] == pytest.approx(10.3e9, rel=0.01)
-    assert told["adamw8bit"] == pytest.approx(5.2e9, rel=0.01)
-    assert 3.16e9 < published_bytes(Config(), "unet", {"unet": unet}, "adamw8bit") < 4.2e9
+    base, session = base_of(tmp_path, [(859_520_964 // 686,)] * 686), make_session()
+    plain, small = (need(with_optimizer(session, name), base) for name in ("adamw", "adamw8bit"))
+    assert plain.here["unet"] == pytest.approx(10.3e9, rel=0.01)
+    assert small.here["unet"] == pytest.approx(5.2e9, rel=0.01)
+    assert 3.16e9 < small.checkpoints["unet"] < 4.2e9

@@ -83,7 +83,7 @@ def test_from_0_the_stage_begins_again_with_what_it_is_to_have(
     session = copy(finished)
     encoder = {name: data for name, data in tree(session).items() if "text_encoder-" in name}
     with pytest.raises(
-        TrainingError, match=r"or begin the UNet's stage again with --from-step 0, or all with --restart"
+        TrainingError, match=r"or restart the UNet stage with --from-step 0, or everything with --restart"
     ):
         training.train(session, settings={"unet.steps": 2, "unet.extensions": []})
     assert training.train(session, settings={"unet.steps": 2, "unet.extensions": []}, from_step=0) == "finished"
@@ -102,16 +102,16 @@ def test_from_0_the_stage_begins_again_with_what_it_is_to_have(
         (
             {"from_step": 2, "settings": {"unet.learning_rate": 1e-3}},
             TrainingError,
-            "changed since step 2 of the unet stage: unet.learning_rate 0.0005 -> 0.001. Put it back to go on, or "
-            "begin the UNet's stage again with --from-step 0, or all with --restart (old checkpoints are set aside, "
-            "not lost). Its weights can be the base model of a new session: fastdb export cup --step 2 --precision "
+            "changed since step 2 of the unet stage: unet.learning_rate 0.0005 -> 0.001. Undo the change to resume, or "
+            "restart the UNet stage with --from-step 0, or everything with --restart (old checkpoints are moved aside, "
+            "not deleted). Its weights can be the base model of a new session: fastdb export cup --step 2 --precision "
             "fp32, then fastdb new with --base cup_step_2.safetensors.",
         ),
         (
             {"from_step": 0, "settings": {"seed": 5}},
             TrainingError,
-            "changed since step 2 of the text_encoder stage: seed 11 -> 5. Put it back to go on, or start again with "
-            "--restart (old checkpoints are set aside, not lost).",
+            "changed since step 2 of the text_encoder stage: seed 11 -> 5. Undo the change to resume, or start over "
+            "with --restart (old checkpoints are moved aside, not deleted).",
         ),
         ({"from_step": 9}, ConfigError, "cup has no checkpoint of the UNet stage at step 9. There are: 1, 2, 3, 4, 5."),
         ({"from_step": 2, "restart": True}, ConfigError, "--from-step: is no way to begin anew. Give it, or --restart"),

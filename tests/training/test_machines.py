@@ -109,7 +109,7 @@ def test_a_killed_trainer_is_said_in_both_tabs_and_the_next_start_goes_on_at_onc
     for tab in (first, second):
         text = said(tab)
         assert tab.returncode == 2
-        assert "Run the same command again: it goes on from the last checkpoint." in text
+        assert "Run the same command again; it resumes from the last checkpoint." in text
         assert "Traceback" not in text
     third = fastdb("train", session.path)
     text = said(third)

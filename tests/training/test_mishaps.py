@@ -104,7 +104,7 @@ def test_a_finished_session_does_not_claim_settings_it_was_not_trained_with(make
 
 def test_nothing_to_train_is_said(make_session: Made) -> None:
     session = make_session("nothing", text_encoder__steps=0, unet__steps=0)
-    with pytest.raises(TrainingError, match="both stages are set to 0 steps"):
+    with pytest.raises(TrainingError, match="both stages have 0 steps"):
         training.train(session)
 
 

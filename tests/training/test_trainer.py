@@ -256,7 +256,7 @@ def test_the_unets_settings_may_change_until_its_stage_begins(make_session: Made
 def test_a_new_or_lost_photo_is_noticed(half: Session) -> None:
     photo = sorted(half.instance_images.glob("*.png"))[0]
     photo.rename(photo.with_name("other.png"))
-    with pytest.raises(TrainingError, match=r"is gone; other\.png is new"):
+    with pytest.raises(TrainingError, match=r"was removed; other\.png was added"):
         Life(half).run()
 
 
@@ -290,7 +290,7 @@ def test_a_second_trainer_is_refused_and_a_second_caller_follows(make_session: M
     assert found.pid == running.pid
     rival = process.start(session)
     end = list(rival.follow())[-1]
-    assert (end["outcome"], "another process is training it" in end["message"]) == ("failed", True)
+    assert (end["outcome"], "another process is training this session" in end["message"]) == ("failed", True)
     # The one who came too late has not put itself in the place of the one who trains.
     found = process.find(session)
     assert found is not None
@@ -306,7 +306,7 @@ def test_a_killed_trainer_is_told_apart_from_one_that_ended(make_session: Made) 
     session = make_session("killed")
     running = process.start(session)
     os.kill(running.pid, signal.SIGKILL)
-    with pytest.raises(TrainingError, match=r"was killed by SIGKILL.*it goes on from the last checkpoint"):
+    with pytest.raises(TrainingError, match=r"was killed \(SIGKILL\), probably out of memory.*resumes from the last"):
         list(running.follow())
 
 
