@@ -30,7 +30,7 @@ from fastdb.checkpoints.compressed_writer import write_packed
 from fastdb.checkpoints.progress import standing
 from fastdb.commands.sessions import open_session
 from fastdb.formats.reader import open_tensors
-from fastdb.formats.safetensors_writer import Entry, write_safetensors
+from fastdb.formats.safetensors_file import Entry, write_safetensors
 from fastdb.formats.tensor_bits import Numbers
 from fastdb.models.diffusers_folder import read_config, weight_file
 from fastdb.models.resolve import ensure_base, resolve_base

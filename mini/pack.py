@@ -10,7 +10,7 @@ import parts
 import torch
 from safetensors.torch import save
 
-from fastdb.formats.safetensors_writer import save_tensors
+from fastdb.formats.safetensors_file import save_tensors
 from fastdb.storage.atomic_write import write_bytes, write_json
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import zstandard
 
-from fastdb.formats.tensor_bits import Bits, bits_type
+from fastdb.formats.tensor_bits import BITS_TYPES, Bits
 from fastdb.formats.tensor_info import Fault
 
 CHUNK = 1 << 20
@@ -60,7 +60,7 @@ def decode(planes: Sequence[bytes], count: int, key: np.ndarray | None = None) -
     table = np.empty((count, len(planes)), np.uint8)
     for number, plane in enumerate(planes):
         table[:, number] = np.frombuffer(unpressed(plane, count), np.uint8)
-    bits = table.reshape(-1).view(bits_type(len(planes)))
+    bits = table.reshape(-1).view(BITS_TYPES[len(planes)])
     if key is None:
         return bits
     placed = np.empty_like(bits)

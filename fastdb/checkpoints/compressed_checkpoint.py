@@ -21,7 +21,7 @@ from fastdb.checkpoints.progress import AVERAGE, PACKED, RAW, STAGES, tensors_fi
 from fastdb.errors import CheckpointError, ModelError
 from fastdb.formats.hashing_writer import Pace, Sink
 from fastdb.formats.reader import TensorFile, open_tensors
-from fastdb.formats.safetensors_header import WRITTEN, header
+from fastdb.formats.safetensors_file import WRITTEN, build_header
 from fastdb.formats.tensor_bits import Numbers
 from fastdb.models.diffusers_folder import weight_file
 from fastdb.models.layouts.layout import modern_name
@@ -137,7 +137,7 @@ def _is_plain(raw: TensorFile) -> bool:
     """Whether a file is, to the byte, what our writer would make of its tensors and metadata."""
     if not all(info.dtype in WRITTEN for info in raw.tensors.values()):
         return False
-    head = header(raw.tensors, raw.metadata)
+    head = build_header(raw.tensors, raw.metadata)
     with explained(raw.path), raw.path.open("rb") as file:
         return file.read(len(head)) == head and raw.length == len(head) + sum(
             info.nbytes for info in raw.tensors.values()
@@ -145,7 +145,7 @@ def _is_plain(raw: TensorFile) -> bool:
 
 
 def _pack(raw: TensorFile, digest: str, target: Path, base: Base | None, threads: int, pace: Pace | None) -> str:
-    seen = hashlib.sha256(header(raw.tensors, raw.metadata))
+    seen = hashlib.sha256(build_header(raw.tensors, raw.metadata))
 
     def tensors() -> Iterator[tuple[str, Numbers]]:
         for name in raw.tensors:

@@ -24,9 +24,9 @@ from typing import Any, BinaryIO
 
 from fastdb.checkpoints import adam_moments as moments
 from fastdb.checkpoints.byte_planes import CHUNK, EXPONENTS
-from fastdb.formats.safetensors_header import LARGEST, parsed
+from fastdb.formats.safetensors_file import MAX_HEADER_BYTES, parse_header
 from fastdb.formats.tensor_info import (
-    MOST_TENSORS,
+    MAX_TENSORS,
     SIZES,
     Fault,
     TensorInfo,
@@ -121,19 +121,19 @@ def read_index(file: BinaryIO, length: int) -> Index:
     size = int.from_bytes(tail[:8], "little")
     if tail[40:] != MAGIC or size > length - TAIL - len(MAGIC):
         raise Fault("it is cut short or damaged: its end is not that of a packed file")
-    if size > LARGEST:
+    if size > MAX_HEADER_BYTES:
         raise Fault(f"its index would have {size} bytes, more than any model's")
     file.seek(length - TAIL - size)
     text = file.read(size)
     if hashlib.sha256(text).digest() != tail[8:40]:
         raise Fault("its index has changed since it was written")
-    index = parsed(text)
+    index = parse_header(text)
     if index.get("format") != FORMAT or index.get("chunk") != CHUNK:
         raise Fault(f"it has format {shown(str(index.get('format')))}, and this version knows {FORMAT}")
     base, entries = index.get("base"), index.get("tensors")
     if base is not None and not _is_hash(base):
         raise Fault("its index does not say what base it differs from")
-    if not isinstance(entries, list) or len(entries) > MOST_TENSORS:
+    if not isinstance(entries, list) or len(entries) > MAX_TENSORS:
         raise Fault("its index lists no tensors")
     found: dict[str, PackedTensor] = {}
     start = len(MAGIC)

@@ -32,7 +32,7 @@ from fastdb.checkpoints.compressed_index import (
 )
 from fastdb.errors import CheckpointError
 from fastdb.formats.reader import open_tensors
-from fastdb.formats.tensor_bits import Bits, Numbers, bits_type
+from fastdb.formats.tensor_bits import BITS_TYPES, Bits, Numbers
 from fastdb.formats.tensor_info import SIZES, Fault, TensorInfo, shown
 from fastdb.storage.atomic_write import explained
 from fastdb.storage.manifest import sha256
@@ -156,7 +156,7 @@ class Packed:
             raise CheckpointError(f"holds no tensor {name!r}", where=self.path, fix=OLDER)
         if name in self._ahead:
             return self._ahead.pop(name)
-        bits, digest = np.empty(one.info.elements, bits_type(SIZES[one.info.dtype])), hashlib.sha256()
+        bits, digest = np.empty(one.info.elements, BITS_TYPES[SIZES[one.info.dtype]]), hashlib.sha256()
         with _told(self.path), self.path.open("rb") as file, ThreadPoolExecutor(self.threads) as pool:
             if file.seek(0, 2) != self._length:
                 raise Fault("it was changed while it was read")

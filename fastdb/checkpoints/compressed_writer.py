@@ -71,7 +71,7 @@ def write_packed(
         sink.write(MAGIC)
         for name, content in named:
             tensor = _numbers(content)
-            if name in found or tensor.nbytes > MOST_BYTES:
+            if name in found or tensor.bits.nbytes > MOST_BYTES:
                 raise CheckpointError(
                     f"the tensor {name} {'comes twice' if name in found else 'is too large to be packed'}",
                     where=path,
@@ -138,7 +138,7 @@ def _way_of_moment(name: str, dtype: str, shape: tuple[int, ...], others: Mappin
 
 
 def _write(sink: Sink, name: str, tensor: Numbers, way: _Way, pool: ThreadPoolExecutor, ahead: int) -> PackedTensor:
-    start, bits, digest, blocks = sink.tell(), tensor.bits, hashlib.sha256(), []
+    start, bits, digest, blocks = sink.position, tensor.bits, hashlib.sha256(), []
 
     def put(block: bytes) -> None:
         sink.write(block, name)

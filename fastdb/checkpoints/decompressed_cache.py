@@ -18,8 +18,7 @@ from fastdb.checkpoints.compressed_reader import OLDER
 from fastdb.checkpoints.progress import PACKED, RAW
 from fastdb.errors import CheckpointError, StorageError
 from fastdb.formats.hashing_writer import read_back
-from fastdb.formats.safetensors_header import header
-from fastdb.formats.safetensors_writer import Entry, write_safetensors
+from fastdb.formats.safetensors_file import Entry, build_header, write_safetensors
 from fastdb.reporting import format_bytes
 from fastdb.runtime.paths import cache_folder
 from fastdb.storage.atomic_write import TEMPORARY, explained, make_folder, writing
@@ -78,7 +77,7 @@ def raw_files(weights: Mapping[str, Path], base_folder: Path) -> dict[str, Path]
 def _unpack(path: Path, origin: Origin, base_folder: Path, final: Path) -> None:
     packed = open_packed(path, base_folder, threads=min(4, os.cpu_count() or 1))
     entries = [Entry(name, getattr(torch, info.dtype), info.shape) for name, info in packed.tensors.items()]
-    length = len(header(packed.tensors, origin.metadata)) + sum(entry.nbytes for entry in entries)
+    length = len(build_header(packed.tensors, origin.metadata)) + sum(info.nbytes for info in packed.tensors.values())
     if length != origin.bytes:
         raise CheckpointError("its tensors do not make the file it says it was made of", where=path, fix=OLDER)
     with writing(final) as beside:

@@ -1,7 +1,8 @@
-"""A large file past the system's page cache, where the file system can: a tenth of the CPU time, and no memory filled.
+"""Unbuffered reading and writing of large files (O_DIRECT).
 
-Read this way, what comes is what lies on the disk and not what was still in memory. Where it cannot be (some network
-and user-space file systems, systems without O_DIRECT), the same goes through the cache.
+It takes a tenth of the CPU time of buffered I/O and does not fill the page cache. Data read this way comes from the
+disk and not from memory. Where O_DIRECT is unsupported (some network and user-space file systems, other operating
+systems), buffered I/O is used.
 """
 
 from __future__ import annotations
@@ -12,92 +13,103 @@ import os
 from collections.abc import Callable, Generator
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 BLOCK = 2 << 20
-"""Bytes at a time; a multiple of what any disk asks for, from memory that begins at a page."""
+"""Bytes per transfer, a multiple of the block size of any disk; buffers are page-aligned."""
 
 DIRECT = getattr(os, "O_DIRECT", 0)
-_CANNOT = (errno.EINVAL, errno.ENOTSUP)
+_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP)
 
 
-class _File:
-    """An open file that goes by O_DIRECT as long as its file system takes that."""
+class _DirectFile:
+    """An open file that uses O_DIRECT while its file system accepts it."""
 
-    def __init__(self, path: Path, how: int) -> None:
-        self._path, self._how, self._at = path, how | getattr(os, "O_CLOEXEC", 0), 0
-        self.direct = bool(DIRECT)
+    def __init__(self, path: Path, flags: int) -> None:
+        self._path, self._flags, self._at = path, flags | getattr(os, "O_CLOEXEC", 0), 0
+        self._direct = bool(DIRECT)
         try:
-            self.number = os.open(path, self._how | DIRECT, 0o666)
+            self._number = os.open(path, self._flags | DIRECT, 0o666)
         except OSError as error:
-            if error.errno not in _CANNOT:
+            if error.errno not in _UNSUPPORTED:
                 raise
-            self.number, self.direct = os.open(path, self._how, 0o666), False
+            self._number, self._direct = os.open(path, self._flags, 0o666), False
+        self.block = memoryview(mmap.mmap(-1, BLOCK))
 
-    def pass_on(self, act: Callable[[int], int]) -> int:
-        """Read or write by `act`, without O_DIRECT where that is refused; the bytes that went through."""
+    def _transfer(self, act: Callable[[int], int]) -> int:
+        """Read or write by `act`, without O_DIRECT where it is refused, and return the number of bytes."""
         try:
-            done = act(self.number)
+            done = act(self._number)
         except OSError as error:
-            if error.errno not in _CANNOT or not self.direct:
+            if error.errno not in _UNSUPPORTED or not self._direct:
                 raise
-            self.through_the_cache()
-            done = act(self.number)
+            self._use_cache()
+            done = act(self._number)
         self._at += done
         return done
 
-    def through_the_cache(self) -> None:
-        """Do without O_DIRECT from now on. Opened anew: a file system in user space may have passed the flag on."""
-        if self.direct:
-            os.close(self.number)
-            self.number, self.direct = os.open(self._path, self._how & ~(os.O_CREAT | os.O_TRUNC)), False
-            os.lseek(self.number, self._at, os.SEEK_SET)
-            if hasattr(os, "posix_fadvise"):
-                # What the system still has in memory says nothing of what is on the disk.
-                os.posix_fadvise(self.number, 0, 0, os.POSIX_FADV_DONTNEED)
+    def _use_cache(self) -> None:
+        """Reopen without O_DIRECT; a file system in user space may have passed the flag on."""
+        if self._direct:
+            os.close(self._number)
+            self._number, self._direct = os.open(self._path, self._flags & ~(os.O_CREAT | os.O_TRUNC)), False
+            os.lseek(self._number, self._at, os.SEEK_SET)
+            self._drop_cache()
+
+    def _drop_cache(self) -> None:
+        """Drop cached pages, which may differ from the disk."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._number, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # The buffer is freed with its last view, which a propagating exception may still hold.
+        os.close(self._number)
 
 
-class BlockWriter:
-    """Writes a new file, or over an old one, in whole blocks; `block` is the memory they are made in."""
+class BlockWriter(_DirectFile):
+    """A new or replaced file written in whole blocks from the buffer `block`."""
 
     def __init__(self, path: Path) -> None:
-        self._file = _File(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        self.block = memoryview(mmap.mmap(-1, BLOCK))
+        super().__init__(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 
     def put(self, count: int) -> None:
-        """Write the first `count` bytes of the block; fewer than all only at the end.
+        """Write the first `count` bytes of the block; only the last block may be partial.
 
         Raises:
             OSError: the disk is full, failing or gone.
         """
         done = 0
         while done < count:
-            # A part of a block, the end or the rest of a write that was cut short, is not for O_DIRECT.
+            # O_DIRECT needs whole blocks: not the end of a file, nor the rest of a short write.
             if done or count < BLOCK:
-                self._file.through_the_cache()
+                self._use_cache()
             rest = self.block[done:count]
-            done += self._file.pass_on(lambda file, rest=rest: os.write(file, rest))  # type: ignore[misc]
+            done += self._transfer(lambda file, rest=rest: os.write(file, rest))  # type: ignore[misc]
 
-    def __enter__(self) -> BlockWriter:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # The memory goes with its last view: an error on its way up may still hold one.
-        os.close(self._file.number)
+class _BlockReader(_DirectFile):
+    """A file read in blocks."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, os.O_RDONLY)
+        if not self._direct:
+            self._drop_cache()
+
+    def __iter__(self) -> Generator[memoryview, None, None]:
+        while count := self._transfer(lambda number: os.readv(number, [self.block])):
+            yield self.block[:count]
 
 
 def blocks_of(path: Path) -> Generator[memoryview, None, None]:
-    """The bytes of a file in order, each piece good until the next is asked for.
+    """Yield the bytes of a file in order; each block is valid until the next is requested.
 
     Raises:
-        OSError: the disk does not give them.
+        OSError: the disk fails.
     """
-    file, block = _File(path, os.O_RDONLY), memoryview(mmap.mmap(-1, BLOCK))
-    if not file.direct and hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.number, 0, 0, os.POSIX_FADV_DONTNEED)
-    try:
-        while count := file.pass_on(lambda number: os.readv(number, [block])):
-            yield block[:count]
-    finally:
-        os.close(file.number)
+    with _BlockReader(path) as reader:
+        yield from reader

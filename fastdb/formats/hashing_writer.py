@@ -1,4 +1,4 @@
-"""Bytes on their way into a file, noted as they go: what lies there later can be held against what was meant."""
+"""File writer that records checksums of the data, so that the file can be verified afterwards."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ AGAIN = "Run the same command again; if it happens again, the disk is failing."
 
 
 Pace = Callable[[int], None]
-"""Told how many bytes have just gone out to the disk; it may wait before it returns, so that no more go for a while."""
+"""Called with the number of bytes just written to the disk; it may sleep to limit the rate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Bytes written one after the other, their CRC-32, and what they are: a tensor's name, or "" between tensors."""
+    """Length and CRC-32 of consecutive bytes, and the name of the tensor in them or "" between tensors."""
 
     name: str
     length: int
@@ -31,52 +31,49 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Written:
-    """What was meant to be written: everything in order, and the SHA-256, in hex, of all of it."""
+    """Checksums of a written file."""
 
     stretches: tuple[Stretch, ...]
+    """All bytes of the file, in order."""
     sha256: str
-
-    @property
-    def bytes(self) -> int:
-        """The length of the file."""
-        return sum(stretch.length for stretch in self.stretches)
+    """Of the whole file, in hex."""
+    bytes: int
+    """Length of the file."""
 
 
 class Sink:
-    """A file that can only be written from its beginning to its end, which is how it is hashed.
-
-    `pace` is called after each block, 2 MiB at most.
+    """A file written sequentially and hashed along the way; `pace` is called after each block of at most 2 MiB.
 
     Raises:
         OSError: the disk is full, failing or gone.
     """
 
+    position: int
+    """Number of bytes written."""
+
     def __init__(self, path: Path, pace: Pace | None = None) -> None:
         self._file, self._digest, self._pace = BlockWriter(path), hashlib.sha256(), pace
-        self._held = 0
-        self._before = 0
+        self.position = 0
+        self._buffered = 0
         self._stretches: list[Stretch] = []
 
     def write(self, data: bytes | memoryview, name: str = "", crc: int | None = None) -> None:
-        """Write all of `data`: a tensor's, by its `name`, or what lies between tensors; `crc` is its CRC, if known."""
-        with memoryview(data) as whole:
-            self._note(name, whole, crc)
+        """Write all of `data`, which belongs to the tensor `name` or to none; `crc` is its CRC, if known."""
+        with memoryview(data) as view:
+            self._note(name, view, crc)
             done = 0
-            while done < whole.nbytes:
-                count = min(BLOCK - self._held, whole.nbytes - done)
-                self._file.block[self._held : self._held + count] = whole[done : done + count]
-                self._held, done = self._held + count, done + count
-                if self._held == BLOCK:
-                    self._put()
-
-    def tell(self) -> int:
-        """How many bytes were written."""
-        return self._before + self._held
+            while done < view.nbytes:
+                count = min(BLOCK - self._buffered, view.nbytes - done)
+                self._file.block[self._buffered : self._buffered + count] = view[done : done + count]
+                self._buffered, done = self._buffered + count, done + count
+                if self._buffered == BLOCK:
+                    self._flush()
+            self.position += view.nbytes
 
     def finish(self) -> Written:
-        """Write what is still held; what was written in all."""
-        self._put()
-        return Written(tuple(self._stretches), self._digest.hexdigest())
+        """Write the buffered rest and return the checksums."""
+        self._flush()
+        return Written(tuple(self._stretches), self._digest.hexdigest(), self.position)
 
     def _note(self, name: str, data: memoryview, crc: int | None) -> None:
         last = self._stretches[-1] if self._stretches else None
@@ -85,13 +82,13 @@ class Sink:
         else:
             self._stretches.append(Stretch(name, data.nbytes, zlib.crc32(data) if crc is None else crc))
 
-    def _put(self) -> None:
-        # Hashed while the processor still has it near.
-        self._digest.update(self._file.block[: self._held])
-        self._file.put(self._held)
+    def _flush(self) -> None:
+        # Hashed while the block is still in the processor's cache.
+        self._digest.update(self._file.block[: self._buffered])
+        self._file.put(self._buffered)
         if self._pace is not None:
-            self._pace(self._held)
-        self._before, self._held = self._before + self._held, 0
+            self._pace(self._buffered)
+        self._buffered = 0
 
     def __enter__(self) -> Sink:
         return self
@@ -103,31 +100,29 @@ class Sink:
 
 
 def read_back(path: Path, written: Written, progress: Callable[[str], None]) -> None:
-    """Read a file from where it lies and hold every byte against what was meant.
-
-    `progress` is told the name of each stretch that was found right.
+    """Read a file from the disk and verify it; `progress` is called with the name of each verified stretch.
 
     Raises:
-        ModelError: it is shorter, longer or another; the message names the tensor.
+        ModelError: the file is shorter, longer or different; the message names the tensor.
     """
     with closing(blocks_of(path)) as blocks:
-        piece = next(blocks, None)
+        block = next(blocks, None)
         at = 0
         for stretch in written.stretches:
             crc, left = 0, stretch.length
             while left:
-                if piece is not None and at == piece.nbytes:
-                    piece, at = next(blocks, None), 0
-                if piece is None:
-                    raise ModelError(f"is cut short within {_called(stretch)}", where=path, fix=AGAIN)
-                count = min(left, piece.nbytes - at)
-                crc, left, at = zlib.crc32(piece[at : at + count], crc), left - count, at + count
+                if block is not None and at == block.nbytes:
+                    block, at = next(blocks, None), 0
+                if block is None:
+                    raise ModelError(f"the file is truncated within {_label(stretch)}", where=path, fix=AGAIN)
+                count = min(left, block.nbytes - at)
+                crc, left, at = zlib.crc32(block[at : at + count], crc), left - count, at + count
             if crc != stretch.crc:
-                raise ModelError(f"{_called(stretch)} read back is not what was written", where=path, fix=AGAIN)
+                raise ModelError(f"{_label(stretch)} on disk differs from the written data", where=path, fix=AGAIN)
             progress(stretch.name)
-        if piece is not None and (at < piece.nbytes or next(blocks, None) is not None):
-            raise ModelError("is longer than what was written", where=path, fix=AGAIN)
+        if block is not None and (at < block.nbytes or next(blocks, None) is not None):
+            raise ModelError("the file is longer than the written data", where=path, fix=AGAIN)
 
 
-def _called(stretch: Stretch) -> str:
-    return f"the tensor {stretch.name}" if stretch.name else "its description of the tensors"
+def _label(stretch: Stretch) -> str:
+    return f"the tensor {stretch.name}" if stretch.name else "the header"

@@ -1,18 +1,18 @@
-"""A model file of any kind, opened: its tensors listed without torch, and read one by one from a memory map."""
+"""Reader of model files of any format, which lists tensors without torch and maps them into memory."""
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO
 
 from fastdb.errors import ModelError
-from fastdb.formats.safetensors_header import read_header
+from fastdb.formats.safetensors_file import read_header
 from fastdb.formats.tensor_info import SIZES, Fault, Scalar, TensorInfo
-from fastdb.formats.torch_ckpt import Contents, read_stream, read_zip
+from fastdb.formats.torch_ckpt import read_ckpt
 from fastdb.storage.atomic_write import explained
 
 if TYPE_CHECKING:
@@ -21,45 +21,47 @@ if TYPE_CHECKING:
     from fastdb.formats.tensor_bits import Numbers
 
 AGAIN = "Download it again."
-OR_ANOTHER = "Download it again, or take the model from another source."
-OTHERS = (
-    (b"PK\x05\x06", "is an empty zip", AGAIN),
-    (b"version https://git-lfs", "is a Git LFS pointer, not the file it points to", "Download the file it stands for."),
-    (b"\x1f\x8b", "is packed with gzip", "Unpack it first."),
-    (b"7z\xbc\xaf\x27\x1c", "is packed with 7-Zip", "Unpack it first."),
-    (b"Rar!", "is packed with RAR", "Unpack it first."),
-    (b"GGUF", "is a GGUF file, whose weights are quantised", "Give a .safetensors or .ckpt of this model."),
-    (b"\x89HDF", "is an HDF5 file of Keras", "Give a .safetensors or .ckpt of this model."),
-    (b"\x89PNG", "is a picture", "Give a model file."),
-    (b"\xff\xd8\xff", "is a picture", "Give a model file."),
+OTHER_SOURCE = "Download it again, or get the model from another source."
+UNPACK = "Extract it first."
+OTHER_FORMAT = "Use a .safetensors or .ckpt file of this model."
+OTHER_KINDS = (
+    (b"PK\x05\x06", "the file is an empty zip", AGAIN),
+    (b"version https://git-lfs", "the file is a Git LFS pointer", "Download the file that the pointer refers to."),
+    (b"\x1f\x8b", "the file is compressed with gzip", UNPACK),
+    (b"7z\xbc\xaf\x27\x1c", "the file is a 7-Zip archive", UNPACK),
+    (b"Rar!", "the file is a RAR archive", UNPACK),
+    (b"GGUF", "the file is a GGUF file with quantised weights", OTHER_FORMAT),
+    (b"\x89HDF", "the file is an HDF5 file of Keras", OTHER_FORMAT),
+    (b"\x89PNG", "the file is a picture", "Use a model file."),
+    (b"\xff\xd8\xff", "the file is a picture", "Use a model file."),
 )
-"""First bytes of what is often met under a model's name: what it is, what to do."""
+"""First bytes, kind and remedy of files that are often mistaken for models."""
 
 
 @dataclass(frozen=True)
 class TensorFile:
-    """A model file that was found to be whole; its tensors, and what else it says as plain values."""
+    """A validated model file with its tensors and plain values."""
 
     path: Path
     kind: str
-    """`safetensors`, or which form of torch.save."""
+    """`safetensors`, or the format of torch.save."""
     tensors: Mapping[str, TensorInfo]
-    """By name, in the file's order; those below `state_dict` without that word."""
+    """By name, in the file's order; names in `state_dict` have no such prefix."""
     metadata: Mapping[str, str] = field(default_factory=dict)
-    """Of a safetensors file."""
+    """Metadata of a safetensors file."""
     values: Mapping[str, Scalar] = field(default_factory=dict)
-    """Numbers and texts beside the tensors of a .ckpt, such as `global_step`."""
+    """Numbers and strings next to the tensors of a .ckpt, such as `global_step`."""
     neutralised: tuple[str, ...] = ()
-    """What a pickle named that is neither data nor tensor; none of it was imported, called or filled."""
+    """Names in a pickle that are neither data nor tensors; they were not imported or called."""
     length: int = 0
-    """Bytes of the file."""
+    """Length of the file in bytes."""
     _map: list[mmap.mmap] = field(default_factory=list, repr=False, compare=False)
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor, mapped from the file where its bytes lie aligned, else copied; writing to it leaves the file.
+        """Return a tensor, mapped from the file if its data is aligned, else copied; changes do not reach the file.
 
         Raises:
-            ModelError: there is no such tensor, or the file is not as it was when it was opened.
+            ModelError: the tensor does not exist, or the file has changed since it was opened.
             StorageError: the disk fails.
         """
         import torch
@@ -77,120 +79,114 @@ class TensorFile:
         return flat.as_strided(info.shape, info.stride)
 
     def numbers(self, name: str) -> Numbers:
-        """The numbers of a tensor, without torch; mapped from the file where they lie there in C order, else copied.
+        """Return a tensor without torch, mapped from the file if its data is contiguous, else copied.
 
         Raises:
             ModelError, StorageError: see `read`.
         """
         import numpy as np
 
-        from fastdb.formats.tensor_bits import Numbers, bits_type
+        from fastdb.formats.tensor_bits import BITS_TYPES, Numbers
 
-        info, width = self._info(name), SIZES[self._info(name).dtype]
+        info = self._info(name)
+        width = SIZES[info.dtype]
         if not info.elements:
-            return Numbers(info.dtype, info.shape, np.empty(0, bits_type(width)))
-        flat = np.frombuffer(self._mapped(), bits_type(width), info.span, info.start)
+            return Numbers(info.dtype, info.shape, np.empty(0, BITS_TYPES[width]))
+        flat = np.frombuffer(self._mapped(), BITS_TYPES[width], info.span, info.start)
         stride = [width * step for step in info.stride]
         return Numbers(info.dtype, info.shape, np.lib.stride_tricks.as_strided(flat, info.shape, stride).reshape(-1))
 
     def forget(self) -> None:
-        """Give back the memory of what was read; tensors that are still about read it from the file again."""
+        """Free the memory of pages that were read; existing tensors read them from the file again."""
         if self._map and hasattr(mmap, "MADV_DONTNEED"):
             self._map[0].madvise(mmap.MADV_DONTNEED)
 
     def _info(self, name: str) -> TensorInfo:
         info = self.tensors.get(name)
         if info is None:
-            raise ModelError(f"holds no tensor {name!r}", where=self.path, fix="See what it holds with fastdb inspect.")
+            what = f"the file contains no tensor {name!r}"
+            raise ModelError(what, where=self.path, fix="List its tensors with fastdb inspect.")
         return info
 
     def _mapped(self) -> mmap.mmap:
         if not self._map:
-            with explained(self.path), _stream(self.path) as file:
+            with explained(self.path), _open(self.path) as file:
                 if file.seek(0, 2) != self.length:
-                    raise ModelError(
-                        "was changed while it was read", where=self.path, fix="Run the same command again."
-                    )
+                    raise ModelError("the file has changed", where=self.path, fix="Run the same command again.")
                 self._map.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
         return self._map[0]
 
 
 def open_tensors(path: Path) -> TensorFile:
-    """Describe a .safetensors or .ckpt file (also .pt, .pth, .bin); neither torch nor any code of the file runs.
+    """Parse a .safetensors or .ckpt file (also .pt, .pth, .bin) without torch and without running its code.
 
     Raises:
-        ModelError: it is no such file, cut short, damaged, or not honest; the message says which.
-        StorageError: the disk fails, or reading is forbidden.
+        ModelError: the file is of another kind, truncated, damaged or hostile; the message names the reason.
+        StorageError: the disk fails, or permission is denied.
     """
-    with explained(path), _stream(path) as file:
+    with explained(path), _open(path) as file:
         length = file.seek(0, 2)
         file.seek(0)
         head = file.read(1024)
-        file.seek(0)
         _check_head(path, head)
         try:
-            return _described(path, head, file, length)
+            return _parsed(path, head, file, length)
         except Fault as fault:
-            raise ModelError(f"cannot be used: {fault}", where=path, fix=OR_ANOTHER) from fault
+            raise ModelError(f"invalid model file: {fault}", where=path, fix=OTHER_SOURCE) from fault
 
 
-def _stream(path: Path) -> BinaryIO:
-    """The file, open.
+def _open(path: Path) -> BinaryIO:
+    """Open a regular file for reading.
 
     Raises:
-        ModelError: there is no such file, or it is none.
+        ModelError: the path is missing or not a regular file.
     """
     if path.is_dir():
-        raise ModelError("is a folder, not a model file", where=path, fix="Name a file in it.")
+        raise ModelError("the path is a folder, not a model file", where=path, fix="Use a file in this folder.")
     if not path.exists():
-        raise ModelError("there is no such file", where=path, fix="Check the path.")
+        raise ModelError("file not found", where=path, fix="Check the path.")
     if not path.is_file():
-        raise ModelError("is no ordinary file", where=path, fix="Name a file on a disk.")
+        raise ModelError("not a regular file", where=path, fix="Use a file on a disk.")
     return path.open("rb")
 
 
 def _check_head(path: Path, head: bytes) -> None:
-    """Refuse by its first bytes what is known to be something else."""
+    """Reject kinds of files that are known by their first bytes."""
     if not head:
-        raise ModelError("is empty", where=path, fix=AGAIN)
-    for begin, what, fix in OTHERS:
-        if head.startswith(begin):
+        raise ModelError("the file is empty", where=path, fix=AGAIN)
+    for start, what, fix in OTHER_KINDS:
+        if head.startswith(start):
             raise ModelError(what, where=path, fix=fix)
     if head[257:262] == b"ustar" and head[8:9] != b"{":
         raise ModelError(
-            "is a tar archive; the tar format of torch.save (2016) is not supported",
+            "the file is a tar archive, and the tar format of torch.save (2016) is not supported",
             where=path,
             fix="Extract it, or save the model again with a current version of PyTorch.",
         )
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<body", b"<script")):
         raise ModelError(
-            "is a web page, not a model: the site answered with a page to log in, to confirm, or with an error",
+            "the file is a web page, such as a login, confirmation or error page, not a model",
             where=path,
-            fix="Open the link in a browser to see what it asks for.",
+            fix="Open the link in a browser and follow the page.",
         )
     if text.startswith(b"{") and head[8:9] != b"{":
-        raise ModelError("is a JSON text, not a model: often the answer of a site that refused", where=path, fix=AGAIN)
+        raise ModelError("the file is JSON text, often a server's error response, not a model", where=path, fix=AGAIN)
 
 
-def _described(path: Path, head: bytes, file: BinaryIO, length: int) -> TensorFile:
-    readers: tuple[tuple[bool, Callable[[BinaryIO, int], Contents]], ...] = (
-        (head.startswith(b"PK\x03\x04"), read_zip),
-        (head.startswith(b"\x80") and head[8:9] != b"{", read_stream),
-    )
-    for fits, reader in readers:
-        if fits:
-            found = reader(file, length)
-            return TensorFile(
-                path=path,
-                kind=found.kind,
-                tensors=MappingProxyType(found.tensors),
-                values=MappingProxyType(found.values),
-                neutralised=found.neutralised,
-                length=length,
-            )
+def _parsed(path: Path, head: bytes, file: BinaryIO, length: int) -> TensorFile:
+    if head.startswith(b"PK\x03\x04") or (head.startswith(b"\x80") and head[8:9] != b"{"):
+        contents = read_ckpt(file, length)
+        return TensorFile(
+            path=path,
+            kind=contents.kind,
+            tensors=MappingProxyType(contents.tensors),
+            values=MappingProxyType(contents.values),
+            neutralised=contents.neutralised,
+            length=length,
+        )
     if head[8:9] != b"{" and path.suffix != ".safetensors":
-        raise Fault(f"it is no model file that is known here: it begins with {head[:16]!r}")
+        raise Fault(f"unknown file format, which begins with {head[:16]!r}")
     tensors, metadata = read_header(file, length)
     return TensorFile(
         path=path,

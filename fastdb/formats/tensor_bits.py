@@ -1,4 +1,4 @@
-"""A tensor as its bits: all that packing needs of it, so that what packs needs no torch."""
+"""Tensors as arrays of bits, which compression can handle without torch."""
 
 from __future__ import annotations
 
@@ -13,29 +13,32 @@ if TYPE_CHECKING:
     import torch
 
 Bits = np.ndarray
-"""Numbers of any type as unsigned integers of the same width, one dimension, little-endian."""
+"""One-dimensional array of unsigned integers with the width of the numbers they encode, little-endian."""
+
+BITS_TYPES = {1: "<u1", 2: "<u2", 4: "<u4", 8: "<u8", 16: "V16"}
+"""numpy types of `Bits` by width in bytes; numpy has no integers of 16 bytes."""
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """A tensor's type, shape and numbers."""
+    """Type, shape and bits of a tensor."""
 
     dtype: str
-    """By torch's name, one of `SIZES`."""
+    """Torch's name of the type, a key of `SIZES`."""
     shape: tuple[int, ...]
     bits: Bits
-    """In C order, (numbers,)."""
+    """In C order, (elements,)."""
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> Numbers:
-        """Those of a tensor, from any device; in its own memory where they lie there in C order."""
+        """Return the bits of a tensor on any device; they share its memory if it is contiguous on the CPU."""
         import torch
 
         dtype, flat = str(tensor.dtype).removeprefix("torch."), tensor.detach().cpu().contiguous().flatten()
-        return cls(dtype, tuple(tensor.shape), flat.view(torch.uint8).numpy().view(bits_type(SIZES[dtype])))
+        return cls(dtype, tuple(tensor.shape), flat.view(torch.uint8).numpy().view(BITS_TYPES[SIZES[dtype]]))
 
     def tensor(self) -> torch.Tensor:
-        """The tensor of them, in the same memory."""
+        """Return a torch tensor that shares memory with the bits."""
         import torch
 
         dtype = getattr(torch, self.dtype)
@@ -44,22 +47,17 @@ class Numbers:
         return torch.from_numpy(self.bits.view(np.uint8)).view(dtype).reshape(self.shape)
 
     @property
-    def nbytes(self) -> int:
-        """Size of the numbers."""
-        return self.bits.nbytes
-
-    @property
     def values(self) -> np.ndarray:
-        """The numbers themselves, (numbers,), of a type that numpy has; those of bfloat16 as float32."""
+        """Numbers as a numpy array, (elements,); bfloat16 becomes float32."""
         if self.dtype == "bfloat16":
             return (self.bits.astype("<u4") << np.uint32(16)).view("<f4")
         return self.bits.view(np.dtype(self.dtype))
 
     def to(self, dtype: str) -> Bits | None:
-        """The bits of numbers of one of the types in `planes.EXPONENTS` in another of them, rounded to the nearest.
+        """Return the bits after conversion between float16, bfloat16, float32 and float64, rounded to the nearest.
 
-        As torch does it: from float64 to 16 bits by way of float32. None where one is NaN, whose bits not every machine
-        makes alike.
+        As in torch, float64 is converted to 16 bits by way of float32. Returns None if a number is NaN, whose bits
+        depend on the machine.
         """
         if self.dtype == dtype:
             return self.bits
@@ -71,12 +69,7 @@ class Numbers:
         with np.errstate(over="ignore", under="ignore"):
             single = values.astype("<f4", copy=False)
             if dtype != "bfloat16":
-                return single.astype(f"<f{SIZES[dtype]}", copy=False).view(bits_type(SIZES[dtype]))
+                return single.astype(f"<f{SIZES[dtype]}", copy=False).view(BITS_TYPES[SIZES[dtype]])
         bits = single.view("<u4")
         half = ((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF)
         return ((bits + half) >> np.uint32(16)).astype("<u2")
-
-
-def bits_type(width: int) -> str:
-    """numpy's name for the bits of numbers of `width` bytes; there are no integers of 16, and none are needed."""
-    return f"<u{width}" if width <= 8 else f"V{width}"

@@ -1,8 +1,8 @@
-"""What is known of a tensor in a file without reading it: its type, its shape, and where its bytes lie."""
+"""Types, shapes and byte positions of tensors in a file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -29,81 +29,74 @@ SIZES = {
     "uint8": 1,
     "bool": 1,
 }
-"""Types by torch's names, and bytes of one element."""
+"""Bytes per element by torch's name of the type."""
 
-MOST_DIMENSIONS = 16
-MOST_TENSORS = 100_000
-"""More of either is a trick: the largest models known have 5 dimensions and some thousand tensors."""
+MAX_DIMENSIONS = 16
+MAX_TENSORS = 100_000
+"""Limits against hostile files; the largest known models have 5 dimensions and several thousand tensors."""
+
+Scalar = str | int | float | bool
 
 
 class Fault(Exception):
-    """What is wrong with a file, a clause; becomes a `ModelError` where the file's name is known."""
+    """A defect of a file, as a clause; it becomes a `ModelError` where the file's name is known."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """A tensor that lies in a file."""
+    """A tensor stored in a file."""
 
     dtype: str
-    """One of `SIZES`."""
+    """A key of `SIZES`."""
     shape: tuple[int, ...]
     stride: tuple[int, ...]
-    """Elements from one to the next along each dimension."""
+    """Step between elements along each dimension, in elements."""
     start: int
-    """Where in the file its first element lies, in bytes."""
+    """Position of the first element in the file, in bytes."""
 
     @property
     def elements(self) -> int:
-        """How many numbers it holds."""
+        """Number of elements."""
         return prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Size of these numbers, in bytes."""
+        """Size of the elements in bytes."""
         return self.elements * SIZES[self.dtype]
 
     @property
     def span(self) -> int:
-        """Elements from its first to its last in the file, both counted; 0 for an empty tensor."""
-        return span(self.shape, self.stride)
-
-
-def span(shape: Sequence[int], stride: Sequence[int]) -> int:
-    """Elements from the first to the last of a strided tensor, both counted."""
-    if 0 in shape:
-        return 0
-    return sum((length - 1) * step for length, step in zip(shape, stride, strict=True)) + 1
+        """Number of elements between the first and the last in the file, inclusive; 0 for an empty tensor."""
+        if 0 in self.shape:
+            return 0
+        return sum((length - 1) * step for length, step in zip(self.shape, self.stride, strict=True)) + 1
 
 
 def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
-    """Strides of a tensor in C order."""
-    return tuple(prod(shape[place + 1 :]) for place in range(len(shape)))
+    """Return the strides of a tensor in C order."""
+    return tuple(prod(shape[dimension + 1 :]) for dimension in range(len(shape)))
 
 
 def is_count(value: Any) -> bool:
-    """Whether a value from a file is a whole number that can count elements or bytes."""
+    """Return whether a value from a file is an integer that can count elements or bytes."""
     return type(value) is int and 0 <= value < 1 << 62
 
 
 def checked_shape(value: Any) -> tuple[int, ...]:
-    """A shape from a file.
+    """Return a shape from a file after validation.
 
     Raises:
-        Fault: it is no list of counts, or makes more elements than any disk holds.
+        Fault: the value is not a list of counts, or the tensor would be larger than any disk.
     """
-    if not isinstance(value, list | tuple) or len(value) > MOST_DIMENSIONS or not all(map(is_count, value)):
-        raise Fault("a shape in it is none")
+    if not isinstance(value, list | tuple) or len(value) > MAX_DIMENSIONS or not all(map(is_count, value)):
+        raise Fault("invalid tensor shape")
     shape = tuple(value)
     if prod(length for length in shape if length) >= 1 << 62:
-        raise Fault(f"a tensor in it would have the impossible shape {shown(shape)}")
+        raise Fault(f"impossible tensor shape {shown(shape)}")
     return shape
 
 
 def shown(value: Any) -> str:
-    """A value from a file as it may stand in a message: one line, escaped, cut."""
+    """Return a value from a file as text for a message, escaped and truncated to a line of 120 characters."""
     text = ascii(value) if not isinstance(value, str) or not value.isascii() or not value.isprintable() else value
     return text if len(text) <= 120 else f"{text[:117]}..."
-
-
-Scalar = str | int | float | bool
-Values = Mapping[str, Scalar]

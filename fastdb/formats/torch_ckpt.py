@@ -1,4 +1,4 @@
-"""Files of torch.save, described without torch: the zip of torch 1.6 and later, and the stream before it."""
+"""Files of torch.save, the zip of torch 1.6 and later and the older stream, parsed without torch."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from fastdb.formats.tensor_info import MOST_TENSORS, SIZES, Fault, Scalar, TensorInfo, shown
+from fastdb.formats.tensor_info import MAX_TENSORS, SIZES, Fault, Scalar, TensorInfo, shown
 from fastdb.formats.torch_zip import Record, read_records
 from fastdb.formats.unpickled_types import Inert, Storage, Tensor, torch_reference
-from fastdb.formats.unpickler import LARGEST, Unpickled, unpickle
+from fastdb.formats.unpickler import MAX_PICKLE_BYTES, Unpickled, unpickle
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
-"""What a file of torch.save before 1.6 begins with: two pickled numbers."""
+"""Two pickled numbers at the beginning of a file of torch.save before 1.6."""
 
-DEEPEST = 24
-LONGEST_NAME = 1000
-LONGEST_TEXT = 4000
-MOST_VALUES = 10_000
+MAX_DEPTH = 24
+MAX_NAME = 1000
+MAX_TEXT = 4000
+MAX_VALUES = 10_000
 
 
 @dataclass(frozen=True)
 class Contents:
-    """Everything in a file that is data."""
+    """The data in a file of torch.save."""
 
     kind: str
     tensors: dict[str, TensorInfo]
@@ -33,27 +33,34 @@ class Contents:
     neutralised: tuple[str, ...]
 
 
-def read_zip(file: BinaryIO, length: int) -> Contents:
-    """Describe a zip of torch.save.
+def read_ckpt(file: BinaryIO, length: int) -> Contents:
+    """Parse a file of torch.save of `length` bytes, in either format.
 
     Raises:
-        Fault: it is no such file, or not an honest one.
+        Fault: the file is of another kind, damaged, or hostile.
     """
+    file.seek(0)
+    is_zip = file.read(4) == b"PK\x03\x04"
+    file.seek(0)
+    return _read_zip(file, length) if is_zip else _read_stream(file, length)
+
+
+def _read_zip(file: BinaryIO, length: int) -> Contents:
     records = read_records(file, length)
     roots = [name.removesuffix("/data.pkl") for name in records if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(roots) != 1:
-        found = ", ".join(shown(name) for name in list(records)[:4]) or "nothing"
-        raise Fault(f"it is a zip, but no checkpoint: it holds {found}, and no data.pkl in one folder")
+        names = ", ".join(shown(name) for name in list(records)[:4]) or "nothing"
+        raise Fault(f"a zip, but not a checkpoint: it contains {names}, and not a single data.pkl")
     root = roots[0]
     if f"{root}/constants.pkl" in records:
-        raise Fault("it is a program of TorchScript, not a checkpoint")
+        raise Fault("a TorchScript program, not a checkpoint")
     order = records.get(f"{root}/byteorder")
     if order is not None and _bytes(file, order) != b"little":
-        raise Fault("it was written on a machine with another byte order")
+        raise Fault("unsupported byte order")
     pickled = _bytes(file, records[f"{root}/data.pkl"])
     if zlib.crc32(pickled) != records[f"{root}/data.pkl"].crc:
-        raise Fault("its description of the tensors is damaged: the checksum differs")
-    said = unpickle(io.BytesIO(pickled))
+        raise Fault("damaged data.pkl: the checksum differs")
+    unpickled = unpickle(io.BytesIO(pickled))
 
     def place(storage: Storage) -> int:
         record = records.get(f"{root}/data/{storage.key}")
@@ -63,98 +70,94 @@ def read_zip(file: BinaryIO, length: int) -> Contents:
             raise Fault(f"storage {shown(storage.key)} has {record.size} bytes, not {storage.count} {storage.dtype}")
         return record.start
 
-    return contents("zip of torch.save", said, place)
+    return _contents("zip of torch.save", unpickled, place)
 
 
 def _bytes(file: BinaryIO, record: Record) -> bytes:
-    if record.size > LARGEST:
-        raise Fault(f"its record {shown(record.name)} is larger than any model's description")
+    if record.size > MAX_PICKLE_BYTES:
+        raise Fault(f"record {shown(record.name)} exceeds the limit of {MAX_PICKLE_BYTES} bytes")
     file.seek(record.start)
     return file.read(record.size)
 
 
-def read_stream(file: BinaryIO, length: int) -> Contents:
-    """Describe a file of torch.save before 1.6: five pickles, then each storage's count and bytes.
-
-    Raises:
-        Fault: it is no such file, or not an honest one.
-    """
+def _read_stream(file: BinaryIO, length: int) -> Contents:
+    """Parse a file of torch.save before 1.6, which is five pickles, then count and bytes of each storage."""
     first = unpickle(file).value
     if type(first) is not int or first != MAGIC:
-        raise Fault("it is a pickle, but none that torch.save wrote")
+        raise Fault("a pickle, but not from torch.save")
     protocol, system = unpickle(file).value, unpickle(file).value
     if protocol != PROTOCOL or not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise Fault("it has an unknown protocol, or was written on a machine with another byte order")
+        raise Fault("unsupported protocol or byte order")
     used: dict[str, Storage] = {}
-    found = unpickle(file, lambda what: _noted(what, used))
+    unpickled = unpickle(file, lambda reference: _noted(reference, used))
     keys = unpickle(file).value
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or set(keys) != set(used):
-        raise Fault("its list of storages is damaged")
+        raise Fault("damaged list of storages")
     if len(set(keys)) != len(keys):
-        raise Fault("its list of storages names one twice")
+        raise Fault("duplicate entry in the list of storages")
     starts: dict[str, int] = {}
     for key in keys:
         starts[key] = _stored(file, used[key], length)
     if file.tell() != length:
-        raise Fault("it goes on behind its last tensor")
-    return contents("stream of torch.save before 1.6", found, lambda storage: starts[storage.key])
+        raise Fault("trailing data after the last tensor")
+    return _contents("stream of torch.save before 1.6", unpickled, lambda storage: starts[storage.key])
 
 
-def _noted(what: Any, used: dict[str, Storage]) -> Any:
-    found = torch_reference(what)
-    if isinstance(found, Storage) and used.setdefault(found.key, found) != found:
-        raise Fault(f"storage {shown(found.key)} is described in two ways")
-    return found
+def _noted(reference: Any, used: dict[str, Storage]) -> Any:
+    target = torch_reference(reference)
+    if isinstance(target, Storage) and used.setdefault(target.key, target) != target:
+        raise Fault(f"conflicting descriptions of storage {shown(target.key)}")
+    return target
 
 
 def _stored(file: BinaryIO, storage: Storage, length: int) -> int:
-    """Where a storage's bytes lie, the file standing before its count; leaves the file behind them."""
+    """Return the position of a storage's data; the file is read from its count to the end of its data."""
     count = int.from_bytes(file.read(8), "little")
     start = file.tell()
     if count != storage.count:
-        raise Fault(f"storage {shown(storage.key)} holds {count} elements, not {storage.count}")
+        raise Fault(f"storage {shown(storage.key)} has {count} elements, not {storage.count}")
     end = start + count * SIZES[storage.dtype]
     if end > length:
-        raise Fault(f"it is cut short: the data of storage {shown(storage.key)} ends beyond it")
+        raise Fault(f"truncated: the data of storage {shown(storage.key)} ends beyond the file")
     file.seek(end)
     return start
 
 
-def contents(kind: str, found: Unpickled, place: Callable[[Storage], int]) -> Contents:
-    """What a pickle describes, its tensors under their dotted names; `place` says where a storage's bytes begin.
+def _contents(kind: str, unpickled: Unpickled, place: Callable[[Storage], int]) -> Contents:
+    """Collect tensors and plain values by dotted name; `place` returns the position of a storage's data.
 
-    The names begin below `state_dict`, where there is one; what lies beside it keeps its whole path.
+    Names in `state_dict` lose that prefix; other names keep their whole path.
 
     Raises:
-        Fault: a tensor has no data, two have one name, or containers hold each other without end.
+        Fault: a tensor has no data, a name is duplicate, or containers are cyclic.
     """
     tensors: dict[str, TensorInfo] = {}
     values: dict[str, Scalar] = {}
-    if isinstance(found.value, Inert):
-        raise Fault(f"it holds a {found.value.name}, which is a program's object and not weights")
-    for path, leaf in _leaves(found.value):
+    if isinstance(unpickled.value, Inert):
+        raise Fault(f"it contains a {unpickled.value.name} object instead of weights")
+    for path, leaf in _leaves(unpickled.value):
         name = path.removeprefix("state_dict.")
         if isinstance(leaf, Tensor):
             if name in tensors:
-                raise Fault(f"two tensors in it have the name {shown(name)}")
-            if len(tensors) == MOST_TENSORS:
-                raise Fault("it names more tensors than any model has")
+                raise Fault(f"duplicate tensor {shown(name)}")
+            if len(tensors) == MAX_TENSORS:
+                raise Fault("too many tensors")
             start = place(leaf.storage) + leaf.offset * SIZES[leaf.dtype]
             tensors[name] = TensorInfo(leaf.dtype, leaf.shape, leaf.stride, start)
-        elif isinstance(leaf, str | int | float) and len(values) < MOST_VALUES:
-            values[name] = leaf[:LONGEST_TEXT] if isinstance(leaf, str) else leaf
-    return Contents(kind, tensors, values, found.neutralised)
+        elif isinstance(leaf, str | int | float) and len(values) < MAX_VALUES:
+            values[name] = leaf[:MAX_TEXT] if isinstance(leaf, str) else leaf
+    return Contents(kind, tensors, values, unpickled.neutralised)
 
 
 def _leaves(root: Any) -> Iterator[tuple[str, Any]]:
-    """Everything in nested containers that is no container, with its path, in order; visits are counted."""
+    """Yield everything but containers in nested containers, with its path; the number of visits is limited."""
     pending: list[Iterator[tuple[str, Any]]] = [iter([("", root)])]
     visits = 0
     while pending:
         for path, value in pending[-1]:
             visits += 1
-            if visits > 10 * MOST_TENSORS or len(pending) > DEEPEST:
-                raise Fault("its containers hold each other without end, or deeper than any model's")
+            if visits > 10 * MAX_TENSORS or len(pending) > MAX_DEPTH:
+                raise Fault("containers are cyclic or too deeply nested")
             if isinstance(value, Mapping | list | tuple):
                 pending.append(_inside(path, value))
                 break
@@ -168,6 +171,6 @@ def _inside(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     for key, item in entries:
         if isinstance(key, str | int):
             name = f"{path}.{key}" if path else str(key)
-            if len(name) > LONGEST_NAME:
-                raise Fault("a name in it is longer than any model's")
+            if len(name) > MAX_NAME:
+                raise Fault(f"a name exceeds the limit of {MAX_NAME} characters")
             yield name, item

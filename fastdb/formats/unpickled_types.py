@@ -1,38 +1,37 @@
-"""What a pickle may say of a model: names, storages, tensors and plain data; all that `pickles` can make."""
+"""Values that the restricted unpickler can create, which are names, storages, tensors and plain data."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
-from fastdb.formats.tensor_info import SIZES, Fault, checked_shape, is_count, shown, span
+from fastdb.formats.tensor_info import SIZES, Fault, TensorInfo, checked_shape, is_count, shown
 
-SHORT = 64
-"""Longest key of a storage, and longest text that is turned into bytes: numbers of numpy are written so."""
+MAX_KEY = 64
+"""Longest key of a storage, and longest text that `_codecs.encode` converts to bytes, as for numpy numbers."""
 
 Spend = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Global:
-    """The name of something that is known here, such as `torch.FloatStorage`; never the thing itself."""
+    """The name of a supported global, such as `torch.FloatStorage`; the global itself is never imported."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inert:
-    """Stands for what is not known here, and for all that was ever made with it; does nothing."""
+    """Placeholder without behaviour for an unsupported global and for everything created with it."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A run of numbers that lies elsewhere in the file, under `key`."""
+    """Consecutive numbers stored elsewhere in the file under `key`."""
 
     key: str
     dtype: str
@@ -41,7 +40,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tensor:
-    """A view of a storage that was found to lie inside it."""
+    """A view that lies inside its storage."""
 
     storage: Storage
     dtype: str
@@ -51,61 +50,55 @@ class Tensor:
 
 
 class Parameters(dict[Any, Any]):
-    """A `torch.nn.ParameterDict`, as old textual inversions have it: of its state only the parameters are kept."""
+    """A `torch.nn.ParameterDict`, as in old textual inversions, without its other state."""
 
 
 @dataclass(slots=True, eq=False)
 class NumberType:
-    """A dtype of numpy, such as `f8`, with the order of its bytes."""
+    """A numpy dtype, such as `f8`, with its byte order."""
 
     code: str
     order: str = "<"
 
 
-def torch_reference(what: Any) -> Storage | Global | Inert:
-    """What torch.save keeps outside of its pickle: `("storage", type, key, device, count)`, and None or nothing more.
+def torch_reference(reference: Any) -> Storage | Global | Inert:
+    """Resolve a persistent ID of torch.save.
 
-    Before 1.6 also `("module", class, ...)` with the source text of a class: only the class's name is kept.
+    It is `("storage", type, key, device, count)`, optionally followed by None. Before 1.6 it may also be
+    `("module", class, ...)` with the source code of a class, of which only the class's name is kept.
 
     Raises:
-        Fault: it is none of these.
+        Fault: the reference has another form.
     """
-    if isinstance(what, tuple) and len(what) > 1 and what[0] == "module" and isinstance(what[1], Global | Inert):
-        return what[1]
-    if not isinstance(what, tuple) or not 5 <= len(what) <= 6 or what[0] != "storage" or what[5:] not in ((), (None,)):
-        raise Fault("its pickle refers to something that is no storage of a tensor")
-    _, kind, key, _, count = what[:5]
-    dtype = storage_dtype(kind)
-    if dtype is None or not isinstance(key, str) or len(key) > SHORT or not is_count(count):
-        raise Fault("its pickle refers to a storage that cannot be")
+    fields = reference if isinstance(reference, tuple) else ()
+    if len(fields) > 1 and fields[0] == "module" and isinstance(fields[1], Global | Inert):
+        return fields[1]
+    if not 5 <= len(fields) <= 6 or fields[0] != "storage" or fields[5:] not in ((), (None,)):
+        raise Fault("the pickle refers to an object that is not a storage")
+    _, kind, key, _, count = fields[:5]
+    dtype = _STORAGE_TYPES.get(kind.name) if isinstance(kind, Global) else None
+    if dtype is None or not isinstance(key, str) or len(key) > MAX_KEY or not is_count(count):
+        raise Fault("the pickle refers to an invalid storage")
     return Storage(key, dtype, count)
 
 
-def storage_dtype(kind: Any) -> str | None:
-    """The type of number in a storage of this class; None where it is no storage."""
-    if not isinstance(kind, Global):
-        return None
-    module, _, name = kind.name.rpartition(".")
-    return STORAGES.get(name) if module in ("torch", "torch.cuda", "torch.storage") else None
-
-
-def view(storage: Any, offset: Any, size: Any, stride: Any, dtype: str | None = None) -> Tensor:
-    """A tensor of these numbers; in elements of `dtype`, by default that of the storage.
+def _view(storage: Any, offset: Any, size: Any, stride: Any, dtype: str | None = None) -> Tensor:
+    """Return a tensor in a storage, with elements of `dtype` or else of the storage's type.
 
     Raises:
-        Fault: it would not lie inside its storage, or have more elements than that.
+        Fault: the tensor ends beyond its storage or has more elements.
     """
     if not isinstance(storage, Storage):
-        raise Fault("a tensor in it has no storage")
+        raise Fault("a tensor has no storage")
     shape, steps = checked_shape(size), checked_shape(stride)
     if len(shape) != len(steps) or not is_count(offset):
-        raise Fault("a tensor in it has sizes and strides that do not fit")
-    kind = dtype or storage.dtype
-    room = storage.count * SIZES[storage.dtype]
-    # A stride of 0 makes much of little: two bytes that are terabytes once somebody casts them.
-    if (offset + span(shape, steps)) * SIZES[kind] > room or prod(shape) * SIZES[kind] > room:
-        raise Fault(f"a tensor in it, {shown(shape)}, is larger than its data")
-    return Tensor(storage, kind, offset, shape, steps)
+        raise Fault("a tensor has an invalid offset or mismatched sizes and strides")
+    view = TensorInfo(dtype or storage.dtype, shape, steps, 0)
+    available = storage.count * SIZES[storage.dtype]
+    # With a stride of 0, two bytes would become terabytes in the first cast.
+    if (offset + view.span) * SIZES[view.dtype] > available or view.nbytes > available:
+        raise Fault(f"a tensor of shape {shown(shape)} is larger than its data")
+    return Tensor(storage, view.dtype, offset, shape, steps)
 
 
 STORAGES = {
@@ -123,10 +116,13 @@ STORAGES = {
     "BoolStorage": "bool",
     "UntypedStorage": "uint8",
 }
+_STORAGE_TYPES = {
+    f"{module}.{name}": dtype for module in ("torch", "torch.cuda", "torch.storage") for name, dtype in STORAGES.items()
+}
 
 
 def hashable(key: Any) -> Any:
-    """A key as it may stand in a dictionary of ours; anything whose hashing has no bound is replaced."""
+    """Return a dictionary key, replaced if the cost of hashing it is unbounded."""
     if key is None or isinstance(key, str | bytes | float | Global | Inert):
         return key
     if isinstance(key, int) and key.bit_length() <= 60:
@@ -134,8 +130,8 @@ def hashable(key: Any) -> Any:
     return Inert(f"a {type(key).__name__} as a key")
 
 
-# The calls a pickle may make. Each takes a function to count work with and the
-# arguments, and gives data, or None for "not that way".
+# The calls that a pickle may make. Each takes a function that counts work, and the arguments, and returns data, or None
+# for unsupported arguments.
 
 
 def _ordered_dict(spend: Spend, arguments: tuple[Any, ...]) -> Any:
@@ -173,22 +169,22 @@ def _parameters(spend: Spend, arguments: tuple[Any, ...]) -> Any:
 
 
 def _tensor(spend: Spend, arguments: tuple[Any, ...]) -> Any:
-    """`_rebuild_tensor(storage, offset, size, stride)`, with more behind that does not change what it is."""
+    """Implement `_rebuild_tensor(storage, offset, size, stride)`; further arguments are ignored."""
     storage, offset, size, stride = arguments[:4]
-    return view(storage, offset, size, stride)
+    return _view(storage, offset, size, stride)
 
 
 def _tensor_of_type(spend: Spend, arguments: tuple[Any, ...]) -> Any:
-    """`_rebuild_tensor_v3(storage, offset, size, stride, requires_grad, hooks, dtype)`."""
+    """Implement `_rebuild_tensor_v3(storage, offset, size, stride, requires_grad, hooks, dtype)`."""
     storage, offset, size, stride, _, _, dtype = arguments[:7]
     name = dtype.name.removeprefix("torch.") if isinstance(dtype, Global) else ""
     if name not in SIZES:
-        raise Fault("a tensor in it has an unknown type")
-    return view(storage, offset, size, stride, name)
+        raise Fault("a tensor has an unknown type")
+    return _view(storage, offset, size, stride, name)
 
 
 def _typed(spend: Spend, arguments: tuple[Any, ...]) -> Any:
-    """`_rebuild_from_type_v2(function, type, arguments, state)`: a tensor of a subclass, or with attributes."""
+    """Implement `_rebuild_from_type_v2(function, type, arguments, state)` for subclasses and attributes of tensors."""
     function, _, inner = arguments[:3]
     if not isinstance(function, Global) or CALLS.get(function.name) not in (_tensor, _tensor_of_type, _first):
         return None
@@ -196,15 +192,15 @@ def _typed(spend: Spend, arguments: tuple[Any, ...]) -> Any:
 
 
 def _encoded(spend: Spend, arguments: tuple[Any, ...]) -> Any:
-    """`_codecs.encode(text, "latin1")`: how protocol 2 writes bytes."""
+    """Implement `_codecs.encode(text, "latin1")`, the form of bytes in protocol 2."""
     text = arguments[0] if arguments else None
-    if not isinstance(text, str) or len(text) > SHORT or arguments[1:] != ("latin1",):
+    if not isinstance(text, str) or len(text) > MAX_KEY or arguments[1:] != ("latin1",):
         return None
     return text.encode("latin1")
 
 
 def _no_bytes(spend: Spend, arguments: tuple[Any, ...]) -> Any:
-    """`bytes()`: how protocol 2 writes none."""
+    """Implement `bytes()`, the form of empty bytes in protocol 2."""
     return None if arguments else b""
 
 
@@ -223,7 +219,7 @@ def _number(spend: Spend, arguments: tuple[Any, ...]) -> Any:
 NUMBERS = dict(
     zip(("f2", "f4", "f8", "b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"), "efd?bhiqBHIQ", strict=True)
 )
-"""Codes of numpy's numbers, and of `struct`'s."""
+"""Number codes of numpy, with those of `struct`."""
 
 Call = Callable[[Spend, tuple[Any, ...]], Any]
 
@@ -250,5 +246,6 @@ DATA = {
     *(f"torch.{name}" for name in SIZES),
     *(f"torch.{name.removesuffix('Storage')}Tensor" for name in STORAGES),
     *("torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter"),
+    *_STORAGE_TYPES,
 }
-"""Names that may stand for themselves."""
+"""Globals that are kept as their names."""

@@ -1,10 +1,10 @@
-"""Pickles read as data, by an interpreter of our own: containers, numbers, text and descriptions of tensors.
+"""Restricted unpickler that imports nothing and calls no code of the pickle.
 
-A pickle is a program for a small stack machine; Python's reader lets it import and call anything. This one imports
-nothing and calls nothing but the functions in `pickled_data.CALLS`, which make plain data. Every other global becomes
-`Inert`: to call it, build it or fill it does nothing, and its name is reported. `pickletools.genops` splits the bytes
-into operations; what each of them does is written here. Work and memory are bounded, and no value from a pickle is ever
-hashed that could make hashing slow (a dictionary's keys are text, bytes, and numbers below 2^60).
+A pickle is a program for a small stack machine; Python's `pickle` lets it import and call anything. This interpreter
+calls only the functions in `unpickled_types.CALLS`, which create plain data. Every other global becomes `Inert`, whose
+call, construction or update has no effect, and its name is reported. `pickletools.genops` splits the bytes into
+operations, which are implemented here. Work and memory are limited, and values that are slow to hash are never hashed
+(dictionary keys are text, bytes, and numbers below 2^60).
 """
 
 from __future__ import annotations
@@ -24,109 +24,105 @@ from fastdb.formats.unpickled_types import (
     NumberType,
     Parameters,
     hashable,
-    storage_dtype,
     torch_reference,
 )
 
-LARGEST = 32 << 20
-"""Bytes of a pickle; that of a Stable Diffusion with its optimizer has less than one million."""
+MAX_PICKLE_BYTES = 32 << 20
+"""The pickle of a Stable Diffusion model with its optimizer has less than one million bytes."""
 
-MOST_WORK = 500_000
-"""Operations of a pickle, with those that a call repeats; a thousand tensors take about forty thousand."""
+MAX_WORK = 500_000
+"""Operations of a pickle, including those repeated in calls; a thousand tensors take about forty thousand."""
 
-MOST_BITS = 128
-MOST_NAMES = 1000
+TOO_LARGE = f"the pickle exceeds the limit of {MAX_PICKLE_BYTES} bytes"
+
+MAX_BITS = 128
+MAX_NAMES = 1000
 
 
-class Window:
-    """A stream that gives at most `limit` bytes from where it stands: a length in a pickle cannot make us read more."""
+class _Window:
+    """A stream limited to `MAX_PICKLE_BYTES`, so that a length in a pickle cannot cause a larger read."""
 
-    def __init__(self, stream: BinaryIO, limit: int = LARGEST) -> None:
-        self._stream, self._left = stream, limit
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._left = stream, MAX_PICKLE_BYTES
 
     def read(self, count: int) -> bytes:
-        """The next bytes; fewer where the file ends."""
         if count > self._left:
-            raise Fault("it is larger than any model's description")
-        return self._took(self._stream.read(count))
-
-    def readline(self) -> bytes:
-        """Bytes up to a line feed."""
-        line = self._took(self._stream.readline(self._left + 1))
-        if self._left < 0:
-            raise Fault("it is larger than any model's description")
-        return line
-
-    def _took(self, data: bytes) -> bytes:
+            raise Fault(TOO_LARGE)
+        data = self._stream.read(count)
         self._left -= len(data)
         return data
+
+    def readline(self) -> bytes:
+        line = self._stream.readline(self._left + 1)
+        self._left -= len(line)
+        if self._left < 0:
+            raise Fault(TOO_LARGE)
+        return line
 
 
 @dataclass(frozen=True)
 class Unpickled:
-    """What a pickle says, and which names in it were made inert, sorted."""
+    """The value of a pickle, and the names of its inert globals, sorted."""
 
     value: Any
     neutralised: tuple[str, ...] = ()
 
 
-def unpickle(stream: BinaryIO, persistent: Callable[[Any], Any] | None = None, work: int = 0) -> Unpickled:
-    """Read the pickle at which a stream stands; the stream then stands behind it.
+def unpickle(stream: BinaryIO, persistent: Callable[[Any], Any] = torch_reference) -> Unpickled:
+    """Read the pickle at a stream's position, up to its end.
 
     Args:
         stream: of bytes.
-        persistent: turns what the pickle says of something outside of it into what stands for that; by default
-            `torch_reference`.
-        work: the most operations; by default `MOST_WORK`.
+        persistent: resolves a persistent ID.
 
     Raises:
-        Fault: it is cut short, damaged, too large, or does what no honest pickle of tensors does.
+        Fault: the pickle is truncated, damaged, too large, or uses operations that pickles of tensors do not need.
     """
-    machine = _Machine(persistent or torch_reference, work or MOST_WORK)
+    machine = _Machine(persistent)
     try:
-        return Unpickled(machine.run(Window(stream)), tuple(sorted(machine.neutralised)))
+        return Unpickled(machine.run(_Window(stream)), tuple(sorted(machine.neutralised)))
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, struct.error) as error:
-        raise Fault(f"its pickle is cut short or damaged ({shown(str(error))})") from error
+        raise Fault(f"the pickle is truncated or damaged ({shown(str(error))})") from error
 
 
 class _Machine:
-    """The stack machine. What stands on its stack is data, `Global`, `Inert`, `Storage` or `Tensor`, all made here."""
+    """The stack machine, whose stack contains only plain data, `Global`, `Inert`, `Storage` and `Tensor`."""
 
-    def __init__(self, persistent: Callable[[Any], Any], work: int) -> None:
+    def __init__(self, persistent: Callable[[Any], Any]) -> None:
         self.neutralised: set[str] = set()
         self._persistent = persistent
         self._stack: list[Any] = []
         self._marks: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
-        self._left = work
+        self._left = MAX_WORK
 
-    def run(self, window: Window) -> Any:
-        """Everything up to STOP; what is then on top of the stack."""
+    def run(self, window: _Window) -> Any:
+        """Run all operations up to STOP and return the top of the stack."""
         for operation, argument, _ in pickletools.genops(window):  # type: ignore[arg-type]
-            self.spend(1)
+            self._spend(1)
             name = operation.name
             if name in LITERALS:
-                if type(argument) is int and argument.bit_length() > MOST_BITS:
-                    raise Fault("its pickle holds a number of absurd length")
+                if type(argument) is int and argument.bit_length() > MAX_BITS:
+                    raise Fault(f"the pickle contains a number of more than {MAX_BITS} bits")
                 self._stack.append(argument)
             elif name != "STOP":
                 getattr(self, f"_{name.lower()}")(argument)
         return self._stack.pop()
 
-    def spend(self, work: int) -> None:
-        """Count work, so that a small file cannot cause much of it."""
+    def _spend(self, work: int) -> None:
+        """Count work, so that a small file cannot cause an unlimited amount."""
         self._left -= work
         if self._left < 0:
-            raise Fault("its pickle would take more work than any model's")
+            raise Fault(f"the pickle exceeds the limit of {MAX_WORK} operations")
 
     def _proto(self, version: int) -> None:
         if version > 5:
-            raise Fault(f"its pickle has the unknown protocol {version}")
+            raise Fault(f"the pickle has the unsupported protocol {version}")
 
     def _frame(self, length: int) -> None:
-        """Only says how much follows."""
+        """Ignore the length of a frame."""
 
-    # What stands on the stack.
+    # Stack and memo.
 
     def _mark(self, _: Any) -> None:
         self._marks.append(self._stack)
@@ -148,16 +144,16 @@ class _Machine:
     def _dup(self, _: Any) -> None:
         self._stack.append(self._stack[-1])
 
-    def _put(self, place: int) -> None:
-        self._memo[place] = self._stack[-1]
+    def _put(self, index: int) -> None:
+        self._memo[index] = self._stack[-1]
 
     _binput = _long_binput = _put
 
     def _memoize(self, _: Any) -> None:
         self._memo[len(self._memo)] = self._stack[-1]
 
-    def _get(self, place: int) -> None:
-        self._stack.append(self._memo[place])
+    def _get(self, index: int) -> None:
+        self._stack.append(self._memo[index])
 
     _binget = _long_binget = _get
 
@@ -240,12 +236,12 @@ class _Machine:
 
     def _fill(self, items: list[Any]) -> None:
         if len(items) % 2:
-            raise Fault("its pickle is damaged: a dictionary has a key without a value")
+            raise Fault("damaged pickle: a dictionary key has no value")
         target = self._stack[-1]
         if isinstance(target, dict):
             target.update(zip(map(hashable, items[::2]), items[1::2], strict=True))
 
-    # Names, and what a pickle would do with them.
+    # Globals and their use.
 
     def _global(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
@@ -254,22 +250,20 @@ class _Machine:
     def _stack_global(self, _: Any) -> None:
         name, module = self._stack.pop(), self._stack.pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise Fault("its pickle is damaged: a global has no name")
+            raise Fault("damaged pickle: a global has no name")
         self._stack.append(self._named(module, name))
 
     def _named(self, module: str, name: str) -> Global | Inert:
-        whole = f"{module}.{name}" if len(module) + len(name) < 1000 else f"{module[:100]}..."
-        if whole in CALLS or whole in DATA or storage_dtype(Global(whole)):
-            return Global(whole)
-        return self._inert(shown(whole))
+        full = f"{module}.{name}" if len(module) + len(name) < 1000 else f"{module[:100]}..."
+        return Global(full) if full in CALLS or full in DATA else self._inert(shown(full))
 
     def _inert(self, name: str) -> Inert:
-        if len(self.neutralised) < MOST_NAMES:
+        if len(self.neutralised) < MAX_NAMES:
             self.neutralised.add(name)
         return Inert(name)
 
     def _ext1(self, code: int) -> None:
-        self._stack.append(self._inert(f"the registered extension {code}"))
+        self._stack.append(self._inert(f"registered extension {code}"))
 
     _ext2 = _ext4 = _ext1
 
@@ -289,26 +283,26 @@ class _Machine:
     _newobj = _reduce
 
     def _newobj_ex(self, _: Any) -> None:
-        named, arguments, function = (self._stack.pop() for _ in range(3))
-        called = self._called(function, arguments)
-        self._stack.append(self._inert(function.name) if named else called)
+        keywords, arguments, function = (self._stack.pop() for _ in range(3))
+        result = self._called(function, arguments)
+        self._stack.append(self._inert(function.name) if keywords else result)
 
     def _called(self, function: Any, arguments: Any) -> Any:
         if isinstance(function, Inert):
             return Inert(function.name)
         if not isinstance(function, Global) or not isinstance(arguments, tuple):
-            raise Fault("its pickle calls what is no function")
+            raise Fault("the pickle calls a value that is not a function")
         call = CALLS.get(function.name)
-        made = call(self.spend, arguments) if call else None
-        return made if made is not None else self._inert(function.name)
+        result = call(self._spend, arguments) if call else None
+        return result if result is not None else self._inert(function.name)
 
     def _build(self, _: Any) -> None:
         state, target = self._stack.pop(), self._stack[-1]
         if isinstance(target, Parameters) and isinstance(state, dict):
-            inside = state.get("_parameters")
-            if isinstance(inside, dict):
-                self.spend(len(inside))
-                target.update(inside)
+            parameters = state.get("_parameters")
+            if isinstance(parameters, dict):
+                self._spend(len(parameters))
+                target.update(parameters)
         elif isinstance(target, NumberType) and isinstance(state, tuple) and len(state) > 1:
             target.order = ">" if state[1] == ">" else "<"
 
@@ -319,7 +313,7 @@ class _Machine:
         self._stack.append(self._persistent(self._stack.pop()))
 
     def _next_buffer(self, _: Any) -> None:
-        raise Fault("its pickle wants data that no file has")
+        raise Fault("the pickle uses out-of-band buffers")
 
     _readonly_buffer = _next_buffer
 
@@ -329,4 +323,4 @@ LITERALS = {
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
     *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
 }
-"""Operations that only put their argument on the stack."""
+"""Operations that only push their argument."""

@@ -18,7 +18,7 @@ from fastdb.errors import ModelError, StorageError
 from fastdb.formats.ckpt_writer import write_ckpt
 from fastdb.formats.hashing_writer import AGAIN, read_back
 from fastdb.formats.reader import TensorFile, open_tensors
-from fastdb.formats.safetensors_writer import Entry, write_safetensors
+from fastdb.formats.safetensors_file import Entry, write_safetensors
 from fastdb.models.layouts.families import layout_of
 from fastdb.models.layouts.layout import VAE_ROOT, Layout, Move, ema_key
 from fastdb.models.prediction import probe_unet, write_yaml
@@ -186,7 +186,7 @@ def _check_described(path: Path, plan: Sequence[Planned]) -> None:
     try:
         file = open_tensors(path)
     except ModelError as error:
-        raise ModelError(f"the export is damaged: it {error.what}", where=path, fix=AGAIN) from error
+        raise ModelError(f"the export is damaged: {error.what}", where=path, fix=AGAIN) from error
     expected = {planned.entry.name for planned in plan}
     if file.tensors.keys() != expected:
         name = min(file.tensors.keys() ^ expected)

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from fastdb.formats.safetensors_writer import save_tensors
+from fastdb.formats.safetensors_file import save_tensors
 from fastdb.images.photos import read_photo
 from fastdb.runtime.paths import cache_folder
 from fastdb.storage.atomic_write import make_folder, writing

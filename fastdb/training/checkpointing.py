@@ -20,7 +20,7 @@ from fastdb.checkpoints.compressed_checkpoint import tensors_of
 from fastdb.checkpoints.pending import pending, spare_here
 from fastdb.checkpoints.progress import average_file, weights_file
 from fastdb.errors import StorageError
-from fastdb.formats.safetensors_writer import save_tensors
+from fastdb.formats.safetensors_file import save_tensors
 from fastdb.reporting import format_bytes
 from fastdb.sessions.events import Emit
 from fastdb.sessions.session import Session

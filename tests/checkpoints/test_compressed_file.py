@@ -25,7 +25,7 @@ from fastdb.checkpoints.compressed_reader import Base, Packed
 from fastdb.errors import CheckpointError, FastDBError, StorageError
 from fastdb.formats.hashing_writer import Written, read_back
 from fastdb.formats.reader import open_tensors
-from fastdb.formats.safetensors_writer import save_tensors
+from fastdb.formats.safetensors_file import save_tensors
 from fastdb.formats.tensor_bits import Numbers
 from fastdb.models.diffusers_folder import weight_file
 from fastdb.models.export import plan_from_parts
@@ -343,11 +343,11 @@ HOSTILE: dict[str, tuple[Callable[[Index], Any], str]] = {
     "type": (sets(*FIRST, "dtype", to="float31"), "the unknown type float31"),
     "list for type": (sets(*FIRST, "dtype", to=[]), "the unknown type"),
     "wider type": (sets(*FIRST, "dtype", to="float64"), "does not list its blocks"),
-    "shape": (sets(*FIRST, "shape", to=[-20]), "a shape in it is none"),
+    "shape": (sets(*FIRST, "shape", to=[-20]), "invalid tensor shape"),
     "larger": (sets(*FIRST, "shape", to=[21 + (1 << 20)]), "does not list its blocks"),
     "shorter": (sets(*FIRST, "shape", to=[2]), "impossible length"),
     "vast": (sets(*FIRST, "shape", to=[1 << 40]), "more than any model's"),
-    "impossible": (sets(*FIRST, "shape", to=[1 << 61, 1 << 61]), "impossible shape"),
+    "impossible": (sets(*FIRST, "shape", to=[1 << 61, 1 << 61]), "impossible tensor shape"),
     "coding": (sets(*FIRST, "coding", to="pickle"), "coded in an unknown way"),
     "difference of bytes": (sets("tensors", 1, "coding", to="difference"), "coded in an unknown way"),
     "not a difference": (sets(*FIRST, "coding", to="planes"), "weight is not what was written"),
@@ -362,12 +362,12 @@ HOSTILE: dict[str, tuple[Callable[[Index], Any], str]] = {
     "shorter block": (sets(*FIRST, "blocks", 0, to=5), "its blocks have"),
     "CRC": (sets(*FIRST, "blocks", 1, to=1), "weight has changed since it was written"),
     "vast CRC": (sets(*FIRST, "blocks", 1, to=1 << 40), "impossible length"),
-    "no JSON": (lambda _: b"{", "is no JSON"),
-    "a list": (lambda _: b"[]", "is no JSON object"),
+    "no JSON": (lambda _: b"{", "not valid JSON"),
+    "a list": (lambda _: b"[]", "not a JSON object"),
     "deep": (lambda _: b"[" * 500_000, "JSON"),
-    "many": (lambda _: b"[" * 2_100_000, "more parts than any model's"),
-    "key twice": (lambda _: b'{"format":1,"format":1}', "twice"),
-    "nothing": (lambda _: b"", "is no JSON"),
+    "many": (lambda _: b"[" * 2_100_000, "too many values"),
+    "key twice": (lambda _: b'{"format":1,"format":1}', "duplicate name"),
+    "nothing": (lambda _: b"", "not valid JSON"),
 }
 
 

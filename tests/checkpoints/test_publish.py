@@ -23,7 +23,7 @@ from fastdb.checkpoints.publish import Publishing, nothing_published, publishing
 from fastdb.checkpoints.publisher_process import no_longer_nice
 from fastdb.checkpoints.rate_limit import Pace
 from fastdb.errors import SessionBusy, StorageError
-from fastdb.formats.safetensors_writer import save_tensors
+from fastdb.formats.safetensors_file import save_tensors
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import BaseModelRecord
 from fastdb.storage.manifest import faults

@@ -139,8 +139,8 @@ def test_a_single_file_that_is_no_model_comes_and_is_refused_honestly(
         with pytest.raises(ModelError) as caught:
             sessions.new("dog", base, settings=SETTINGS)
         said = str(caught.value)
-        assert "model file that is known here: it begins with b'cccccccc" in said
-        assert Path(said.split(": cannot be used")[0]).read_bytes() == b"c" * 2000
+        assert "unknown file format, which begins with b'cccccccc" in said
+        assert Path(said.split(": invalid model file")[0]).read_bytes() == b"c" * 2000
     assert not sessions_folder.exists()
 
 

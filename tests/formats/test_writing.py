@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from fastdb.formats import direct_io
+from fastdb.formats.ckpt_writer import write_zip
 from fastdb.formats.direct_io import BLOCK, blocks_of
 from fastdb.formats.hashing_writer import Sink
-from fastdb.formats.zip_writer import ZipWriter
 from tests.faultfs.mount import Mount
 
 LENGTHS = [0, 1, 4095, 4096, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 3 * BLOCK + 4096, 3 * BLOCK + 5000]
@@ -52,7 +52,7 @@ def test_what_goes_in_lies_there(where: str, length: int, tmp_path: Path, monkey
         with Sink(path) as sink:
             for start in range(0, length, 700_001):
                 sink.write(data[start : start + 700_001])
-                assert sink.tell() == min(start + 700_001, length)
+                assert sink.position == min(start + 700_001, length)
             written = sink.finish()
         assert path.read_bytes() == data
         assert b"".join(map(bytes, blocks_of(path))) == data
@@ -80,7 +80,8 @@ class Far:
         self.file.truncate(start)
         self.file.seek(start)
 
-    def tell(self) -> int:
+    @property
+    def position(self) -> int:
         return int(self.file.tell())
 
     def write(self, data: bytes, name: str = "", crc: int | None = None) -> None:
@@ -92,10 +93,7 @@ def test_a_zip_is_read_by_others_also_beyond_4_gib(start: int, tmp_path: Path) -
     path = tmp_path / "a.zip"
     records = {"archive/data.pkl": b"pickle", "archive/data/0": content(1000), "archive/data/1": b""}
     with path.open("wb") as file:
-        archive = ZipWriter(Far(file, start), 64)  # type: ignore[arg-type]
-        for name, data in records.items():
-            archive.add(name, data)
-        archive.finish()
+        write_zip(Far(file, start), [(name, data, "") for name, data in records.items()], 64)  # type: ignore[arg-type]
     with zipfile.ZipFile(path) as other, path.open("rb") as file:
         assert other.testzip() is None
         assert other.namelist() == list(records)
@@ -111,9 +109,6 @@ def test_a_zip_is_read_by_others_also_beyond_4_gib(start: int, tmp_path: Path) -
 def test_many_records(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     with path.open("wb") as file:
-        archive = ZipWriter(Far(file, 0), 1)  # type: ignore[arg-type]
-        for number in range(70_000):
-            archive.add(str(number), b"")
-        archive.finish()
+        write_zip(Far(file, 0), ((str(number), b"", "") for number in range(70_000)), 1)  # type: ignore[arg-type]
     with zipfile.ZipFile(path) as other:
         assert len(other.namelist()) == 70_000

@@ -199,8 +199,8 @@ def test_what_is_no_whole_model_is_refused_by_what_it_is(mini: Path, tmp_path: P
     for source, line in (
         (tmp_path / "lora.safetensors", "it is a LoRA, not a whole model"),
         (unet, "it is a UNet only, not a whole model"),
-        (tmp_path / "page.ckpt", "is a web page, not a model"),
-        (tmp_path / "nowhere.ckpt", "there is no such file"),
+        (tmp_path / "page.ckpt", "the file is a web page"),
+        (tmp_path / "nowhere.ckpt", "file not found"),
     ):
         with pytest.raises(FastDBError, match=line):
             convert(source, tmp_path / "out.safetensors")
@@ -244,4 +244,4 @@ def test_the_command(single_file: Path, mini: Path, tmp_path: Path, capsys: pyte
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2
     assert "is not safetensors. Give it another ending, or leave out --to." in errors[0]
-    assert "there is no such file" in errors[1]
+    assert "file not found" in errors[1]

@@ -14,7 +14,7 @@ import diffusers
 import transformers
 
 from fastdb.errors import ModelError
-from fastdb.formats.safetensors_writer import Entry
+from fastdb.formats.safetensors_file import Entry
 from fastdb.models import diffusers_configs as room
 from fastdb.models.diffusers_configs import configs, lay_out
 from fastdb.models.diffusers_folder import open_base_model

@@ -369,6 +369,6 @@ assert not {"torch", "numpy", "safetensors", "diffusers"} & set(sys.modules)
     assert done.returncode == 0, done.stderr
     assert "UNet only" in done.stdout
     assert done.stderr.splitlines() == [
-        f"error: {page}: is a web page, not a model: the site answered with a page to log in, to confirm, or with an "
-        "error. Open the link in a browser to see what it asks for."
+        f"error: {page}: the file is a web page, such as a login, confirmation or error page, not a model. "
+        "Open the link in a browser and follow the page."
     ]
