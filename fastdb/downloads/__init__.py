@@ -1,1 +1,1 @@
-"""Download base models: parse what a person typed, fetch it with resume, cache it."""
+"""Downloads of base models with resume and a cache."""

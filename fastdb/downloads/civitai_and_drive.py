@@ -1,4 +1,4 @@
-"""Files on sites that have their own ways: Civitai's gate, the pages that Google Drive puts before a file."""
+"""Addresses of files on Civitai and Google Drive."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import html
 import re
 from urllib.parse import urlsplit
 
-from fastdb.downloads.http_request import Remote
+from fastdb.downloads.http_client import Remote
 from fastdb.downloads.source import CivitaiFile, DriveFile, WebFile
 from fastdb.downloads.tokens import civitai_token
 from fastdb.errors import ModelError
@@ -15,40 +15,37 @@ CIVITAI = "https://civitai.com"
 DRIVE = "https://drive.google.com"
 
 CIVITAI_GATE = (
-    "Sign in on civitai.com, make an API key in your account's settings, put it into CIVITAI_TOKEN (in Colab: a secret "
-    "of that name), and try again."
+    "Create an API key in your account settings on civitai.com, set it as CIVITAI_TOKEN (in Colab, a secret of that "
+    "name), and try again."
 )
-DRIVE_GATE = "Ask its owner to share it with anyone who has the link, or mount Drive and give the file's path."
+DRIVE_GATE = "Ask the owner to share it with anyone who has the link, or mount Drive and give its path."
 
 
-def remote_of(source: CivitaiFile | DriveFile | WebFile, *, sha256: str = "", size: int | None = None) -> Remote:
-    """Where a file is and how to ask for it.
+def remote_of(source: CivitaiFile | DriveFile | WebFile) -> Remote:
+    """Return the address of a file, with its token and the remedy if the server refuses.
 
     Raises:
-        ModelError: what should be a token is none.
+        ModelError: the token is malformed.
     """
     if isinstance(source, CivitaiFile):
         url = f"{CIVITAI}{str(source).removeprefix('https://civitai.com')}"
         token = civitai_token(CIVITAI, source.secret)
-        return Remote(url=url, shown=str(source), token=token, sha256=sha256, size=size, gate=CIVITAI_GATE)
+        return Remote(url=url, shown=str(source), token=token, gate=CIVITAI_GATE)
     if isinstance(source, DriveFile):
-        url = f"{DRIVE}/uc?export=download&id={source.number}"
         return Remote(
-            url=url,
+            url=f"{DRIVE}/uc?export=download&id={source.number}",
             shown=str(source),
-            sha256=sha256,
-            size=size,
             gate=DRIVE_GATE,
-            through=lambda page: _past(page, source),
+            follow_page=lambda page: _confirmed_address(page, source),
         )
-    return Remote(url=source.url, shown=str(source), sha256=sha256, size=size)
+    return Remote(url=source.url, shown=str(source))
 
 
-def _past(page: str, source: DriveFile) -> str:
-    """The address that Google's page before a large file leads to.
+def _confirmed_address(page: str, source: DriveFile) -> str:
+    """Return the address behind the confirmation page that Google shows before a large file.
 
     Raises:
-        ModelError: it leads nowhere: too many have downloaded it, or it is not shared.
+        ModelError: the download quota is exceeded, or the file is not shared.
     """
     from gdown.download import get_url_from_gdrive_confirmation
     from gdown.exceptions import FileURLRetrievalError
@@ -56,9 +53,9 @@ def _past(page: str, source: DriveFile) -> str:
     text = re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", page))).lower()
     if "quota exceeded" in text or "too many users" in text:
         raise ModelError(
-            "too many people have downloaded it lately, and Google Drive gives it to nobody for up to a day",
+            "Google Drive's download quota for this file is exceeded, for up to a day",
             where=source,
-            fix="Make a copy of it in your own Drive and give the copy's path there, or try again tomorrow.",
+            fix="Copy the file to your own Drive and give the path of the copy, or try again tomorrow.",
         )
     try:
         url = str(get_url_from_gdrive_confirmation(page))
@@ -66,6 +63,8 @@ def _past(page: str, source: DriveFile) -> str:
         url = ""
     if urlsplit(url).scheme not in ("http", "https"):
         raise ModelError(
-            "Google Drive shows a page and no file: it is not shared, or gone", where=source, fix=DRIVE_GATE
+            "Google Drive returned a page instead of the file, which is not shared or no longer exists",
+            where=source,
+            fix=DRIVE_GATE,
         )
     return url

@@ -1,264 +1,294 @@
-"""A file from a server onto this disk: goes on where it stopped, in whichever process; verified before it counts.
+"""Resumable download of one file, verified before it gets its final name.
 
-huggingface_hub 1.27 and gdown 5 fetch files too, but a process that was killed leaves them nothing to go on from: so
-the bytes of all sources come through here.
+huggingface_hub 1.27 and gdown 5 download files too, but leave nothing to resume from when their process is killed. All
+sources therefore share this module.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastdb.downloads.http_request import WAIT, Remote, asked, connection
-from fastdb.downloads.http_response import AGAIN, a_page, file_name, is_encoded, is_page, placed, refusal, wait_asked
-from fastdb.downloads.partial_file import Part, begin, find
-from fastdb.downloads.verify import fault_of
+from fastdb.downloads.http_client import Answer, Remote, Retries, RetryableError, get, open_client
 from fastdb.errors import ModelError, StorageError
-from fastdb.reporting import format_bytes
-from fastdb.storage.atomic_write import explained, make_folder
+from fastdb.reporting import Progress, format_bytes
+from fastdb.storage.atomic_write import TEMPORARY, explained, flush, make_folder, unfinished, write_json
 
 if TYPE_CHECKING:
     import httpx
 
-Progress = Callable[[int, int], None]
-"""Called with the bytes that are there and those of the whole, 0 where nobody knows."""
-
-TRIES = 5
-"""How often in a row a server may fail to bring anything new."""
-
-FIRST_WAIT, LONGEST_WAIT = 1.0, 90.0
-"""Seconds between tries: the first, doubled each time, and the longest that a server may ask for."""
-
-PROGRESS = 4096
-"""Bytes beyond the furthest point so far that count as something new."""
-
 SPARE = 32_000_000
 """Bytes of the disk that a download leaves free."""
 
-
-class Again(Exception):
-    """This try failed, another one may not; `wait` is what the server asks for in seconds."""
-
-    def __init__(self, why: str, wait: float = 0.0) -> None:
-        super().__init__(why)
-        self.why, self.wait = why, wait
-
-
-class Patience:
-    """How long to go on trying: as long as something new comes, else `TRIES` times, waiting longer each time."""
-
-    def __init__(self, shown: str) -> None:
-        self._shown, self._furthest, self._failures = shown, 0, 0
-
-    def after(self, error: Exception, done: int = 0, total: int | None = None) -> None:
-        """Wait for the next try.
-
-        Raises:
-            ModelError: there is no sense in one.
-        """
-        if done >= self._furthest + PROGRESS:
-            self._furthest, self._failures = done, 0
-            return
-        self._failures += 1
-        wait = max(error.wait if isinstance(error, Again) else 0.0, FIRST_WAIT * 2 ** (self._failures - 1))
-        if self._failures < TRIES and wait <= LONGEST_WAIT:
-            time.sleep(wait)
-            return
-        if wait > LONGEST_WAIT:
-            why, fix = f"{_why(error)} and asks to wait {wait:.0f} s", "Try again then."
-        elif done:
-            whole = f" of {format_bytes(total)}" if total else ""
-            why = f"was cut short after {format_bytes(done)}{whole}: {_why(error)}, {self._failures} times in a row"
-            fix = "Run the same command again: it goes on from there, if the server can."
-        else:
-            why, fix = f"{_why(error)}, {self._failures} times in a row", "Check the network, and try again later."
-        raise ModelError(why, where=self._shown, fix=fix) from None
-
-
-def download_first(remotes: Sequence[Remote], folder: Path, progress: Progress | None = None) -> Path:
-    """Download a file from the first of several servers that has it; see `download`.
-
-    Raises:
-        ModelError: none has it; each with its reason.
-        StorageError: the disk is full or cannot be written.
-    """
-    faults: list[ModelError] = []
-    for remote in remotes:
-        try:
-            return download(remote, folder, progress)
-        except ModelError as error:
-            faults.append(error)
-    raise together(faults)
-
-
-def together(faults: Sequence[ModelError]) -> ModelError:
-    """Why each of several sources failed, in one line."""
-    if len(faults) == 1:
-        return faults[0]
-    reasons = "; ".join(f"{fault.where}: {fault.what}" for fault in faults)
-    return ModelError(f"none of {len(faults)} sources has it ({reasons})", fix=faults[0].fix)
+_RECORD = f"{TEMPORARY}.json"
+_LONGEST_HEADER = 100_000_000
 
 
 def download(remote: Remote, folder: Path, progress: Progress | None = None) -> Path:
-    """Download a file into a folder of the cache; it gets its name when it is whole and right.
+    """Download a file into a folder, resuming a partial download of an earlier run.
 
-    What an earlier run left of it is gone on from. A connection that breaks is taken up again as long as bytes come.
+    A broken connection is retried as long as new data arrives. The file gets its name after it was verified.
 
     Raises:
-        ModelError: the server refuses, is not there, gives a web page, breaks off, or gives another file.
+        ModelError: the server refuses, cannot be reached, or sends a web page, too little or another file.
         StorageError: the disk is full or cannot be written.
     """
     make_folder(folder)
-    work = _Download(remote, folder, progress)
     while True:
-        part = work.whole()
+        part, resumed = _complete_part(remote, folder, progress)
         with explained(part.path):
-            size_known = part.total if remote.size is None else remote.size
-            found = fault_of(part.path, sha256=remote.sha256, size=size_known, name=part.name)
+            size = part.total if remote.size is None else remote.size
+            fault = file_fault(part.path, sha256=remote.sha256, size=size, name=part.name)
             if not part.done and remote.size is None:
-                found = "is empty"
-            if not found:
-                return part.publish()
-            part.discard()
-        if not work.resumed:
+                fault = "is empty"
+            if not fault:
+                return _publish(part)
+            _discard(part)
+        # If the part of an earlier run was damaged, the whole file is downloaded once more.
+        if not resumed:
             raise ModelError(
-                f"what came is not the right file: it {found}",
+                f"the downloaded file {fault}",
                 where=remote.shown,
-                fix="Try again; if it stays so, the file was changed or damaged there: choose another source.",
+                fix="Try again; if it fails again, choose another source.",
             )
-        # An old beginning may have been the fault: once more from nothing.
-        work = _Download(remote, folder, progress)
 
 
-def check_room(folder: Path, bytes_to_come: int, shown: str) -> None:
-    """Refuse a download that the disk has no room for, before its first byte.
+def check_disk_space(folder: Path, count: int, shown: str) -> None:
+    """Raise if the disk has no space for `count` more bytes.
 
     Raises:
-        StorageError: it has not.
+        StorageError: the disk is too full.
     """
     with explained(folder):
         free = shutil.disk_usage(folder).free
-    if bytes_to_come + SPARE > free:
+    if count + SPARE > free:
         raise StorageError(
-            f"needs {format_bytes(bytes_to_come)} more on the disk of {folder}, and {format_bytes(free)} are free",
+            f"needs {format_bytes(count + SPARE)} on the disk of {folder}, but only {format_bytes(free)} are free",
             where=shown,
             fix="Free some space, or set FASTDB_CACHE to a folder on a larger disk.",
         )
 
 
+def file_fault(path: Path, *, sha256: str = "", size: int | None = None, name: str = "") -> str:
+    """Return as a clause why a file is not the expected one; empty if it is.
+
+    A safetensors file is also checked against the length in its own header, which detects truncation without a hash.
+
+    Args:
+        sha256: the expected hash, if known.
+        size: the expected number of bytes, if known.
+        name: the file's final name, if `path` is a temporary file.
+
+    Raises:
+        StorageError: the file cannot be read.
+    """
+    with explained(path):
+        actual = path.stat().st_size
+        if size is not None and actual != size:
+            return f"has {actual} bytes instead of {size}"
+        if sha256:
+            with path.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            if digest == sha256.lower():
+                return ""
+            return f"does not match the expected checksum (SHA-256 {digest} instead of {sha256.lower()})"
+        expected = _safetensors_length(path) if (name or path.name).endswith(".safetensors") else None
+    if expected is not None and actual != expected:
+        return f"has {actual} bytes, but its header describes {expected}"
+    return ""
+
+
+def _safetensors_length(path: Path) -> int | None:
+    """Return the length of a safetensors file by its header; None if the header cannot be read."""
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 2 <= length <= _LONGEST_HEADER:
+            return None
+        text = stream.read(length)
+    if len(text) < length:
+        return 8 + length
+    try:
+        header = json.loads(text)
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        return 8 + length + max(ends, default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """A partial file `<name>.part` with the facts of the whole file beside it in `<name>.part.json`."""
+
+    folder: Path
+    name: str
+    source: str
+    sha256: str
+    etag: str
+    last_modified: str
+    total: int | None
+    encoded: bool = False
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{self.name}{TEMPORARY}"
+
+    @property
+    def done(self) -> int:
+        return self.path.stat().st_size if self.path.is_file() else 0
+
+
+def _validator(part: _Part) -> str:
+    """Return the strong ETag or else the date, which changes with the file; RFC 9110 bans a weak ETag in If-Range."""
+    return part.etag if part.etag and not part.etag.startswith("W/") else part.last_modified
+
+
+def _range_headers(part: _Part | None) -> dict[str, str]:
+    """Return the request headers for the rest of a file; empty if all of it has to be requested."""
+    if part is None or not part.done or part.encoded:
+        return {}
+    validator = _validator(part)
+    return {"Range": f"bytes={part.done}-"} | ({"If-Range": validator} if validator else {})
+
+
+def _continues(answer: Answer, start: int, part: _Part) -> bool:
+    """Return whether an answer that starts at `start` continues a part of the same file."""
+    same = answer.etag in ("", part.etag or answer.etag)
+    same = same and answer.last_modified in ("", part.last_modified or answer.last_modified)
+    length = None in (part.total, answer.total) or part.total == answer.total
+    return start == part.done and same and length and not answer.encoded
+
+
+def _discard(part: _Part) -> None:
+    """Remove a part, its record, and temporary files of a killed process."""
+    record = part.folder / f"{part.name}{_RECORD}"
+    for path in (part.path, record, *unfinished(record)):
+        path.unlink(missing_ok=True)
+
+
+def _publish(part: _Part) -> Path:
+    """Flush a part to disk, then give it its final name."""
+    target = part.folder / part.name
+    with explained(target):
+        flush(part.path)
+        os.replace(part.path, target)
+        flush(part.folder)
+    _discard(part)
+    return target
+
+
+def _find_part(folder: Path, remote: Remote) -> _Part | None:
+    """Return the part that an earlier run left of a file, if a newer version of the file would be noticed."""
+    for record in sorted(folder.glob(f"*{_RECORD}")):
+        try:
+            part = _Part(folder=folder, **json.loads(record.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            continue
+        if record.name != f"{part.name}{_RECORD}" or (remote.name and part.name != remote.name):
+            continue
+        same_hash = bool(remote.sha256) and part.sha256 == remote.sha256
+        if part.source == remote.shown and (_validator(part) or same_hash):
+            return part
+    return None
+
+
+def _complete_part(remote: Remote, folder: Path, progress: Progress | None) -> tuple[_Part, bool]:
+    """Download all bytes of a file; return them and whether some came from an earlier run."""
+    import httpx
+
+    work, retries = _Download(remote, folder, progress), Retries(remote.shown)
+    resumed = work.part is not None and work.part.done > 0
+    with open_client() as client:
+        while True:
+            try:
+                return work.request(client), resumed
+            except (httpx.RequestError, RetryableError) as error:
+                done, total = (work.part.done, work.part.total) if work.part else (0, None)
+                retries.wait(error, done, total)
+
+
 class _Download:
-    """One file on its way."""
+    """A download in progress."""
 
     def __init__(self, remote: Remote, folder: Path, progress: Progress | None) -> None:
-        self.remote, self.folder = remote, folder
-        self.part: Part | None = find(folder, remote)
-        self.resumed = self.part is not None and self.part.done > 0
-        self.tell = progress or (lambda done, total: None)
+        self.remote, self.folder, self.progress = remote, folder, progress
+        self.part = _find_part(folder, remote)
 
-    def whole(self) -> Part:
-        """All bytes of the file, as the server gives them."""
-        import httpx
-
-        patience = Patience(self.remote.shown)
-        with connection() as client:
-            while True:
-                try:
-                    return self._try(client)
-                except (httpx.RequestError, Again) as error:
-                    done, total = (self.part.done, self.part.total) if self.part else (0, None)
-                    patience.after(error, done, total)
-
-    def _try(self, client: httpx.Client) -> Part:
-        with asked(client, self.remote, self.part.rest() if self.part else {}) as response:
-            pieces = response.iter_bytes() if is_encoded(response) else response.iter_raw()
-            first = b""
-            if response.status_code == 200:
-                # Looked at before what there is already makes room for it: it may be the page of some gateway.
-                first = _opening(pieces)
-                if is_page(first, response.headers.get("content-type", "").lower()):
-                    raise a_page(self.remote)
-            part = self.part = self._begun(response)
-            if response.status_code == 416:
+    def request(self, client: httpx.Client) -> _Part:
+        """Request the rest of the file once and append it."""
+        with get(client, self.remote, _range_headers(self.part)) as answer:
+            part = self.part = self._accept(answer)
+            if answer.status == 416:
                 return part
             total = part.total
             if total is not None:
-                check_room(self.folder, total - part.done, self.remote.shown)
-            self._take(part, chain((first,), pieces))
+                check_disk_space(self.folder, total - part.done, self.remote.shown)
+            self._write(part, answer.body)
         if total is not None and part.done < total:
-            raise Again("the connection closes early")
+            raise RetryableError("the connection closed early")
         return part
 
-    def _begun(self, response: httpx.Response) -> Part:
-        """The part that the bytes of an answer belong to: the one there is, or a new one where it gives the whole."""
-        start, total = placed(response)
-        part, status = self.part, response.status_code
-        if status in AGAIN:
-            raise Again(f"the server answers {status}", wait_asked(response))
-        if part is not None and part.contradicted_by(response, total):
-            raise self._other_length(f"speaks of {part.total} bytes first and of {total} then")
-        if status == 416 and part is not None and part.done:
-            if total == part.done and part.continued_by(response, part.done, total):
+    def _accept(self, answer: Answer) -> _Part:
+        """Return the part that an answer continues, or a new part if the answer is the whole file."""
+        part, total = self.part, answer.total
+        if part is not None and answer.status in (206, 416):
+            same = bool(_validator(part)) and _validator(part) in (answer.etag, answer.last_modified)
+            if same and None not in (total, part.total) and total != part.total:
+                raise self._wrong_length(f"the server first announced {part.total} bytes and then {total}")
+        if answer.status == 416 and part is not None and part.done:
+            if total == part.done and _continues(answer, part.done, part):
                 return part
-        elif status == 206 and part is not None and part.continued_by(response, start, total):
+        elif answer.status == 206 and part is not None and _continues(answer, answer.start, part):
             return part
-        elif status == 200:
+        elif answer.status == 200:
             if None not in (total, self.remote.size) and total != self.remote.size:
-                raise self._other_length(f"announces {total} bytes")
-            return begin(
-                self.folder, self.remote.name or file_name(response, self.remote.url), self.remote, response, total
-            )
-        elif status != 206:
-            raise refusal(self.remote, status)
-        # The server has another file now, or does not keep to what it said: from the beginning.
+                raise self._wrong_length(f"the server announced {total} bytes")
+            return self._begin(answer)
+        # The file changed on the server, or the server ignores the range that was requested.
         if part is not None:
-            part.discard()
+            _discard(part)
         self.part = None
-        raise Again("the server gives other bytes than were asked for")
+        raise RetryableError("the server returned a different part of the file")
 
-    def _take(self, part: Part, pieces: Iterable[bytes]) -> None:
-        """Write what comes behind what is there."""
+    def _begin(self, answer: Answer) -> _Part:
+        """Replace any earlier part by an empty one with its record."""
+        part = _Part(
+            folder=self.folder,
+            name=self.remote.name or answer.name,
+            source=self.remote.shown,
+            sha256=self.remote.sha256,
+            etag=answer.etag,
+            last_modified=answer.last_modified,
+            total=answer.total,
+            encoded=answer.encoded,
+        )
+        _discard(part)
+        record = {key: value for key, value in asdict(part).items() if key != "folder"}
+        write_json(self.folder / f"{part.name}{_RECORD}", record)
+        return part
+
+    def _write(self, part: _Part, body: Iterator[bytes]) -> None:
         done, limit = part.done, self.remote.size or part.total
         with explained(part.path), part.path.open("ab") as stream:
-            for piece in pieces:
+            for piece in body:
                 stream.write(piece)
                 done += len(piece)
                 if limit is not None and done > limit:
-                    raise self._other_length("sends more bytes than it announced")
-                self.tell(done, limit or 0)
+                    raise self._wrong_length("the server sent more bytes than it announced")
+                if self.progress:
+                    self.progress(done, limit or 0)
 
-    def _other_length(self, what: str) -> ModelError:
+    def _wrong_length(self, what: str) -> ModelError:
         if self.part is not None:
-            self.part.discard()
-        right = f", where {self.remote.size} are right" if self.remote.size else ""
+            _discard(self.part)
+        expected = f" (expected {self.remote.size})" if self.remote.size else ""
         return ModelError(
-            f"the server {what}{right}",
+            f"{what}{expected}",
             where=self.remote.shown,
-            fix="The file was changed or is damaged there: choose another source.",
+            fix="Choose another source; the file was changed or damaged there.",
         )
-
-
-def _opening(pieces: Iterator[bytes]) -> bytes:
-    """Enough of a body to tell what it is."""
-    first = b""
-    for piece in pieces:
-        first += piece
-        if len(first) >= 512:
-            break
-    return first
-
-
-def _why(error: Exception) -> str:
-    """A failed try as a clause; the text of the exception may hold an address, and stays out."""
-    import httpx
-
-    if isinstance(error, Again):
-        return error.why
-    if isinstance(error, httpx.ConnectError | httpx.ProxyError):
-        return "the server cannot be reached"
-    if isinstance(error, httpx.TimeoutException):
-        return f"the server says nothing for {WAIT:.0f} s"
-    return "the connection breaks off"

@@ -1,4 +1,4 @@
-"""`fetch`: whatever a person has named, as a file or folder on this machine."""
+"""Download of a base model from any supported source."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastdb.downloads.civitai_and_drive import remote_of
-from fastdb.downloads.download import Progress, download, together
-from fastdb.downloads.hub_download import fetch_file, fetch_repository
+from fastdb.downloads.download import download
+from fastdb.downloads.hub import fetch_file, fetch_repository
 from fastdb.downloads.model_cache import locked, place, recall, remember
 from fastdb.downloads.source import (
-    WAYS,
+    SUPPORTED,
     CivitaiFile,
     DriveFile,
     HubFile,
@@ -21,66 +21,58 @@ from fastdb.downloads.source import (
     parse,
 )
 from fastdb.errors import ModelError
+from fastdb.reporting import Progress
 
 
 def fetch(
     named: str | Path | Source,
     *,
     mirrors: Sequence[str | Source] = (),
-    half: bool = False,
     only: str = "",
-    sha256: str = "",
-    size: int | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Bring a model onto this machine, unless it is here already.
+    """Download a model unless it is on this machine.
 
     Args:
-        named: what a person has named (see `parse`), or what that was understood as.
-        mirrors: where else the same model is; tried in order when `named` does not have it.
-        half: weights in half precision are enough, where a repository has both.
-        only: the pipeline that a repository has to hold, such as StableDiffusionPipeline; looked at before its weights.
-        sha256, size: what the file has to have, where that is known; not for repositories.
-        progress: called with the bytes that are there and those of the whole, 0 where nobody knows.
+        named: a source as typed (see `parse`) or parsed.
+        mirrors: other sources of the same model, tried in order.
+        only: the pipeline class that a repository must contain, such as StableDiffusionPipeline.
+        progress: called with received and total bytes; a total of 0 is unknown.
 
     Returns:
-        A file, or a folder in the diffusers layout. A path is given back as it is.
+        A file, or a folder in the diffusers layout. A local path is returned unchanged.
 
     Raises:
-        ModelError: it cannot be had from anywhere; each source with its reason.
+        ModelError: all sources failed, each with its reason.
         StorageError: the disk is full or cannot be written.
     """
-    faults: list[ModelError] = []
-    for one in (named, *mirrors):
+    errors: list[ModelError] = []
+    for name in (named, *mirrors):
         try:
-            source = parse(one) if isinstance(one, str | Path) else one
+            source = parse(name) if isinstance(name, str | Path) else name
             if isinstance(source, LocalPath):
-                return _there(source)
+                if not source.path.exists():
+                    raise ModelError("no such file or folder", where=source, fix=SUPPORTED)
+                return source.path
             if isinstance(source, HubRepository):
-                return fetch_repository(source, half=half, only=only, progress=progress)
+                return fetch_repository(source, only, progress)
             if isinstance(source, HubFile):
                 return fetch_file(source, progress)
-            return _fetch_file(source, sha256, size, progress)
+            return _fetch_link(source, progress)
         except ModelError as error:
-            faults.append(error)
-    raise together(faults)
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    reasons = "; ".join(f"{error.where}: {error.what}" for error in errors)
+    raise ModelError(f"all {len(errors)} sources failed ({reasons})", fix=errors[0].fix)
 
 
-def _there(source: LocalPath) -> Path:
-    if not source.path.exists():
-        raise ModelError("there is no such file or folder", where=source, fix=WAYS)
-    return source.path
-
-
-def _fetch_file(
-    source: CivitaiFile | DriveFile | WebFile, sha256: str, size: int | None, progress: Progress | None
-) -> Path:
-    """A file behind a link, from the cache where it has come before."""
+def _fetch_link(source: CivitaiFile | DriveFile | WebFile, progress: Progress | None) -> Path:
     folder = place(str(source), source.url if isinstance(source, WebFile) else "")
     with locked(folder):
         known = recall(folder)
         if known is None:
-            path = download(remote_of(source, sha256=sha256, size=size), folder, progress)
+            path = download(remote_of(source), folder, progress)
             remember(folder, str(source), {path.name: path})
             return path
     return folder / next(iter(known.files))

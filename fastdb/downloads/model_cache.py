@@ -1,4 +1,4 @@
-"""Where fetched models lie on this machine: a folder for each source, and what is in it, written last."""
+"""Cache of downloaded models with a folder and a completion record per source."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FILE = ".fetched.json"
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a folder of the cache holds: where it came from, exactly, and its files with their sizes in bytes."""
+    """The record of a complete folder, with its exact source and the sizes of its files in bytes."""
 
     source: str
     files: Mapping[str, int]
@@ -29,7 +29,7 @@ class Fetched:
 
 @dataclass(frozen=True)
 class Entry:
-    """A folder of the cache, what it was fetched from, its bytes, and when it was used last."""
+    """A folder of the cache with its source, size in bytes and time of last use."""
 
     folder: Path
     source: str
@@ -38,17 +38,22 @@ class Entry:
 
 
 def place(key: str, secret: str = "") -> Path:
-    """The folder for a source; `secret` keeps apart what `key` alone does not, and cannot be read from the name."""
+    """Return the cache folder of a source.
+
+    Args:
+        key: the source's text.
+        secret: the full link if `key` omits parts of it; only its hash is used.
+    """
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", re.sub(r"^https?://", "", key)).strip("-.")[-60:].strip("-.")
     return cache_folder() / "models" / f"{slug}-{hashlib.sha256((secret or key).encode()).hexdigest()[:12]}"
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make a folder of the cache, and be the only process that fetches into it.
+    """Create a folder of the cache and lock it against other processes.
 
     Raises:
-        StorageError: it cannot be made.
+        StorageError: the folder cannot be created.
     """
     from filelock import FileLock
 
@@ -58,20 +63,25 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def remember(folder: Path, source: str, paths: Mapping[str, Path]) -> None:
-    """Write down that a folder is complete.
+    """Record that a folder is complete.
+
+    Args:
+        folder: a folder of the cache.
+        source: the exact source.
+        paths: the files by their path in the folder.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: the record cannot be written.
     """
     with explained(folder):
-        for rest in unfinished(folder / FILE):
-            rest.unlink()
+        for leftover in unfinished(folder / FILE):
+            leftover.unlink()
         sizes = {name: path.stat().st_size for name, path in paths.items()}
     write_json(folder / FILE, {"source": source, "files": sizes})
 
 
 def recall(folder: Path) -> Fetched | None:
-    """What a folder holds, if it was completed and every file still has its size."""
+    """Return the record of a folder; None unless it is complete and every file has its recorded size."""
     try:
         data = json.loads((folder / FILE).read_text(encoding="utf-8"))
         known = Fetched(str(data["source"]), {str(name): int(count) for name, count in data["files"].items()})
@@ -82,37 +92,37 @@ def recall(folder: Path) -> Fetched | None:
 
 
 def came_from(path: Path) -> str:
-    """The exact source of a folder or file that was fetched; empty for one that is a person's own."""
+    """Return the exact source of a folder or file in the cache; empty for the user's own files."""
     known = recall(path) or recall(path.parent)
     return known.source if known and cache_folder() in path.parents else ""
 
 
 def entries() -> list[Entry]:
-    """The models that lie in the cache, whole or in part, the least recently used first.
+    """Return the complete and partial models in the cache, the least recently used first.
 
     Raises:
-        OSError: the cache may not be read.
+        OSError: the cache cannot be read.
     """
-    folder, found = cache_folder() / "models", []
+    folder, models = cache_folder() / "models", []
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_dir():
             known = recall(path)
             source = known.source if known else f"{path.name} (unfinished)"
-            found.append(Entry(path, source, bytes_of(path), datetime.fromtimestamp(_used(path), UTC)))
-    return sorted(found, key=lambda entry: entry.used)
+            models.append(Entry(path, source, bytes_of(path), datetime.fromtimestamp(_used(path), UTC)))
+    return sorted(models, key=lambda entry: entry.used)
 
 
 def note_use(path: Path) -> None:
-    """Remember that a model of the cache is used now; a path that lies elsewhere is left alone."""
+    """Record that a model of the cache is in use now; ignore paths outside the cache."""
     models = cache_folder() / "models"
     if models in path.parents:
-        # A cache that cannot be written can still be used.
+        # A read-only cache can still be used.
         with suppress(OSError):
             os.utime(models / path.relative_to(models).parts[0] / FILE)
 
 
 def locked_now(folder: Path) -> bool:
-    """Whether another process is fetching into a folder of the cache."""
+    """Return whether another process is downloading into a folder of the cache."""
     from filelock import FileLock, Timeout
 
     try:
@@ -123,10 +133,10 @@ def locked_now(folder: Path) -> bool:
 
 
 def remove_entry(folder: Path) -> int:
-    """Remove a folder of the cache, unless another process is fetching into it; returns the bytes.
+    """Delete a folder of the cache unless another process is downloading into it; return the bytes freed.
 
     Raises:
-        OSError: it cannot be removed.
+        OSError: the folder cannot be deleted.
     """
     from filelock import FileLock, Timeout
 
@@ -142,14 +152,14 @@ def _lock_of(folder: Path) -> Path:
 
 
 def _used(folder: Path) -> float:
-    """When a folder was locked or noted last, in seconds; a lock's file is opened anew each time."""
+    """Return when a folder was last locked or recorded, in seconds; each lock opens its file and updates its time."""
     times = [path.stat().st_mtime for path in (folder / FILE, _lock_of(folder), folder) if path.exists()]
     return max(times, default=0.0)
 
 
 @contextmanager
 def _unmarked(folder: Path) -> Iterator[None]:
-    """Within this a look at the lock does not count as a use."""
+    """Restore the time of the lock file afterwards, so that testing the lock does not count as a use."""
     lock = _lock_of(folder)
     before = lock.stat() if lock.exists() else None
     try:

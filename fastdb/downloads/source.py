@@ -1,4 +1,4 @@
-"""What a person may name as a base model, read without a network."""
+"""Sources of a base model, parsed from text without network access."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fastdb.runtime.paths import expanded
 
 HUB = "https://huggingface.co"
 SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
-"""Endings of a model in a single file."""
+"""File name endings of single-file models."""
 
-WAYS = (
-    "Name a Hub repository (owner/name), a file in one (owner/name/file.safetensors), a link of huggingface.co, "
-    "civitai.com or Google Drive, any other link, or a path."
+SUPPORTED = (
+    "Name a Hub repository (owner/name), a file in a repository (owner/name/file.safetensors), a link (huggingface.co, "
+    "civitai.com, Google Drive or another site), or a path."
 )
 
 _HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
@@ -31,7 +31,10 @@ _FILE = re.compile(rf"(?P<name>{_OWNER}/{_OWNER})(@(?P<revision>refs/\w+/[\w.-]+
 
 @dataclass(frozen=True)
 class HubRepository:
-    """A diffusers repository on the Hub; `revision` is a branch, a tag or a commit, empty for the newest."""
+    """A diffusers repository on the Hub.
+
+    `revision` is a branch, tag or commit; empty for the newest.
+    """
 
     name: str
     revision: str = ""
@@ -54,7 +57,10 @@ class HubFile:
 
 @dataclass(frozen=True)
 class CivitaiFile:
-    """A version of a model on Civitai; `query` chooses among its files, `secret` is the token its link came with."""
+    """A version of a model on Civitai.
+
+    `query` selects one of its files, `secret` is a token contained in the link.
+    """
 
     version: int
     query: str = ""
@@ -76,7 +82,7 @@ class DriveFile:
 
 @dataclass(frozen=True)
 class WebFile:
-    """Any file behind a link; what in it is secret is not part of its text."""
+    """A file behind any other link, which may contain secrets; `str()` omits them."""
 
     url: str = field(repr=False)
 
@@ -86,7 +92,7 @@ class WebFile:
 
 @dataclass(frozen=True)
 class LocalPath:
-    """A file or folder on this machine, whether it is there or not."""
+    """A file or folder on this machine, which need not exist."""
 
     path: Path
 
@@ -98,82 +104,82 @@ Source = HubRepository | HubFile | CivitaiFile | DriveFile | WebFile | LocalPath
 
 
 def hub_endpoint() -> str:
-    """Where the Hub is: `HF_ENDPOINT`, else huggingface.co."""
+    """Return the address of the Hub, `HF_ENDPOINT` or huggingface.co."""
     return (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
 
 
 def parse(named: str | Path) -> Source:
-    """What a person has named; an existing path goes before everything it might mean besides.
+    """Parse a source as typed; an existing path takes precedence over every other reading.
 
     Raises:
-        ModelError: it is nothing that a model could come from.
+        ModelError: the text is not a supported source.
     """
     if isinstance(named, Path):
         return LocalPath(expanded(named).absolute())
-    said = named.strip()
-    if not said or any(ord(sign) < 32 for sign in said):
-        raise _nonsense(named, "names no base model")
-    if len(said) < 4096 and os.path.lexists(expanded(said)):
-        return LocalPath(expanded(said).absolute())
-    if re.match(rf"({'|'.join(map(re.escape, (*_HUB_HOSTS, *_CIVITAI_HOSTS, *_DRIVE_HOSTS)))})/", said):
-        said = f"https://{said}"
-    if "://" in said:
-        return _from_link(said)
-    if said.startswith(("/", ".", "~", "\\")) or "\\" in said or "/" not in said:
-        return LocalPath(expanded(said).absolute())
-    return _from_hub_name(said)
+    text = named.strip()
+    if not text or any(ord(character) < 32 for character in text):
+        raise _unsupported(named, "not a name of a base model")
+    if len(text) < 4096 and os.path.lexists(expanded(text)):
+        return LocalPath(expanded(text).absolute())
+    if re.match(rf"({'|'.join(map(re.escape, (*_HUB_HOSTS, *_CIVITAI_HOSTS, *_DRIVE_HOSTS)))})/", text):
+        text = f"https://{text}"
+    if "://" in text:
+        return _from_link(text)
+    if text.startswith(("/", ".", "~", "\\")) or "\\" in text or "/" not in text:
+        return LocalPath(expanded(text).absolute())
+    return _from_hub_name(text)
 
 
-def _from_hub_name(said: str) -> Source:
-    """`owner/name`, `owner/name@revision`, or either with the path of a model file behind it."""
-    file = _FILE.fullmatch(said)
-    if file and said.lower().endswith(SUFFIXES):
-        return HubFile(file["name"], _plain(file["path"], said), file["revision"] or "")
-    repository = _REPOSITORY.fullmatch(said)
-    if repository and not said.lower().endswith(SUFFIXES):
+def _from_hub_name(text: str) -> Source:
+    """Parse `owner/name` or `owner/name@revision`, with or without the path of a model file."""
+    file = _FILE.fullmatch(text)
+    if file and text.lower().endswith(SUFFIXES):
+        return HubFile(file["name"], _checked_path(file["path"], text), file["revision"] or "")
+    repository = _REPOSITORY.fullmatch(text)
+    if repository and not text.lower().endswith(SUFFIXES):
         return HubRepository(repository["name"], repository["revision"] or "")
-    return LocalPath(expanded(said).absolute())
+    return LocalPath(expanded(text).absolute())
 
 
-def _from_link(said: str) -> Source:
+def _from_link(text: str) -> Source:
     try:
-        link = urlsplit(said)
+        link = urlsplit(text)
         host, known = (link.hostname or "").lower(), link.port is None or link.port > 0
     except ValueError:
-        raise _nonsense(said, "is no link that can be followed") from None
-    if link.scheme.lower() not in ("http", "https") or not host or not known or " " in said:
-        raise _nonsense(said, "is no link that can be followed")
+        raise _unsupported(text, "not a valid http or https link") from None
+    if link.scheme.lower() not in ("http", "https") or not host or not known or " " in text:
+        raise _unsupported(text, "not a valid http or https link")
     if host in _HUB_HOSTS or link.netloc == urlsplit(hub_endpoint()).netloc:
-        return _from_hub_link(link, said)
+        return _from_hub_link(link, text)
     if host in _CIVITAI_HOSTS:
-        return _from_civitai_link(link, said)
+        return _from_civitai_link(link, text)
     if host in _DRIVE_HOSTS:
-        return _from_drive_link(link, said)
+        return _from_drive_link(link, text)
     if not link.path.strip("/") and not link.query:
-        raise _nonsense(said, "is the address of a whole site and names no file")
+        raise _unsupported(text, "the link leads to a whole site, not to a file")
     return WebFile(urlunsplit(link._replace(fragment="")))
 
 
-def _from_hub_link(link: SplitResult, said: str) -> Source:
+def _from_hub_link(link: SplitResult, text: str) -> Source:
     parts = [unquote(part) for part in link.path.split("/") if part]
     if parts and parts[0] in ("datasets", "spaces", "models", "collections", "papers", "docs"):
-        raise _nonsense(said, "is no repository of a model")
+        raise _unsupported(text, "not a repository of a model")
     name = "/".join(parts[:2])
     if len(parts) < 2 or not _REPOSITORY.fullmatch(name):
-        raise _nonsense(said, "names no repository on the Hub")
+        raise _unsupported(text, "the link does not name a repository on the Hub")
     kind, rest = (parts[2] if len(parts) > 2 else ""), parts[3:]
     if kind in ("resolve", "blob", "raw") and len(rest) > 1:
         revision, path = (rest[0], rest[1:]) if rest[0] != "refs" else ("/".join(rest[:3]), rest[3:])
-        return HubFile(name, _plain("/".join(path), said), "" if revision == "main" else revision)
+        return HubFile(name, _checked_path("/".join(path), text), "" if revision == "main" else revision)
     if kind == "tree" and rest:
         revision = rest[0] if rest[0] != "refs" else "/".join(rest[:3])
         return HubRepository(name, "" if revision == "main" else revision)
     if kind and kind != "tree":
-        raise _nonsense(said, "is a page about a model and no model")
+        raise _unsupported(text, "the link leads to a page about a model, not to the model")
     return HubRepository(name)
 
 
-def _from_civitai_link(link: SplitResult, said: str) -> Source:
+def _from_civitai_link(link: SplitResult, text: str) -> Source:
     query = [(name, value) for name, value in parse_qsl(link.query) if name != "token"]
     secret = parse_qs(link.query).get("token", [""])[0]
     download = re.fullmatch(r"/api/download/models/(\d+)/?", link.path)
@@ -183,33 +189,34 @@ def _from_civitai_link(link: SplitResult, said: str) -> Source:
     if re.match(r"/models/\d+", link.path) and re.fullmatch(r"\d+", version, re.ASCII):
         return CivitaiFile(int(version), "", secret)
     raise ModelError(
-        "does not say which version of the model",
-        where=repr(redacted(said)),
-        fix="Choose a version on its page: the link then ends in modelVersionId=..., or copy that of its download.",
+        "the link does not name a version of the model",
+        where=repr(redacted(text)),
+        fix="Choose a version on its page and copy the link, which then ends in modelVersionId=..., or use the link of "
+        "its download button.",
     )
 
 
-def _from_drive_link(link: SplitResult, said: str) -> Source:
-    found = re.search(r"/file/(?:u/\d+/)?d/([\w-]{10,})", link.path)
-    number = found[1] if found else parse_qs(link.query).get("id", [""])[0]
+def _from_drive_link(link: SplitResult, text: str) -> Source:
+    match = re.search(r"/file/(?:u/\d+/)?d/([\w-]{10,})", link.path)
+    number = match[1] if match else parse_qs(link.query).get("id", [""])[0]
     if "/folders/" in link.path:
         raise ModelError(
-            "is a folder on Google Drive",
-            where=repr(redacted(said)),
-            fix="Give the link of one file in it, or mount Drive and give the folder's path.",
+            "the link leads to a folder on Google Drive",
+            where=repr(redacted(text)),
+            fix="Use the link of a file in the folder, or mount Drive and give the folder's path.",
         )
     if not re.fullmatch(r"[\w-]{10,}", number, re.ASCII):
-        raise _nonsense(said, "names no file on Google Drive")
+        raise _unsupported(text, "the link does not name a file on Google Drive")
     return DriveFile(number)
 
 
-def _plain(path: str, said: str) -> str:
-    """A path inside a repository that stays inside a folder."""
+def _checked_path(path: str, text: str) -> str:
+    """Return a path in a repository after checking that it stays inside the repository."""
     if any(part in ("", ".", "..") for part in path.split("/")) or "\\" in path:
-        raise _nonsense(said, "names no file in a repository")
+        raise _unsupported(text, "not a valid path in a repository")
     return path
 
 
-def _nonsense(said: str | Path, what: str) -> ModelError:
-    text = redacted(str(said))
-    return ModelError(what, where=repr(text if len(text) < 200 else f"{text[:160]}..."), fix=WAYS)
+def _unsupported(text: str | Path, what: str) -> ModelError:
+    shown = redacted(str(text))
+    return ModelError(what, where=repr(shown if len(shown) < 200 else f"{shown[:160]}..."), fix=SUPPORTED)

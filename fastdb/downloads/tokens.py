@@ -1,4 +1,4 @@
-"""Tokens: where they come from, the one address each is for, and texts without them."""
+"""Access tokens and the removal of secrets from links."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from fastdb.errors import ModelError
 from fastdb.runtime import drive, paths
 
 CLASSIC = "token.txt"
-"""Where the classic notebook keeps a token for the Hub: the current folder, or My Drive."""
+"""File in the current folder or in My Drive with the classic notebook's token for the Hub."""
 
 _SECRET = re.compile(
     r"(access|auth|api|refresh)?[-_]?(token|key|auth|authorization|signature|sig|secret|password|pwd|policy|jwt)"
     r"|x-(amz|goog)-.*|key-pair-id",
     re.IGNORECASE,
 )
-"""Names in a link's query whose values open doors: tokens, and what signed addresses are signed with."""
+"""Query parameters with secret values, which are tokens and the signatures of signed addresses."""
 
 _REFUSALS = ("SecretNotFoundError", "NotebookAccessError", "TimeoutException")
 
 
 @dataclass(frozen=True)
 class Token:
-    """A token and the one origin it may be sent to, such as `https://civitai.com:443`."""
+    """A token and the only origin it may be sent to, such as `https://civitai.com:443`."""
 
     value: str = field(repr=False)
     origin: str
 
     def headers(self, url: str) -> Mapping[str, str]:
-        """What to send with a request for `url`: nothing, unless it goes to the token's own origin."""
+        """Return the request headers for `url`; empty unless it is on the token's origin."""
         return {"Authorization": f"Bearer {self.value}"} if origin(url) == self.origin else {}
 
 
 def origin(url: str) -> str:
-    """Scheme, host and port of an address."""
+    """Return scheme, host and port of an address."""
     link = urlsplit(url)
     port = link.port or {"http": 80, "https": 443}.get(link.scheme.lower(), 0)
     return f"{link.scheme.lower()}://{(link.hostname or '').lower()}:{port}"
 
 
 def redacted(url: str) -> str:
-    """A link without user name, password, fragment and the secret values of its query; other text as it is."""
+    """Return a link without user name, password, fragment and secret parameters; other text unchanged."""
     if "://" not in url:
         return url
     try:
@@ -62,34 +62,40 @@ def redacted(url: str) -> str:
 
 
 def hub_token(endpoint: str) -> Token | None:
-    """The token for the Hub: `HF_TOKEN`, Colab's secret of that name, the Hub's own login, or `token.txt`.
+    """Return the token for the Hub.
+
+    Read from `HF_TOKEN`, Colab's secret of that name, the login of huggingface_hub, or `token.txt`, in this order.
 
     Raises:
-        ModelError: what is there is no token.
+        ModelError: the token is malformed.
     """
-    for found, where in (
+    for text, where in (
         (os.environ.get("HF_TOKEN", ""), "HF_TOKEN"),
         (_colab_secret("HF_TOKEN"), "Colab's secret HF_TOKEN"),
-        (_first_line(_login_file()), "the Hub's login"),
+        (_first_line(_login_file()), "the login of huggingface_hub"),
         *((_classic(folder / CLASSIC), folder / CLASSIC) for folder in (Path.cwd(), *paths.DRIVES)),
     ):
-        if found.strip():
-            return Token(_checked(found, where), origin(endpoint))
+        if text.strip():
+            return Token(_checked(text, where), origin(endpoint))
     return None
 
 
 def civitai_token(address: str, given: str = "") -> Token | None:
-    """The token for Civitai: the one its link came with, `CIVITAI_TOKEN`, or Colab's secret of that name.
+    """Return the token for Civitai, from the link, `CIVITAI_TOKEN`, or Colab's secret of that name.
+
+    Args:
+        address: Civitai's address.
+        given: the token contained in the link, if any.
 
     Raises:
-        ModelError: what is there is no token.
+        ModelError: the token is malformed.
     """
-    found = given or os.environ.get("CIVITAI_TOKEN", "").strip() or _colab_secret("CIVITAI_TOKEN")
-    return Token(_checked(found, "CIVITAI_TOKEN"), origin(address)) if found.strip() else None
+    token = given or os.environ.get("CIVITAI_TOKEN", "").strip() or _colab_secret("CIVITAI_TOKEN")
+    return Token(_checked(token, "CIVITAI_TOKEN"), origin(address)) if token.strip() else None
 
 
 def _colab_secret(name: str) -> str:
-    """A secret of Colab; it can be asked for only by the notebook's own process, and only on its main thread."""
+    """Return a secret of Colab, which only the main thread of the notebook's kernel can request; empty elsewhere."""
     if "ipykernel" not in sys.modules or threading.current_thread() is not threading.main_thread():
         return ""
     userdata = drive.colab("userdata")
@@ -116,17 +122,17 @@ def _first_line(path: Path) -> str:
 
 
 def _classic(path: Path) -> str:
-    """A file of such a common name counts only where it says by itself that it is for the Hub."""
-    found = _first_line(path)
-    return found if found.startswith("hf_") else ""
+    """Return the token of a `token.txt`; other programs use this name too, so it must start like a token of the Hub."""
+    text = _first_line(path)
+    return text if text.startswith("hf_") else ""
 
 
-def _checked(found: str, where: object) -> str:
-    value = found.strip()
+def _checked(text: str, where: object) -> str:
+    value = text.strip()
     if not re.fullmatch(r"[\x21-\x7e]{4,}", value):
         raise ModelError(
-            "holds no token: it has signs that no token has",
+            "the token is malformed: it is too short or contains spaces or special characters",
             where=where,
-            fix="Copy the token again, one line without spaces, or remove it.",
+            fix="Copy the token again, or remove it.",
         )
     return value

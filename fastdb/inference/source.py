@@ -9,11 +9,11 @@ from typing import Any
 
 from fastdb.checkpoints.decompressed_cache import raw_files
 from fastdb.checkpoints.progress import standing
-from fastdb.downloads.download import Progress
 from fastdb.errors import ModelError
 from fastdb.inference.engine import Engine, Request
 from fastdb.models.diffusers_folder import open_base_model
 from fastdb.models.resolve import ensure_base, ensure_folder, resolve_base
+from fastdb.reporting import Progress
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import FILE
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fastdb.downloads.download import check_room
+from fastdb.downloads.download import check_disk_space
 from fastdb.downloads.fetch import fetch
 from fastdb.downloads.model_cache import came_from, locked, note_use, place, recall, remember
 from fastdb.downloads.source import HubFile, LocalPath, Source, parse
@@ -205,7 +205,7 @@ def _convert(found: Inspection, folder: Path, cached: Path, progress: Progress |
     names: dict[str, Literal["fp16", "bf16", "fp32"]] = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
     totals = [total for total in found.dtypes if total.dtype in names]
     weights = sum(total.bytes for total in totals)
-    check_room(cached, weights + SPARE, str(found.path))
+    check_disk_space(cached, weights + SPARE, str(found.path))
     for leftover in (folder, *unfinished(folder)):
         shutil.rmtree(leftover, ignore_errors=True)
 

@@ -8,9 +8,10 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from fastdb.downloads.civitai_and_drive import DRIVE_GATE, remote_of
-from fastdb.downloads.download import Progress, download
+from fastdb.downloads.download import download
 from fastdb.downloads.source import DriveFile
 from fastdb.errors import SessionError
+from fastdb.reporting import Progress
 from fastdb.storage.atomic_write import make_folder
 from fastdb.storage.safe_names import MOST_FILES, double, inside_a_file, is_system_file, name_fault, shown
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastdb.downloads import download, tokens
+from fastdb.downloads import http_client, tokens
 from tests.downloads.server import Hub, Server
 
 SIZE = 1_300_001
@@ -21,7 +21,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     monkeypatch.setenv("FASTDB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(tokens, "_login_file", lambda: tmp_path / "no-login")
-    monkeypatch.setattr(download, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(http_client, "FIRST_WAIT", 0.01)
     monkeypatch.chdir(tmp_path)
 
 

@@ -99,7 +99,7 @@ def test_where_it_cannot_be_fetched_again_the_source_is_named(
 ) -> None:
     elsewhere(tmp_path, monkeypatch)
     hub.repositories.clear()
-    with pytest.raises(ModelError, match=f"^{NAME}@{COMMIT}: there is no such repository on the Hub"):
+    with pytest.raises(ModelError, match=f"^{NAME}@{COMMIT}: no such local folder, and no such repository on the Hub"):
         ensure_base(session)
 
 
@@ -147,7 +147,7 @@ def test_a_single_file_that_is_no_model_comes_and_is_refused_honestly(
 def test_another_pipeline_is_refused_before_its_weights(offered: dict[str, bytes], hub: Hub, other: Server) -> None:
     index = {**json.loads(offered["model_index.json"]), "_class_name": "StableDiffusionXLPipeline"}
     offered["model_index.json"] = json.dumps(index).encode()
-    with pytest.raises(ModelError, match="is a StableDiffusionXLPipeline, not a StableDiffusionPipeline"):
+    with pytest.raises(ModelError, match="contains a StableDiffusionXLPipeline, not a StableDiffusionPipeline"):
         resolve_base(NAME)
     assert other.log == []
 
@@ -162,7 +162,7 @@ def test_the_command_line_says_it_in_one_line_and_hides_the_token(
 
     done = fastdb("new", "dog", "--base", "owner/none", "--set", "resolution=64")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.startswith("error: owner/none: there is no such repository on the Hub, or it is private; nor is")
+    assert done.stderr.startswith("error: owner/none: no such local folder, and no such repository on the Hub")
     hub.gated[NAME] = "hf_s3cr3t"
     good = fastdb("new", "dog", "--base", NAME, "--set", "resolution=64")
     assert good.returncode == 0, good.stderr

@@ -27,6 +27,8 @@ QUOTA = """<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</titl
 <p class="uc-error-caption">Sorry, you can't view or download this file at this time.</p>
 <p class="uc-error-subcaption">Too many users have viewed or downloaded this file recently.</p></body></html>"""
 
+NO_FILE = "Google Drive returned a page instead of the file"
+
 SIGN_IN = "<!DOCTYPE html><html><head><title>Google Drive: Sign-in</title></head><body>Sign in</body></html>"
 
 
@@ -94,14 +96,14 @@ def test_civitais_token_is_a_header_for_civitai_alone(
 def test_civitais_gate_says_where_a_key_is_made(civitai: Server) -> None:
     civitai.files[DOWNLOAD] = File(token="s3cr3t0")
     said = refused(PAGE)
-    assert said.startswith(
-        "https://civitai.com/api/download/models/128713: the server refuses this download (401): it wants"
+    assert said.startswith("https://civitai.com/api/download/models/128713: the server requires a login (401). Create")
+    assert "Create an API key in your account settings on civitai.com, set it as CIVITAI_TOKEN" in said
+    assert "the token is invalid or has no access" in refused(
+        "https://civitai.com/api/download/models/128713?token=s3cr3t1"
     )
-    assert "make an API key in your account's settings, put it into CIVITAI_TOKEN" in said
-    assert "the token given is not valid" in refused("https://civitai.com/api/download/models/128713?token=s3cr3t1")
     civitai.files[DOWNLOAD] = File(location="/login?returnUrl=/x&reason=download-auth")
     civitai.files["/login"] = File(SIGN_IN.encode(), content_type="text/html")
-    assert "it wants to know who asks. Sign in on civitai.com" in refused(PAGE)
+    assert "the server requires a login (302). Create an API key" in refused(PAGE)
 
 
 def test_google_drives_page_before_a_large_file_is_passed(google: Server, other: Server, data: bytes) -> None:
@@ -125,10 +127,10 @@ def test_a_small_file_comes_from_google_drive_at_once(google: Server) -> None:
     [
         (
             QUOTA,
-            "too many people have downloaded it lately, and Google Drive gives it to nobody for up to a day. Make",
+            "Google Drive's download quota for this file is exceeded, for up to a day. Copy the file",
         ),
-        (SIGN_IN, "Google Drive shows a page and no file: it is not shared, or gone. Ask its owner to share it"),
-        ('<form id="download-form" action="javascript:x"></form>', "Google Drive shows a page and no file"),
+        (SIGN_IN, f"{NO_FILE}, which is not shared or no longer exists. Ask the owner to share it"),
+        ('<form id="download-form" action="javascript:x"></form>', NO_FILE),
     ],
     ids=["quota", "not shared", "no address"],
 )
@@ -154,7 +156,7 @@ def test_what_is_secret_in_a_link_is_sent_and_not_said(
 ) -> None:
     caplog.set_level("DEBUG")
     named = f"{server.url.replace('//', '//me:s3cr3t@')}/model.ckpt?v=1&token=s3cr3t"
-    assert refused(named).startswith(f"{server.url}/model.ckpt?v=1: there is no such file on the server (404)")
+    assert refused(named).startswith(f"{server.url}/model.ckpt?v=1: no such file on the server (404)")
     server.files["/model.ckpt"] = File(b"x" * 600)
     path = fetch(named)
     assert server.log[-1].path == "/model.ckpt?v=1&token=s3cr3t"
@@ -176,7 +178,7 @@ def test_a_path_is_given_back_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     assert fetch("folder") == fetch(tmp_path / "folder") == tmp_path / "folder"
     assert came_from(tmp_path / "folder") == ""
-    assert refused("nowhere").startswith(f"{tmp_path}/nowhere: there is no such file or folder. Name a Hub repository")
+    assert refused("nowhere").startswith(f"{tmp_path}/nowhere: no such file or folder. Name a Hub repository")
 
 
 def test_two_that_want_the_same_get_it_once(server: Server, data: bytes, tmp_path: Path) -> None:

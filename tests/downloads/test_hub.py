@@ -16,7 +16,7 @@ import pytest
 from fastdb.downloads import download as downloads
 from fastdb.downloads import tokens
 from fastdb.downloads.fetch import fetch
-from fastdb.downloads.hub_selection import needed
+from fastdb.downloads.hub import needed_files
 from fastdb.downloads.model_cache import came_from
 from fastdb.errors import ModelError, StorageError
 from tests.downloads.server import COMMIT, LATER, File, Hub, Server
@@ -117,27 +117,27 @@ def test_only_what_is_needed_comes(hub: Hub, files: dict[str, bytes]) -> None:
     assert all(COMMIT in one.path for one in hub.log if "/resolve/" in one.path)
 
 
-def test_half_precision_where_it_is_enough_and_there(hub: Hub, files: dict[str, bytes]) -> None:
-    del files["vae/diffusion_pytorch_model.fp16.safetensors"]
-    found = there(fetch(NAME, half=True))
-    assert [name for name in sorted(found) if name.endswith(".safetensors")] == [
-        "text_encoder/model.fp16.safetensors",
-        "unet/diffusion_pytorch_model.fp16.safetensors",
-        "vae/diffusion_pytorch_model.safetensors",
+def test_half_precision_is_downloaded_only_if_there_is_no_other(hub: Hub, files: dict[str, bytes]) -> None:
+    del files["vae/diffusion_pytorch_model.safetensors"]
+    downloaded = there(fetch(NAME))
+    assert [name for name in sorted(downloaded) if name.endswith(".safetensors")] == [
+        "text_encoder/model.safetensors",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
     ]
-    assert "unet/diffusion_pytorch_model.safetensors" in there(fetch(NAME))
 
 
-def test_weights_in_pieces_come_with_their_index() -> None:
-    pieces = [f"unet/diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
-    halves = [f"unet/diffusion_pytorch_model.fp16-0000{n}-of-00002.safetensors" for n in (1, 2)]
-    index = ["unet/diffusion_pytorch_model.safetensors.index.json"]
-    half_index = ["unet/diffusion_pytorch_model.safetensors.index.fp16.json"]
-    names = [*pieces, *halves, *index, *half_index, "unet/config.json", "unet/diffusion_pytorch_model.bin"]
-    assert sorted(needed(names, ["unet"], False, "")) == sorted(["unet/config.json", *index, *pieces])
-    assert sorted(needed(names, ["unet"], True, "")) == sorted(["unet/config.json", *half_index, *halves])
+def test_sharded_weights_are_downloaded_with_their_index() -> None:
+    shards = [f"unet/diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    half_shards = [f"unet/diffusion_pytorch_model.fp16-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    index = "unet/diffusion_pytorch_model.safetensors.index.json"
+    half_index = "unet/diffusion_pytorch_model.safetensors.index.fp16.json"
+    halves = [*half_shards, half_index, "unet/config.json", "unet/diffusion_pytorch_model.bin"]
+    names = [*shards, index, *halves]
+    assert sorted(needed_files(names, ["unet"], "")) == sorted(["unet/config.json", index, *shards])
+    assert sorted(needed_files(halves, ["unet"], "")) == sorted(["unet/config.json", half_index, *half_shards])
     whole = "unet/diffusion_pytorch_model.safetensors"
-    assert sorted(needed([*names, whole], ["unet"], False, "")) == ["unet/config.json", whole]
+    assert sorted(needed_files([*names, whole], ["unet"], "")) == ["unet/config.json", whole]
 
 
 def test_it_is_fetched_once(hub: Hub, other: Server, files: dict[str, bytes]) -> None:
@@ -164,7 +164,7 @@ def test_a_repository_that_is_gone_serves_from_this_machine(hub: Hub, files: dic
     hub.repositories.clear()
     assert fetch(NAME) == folder
     (folder / "unet" / "config.json").unlink()
-    with pytest.raises(ModelError, match="there is no such repository"):
+    with pytest.raises(ModelError, match="no such local folder, and no such repository"):
         fetch(NAME)
 
 
@@ -200,7 +200,7 @@ def test_a_proxy_that_drops_and_a_wrong_hash(hub: Hub, other: Server, files: dic
     hub.commit = LATER
     for file in other.files.values():
         file.data = b"\x02" * len(file.data)
-    with pytest.raises(ModelError, match="what came is not the right file: it has the SHA-256"):
+    with pytest.raises(ModelError, match="the downloaded file does not match the expected checksum"):
         fetch(NAME)
 
 
@@ -208,7 +208,7 @@ def test_a_hub_that_is_busy_is_waited_for(hub: Hub, files: dict[str, bytes]) -> 
     hub.failing = [(503, {}), (429, {})]
     assert there(fetch(NAME)) == {name: files[name] for name in NEEDED}
     hub.failing = [(503, {})] * 9
-    with pytest.raises(ModelError, match=r"owner/other: the Hub answers 503, 5 times in a row\. Check the network"):
+    with pytest.raises(ModelError, match=r"owner/other: the Hub answered 503, 5 times in a row\. Check the network"):
         fetch("owner/other")
 
 
@@ -222,19 +222,17 @@ def refused(named: str, **known: Any) -> str:
 
 def test_each_refusal_in_one_line(hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     said = refused("owner/none")
-    assert said.startswith(
-        "owner/none: there is no such repository on the Hub, or it is private; nor is there a folder"
-    )
-    assert refused(f"{NAME}@v9").startswith(f"{NAME}@v9: has no revision 'v9'. Leave it out")
+    assert said.startswith("owner/none: no such local folder, and no such repository on the Hub unless it is private")
+    assert refused(f"{NAME}@v9").startswith(f"{NAME}@v9: the repository has no revision 'v9'. Omit the revision")
     hub.gated[NAME] = "hf_right"
     said = refused(NAME)
     assert said.startswith(
-        f"{NAME}: has a licence to accept first (401). Sign in on huggingface.co, accept the licence on "
+        f"{NAME}: the license must be accepted (401). Sign in on huggingface.co, accept the license on "
     )
-    assert f"https://huggingface.co/{NAME}, and give a token: in HF_TOKEN" in said
+    assert f"https://huggingface.co/{NAME}, and set a token: HF_TOKEN" in said
     monkeypatch.setenv("HF_TOKEN", "hf_s3cr3t-and-wrong")
     said = refused(NAME)
-    assert said.startswith(f"{NAME}: its licence was not accepted by whoever the token is of (403). Sign in")
+    assert said.startswith(f"{NAME}: the account of this token has not accepted the license (403). Sign in")
     assert "s3cr3t" not in said
     monkeypatch.setenv("HF_TOKEN", "hf_right")
     assert there(fetch(NAME))
@@ -243,12 +241,10 @@ def test_each_refusal_in_one_line(hub: Hub, files: dict[str, bytes], monkeypatch
 def test_a_gate_before_the_files_alone(hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     hub.gated[NAME], hub.listing_closed = "hf_right", False
     said = refused(NAME)
-    assert said.startswith(
-        f"{NAME}@{COMMIT}/model_index.json: the server refuses this download (401): it wants to know"
-    )
-    assert f"accept the licence on https://huggingface.co/{NAME}, and give a token" in said
+    assert said.startswith(f"{NAME}@{COMMIT}/model_index.json: the server requires a login (401). Sign in")
+    assert f"accept the license on https://huggingface.co/{NAME}, and set a token" in said
     monkeypatch.setenv("HF_TOKEN", "hf_s3cr3t-and-wrong")
-    assert "(403): the token given is not valid, or opens other models. Sign in on huggingface.co" in refused(NAME)
+    assert "(403); the token is invalid or has no access to this model. Sign in on huggingface.co" in refused(NAME)
     monkeypatch.setenv("HF_TOKEN", "hf_right")
     assert there(fetch(NAME))
 
@@ -256,7 +252,7 @@ def test_a_gate_before_the_files_alone(hub: Hub, files: dict[str, bytes], monkey
 def test_a_token_the_hub_does_not_know(hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_s3cr3t")
     hub.failing = [(401, {"X-Error-Message": "Invalid credentials in Authorization header"})]
-    assert refused(NAME).startswith(f"{NAME}: the Hub does not accept the token that was found (401). Sign in")
+    assert refused(NAME).startswith(f"{NAME}: the Hub rejected the token (401). Sign in")
 
 
 def test_nobody_answers(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +260,7 @@ def test_nobody_answers(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
         assert refused(NAME) == (
-            f"{NAME}: the server cannot be reached, 5 times in a row. Check the network, and try again later."
+            f"{NAME}: the server could not be reached, 5 times in a row. Check the network and try again later."
         )
 
 
@@ -278,7 +274,7 @@ def test_a_machine_that_is_to_stay_offline(hub: Hub, files: dict[str, bytes], mo
     _http.close_session()
     try:
         assert fetch(NAME) == folder
-        assert refused("owner/other").startswith("owner/other: is not on this machine, and HF_HUB_OFFLINE forbids")
+        assert refused("owner/other").startswith("owner/other: not on this machine, and HF_HUB_OFFLINE disables")
     finally:
         monkeypatch.undo()
         _http.close_session()
@@ -288,19 +284,19 @@ def test_what_is_no_diffusers_model_is_said(hub: Hub, files: dict[str, bytes]) -
     hub.add("owner/singles", {"a.safetensors": b"a" * 2000, "b.ckpt": b"b" * 2000, "README.md": b""})
     said = refused("owner/singles")
     assert said.startswith(
-        "owner/singles: has no model_index.json, but single files: a.safetensors, b.ckpt. Name one, such"
+        "owner/singles: the repository has no model_index.json, only single files: a.safetensors, b.ckpt. Name a"
     )
     hub.add("owner/words", {"README.md": b""})
-    assert "is no base model in the diffusers layout" in refused("owner/words")
+    assert "it is not a model in the diffusers layout" in refused("owner/words")
     hub.add("owner/bent", {"model_index.json": b"[]"})
-    assert "its model_index.json cannot be read" in refused("owner/bent")
+    assert "could not read model_index.json" in refused("owner/bent")
     hub.add("owner/xl", {**files, "model_index.json": json.dumps({**INDEX, "_class_name": "XL"}).encode()})
     before = hub.elsewhere.sent
-    assert "is a XL, not a StableDiffusionPipeline" in refused("owner/xl", only="StableDiffusionPipeline")
+    assert "contains a XL, not a StableDiffusionPipeline" in refused("owner/xl", only="StableDiffusionPipeline")
     assert hub.elsewhere.sent == before, "and nothing large was fetched for it"
     pickles = {name: data for name, data in files.items() if not name.startswith("unet/diff") or ".bin" in name}
     hub.add("owner/pickles", pickles)
-    assert "the unet is there only as diffusion_pytorch_model.bin, which is not read" in refused("owner/pickles")
+    assert "the unet exists only as diffusion_pytorch_model.bin, which is not supported" in refused("owner/pickles")
 
 
 def test_a_repository_cannot_write_outside(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
@@ -317,7 +313,7 @@ def test_a_disk_without_room_is_said_before_the_weights(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, downloads.SPARE + 200_000))
-    with pytest.raises(StorageError, match=r"needs 452 kB more on the disk of .*, and 32\.2 MB are free"):
+    with pytest.raises(StorageError, match=r"needs 32\.5 MB on the disk of .*, but only 32\.2 MB are free"):
         fetch(NAME)
     assert other.sent == 0
 
@@ -327,8 +323,8 @@ def test_mirrors_in_order(hub: Hub, files: dict[str, bytes]) -> None:
     assert came_from(folder) == f"{NAME}@{COMMIT}"
     assert "never" not in hub.seen()
     said = refused("vanished/model", mirrors=["gone/too"])
-    assert said.startswith("none of 2 sources has it (vanished/model: there is no such repository")
-    assert "; gone/too: there is no such" in said
+    assert said.startswith("all 2 sources failed (vanished/model: no such local folder, and no such repository")
+    assert "; gone/too: no such" in said
 
 
 def test_a_single_file_in_a_repository(hub: Hub, files: dict[str, bytes]) -> None:
@@ -349,7 +345,7 @@ def test_a_single_file_in_a_repository(hub: Hub, files: dict[str, bytes]) -> Non
 def test_a_file_that_a_repository_has_not(hub: Hub, files: dict[str, bytes]) -> None:
     said = refused(f"{NAME}/v1-5.safetensors")
     assert said.startswith(
-        f"{NAME}/v1-5.safetensors: the repository has no such file; there is v1-5-pruned.ckpt, v1-5-pruned.safetensors."
+        f"{NAME}/v1-5.safetensors: the repository has no such file; it contains v1-5-pruned.ckpt, v1-5-pruned."
     )
 
 

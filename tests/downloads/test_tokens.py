@@ -138,7 +138,7 @@ def test_what_is_no_token_is_said_without_it(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv("HF_TOKEN", text)
         with pytest.raises(ModelError) as caught:
             value()
-        assert str(caught.value).startswith("HF_TOKEN: holds no token: it has signs that no token has. Copy the token")
+        assert str(caught.value).startswith("HF_TOKEN: the token is malformed: it is too short or contains")
         assert "s3c" not in str(caught.value)
 
 

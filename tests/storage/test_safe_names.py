@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fastdb.commands import sessions, sharing
-from fastdb.downloads.http_response import safe_name
+from fastdb.downloads.http_client import safe_name
 from fastdb.errors import SessionError
 from fastdb.sessions.session import Session, near_name
 from fastdb.storage.safe_names import fit_stem, name_fault, reserved_on_windows
