@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from skimage import data
 
 from fastdb.commands import results, sessions
-from fastdb.images.intake import save_png
+from fastdb.images.photos import save_png
 from fastdb.models.diffusers_folder import read_config, weight_file
 from fastdb.models.resolve import resolve_base
 from fastdb.reporting import format_bytes

@@ -28,7 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from fastdb.checkpoints.progress import steps_of
 from fastdb.commands import results, sessions, training
-from fastdb.images.intake import save_png
+from fastdb.images.photos import save_png
 from fastdb.sessions.session import Session
 from fastdb.world.scene import prompt
 from fastdb.world.subjects import SUBJECTS

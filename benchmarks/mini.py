@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from fastdb.images.contact_sheet import Cell, Row, contact_sheet, save_sheet
+from fastdb.images.contact_sheet import Cell, Row, contact_sheet
+from fastdb.images.photos import save_png
 from fastdb.inference.engine import Engine, Request
 from fastdb.models.loading import load_part
 from fastdb.models.resolve import resolve_base
@@ -156,7 +157,7 @@ def save(file: Path, asked: list[tuple[Reading, str]], drawn: list[Image.Image])
         for picture, (_, text) in zip(drawn[:ON_SHEET], asked, strict=False)
     ]
     rows = [Row("", cells[at : at + 8]) for at in range(0, len(cells), 8)]
-    save_sheet(contact_sheet(rows, title="mini"), file)
+    save_png(contact_sheet(rows, title="mini"), file)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from fastdb.checkpoints.progress import steps_of
 from fastdb.commands import results, sessions, training
 from fastdb.errors import TrainingError
 from fastdb.evaluation.prompts import CLASS, CONTEXT, OTHERS, SUBJECT, Shot
-from fastdb.images.contact_sheet import Cell, Row, arrowed, contact_sheet, save_sheet
-from fastdb.images.intake import save_png
-from fastdb.images.photos import photos_in, read_photo
+from fastdb.images.contact_sheet import Cell, Row, arrowed, contact_sheet
+from fastdb.images.photo_files import photos_in
+from fastdb.images.photos import read_photo, save_png
 from fastdb.models.resolve import MINI
 from fastdb.reporting import format_bytes
 from fastdb.runtime.library_logging import hush_libraries
@@ -94,7 +94,7 @@ def run_demo(root: Path | None = None, name: str = "demo") -> Path:
     part("6. What the exported file makes of the same prompts and seeds")
     after = pictures(files[0])
     sheet = session.path / "contact_sheet.png"
-    save_sheet(draw(session, killed, before, after), sheet)
+    save_png(draw(session, killed, before, after), sheet)
     measure(before, after)
     summary(session, files, sheet, time.monotonic() - began)
     return sheet

@@ -228,7 +228,7 @@ def bad(photos: list[Path], tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("text.jpg", "is not a picture that can be read"),
+        ("text.jpg", "is not a supported image file"),
         ("cut.jpg", "is damaged"),
         ("none.jpg", "is empty (0 bytes)"),
     ],
@@ -250,7 +250,7 @@ def test_good_photos_among_bad_ones_come_in(bad: Path, session: Path, photos: li
 
 
 SAID = [
-    (["add-images", "cup", "{bad}/empty"], "{bad}/empty: holds no photos. Put JPEG, PNG or WebP files into it."),
+    (["add-images", "cup", "{bad}/empty"], "{bad}/empty: the folder contains no photos. Add JPEG, PNG or WebP files."),
     (["add-images", "cup", "{bad}/gone.jpg"], "{bad}/gone.jpg: no such file or folder. Check the spelling"),
     (["add-images", "cap", "{bad}"], "cap: no session of this name in {root}. Did you mean cup?"),
     (["show", "zebra"], "zebra: no session of this name in {root}. fastdb sessions lists those there are."),
@@ -274,7 +274,7 @@ SAID = [
     (["train", "cup", "--set", "unet.steps=2026-13-45"], "unet.steps is '2026-13-45', but should be a valid integer"),
     (["new", "x", "--base", "{bad}/gone"], "{bad}/gone: there is no such file or folder. Give a Stable Diffusion 1.x"),
     (["new", "x", "--base", "{bad}"], "{bad}"),
-    (["new", "x", "{bad}/empty"], "{bad}/empty: holds no photos."),
+    (["new", "x", "{bad}/empty"], "{bad}/empty: the folder contains no photos."),
     (["new", "x", "--root", "/proc/x"], "/proc/x: no folder can be made there. Choose another folder."),
     (["new", "x", "--root", "{bad}/text.jpg"], "{bad}/text.jpg: is not a folder. Choose another folder."),
     (["generate", "cup", "a cup", "--sampler", "euler b"], "sampler 'euler b': there is no such sampler. Did you mean"),
@@ -344,7 +344,9 @@ def test_a_session_without_photos_is_not_trained(session: Path) -> None:
     (session / "instance_images" / "cup.png").unlink()
     before = tree(session)
     done = fastdb("train", "cup", "--set", "unet.steps=3")
-    assert done.error.startswith(f"error: {session / 'instance_images'}: holds no instance images. Run add-images")
+    assert done.error.startswith(
+        f"error: {session / 'instance_images'}: the folder has no instance images. Run add-images"
+    )
     assert tree(session) == before
 
 

@@ -33,7 +33,8 @@ from fastdb.evaluation import mini_measures
 from fastdb.evaluation.measures import Taken
 from fastdb.evaluation.prompts import CLASS, CONTEXT, OTHERS, SUBJECT
 from fastdb.formats.reader import open_tensors
-from fastdb.images.photos import photos_in, read_photo
+from fastdb.images.photo_files import photos_in
+from fastdb.images.photos import read_photo
 from fastdb.models.export import _check_described, plan_from_parts
 from fastdb.models.layouts.families import layout_of
 from fastdb.models.mini_settings import recommended

@@ -12,7 +12,7 @@ from fastdb.checkpoints.leftovers import leftovers
 from fastdb.checkpoints.progress import needed
 from fastdb.config import Config, build
 from fastdb.errors import FastDBError, ImageError, SessionBusy, SessionNotFound, StorageError
-from fastdb.images.png_chunks import png_fault
+from fastdb.images.photo_files import find_photos, photos_in, png_fault
 from fastdb.sessions import file_hashes
 from fastdb.sessions.lease_status import in_use, refuse_elsewhere
 from fastdb.sessions.session import Session, check_free, check_name
@@ -121,9 +121,9 @@ def add_images(session: SessionLike, photos: Sequence[str | Path], root: str | P
         ImageError: nothing was found, or some could not be used (after the others were added).
         SessionBusy: the session is being trained.
     """
-    from fastdb.images.contact_sheet import save_sheet
+    from fastdb.images.contact_sheet import review_sheet
     from fastdb.images.intake import add_photos
-    from fastdb.images.review import review_sheet
+    from fastdb.images.photos import save_png
     from fastdb.sessions.file_hashes import record_files
     from fastdb.training.process import find
 
@@ -141,13 +141,17 @@ def add_images(session: SessionLike, photos: Sequence[str | Path], root: str | P
             session.captions,
             found,
             session.config.resolution,
-            lambda done, total, name: update(done, total),
+            update,
         )
     for added in intake.added:
-        console.say(f"{added.name}: cropped to {added.crop.size} px ({added.crop.reason})")
+        size, resolution = added.crop.size, session.config.resolution
+        if added.crop.whole:
+            console.say(f"{added.name}: used whole ({size} x {size}), trained at {resolution}")
+        else:
+            console.say(f"{added.name}: cropped to {size} x {size} ({added.crop.reason}), trained at {resolution}")
     sheet = session.path / "instance_images.png"
     if intake.added:
-        save_sheet(review_sheet(session.name, intake.added), sheet)
+        save_png(review_sheet(session.name, intake.added), sheet)
         console.say(f"look at the crops: {sheet}")
         record_files(session.path, [*_files_of(session, [added.name for added in intake.added]), sheet])
     if intake.refused:
@@ -156,7 +160,7 @@ def add_images(session: SessionLike, photos: Sequence[str | Path], root: str | P
         raise ImageError(
             f"{len(intake.refused)} of {len(found)} photos could not be used, {len(intake.added)} were added",
             where=session.name,
-            fix="Mend or leave out those named above.",
+            fix="Fix or remove the photos named above.",
         )
     return sheet
 
@@ -172,7 +176,7 @@ def list_sessions(root: str | Path | None = None) -> list[Session]:
             continue
         good.append(session)
         stand = ", ".join(filter(None, (_stand(session), in_use(session.path))))
-        rows.append((session.name, stand, str(len(_files(session.instance_images))), session.record.created))
+        rows.append((session.name, stand, str(len(_photos(session.instance_images))), session.record.created))
     console.say(
         f"{len(good)} session{'s'[: len(good) != 1]} in {sessions_root(root)}"
         if good
@@ -197,8 +201,8 @@ def show(session: SessionLike, root: str | Path | None = None) -> Session:
         ("base model", record.base_model.folder),
         ("subject", f"{record.subject.token} {record.subject.class_word}".strip() or "none set"),
         ("instance prompt", config.captions.instance_prompt or "from file names"),
-        ("instance images", str(len(_files(session.instance_images)))),
-        ("class images", f"{len(_files(session.class_images))} of {config.prior.class_images}"),
+        ("instance images", str(len(_photos(session.instance_images)))),
+        ("class images", f"{len(_photos(session.class_images))} of {config.prior.class_images}"),
         ("training", _stand(session)),
         ("runs", ", ".join(run.outcome or "no end noted" for run in record.runs) or "none"),
         *(("extended", f"{one}, {one.when}") for one in record.extended),
@@ -279,7 +283,6 @@ def _files_of(session: Session, stems: Sequence[str]) -> list[Path]:
 
 
 def _found(photos: Sequence[str | Path]) -> list[Path]:
-    from fastdb.images.photos import find_photos
     from fastdb.runtime.paths import expanded
 
     return find_photos([expanded(photo) for photo in photos]) if photos else []
@@ -304,10 +307,8 @@ def _waiting(session: Session) -> list[str]:
         return [path.name for path in there if path.exists() and waits_for_upload(path)]
 
 
-def _files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return [path for path in folder.iterdir() if path.suffix.lower() != ".txt" and not path.name.startswith(".")]
+def _photos(folder: Path) -> list[Path]:
+    return photos_in(folder) if folder.is_dir() else []
 
 
 def _stand(session: Session) -> str:

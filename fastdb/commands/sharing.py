@@ -295,7 +295,7 @@ def _take_classic(folder: Path, beside: Path, name: str, base: str | Path | None
             session.instance_images,
             session.captions,
             size,
-            lambda done, total, _: update(done, total),
+            update,
         )
     for refused in intake.refused:
         console.say(f"left out: {refused.source.name}: {refused.reason}")

@@ -20,8 +20,8 @@ from fastdb.evaluation.measures import Measure, Measured
 from fastdb.evaluation.picture_cache import Gallery
 from fastdb.evaluation.prompts import Protocol, asked_for, protocol_of, words_of
 from fastdb.evaluation.report import Report, rows_of, say_difference
-from fastdb.images.contact_sheet import save_sheet
-from fastdb.images.photos import photos_in, read_photo
+from fastdb.images.photo_files import photos_in
+from fastdb.images.photos import read_photo, save_png
 from fastdb.inference.engine import Request
 from fastdb.inference.samplers import DEFAULT
 from fastdb.models.resolve import MINI, ensure_base
@@ -214,13 +214,13 @@ def _leave(session: Session, report: Report, gallery: Gallery, file: Path | None
         console.say(f"make its file with: fastdb export {session.name} --step {step}")
     title = f"{session.name}: {report.measure}"
     photos = photos_in(session.instance_images)
-    save_sheet(
+    save_png(
         grid(gallery, report.candidates, report.protocol, photos, title, report.picked.row), folder / f"{stem}grid.png"
     )
     made = [folder / f"{stem}grid.png"]
     if shown := (report.curves() if file is None else []):
         keyed = f"{title} (green: the step to use, dashed: the limit)"
-        save_sheet(curves(shown, keyed, report.candidates[report.picked.row].step), folder / "curves.png")
+        save_png(curves(shown, keyed, report.candidates[report.picked.row].step), folder / "curves.png")
         made.append(folder / "curves.png")
     write_json(told, report.as_json(gallery))
     if file is not None:

@@ -13,7 +13,7 @@ from PIL import Image
 from fastdb.evaluation.candidates import Candidate
 from fastdb.evaluation.measures import Taken
 from fastdb.evaluation.prompts import Shot
-from fastdb.images.png_chunks import png_fault
+from fastdb.images.photo_files import png_fault
 from fastdb.inference.engine import Request
 from fastdb.inference.pictures import parameters, png
 from fastdb.runtime.device import release_memory

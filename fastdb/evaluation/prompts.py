@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastdb.errors import ConfigError
-from fastdb.images.intake import instance_images_of
+from fastdb.images.captions import instance_images_of
 from fastdb.sessions.session import Session
 
 SUBJECT, CONTEXT, CLASS, OTHERS = "subject", "context", "class", "others"

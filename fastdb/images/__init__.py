@@ -1,1 +1,1 @@
-"""Instance images: read, crop, caption and review photos."""
+"""Decoding, cropping, captioning and review of instance images."""

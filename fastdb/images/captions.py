@@ -1,55 +1,76 @@
-"""Instance prompts: from the photo's name by the classic rule, or from a template, with the caption after it."""
+"""Instance prompts from file names, templates and caption files."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from fastdb.errors import ImageError
+from fastdb.images.photo_files import photos_in
+from fastdb.storage.atomic_write import explained
 
 _DROPPED = re.compile(r"[()\[\]{}\-]")
 
 
-def prompt_from_name(stem: str) -> str:
-    """The prompt a photo's name stands for: "sks_cup (3)" gives "sks cup".
+@dataclass(frozen=True)
+class InstanceImage:
+    """An image to train on with its prompt."""
 
-    The classic notebook's rule: digits out, `_` to a space, brackets and `-` out, white space collapsed.
+    path: Path
+    prompt: str
+    bare: str
+    """The prompt without the caption."""
+
+
+def instance_images_of(instance_images: Path, captions: Path | None, template: str | None) -> list[InstanceImage]:
+    """Return the images to train on with their prompts, in natural order.
+
+    A prompt is the template, or else the text of the file name, followed by the caption if there is one.
+
+    Args:
+        instance_images: the folder of images.
+        captions: the folder of caption files, or None to ignore captions.
+        template: the prompt of every image, such as "a photo of sks cup"; None or blank uses the file names.
+
+    Raises:
+        ImageError: the folder has no images, a caption is not UTF-8 text, or a prompt would be empty.
+        StorageError: the disk does not answer.
+    """
+    with explained(instance_images):
+        paths = photos_in(instance_images, skip_copies=True) if instance_images.is_dir() else []
+    if not paths:
+        raise ImageError("the folder has no instance images", where=instance_images, fix="Run add-images first.")
+    texts = {path: read_caption(captions / f"{path.stem}.txt") if captions else "" for path in paths}
+    images = []
+    for path, caption in texts.items():
+        subject = " ".join((template or "").split()) or prompt_from_name(path.stem)
+        prompt = f"{subject} {' '.join(caption.split())}".strip()
+        if not prompt:
+            raise ImageError(
+                "the file name gives no prompt",
+                where=path.stem,
+                fix='Rename the photo, for example to "sks cup (1)", or set the subject token and class.',
+            )
+        # Without a subject the caption is the whole prompt, and dropping captions must not leave it empty.
+        images.append(InstanceImage(path, prompt, subject or prompt))
+    return images
+
+
+def prompt_from_name(stem: str) -> str:
+    """Return the prompt for a photo's name by the rule of the classic notebook.
+
+    It removes digits, brackets and `-`, and replaces `_` by a space, so that "sks_cup (3)" gives "sks cup".
     """
     without_digits = "".join(character for character in stem if not character.isdigit())
     return " ".join(_DROPPED.sub("", without_digits.replace("_", " ")).split())
 
 
-def instance_prompt(stem: str, caption: str, template: str | None) -> str:
-    """The prompt of one instance image: `template` or else the name, then the caption if there is one.
-
-    Args:
-        stem: the instance image's name without its ending.
-        caption: text of its caption file, "" for none.
-        template: a whole instance prompt such as "a photo of sks cup"; None or blank takes the name.
-
-    Raises:
-        ImageError: nothing is left of the name and there is neither template nor caption.
-    """
-    prompt = f"{subject_of(stem, template)} {' '.join(caption.split())}".strip()
-    if not prompt:
-        raise ImageError(
-            "the name gives no prompt",
-            where=stem,
-            fix='Rename the photo, such as "sks cup (1)", or set the subject token and class.',
-        )
-    return prompt
-
-
-def subject_of(stem: str, template: str | None) -> str:
-    """What an instance prompt says before the caption: `template`, or else what the name stands for; may be empty."""
-    return " ".join((template or "").split()) or prompt_from_name(stem)
-
-
 def read_caption(path: Path) -> str:
-    """Text of a caption file in UTF-8, stripped; "" when there is no such file.
+    """Return the text of a caption file in UTF-8, stripped; empty if there is no such file.
 
     Raises:
-        ImageError: it is in another encoding or cannot be read.
+        ImageError: the file has another encoding or cannot be read.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -65,4 +86,4 @@ def read_caption(path: Path) -> str:
 
 
 def _wrong_encoding(path: Path) -> ImageError:
-    return ImageError("the caption is not UTF-8 text", where=path, fix="Save it again with the encoding UTF-8.")
+    return ImageError("the caption is not UTF-8 text", where=path, fix="Save it as UTF-8.")

@@ -1,4 +1,4 @@
-"""The square of a photo that training sees: around the largest face, or else where most is to be seen."""
+"""Square crops around the largest face or the most salient region."""
 
 from __future__ import annotations
 
@@ -15,79 +15,84 @@ Floats = NDArray[np.float64]
 HEAD_AND_SHOULDERS = 2.75
 """Side of the square in heights of the face."""
 FACE_HEIGHT_AT = 0.43
-"""Where in the square, from its top, the middle of the face lies: shoulders need more room than hair."""
+"""Distance of the face's middle from the top of the square; shoulders need more space than hair."""
 SMALL_FACE = 0.1
-"""A face lower than this share of the shorter side is not what the photo is about: it is kept inside, not zoomed on."""
+"""Below this share of the shorter side a face is not the subject; it is kept in view, but not zoomed in on."""
 TINY_FACE = 0.03
-"""A face lower than this share of the shorter side is passed over."""
+"""Below this share of the shorter side a face is ignored."""
 PULL = 1.0
-"""Share of all there is to be seen that a square a whole picture away from the expected place must hold more."""
+"""Additional share of all salience that outweighs the distance of a whole photo from the expected place."""
 SUBJECT_AT = {"across": 0.5, "down": 0.4}
-"""Where along a picture its subject is expected: in the middle of a wide one, above it in a tall one (heads are up)."""
+"""Expected place of the subject along wide and tall photos; heads are above the middle."""
 MOST_ENLARGED = 1.5
-"""A crop around a face is taken large enough to be blown up by no more than this."""
+"""Maximum enlargement of a crop around a face."""
+WHOLE = "used whole"
+"""The reason of a crop that is the whole photo."""
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A square of a photo in its pixels, why it was chosen, and the faces seen: the deciding one, then the largest."""
+    """A square of a photo in pixels."""
 
     left: int
     top: int
     size: int
     reason: str
+    """A short label for the user, such as `face (YuNet, 0.93)`."""
     faces: tuple[Face, ...] = ()
+    """The detected faces, the deciding face first, then the largest."""
+    whole: bool = False
+    """The square is the whole photo."""
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """Left, top, right, bottom."""
+        """Left, top, right and bottom."""
         return self.left, self.top, self.left + self.size, self.top + self.size
 
 
-def choose_crop(image: Image.Image, *, size: int = 0) -> Crop:
-    """The square of `image` to train on.
+def choose_crop(image: Image.Image, *, size: int = 0, keep_square: bool = False) -> Crop:
+    """Return the square of a photo to train on.
 
-    A sure face of some size gives a square with head and shoulders around it. Otherwise the square is as
-    large as the picture allows and lies where most is to be seen; a head that is likely, such as a pet's, or
-    small, stays in view.
+    A face with a high score and of some size gives a square with head and shoulders. Otherwise the square is as large
+    as possible in the most salient region, and keeps small faces and likely heads, such as a pet's, in view.
 
     Args:
         image: an upright RGB photo.
-        size: pixels the crop will be resized to, 0 for unknown; keeps a face crop from being blown up much.
+        size: pixels that the crop will be resized to, 0 if unknown; limits the enlargement of a face.
+        keep_square: use a square photo whole, without looking for faces.
 
     Raises:
-        ImageError: the face detector asked for cannot be used (see `faces.face_detector`).
+        ImageError: the configured face detector cannot be used (see `faces.face_detector`).
     """
+    if keep_square and image.width == image.height:
+        return Crop(0, 0, image.width, WHOLE, whole=True)
     short = min(image.size)
     faces = tuple(face for face in detect_faces(image, least=LIKELY) if face.height >= TINY_FACE * short)
     sure = [face for face in faces if face.score >= SURE and face.height >= SMALL_FACE * short]
     if sure:
         face = sure[0]
         left, top, side = _around(face, image.size, size)
-        return Crop(left, top, side, f"face ({face.detector}, {face.score:.2f})", _first(face, faces))
+        others = (other for other in faces if other != face)
+        return Crop(left, top, side, f"face ({face.detector}, {face.score:.2f})", (face, *others))
     left, top = _most_salient(image, faces[0] if faces else None)
     if image.width == image.height:
-        reason = "already square"
+        reason = WHOLE
     elif faces:
         name = "small face" if faces[0].score >= SURE else "likely head"
         reason = f"{name} kept in view ({faces[0].detector}, {faces[0].score:.2f})"
     else:
         reason = "most detail"
-    return Crop(left, top, short, reason, faces)
+    return Crop(left, top, short, reason, faces, image.width == image.height)
 
 
 def crop_square(image: Image.Image, crop: Crop, size: int) -> Image.Image:
-    """The crop's square of `image`, resized to `size` x `size` pixels by Lanczos."""
+    """Return the crop of `image`, resized to `size` x `size` pixels with a Lanczos filter."""
     return image.resize((size, size), Image.Resampling.LANCZOS, box=crop.box, reducing_gap=3.0)
 
 
-def _first(face: Face, faces: tuple[Face, ...]) -> tuple[Face, ...]:
-    return (face, *(other for other in faces if other != face))
-
-
 def _around(face: Face, picture: tuple[int, int], size: int) -> tuple[int, int, int]:
-    """Left, top and side of the head-and-shoulders square, moved into the picture, the face's box inside it."""
-    wanted = max(HEAD_AND_SHOULDERS * face.height, face.width, size / MOST_ENLARGED)
+    """Return left, top and side of the head-and-shoulders square, moved into the image, with the face inside."""
+    wanted = max(HEAD_AND_SHOULDERS * face.height, face.right - face.left, size / MOST_ENLARGED)
     side = min(round(wanted), *picture)
     middle = (face.left + face.right) / 2
     left = _placed(middle - side / 2, side, picture[0], face.left, face.right)
@@ -96,15 +101,15 @@ def _around(face: Face, picture: tuple[int, int], size: int) -> tuple[int, int, 
 
 
 def _placed(start: float, side: int, length: int, first: int, last: int) -> int:
-    """`start` moved so that the stretch of `side` lies in 0..`length` and holds `first`..`last` as far as it can."""
+    """Move `start` so that the interval of `side` is in 0..`length` and contains `first`..`last` if possible."""
     low, high = _span(side, length, first, last)
     return min(max(round(start), low), high)
 
 
 def _span(side: int, length: int, first: int, last: int) -> tuple[int, int]:
-    """Smallest and largest start of a stretch of `side` inside 0..`length` that holds `first`..`last`.
+    """Return the smallest and largest start of an interval of `side` in 0..`length` that contains `first`..`last`.
 
-    When `first`..`last` is longer than `side` the stretch lies inside it instead: as much as possible.
+    If `first`..`last` is longer than `side`, the interval lies inside it instead.
     """
     low, high = sorted((last - side, first))
     limit = length - side
@@ -112,13 +117,13 @@ def _span(side: int, length: int, first: int, last: int) -> tuple[int, int]:
 
 
 def _most_salient(image: Image.Image, head: Face | None) -> tuple[int, int]:
-    """Left and top of the largest square where most is to be seen, `head` inside it; the middle on a tie."""
+    """Return left and top of the largest square with the most salience and with `head` inside."""
     side, length = min(image.size), max(image.size)
     wide = image.width >= image.height
     low, high = 0, length - side
     if head is not None:
         first, last = (head.left, head.right) if wide else (head.top, head.bottom)
-        # An animal's box lies loosely on its head: only the middle of it is binding.
+        # The detector's box fits an animal's head loosely, so only its middle has to be inside.
         spare = 0 if head.score >= SURE else (last - first) // 4
         low, high = _span(side, length, first + spare, last - spare)
     if low == high:
@@ -131,19 +136,19 @@ def _most_salient(image: Image.Image, head: Face | None) -> tuple[int, int]:
 
 
 def _best_start(along: Floats, side: float, low: float, high: float, expected: float) -> float:
-    """Start, from `low` to `high`, of the stretch of `side` with most of `along` in it, all in shares of the length.
+    """Return the start, from `low` to `high`, of the interval of `side` with most of `along`, in shares of the length.
 
-    Stretches that hold about as much are told apart by how near their middle is to `expected`.
+    Among intervals with similar sums, the nearest to `expected` is chosen.
     """
     total = np.concatenate(([0.0], np.cumsum(along)))
     at = np.linspace(0.0, 1.0, len(total))
     starts = np.linspace(low, high, 257)
-    held = np.interp(starts + side, at, total) - np.interp(starts, at, total)
-    return float(starts[np.argmax(held - PULL * (starts + side / 2 - expected) ** 2)])
+    sums = np.interp(starts + side, at, total) - np.interp(starts, at, total)
+    return float(starts[np.argmax(sums - PULL * (starts + side / 2 - expected) ** 2)])
 
 
 def _salience(image: Image.Image) -> Floats:
-    """How much each point of a small copy of `image` stands out, all positive, float [rows, columns].
+    """Return the salience of each point of a small copy of `image`, all positive, float [rows, columns].
 
     Half is distance of the blurred colour from the mean colour of the picture (Achanta and others,
     "Frequency-tuned salient region detection", 2009; here in YCbCr), half is the strength of edges.
@@ -158,6 +163,6 @@ def _salience(image: Image.Image) -> Floats:
     colour = np.linalg.norm(blurred - blurred.mean(axis=(0, 1)), axis=2)
     down, across = np.gradient(blurred, axis=(0, 1))
     edges = np.sqrt((down**2 + across**2).sum(axis=2))
-    even = 1e-3  # a picture of one colour stands out equally everywhere
+    even = 1e-3  # makes an image of one colour equally salient everywhere
     salience: Floats = colour / (colour.mean() + even) + edges / (edges.mean() + even) + even
     return salience

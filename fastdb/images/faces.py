@@ -1,4 +1,4 @@
-"""Faces in a photo: by YuNet when its model file is at hand, else by the cascade that scikit-image ships."""
+"""Face detection with YuNet, or with the cascade of scikit-image."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from fastdb.errors import ImageError, StorageError
+from fastdb.images.lbp_faces import find_faces
 from fastdb.runtime.paths import cache_folder
 from fastdb.storage.atomic_write import explained, write_bytes
 
@@ -28,9 +29,9 @@ YUNET_SHA256 = "25a606a145a5b6d7271ae138fbd00eba91dad8b83222ae3f2c7ecd0f4a7b0e31
 YUNET_VARIABLE = "FASTDB_YUNET"
 
 SURE = 0.85
-"""Score from which a face is a person's: YuNet gives people 0.93 and more, dogs and cats up to 0.82."""
+"""Minimum score of a person's face; YuNet gave people 0.93 and more, dogs and cats up to 0.82."""
 LIKELY = 0.65
-"""Score from which something is likely a head, perhaps an animal's."""
+"""Minimum score of a likely head, perhaps an animal's."""
 
 _YUNET_SIDE = 640
 _MODEL_BYTES = 2**22
@@ -38,7 +39,7 @@ _MODEL_BYTES = 2**22
 
 @dataclass(frozen=True)
 class Face:
-    """A face's box in pixels of the picture, how sure the detector is (0 to 1), and the detector's name."""
+    """A face's box in pixels of the image, its score (0 to 1), and the detector's name."""
 
     left: int
     top: int
@@ -48,27 +49,25 @@ class Face:
     detector: str
 
     @property
-    def width(self) -> int:
-        """Pixels across."""
-        return self.right - self.left
-
-    @property
     def height(self) -> int:
-        """Pixels down."""
+        """Pixels from top to bottom."""
         return self.bottom - self.top
 
 
 @dataclass(frozen=True)
 class Detector:
-    """Which detector is used here and why: "YuNet" with its model file, "LBP", or "none"."""
+    """The face detector in use."""
 
     name: str
+    """`YuNet`, `LBP` or `none`."""
     model: Path | None
-    why: str
+    """YuNet's model file."""
+    reason: str
+    """Why this detector is used."""
 
 
 def detect_faces(image: Image.Image, *, least: float = SURE) -> list[Face]:
-    """The faces in an upright RGB picture whose score is at least `least`, largest first; never downloads.
+    """Return the faces in an upright RGB image with a score of at least `least`, largest first.
 
     Raises:
         ImageError: see `face_detector`.
@@ -77,34 +76,32 @@ def detect_faces(image: Image.Image, *, least: float = SURE) -> list[Face]:
     if detector.model is not None:
         faces = _by_yunet(image, detector.model, least)
     elif detector.name == "LBP":
-        from fastdb.images.lbp_faces import find_faces
-
-        # Below SURE the cascade's finds are as often a paw or a wheel as a head, so they are never given.
-        found = (face for face in find_faces(image) if face[4] >= max(least, SURE))
-        faces = [_inside(image.size, *face, "LBP") for face in found]
+        # Below SURE the cascade's detections are as often a paw or a wheel as a head.
+        detections = (face for face in find_faces(image) if face[4] >= max(least, SURE))
+        faces = [_inside(image.size, *face, "LBP") for face in detections]
     else:
         faces = []
-    return sorted(faces, key=lambda face: (-face.width * face.height, face.left, face.top))
+    return sorted(faces, key=lambda face: ((face.left - face.right) * face.height, face.left, face.top))
 
 
 def face_detector() -> Detector:
-    """The detector that `detect_faces` uses on this machine now.
+    """Return the detector that `detect_faces` uses on this machine.
 
     Raises:
-        ImageError: FASTDB_YUNET names a file that is missing or is not the YuNet model.
+        ImageError: FASTDB_YUNET is set to a file that is missing or is not the YuNet model.
     """
     named = os.environ.get(YUNET_VARIABLE)
     model = Path(named).expanduser() if named else cache_folder() / YUNET_NAME
     fault = _fault(model)
     if named and fault:
         raise ImageError(
-            f"{YUNET_VARIABLE} names this file, but it {fault}",
+            f"{YUNET_VARIABLE} is set to this file, but it {fault}",
             where=named,
             fix=f"Correct {YUNET_VARIABLE}, or unset it.",
         )
     fault = fault or _opencv_fault(model)
     if not fault:
-        return Detector("YuNet", model, f"its model file is at hand ({model})")
+        return Detector("YuNet", model, f"its model file is present ({model})")
     try:
         from skimage.feature import Cascade  # noqa: F401
     except ImportError:
@@ -113,14 +110,14 @@ def face_detector() -> Detector:
 
 
 def fetch_yunet(url: str = YUNET_URL, timeout: float = 30.0) -> Path:
-    """Download YuNet's model file (317 kB) into the cache folder unless it is there, and check its hash.
+    """Download YuNet's model file (317 kB) into the cache unless it is there, and verify its hash.
 
     Args:
-        url: where to get it.
-        timeout: seconds without an answer after which to give up.
+        url: address of the model file.
+        timeout: seconds without an answer after which the download fails.
 
     Raises:
-        ImageError: the address does not answer, or gives other bytes.
+        ImageError: the server cannot be reached, or returns another file.
         StorageError: the cache folder cannot be written.
     """
     path = cache_folder() / YUNET_NAME
@@ -134,47 +131,47 @@ def fetch_yunet(url: str = YUNET_URL, timeout: float = 30.0) -> Path:
         raise ImageError(
             f"the face detector could not be downloaded ({reason})",
             where=url,
-            fix="Try again later; until then photos are cropped with the built-in detector.",
+            fix="Try again later; until then the built-in detector is used.",
         ) from error
     if hashlib.sha256(data).hexdigest() != YUNET_SHA256:
         raise ImageError(
-            f"the download is not the face detector ({len(data):,} bytes with another SHA-256); nothing was kept",
+            f"the downloaded file does not match the expected checksum ({len(data):,} bytes)",
             where=url,
-            fix="Try again later; until then photos are cropped with the built-in detector.",
+            fix="Try again later; until then the built-in detector is used.",
         )
     try:
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise StorageError("is not a folder", where=path.parent, fix="Name another folder by FASTDB_CACHE.") from error
+        raise StorageError("is not a folder", where=path.parent, fix="Set FASTDB_CACHE to another folder.") from error
     write_bytes(path, data)
     return path
 
 
 def _fault(model: Path) -> str:
-    """What keeps the file from being YuNet's model, "" if nothing."""
+    """Return as a clause why a file is not YuNet's model; empty if it is."""
     try:
         state = model.stat()
     except OSError:
-        return "is not there"
+        return "does not exist"
     return _content_fault(model, state.st_size, state.st_mtime_ns)
 
 
 @lru_cache(maxsize=8)
 def _content_fault(model: Path, size: int, changed: int) -> str:
-    """What is wrong with the bytes; asked again only when the file's size or time changes."""
+    """Return what is wrong with the content; cached until the file's size or time changes."""
     if size > _MODEL_BYTES:
         return "is not the YuNet model"
     try:
         digest = hashlib.sha256(model.read_bytes()).hexdigest()
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    return "" if digest == YUNET_SHA256 else "is not the YuNet model (another SHA-256)"
+    return "" if digest == YUNET_SHA256 else "is not the YuNet model (checksum mismatch)"
 
 
 @lru_cache(maxsize=8)
 def _opencv_fault(model: Path) -> str:
-    """What keeps OpenCV from running the model, "" if nothing; asked once."""
+    """Return as a clause why OpenCV cannot run the model; empty if it can."""
     try:
         _yunet(model).detect(np.zeros((_YUNET_SIDE, _YUNET_SIDE, 3), dtype=np.uint8))
     except Exception as error:  # noqa: BLE001 - a broken cv2 fails in many ways: missing libraries, empty folder, ABI
@@ -186,7 +183,7 @@ def _opencv_fault(model: Path) -> str:
 def _yunet(model: Path) -> Any:
     import cv2
 
-    # The file's shape is fixed at 640 x 640; this one loads on OpenCV 4.10 to 5.0, the free-shape one on 5.0 only.
+    # The file with a fixed shape of 640 x 640 loads in OpenCV 4.10 to 5.0, the file with a free shape in 5.0 only.
     return cv2.FaceDetectorYN.create(str(model), "", (_YUNET_SIDE, _YUNET_SIDE), 0.5, 0.3, 500)
 
 
@@ -200,10 +197,10 @@ def _by_yunet(image: Image.Image, model: Path, least: float) -> list[Face]:
     if rows is None:
         return []
     across, down = image.width / width, image.height / height
-    found = ((*row[:4].tolist(), float(row[14])) for row in rows)
+    detections = ((*row[:4].tolist(), float(row[14])) for row in rows)
     return [
         _inside(image.size, x * across, y * down, (x + w) * across, (y + h) * down, score, "YuNet")
-        for x, y, w, h, score in found
+        for x, y, w, h, score in detections
         if score >= least
     ]
 
@@ -211,7 +208,7 @@ def _by_yunet(image: Image.Image, model: Path, least: float) -> list[Face]:
 def _inside(
     picture: tuple[int, int], left: float, top: float, right: float, bottom: float, score: float, detector: str
 ) -> Face:
-    """The face with its box rounded and cut to the picture."""
+    """Return a face with its box rounded and clipped to the image."""
     width, height = picture
     return Face(
         max(0, round(left)),

@@ -1,8 +1,8 @@
-"""The fallback face detector: scikit-image's LBP cascade, made wary of cats, dogs and wheels.
+"""Fallback face detector with the LBP cascade of scikit-image.
 
-The cascade fires a few times on many things. A face makes it fire often: at neighbouring places, in the
-mirrored picture as well, and again when its surroundings are looked at in other sizes and a little tilted.
-The first search asks for some agreement, the second look gives the score.
+The cascade has a few hits on many things, such as cats, dogs and wheels. A face gets many hits, at neighbouring places,
+in the mirrored image too, and again at other sizes and small tilts. The first search requires some agreement between
+the hits, and a second search around each candidate gives the score.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from PIL import Image, ImageOps
 Floats = NDArray[np.float64]
 
 _SHORT, _LONG = 240, 480
-"""Pixels the picture is shrunk to before the search: at most these on its shorter and longer side."""
+"""Maximum pixels on the shorter and longer side of the reduced image for the first search."""
 _SMALLEST = 0.15
-"""Width of the smallest face looked for, in shares of the shorter side."""
-_WORTH_A_LOOK = 4.0
-"""Agreement in the search from which a place gets a second look."""
-_LOOK_SIZES, _LOOK_TILTS = (36, 48, 60), (-6, 0, 6)
-"""Pixels across a supposed face, and degrees of tilt, at which it is looked at again."""
-_HALF_SURE = 10.0
-"""Agreement in the second look at which the score is one half. On crops of portraits it was 58 to 510, on crops
-of dogs, cats and things hardly ever over 54; 56.7 gives the score 0.85."""
+"""Width of the smallest face in shares of the shorter side."""
+_CANDIDATE = 4.0
+"""Agreement in the first search that leads to a second search."""
+_SIZES, _TILTS = (36, 48, 60), (-6, 0, 6)
+"""Widths in pixels and tilts in degrees of a candidate in the second search."""
+_HALF_SCORE = 10.0
+"""Agreement in the second search that gives a score of one half. It was 58 to 510 on crops of portraits and hardly ever
+over 54 on crops of dogs, cats and things; 56.7 gives a score of 0.85."""
 
 
 def find_faces(image: Image.Image) -> list[tuple[float, float, float, float, float]]:
-    """Left, top, right, bottom in pixels of `image` and a score from 0 to 1 for every plausible face."""
+    """Return left, top, right, bottom in pixels and a score from 0 to 1 for every plausible face."""
     grey = image.convert("L")
     scale = min(1.0, _SHORT / min(grey.size), _LONG / max(grey.size))
     small = grey.resize(
@@ -43,9 +43,9 @@ def find_faces(image: Image.Image) -> list[tuple[float, float, float, float, flo
     faces = []
     for window in _agreeing(straight, mirrored):
         x, y, side = (float(value) / scale for value in window)
-        agreement = _second_look(grey, x, y, side)
-        # The cascade's square ends above the chin: measured against YuNet on portraits, this is the whole face.
-        faces.append((x, y - 0.08 * side, x + side, y + 1.1 * side, agreement / (agreement + _HALF_SURE)))
+        agreement = _search_again(grey, x, y, side)
+        # The cascade's square ends above the chin; compared to YuNet on portraits, this box has the whole face.
+        faces.append((x, y - 0.08 * side, x + side, y + 1.1 * side, agreement / (agreement + _HALF_SCORE)))
     return faces
 
 
@@ -58,8 +58,8 @@ def _cascade() -> Any:
 
 
 def _hits(grey: Image.Image, smallest: int, largest: int) -> Floats:
-    """Every window of those sides that the cascade fires on, ungrouped, as rows of left, top and side."""
-    found = _cascade().detect_multi_scale(
+    """Return every hit of the cascade in that range of sides, ungrouped, as rows of left, top and side."""
+    hits = _cascade().detect_multi_scale(
         np.asarray(grey),
         scale_factor=1.05,
         step_ratio=1,
@@ -68,11 +68,11 @@ def _hits(grey: Image.Image, smallest: int, largest: int) -> Floats:
         min_neighbor_number=0,
         intersection_score_threshold=2.0,
     )
-    return np.array([(hit["c"], hit["r"], hit["width"]) for hit in found], dtype=np.float64).reshape(-1, 3)
+    return np.array([(hit["c"], hit["r"], hit["width"]) for hit in hits], dtype=np.float64).reshape(-1, 3)
 
 
 def _agreeing(straight: Floats, mirrored: Floats) -> list[Floats]:
-    """Median windows of the clusters with enough hits in both; the largest cluster takes its members first."""
+    """Return the median windows of clusters with enough hits in both images; larger clusters are formed first."""
     windows = np.concatenate((straight, mirrored))
     is_mirrored = np.arange(len(windows)) >= len(straight)
     near = _overlap(windows) > 0.5
@@ -82,24 +82,24 @@ def _agreeing(straight: Floats, mirrored: Floats) -> list[Floats]:
         support = (near & left).sum(axis=1) * left
         members = near[int(support.argmax())] & left
         left &= ~members
-        if _agreement(int((members & ~is_mirrored).sum()), int((members & is_mirrored).sum())) >= _WORTH_A_LOOK:
+        if _agreement(int((members & ~is_mirrored).sum()), int((members & is_mirrored).sum())) >= _CANDIDATE:
             clusters.append(np.median(windows[members], axis=0))
     return clusters
 
 
 def _agreement(straight: int, mirrored: int) -> float:
-    """Harmonic mean of the hits in both: what only one of them supports counts little."""
+    """Return the harmonic mean of the hits in both images, which is small if one of them has few."""
     return 2.0 * straight * mirrored / max(straight + mirrored, 1)
 
 
-def _second_look(grey: Image.Image, x: float, y: float, side: float) -> float:
-    """Agreement on a face of `side` at `x`, `y`, over all sizes and tilts."""
+def _search_again(grey: Image.Image, x: float, y: float, side: float) -> float:
+    """Return the agreement on a face of `side` at `x`, `y` over all sizes and tilts."""
     around = (round(x - side / 2), round(y - side / 2), round(x + 1.5 * side), round(y + 1.5 * side))
     region = grey.crop(around)
     counts = [0, 0]
-    for pixels in _LOOK_SIZES:
+    for pixels in _SIZES:
         sized = region.resize((2 * pixels, 2 * pixels), Image.Resampling.LANCZOS, reducing_gap=3.0)
-        for tilt in _LOOK_TILTS:
+        for tilt in _TILTS:
             tilted = sized.rotate(tilt, Image.Resampling.BILINEAR)
             for turn, seen in enumerate((tilted, ImageOps.mirror(tilted))):
                 hits = _hits(seen, round(0.75 * pixels), round(1.35 * pixels))
@@ -109,7 +109,7 @@ def _second_look(grey: Image.Image, x: float, y: float, side: float) -> float:
 
 
 def _overlap(windows: Floats) -> Floats:
-    """Intersection over union of every window with every other, [n, n]."""
+    """Return the intersection over union of all pairs of windows, [n, n]."""
     x, y, side = windows.T
     across = np.minimum.outer(x + side, x + side) - np.maximum.outer(x, x)
     down = np.minimum.outer(y + side, y + side) - np.maximum.outer(y, y)

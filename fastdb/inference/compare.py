@@ -15,7 +15,8 @@ from PIL import Image
 
 from fastdb.errors import ModelError
 from fastdb.formats.reader import open_tensors
-from fastdb.images.contact_sheet import Cell, Row, contact_sheet, save_sheet
+from fastdb.images.contact_sheet import Cell, Row, contact_sheet
+from fastdb.images.photos import save_png
 from fastdb.inference.engine import Engine, Request
 from fastdb.models.detect import SD1, SD2
 from fastdb.models.diffusers_folder import PARTS, read_config, weight_file
@@ -109,7 +110,7 @@ def check_render(
     compared = Compared(most=int(difference.max()), mean=float(difference.mean()), allowed=limit, picture=place)
     numbers = f"largest difference {compared.most} of 255, mean {compared.mean:.2f}"
     row = Row(prompt, [Cell(picture, name) for picture, name in zip(pictures, ("source", result.name), strict=True)])
-    save_sheet(contact_sheet([row], title=numbers, thumb=max(pictures[0].size)), place)
+    save_png(contact_sheet([row], title=numbers, thumb=max(pictures[0].size)), place)
     if compared.most > limit:
         raise ModelError(
             f"generates another picture than its source: {numbers}; at most {limit} is explained by its precision",

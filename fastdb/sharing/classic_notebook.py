@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastdb.errors import ImageError
 from fastdb.images.captions import prompt_from_name, read_caption
-from fastdb.images.crop import Crop, choose_crop, crop_square
-from fastdb.images.intake import Intake, add_photos, save_png
-from fastdb.images.photos import photos_in, read_photo
+from fastdb.images.crop import choose_crop, crop_square
+from fastdb.images.intake import Intake, add_photos
+from fastdb.images.photo_files import photos_in
+from fastdb.images.photos import read_photo, save_png
+from fastdb.reporting import Progress
 from fastdb.sharing.untrusted_zip import opened
 from fastdb.storage.atomic_write import explained, write_text
 
@@ -87,7 +88,7 @@ def add_classic(
     instance_images: Path,
     captions: Path,
     size: int,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Intake, list[str]]:
     """Take a classic session's instance images and captions into a session's folders; squares stay as they are.
 
@@ -127,8 +128,7 @@ def add_concept_images(classic: ClassicSession, class_images: Path, size: int) -
             image = read_photo(path)
         except ImageError:
             continue
-        square = image.width == image.height
-        crop = Crop(0, 0, image.width, "already square") if square else choose_crop(image, size=size)
+        crop = choose_crop(image, size=size, keep_square=True)
         come += 1
         stem = f"concept-{come:04d}"
         if said := prompt_from_name(path.stem):

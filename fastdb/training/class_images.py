@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from fastdb.images.captions import read_caption
-from fastdb.images.photos import own_photos_in, photos_in
+from fastdb.images.photo_files import photos_in
 from fastdb.inference.engine import Engine, Request
 from fastdb.inference.pictures import parameters, png
 from fastdb.sessions.file_hashes import forget_files, record_files
@@ -56,11 +56,16 @@ def class_images(
     session.check_there()
     make_folder(folder)
     said = _set_foreign_aside(session, folder)
-    missing = wanted - len(own_photos_in(folder))
+    missing = wanted - len(_photos(folder))
     if missing > 0:
         free = (number for number in count(1) if not _path(folder, number).exists())
         _make(session, list(islice(free, missing)), load_engine(), progress, stopping)
-    return [ClassImage(path, _prompt(session, path)) for path in own_photos_in(folder)[:wanted]], said
+    return [ClassImage(path, _prompt(session, path)) for path in _photos(folder)[:wanted]], said
+
+
+def _photos(folder: Path) -> list[Path]:
+    with explained(folder):
+        return photos_in(folder, skip_copies=True)
 
 
 def _make(

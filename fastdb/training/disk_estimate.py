@@ -15,7 +15,7 @@ from fastdb.checkpoints.retention import KEEP
 from fastdb.config import Config
 from fastdb.errors import CheckpointError, StorageError
 from fastdb.formats.reader import open_tensors
-from fastdb.images.photos import photos_in
+from fastdb.images.photo_files import photos_in
 from fastdb.models.diffusers_folder import PARTS, weight_file
 from fastdb.reporting import Note, format_bytes
 from fastdb.runtime.paths import work_folder

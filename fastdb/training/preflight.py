@@ -15,7 +15,7 @@ from fastdb.checkpoints.leftovers import second_things
 from fastdb.checkpoints.progress import STAGES, is_joint, steps_of
 from fastdb.config import Config, flat, setting_told
 from fastdb.errors import CheckpointError, ConfigError, TrainingError
-from fastdb.images.intake import InstanceImage, instance_images_of
+from fastdb.images.captions import InstanceImage, instance_images_of
 from fastdb.models.diffusers_folder import BaseModel
 from fastdb.reporting import Note
 from fastdb.sessions.file_hashes import changes

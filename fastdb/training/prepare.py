@@ -12,7 +12,7 @@ from diffusers import DDPMScheduler
 
 from fastdb.checkpoints.progress import STAGES, Standing, standing, steps_of
 from fastdb.errors import TrainingError
-from fastdb.images.intake import InstanceImage
+from fastdb.images.captions import InstanceImage
 from fastdb.inference.engine import Engine
 from fastdb.models.diffusers_folder import PARTS, BaseModel, fingerprint, weight_file
 from fastdb.models.loading import load_part, load_scheduler, load_tokenizer

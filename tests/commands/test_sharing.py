@@ -30,7 +30,7 @@ from fastdb.errors import (
     SessionNotFound,
     StorageError,
 )
-from fastdb.images.intake import instance_images_of
+from fastdb.images.captions import instance_images_of
 from fastdb.sessions.file_hashes import FILES
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import FILE, Run, read_record, write_record
@@ -391,7 +391,7 @@ def test_a_session_of_the_classic_notebook_is_adopted_as_it_is(
     assert contents(classic) == before
     assert (session.name, session.record.base_model.folder) == ("my_dog", "mini")
     assert "a session of the classic notebook: 4 of 5 images are in" in said
-    assert "left out: sks (5).jpg: is not a picture that can be read" in said
+    assert "left out: sks (5).jpg: is not a supported image file" in said
     assert "caption left out: sks (3).txt: the caption is not UTF-8 text" in said
     assert f"--base {classic / 'my dog.ckpt'}" in said
     for number in (1, 2, 3):

@@ -120,7 +120,7 @@ def bad_name(photos: list[Path], folder: Path) -> dict[str, Any]:
     ("wrong", "kind", "said"),
     [
         (no_photo, ImageError, "gone.png: no such file or folder"),
-        (no_photos, ImageError, "holds no photos"),
+        (no_photos, ImageError, "the folder contains no photos"),
         (no_base, ModelError, "gone: there is no such file or folder"),
         (other_base, ModelError, "there is no model_index.json"),
         (half_base, ModelError, "there is no diffusion_pytorch_model.safetensors"),
@@ -175,7 +175,7 @@ def test_a_photo_that_cannot_be_used_is_named_and_the_others_come_in(
     with pytest.raises(ImageError) as caught:
         sessions.add_images(session, [photos[0], broken, photos[1]])
     assert str(caught.value) == (
-        "cup: 1 of 3 photos could not be used, 2 were added. Mend or leave out those named above."
+        "cup: 1 of 3 photos could not be used, 2 were added. Fix or remove the photos named above."
     )
     assert f"not added: {broken}: " in capsys.readouterr().out
     names = ["astronaut.png", "cat.png", "cup.png"]
@@ -236,7 +236,7 @@ def test_a_refused_setting_leaves_the_session_as_it_was(trained: Session) -> Non
         training.train("cup", settings={"seed": 5})
     for image in trained.instance_images.iterdir():
         image.unlink()
-    with pytest.raises(ImageError, match="holds no instance images"):
+    with pytest.raises(ImageError, match="the folder has no instance images"):
         training.train("cup", settings={"unet.steps": 9}, restart=True)
     left = tree(trained.path)
     assert {name: data for name, data in before.items() if not name.startswith("instance_images/")} == left

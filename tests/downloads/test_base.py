@@ -166,7 +166,7 @@ def test_the_command_line_says_it_in_one_line_and_hides_the_token(
     hub.gated[NAME] = "hf_s3cr3t"
     good = fastdb("new", "dog", "--base", NAME, "--set", "resolution=64")
     assert good.returncode == 0, good.stderr
-    assert f"{NAME}: 100%" in good.stderr
+    assert "base model: 100%" in good.stderr
     assert "B/s" in good.stderr
     assert "s3cr3t" not in done.stdout + done.stderr + good.stdout + good.stderr
     files = [path for path in sessions_folder.rglob("*") if path.is_file()]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastdb.errors import ImageError
-from fastdb.images.captions import instance_prompt, prompt_from_name, read_caption, subject_of
+from fastdb.images.captions import instance_images_of, prompt_from_name, read_caption
 
 
 @pytest.mark.parametrize(
@@ -27,24 +27,29 @@ def test_the_classic_rule(stem: str, prompt: str) -> None:
     assert prompt_from_name(stem) == prompt
 
 
-def test_template_before_name_and_caption_after_both() -> None:
-    assert instance_prompt("sks_cup (1)", "", None) == "sks cup"
-    assert instance_prompt("sks_cup (1)", " on a\n table ", None) == "sks cup on a table"
-    assert instance_prompt("sks_cup (1)", "", "a photo of sks cup") == "a photo of sks cup"
-    assert instance_prompt("20240101", "on a table", "a photo of sks cup") == "a photo of sks cup on a table"
-    assert instance_prompt("sks_cup", "", "  ") == "sks cup"
-    assert instance_prompt("20240101", "sks cup", None) == "sks cup"
+def prompts(folder: Path, stem: str, caption: str, template: str | None) -> tuple[str, str]:
+    """The prompt of an instance image of that name, with its caption and without."""
+    (folder / f"{stem}.png").touch()
+    (folder / f"{stem}.txt").write_text(caption)
+    (image,) = instance_images_of(folder, folder, template)
+    (folder / f"{stem}.png").unlink()
+    return image.prompt, image.bare
 
 
-def test_without_its_caption_a_prompt_is_the_template_or_the_name() -> None:
-    assert subject_of("sks_cup (1)", None) == "sks cup"
-    assert subject_of("sks_cup (1)", " a photo of\n sks cup ") == "a photo of sks cup"
-    assert subject_of("20240101", None) == ""
+def test_a_prompt_is_the_template_or_the_name_and_then_the_caption(tmp_path: Path) -> None:
+    assert prompts(tmp_path, "sks_cup (1)", "", None) == ("sks cup", "sks cup")
+    assert prompts(tmp_path, "sks_cup (1)", " on a\n table ", None) == ("sks cup on a table", "sks cup")
+    template = "a photo of sks cup"
+    assert prompts(tmp_path, "sks_cup (1)", "", template) == (template, template)
+    assert prompts(tmp_path, "sks_cup (1)", "", " a photo of\n sks cup ") == (template, template)
+    assert prompts(tmp_path, "20240101", "on a table", template) == (f"{template} on a table", template)
+    assert prompts(tmp_path, "sks_cup", "", "  ") == ("sks cup", "sks cup")
+    assert prompts(tmp_path, "20240101", "sks cup", None) == ("sks cup", "sks cup")
 
 
-def test_an_empty_prompt_says_how_to_give_one() -> None:
+def test_an_empty_prompt_is_refused_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"20240101.*Rename the photo.*or set the subject token and class"):
-        instance_prompt("20240101", "\n", None)
+        prompts(tmp_path, "20240101", "\n", None)
 
 
 def test_caption_files(tmp_path: Path) -> None:
@@ -58,7 +63,7 @@ def test_caption_files(tmp_path: Path) -> None:
 def test_a_caption_in_another_encoding_is_refused(encoding: str, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes("eine Tasse, grün".encode(encoding))
-    with pytest.raises(ImageError, match=r"a\.txt: the caption is not UTF-8 text. Save it again"):
+    with pytest.raises(ImageError, match=r"a\.txt: the caption is not UTF-8 text. Save it"):
         read_caption(path)
 
 

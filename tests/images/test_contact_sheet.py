@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastdb.images.contact_sheet import Cell, Row, arrowed, contact_sheet, save_sheet
+from fastdb.images.contact_sheet import Cell, Row, arrowed, contact_sheet
+from fastdb.images.photos import save_png
 
 Gallery = Callable[[str], Image.Image]
 
@@ -102,7 +103,7 @@ def test_an_empty_sheet_is_a_picture() -> None:
 
 def test_saved_as_png(tmp_path: Path, gallery: Gallery) -> None:
     sheet = contact_sheet([Row("cup", [Cell(gallery("coffee"), "as it came")])], "One cup")
-    save_sheet(sheet, tmp_path / "sheet.png")
+    save_png(sheet, tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as saved:
         assert saved.format == "PNG"
         assert saved.tobytes() == sheet.tobytes()

@@ -162,7 +162,7 @@ def test_the_subject_off_the_middle_is_followed(gallery: Gallery) -> None:
 
 def test_nothing_to_see_gives_the_middle_and_squares_stay(gallery: Gallery) -> None:
     assert choose_crop(Image.new("RGB", (500, 300), "white")) == Crop(100, 0, 300, "most detail")
-    assert choose_crop(Image.new("RGB", (300, 300), "white")) == Crop(0, 0, 300, "already square")
+    assert choose_crop(Image.new("RGB", (300, 300), "white")) == Crop(0, 0, 300, "used whole", whole=True)
 
 
 def test_the_choice_is_the_same_every_time(gallery: Gallery) -> None:

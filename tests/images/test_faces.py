@@ -24,7 +24,7 @@ def overlap(face: Face, box: tuple[int, int, int, int]) -> float:
     across = min(face.right, box[2]) - max(face.left, box[0])
     down = min(face.bottom, box[3]) - max(face.top, box[1])
     common = max(across, 0) * max(down, 0)
-    return common / (face.width * face.height + (box[2] - box[0]) * (box[3] - box[1]) - common)
+    return common / ((face.right - face.left) * face.height + (box[2] - box[0]) * (box[3] - box[1]) - common)
 
 
 @pytest.mark.parametrize("detector", ["YuNet", "LBP"], indirect=True)
@@ -94,7 +94,7 @@ def test_the_model_in_the_cache_is_used_and_a_damaged_one_is_not(shared: Shared,
     cached.parent.mkdir()
     cached.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert face_detector().name == "LBP"
-    assert "another SHA-256" in face_detector().why
+    assert "checksum mismatch" in face_detector().reason
     cached.write_bytes(data)
     assert face_detector().name == "YuNet"
     assert face_detector().model == cached
@@ -102,7 +102,7 @@ def test_the_model_in_the_cache_is_used_and_a_damaged_one_is_not(shared: Shared,
 
 def test_a_model_asked_for_by_name_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTDB_YUNET", str(tmp_path / "no.onnx"))
-    with pytest.raises(ImageError, match=r"no\.onnx: FASTDB_YUNET names this file, but it is not there. Correct"):
+    with pytest.raises(ImageError, match=r"no\.onnx: FASTDB_YUNET is set to this file, but it does not exist. Correct"):
         detect_faces(Image.new("RGB", (100, 100)))
     (tmp_path / "no.onnx").write_bytes(b"something else")
     with pytest.raises(ImageError, match="is not the YuNet model"):
@@ -119,7 +119,7 @@ def test_without_opencv_and_scikit_image_no_face_is_found_and_nothing_breaks(
     faces._opencv_fault.cache_clear()
     monkeypatch.setitem(sys.modules, "cv2", type(sys)("cv2"))  # what uninstalling one of two OpenCVs leaves behind
     assert face_detector().name == "LBP"
-    assert "cannot be used by OpenCV" in face_detector().why
+    assert "cannot be used by OpenCV" in face_detector().reason
     assert len(detect_faces(astronaut)) == 1
     monkeypatch.setitem(sys.modules, "skimage.feature", None)
     assert face_detector().name == "none"
@@ -172,7 +172,7 @@ def test_wrong_bytes_and_missing_pages_leave_nothing_behind(
 ) -> None:
     address, served, _ = server
     served["/wrong"] = b"version https://git-lfs.github.com/spec/v1\n"
-    with pytest.raises(ImageError, match=r"the download is not the face detector.*nothing was kept"):
+    with pytest.raises(ImageError, match=r"the downloaded file does not match the expected checksum"):
         fetch_yunet(f"{address}/wrong")
     with pytest.raises(ImageError, match=r"missing: the face detector could not be downloaded .*Not Found.*Try again"):
         fetch_yunet(f"{address}/missing")

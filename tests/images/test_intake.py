@@ -12,9 +12,11 @@ import pytest
 from PIL import Image
 
 from fastdb.errors import ImageError, StorageError
+from fastdb.images.captions import instance_images_of
 from fastdb.images.crop import crop_square
-from fastdb.images.intake import add_photos, instance_images_of
-from fastdb.images.photos import find_photos, read_photo
+from fastdb.images.intake import add_photos
+from fastdb.images.photo_files import find_photos
+from fastdb.images.photos import read_photo
 
 Folders = tuple[Path, Path, Path]
 Gallery = Callable[[str], Image.Image]
@@ -40,14 +42,14 @@ def names(folder: Path) -> list[str]:
 
 def test_good_photos_come_in_and_bad_ones_say_why(photos: Path, folders: Folders) -> None:
     originals, instance_images, captions = folders
-    heard: list[tuple[int, int, str]] = []
+    heard: list[tuple[int, int]] = []
     intake = add_photos(*folders, find_photos([photos]), 128, lambda *news: heard.append(news))
     assert [each.name for each in intake.added] == ["sks_cup (1)", "sks_cup (2)", "sks_cup (10)"]
     assert [each.source.name for each in intake.refused] == ["sks_cup (3).jpg", "sks_cup (4).heic"]
-    assert "is not a picture" in intake.refused[0].reason
-    assert "Export it as JPEG" in intake.refused[1].reason
-    assert heard[0] == (1, 5, "sks_cup (1).jpg")
-    assert heard[-1] == (5, 5, "sks_cup (10).webp")
+    assert "is not a supported image" in intake.refused[0].reason
+    assert "Export the photo as JPEG" in intake.refused[1].reason
+    assert heard[0] == (1, 5)
+    assert heard[-1] == (5, 5)
     assert len(heard) == 5
     assert names(originals) == ["sks_cup (1).jpg", "sks_cup (10).webp", "sks_cup (2).png"]
     assert names(captions) == ["sks_cup (2).txt"]
@@ -140,7 +142,7 @@ def test_each_prompt_is_known_without_its_caption_too(folders: Folders, gallery:
 
 def test_an_empty_session_says_what_to_run(folders: Folders) -> None:
     for _ in range(2):
-        with pytest.raises(ImageError, match=r"holds no instance images. Run add-images"):
+        with pytest.raises(ImageError, match=r"the folder has no instance images. Run add-images"):
             instance_images_of(folders[1], folders[2], None)
         folders[1].mkdir(parents=True, exist_ok=True)
 

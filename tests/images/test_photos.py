@@ -15,7 +15,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from fastdb.errors import ImageError
-from fastdb.images.photos import find_photos, read_photo
+from fastdb.images.photo_files import find_photos
+from fastdb.images.photos import read_photo
 
 Gallery = Callable[[str], Image.Image]
 
@@ -56,11 +57,11 @@ def test_files_come_as_given_and_each_once(tmp_path: Path) -> None:
 
 def test_nothing_to_find_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch()
-    with pytest.raises(ImageError, match=r"holds no photos. Put JPEG"):
+    with pytest.raises(ImageError, match=r"the folder contains no photos. Add JPEG"):
         find_photos([tmp_path])
     with pytest.raises(ImageError, match=r"no such file or folder. Check"):
         find_photos([tmp_path / "missing.jpg"])
-    with pytest.raises(ImageError, match="cannot be looked at"):
+    with pytest.raises(ImageError, match="cannot be read"):
         find_photos([tmp_path / ("x" * 300)])
     with pytest.raises(ImageError, match="no photos were given"):
         find_photos([])
@@ -176,17 +177,20 @@ def test_damaged_and_foreign_files_are_refused_in_one_line(gallery: Gallery, tmp
     bad = {
         "empty.jpg": (b"", "is empty"),
         "half.jpg": (whole[: len(whole) // 2], "is damaged.*truncated"),
-        "stub.jpg": (whole[:10], "is not a picture|is damaged"),
-        "text.jpg": (b"hello, I am a letter\n" * 50, "is not a picture"),
-        "page.png": (b"<!DOCTYPE html><html>404</html>", "is not a picture"),
-        "half.png": (png(100, 100, 8, 2, b"\0" * 30_100)[:60], "is damaged|is not a picture"),
-        "huge.png": (huge, "more pixels than can be worked on. Save it smaller"),
-        "large.png": (large, r"more pixels than can be worked on \(15000 x 11000\)"),
+        "stub.jpg": (whole[:10], "is not a supported image|is damaged"),
+        "text.jpg": (b"hello, I am a letter\n" * 50, "is not a supported image"),
+        "page.png": (b"<!DOCTYPE html><html>404</html>", "is not a supported image"),
+        "half.png": (png(100, 100, 8, 2, b"\0" * 30_100)[:60], "is damaged|is not a supported image"),
+        "huge.png": (huge, "too many pixels. Save a smaller"),
+        "large.png": (large, r"too many pixels \(15000 x 11000\)"),
         "text bomb.png": (bomb_text, "is damaged"),
-        "phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 99, "is HEIC.*Export it as JPEG"),
-        "web.avif": (b"\0\0\0\x18ftypavif\0\0\0\0mif1avif" + b"\0" * 99, "is AVIF"),
-        "clip.jpg": (b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + b"\0" * 99, "is a film"),
-        "tiny.jpg": (jpeg(Image.new("RGB", (900, 63))), "900 x 63 pixels; the shorter side needs at least 64"),
+        "phone.heic": (
+            b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 99,
+            "HEIC is not supported. Export",
+        ),
+        "web.avif": (b"\0\0\0\x18ftypavif\0\0\0\0mif1avif" + b"\0" * 99, "AVIF is not supported"),
+        "clip.jpg": (b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + b"\0" * 99, "is a video"),
+        "tiny.jpg": (jpeg(Image.new("RGB", (900, 63))), r"900 x 63 pixels\); the shorter side must have at least 64"),
     }
     for name, (data, reason) in bad.items():
         (tmp_path / name).write_bytes(data)

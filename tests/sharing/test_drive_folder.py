@@ -158,7 +158,7 @@ def test_a_folder_that_is_no_session_leaves_nothing(tree: Tree, said: str, drive
 
 
 def test_a_folder_that_is_not_shared_is_said(drive: Drive) -> None:
-    with pytest.raises(SessionError, match=r"Google Drive does not list it .*Ask its owner to share it"):
+    with pytest.raises(SessionError, match=r"Google Drive does not list it .*Ask the owner to share it"):
         sharing.adopt(LINK)
 
 

@@ -415,8 +415,8 @@ def test_a_fault_of_the_person_is_one_line_from_the_trainers_process(make_sessio
     session = make_session("emptied")
     for path in session.instance_images.glob("*.png"):
         path.unlink()
-    with pytest.raises(FastDBError, match="holds no instance images"):
+    with pytest.raises(FastDBError, match="the folder has no instance images"):
         training.train(session)
     end = list(process.start(session).follow())[-1]
     assert end["outcome"] == "failed"
-    assert "holds no instance images" in end["message"]
+    assert "the folder has no instance images" in end["message"]
