@@ -1,4 +1,4 @@
-"""What a person may set, with the classic recipe as defaults; checked when built, all faults together."""
+"""Settings of a session, with the classic recipe as defaults."""
 
 from __future__ import annotations
 
@@ -13,76 +13,83 @@ from fastdb.errors import ConfigError
 
 
 class Settings(BaseModel):
-    """A frozen group of settings that refuses what it does not know."""
+    """Frozen group of settings that rejects unknown names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class TextEncoderConfig(Settings):
-    """The first stage: the text encoder learns the subject's word; the UNet stands still, or learns beside it."""
+    """Text encoder stage, in which the UNet is frozen unless `mode` is joint."""
 
     mode: Literal["first", "joint"] = Field(
-        "first", description="first: in a stage of its own; joint: in the first `steps` steps of the UNet's stage."
+        "first", description="first: in a stage of its own; joint: during the first `steps` steps of the UNet stage."
     )
-    steps: int = Field(350, ge=0, le=100_000, description="Optimizer steps; 0 leaves the text encoder as it is.")
-    learning_rate: float = Field(1e-6, gt=0, le=0.1, description="Rate of the first step; falls linearly to 0.")
+    steps: int = Field(350, ge=0, le=100_000, description="Optimizer steps; 0 does not train the text encoder.")
+    learning_rate: float = Field(
+        1e-6, gt=0, le=0.1, description="Learning rate of the first step; falls linearly to 0."
+    )
 
 
 class Extension(Settings):
-    """Steps that the UNet's stage goes on for; `training/schedules.py` has the formulas."""
+    """Further steps of the UNet stage, with the formulas in `training/schedules.py`."""
 
     steps: int = Field(ge=1, le=100_000, description="Optimizer steps.")
     schedule: Literal["hold", "rewarm", "decay"] = Field(
-        description="hold: the rate stays; decay: falls to 0; rewarm: rises in the first tenth, then falls to 0."
+        description="hold: constant rate; decay: falls to 0; rewarm: rises during the first tenth, then falls to 0."
     )
-    learning_rate: float = Field(gt=0, le=0.1, description="The highest rate.")
+    learning_rate: float = Field(gt=0, le=0.1, description="Highest learning rate.")
 
     def __str__(self) -> str:
         return f"{self.steps} steps, {self.schedule} at {self.learning_rate:g}"
 
 
 class UNetConfig(Settings):
-    """The second stage: the UNet learns the subject's look; the text encoder stands still."""
+    """UNet stage, in which the text encoder is frozen unless its mode is joint."""
 
-    steps: int = Field(1500, ge=0, le=100_000, description="Optimizer steps; 0 leaves the UNet as it is.")
-    learning_rate: float = Field(2e-6, gt=0, le=0.1, description="Rate of the first step; falls linearly to 0.")
+    steps: int = Field(1500, ge=0, le=100_000, description="Optimizer steps; 0 does not train the UNet.")
+    learning_rate: float = Field(
+        2e-6, gt=0, le=0.1, description="Learning rate of the first step; falls linearly to 0."
+    )
     ema_decay: float = Field(
-        0, ge=0, lt=1, description="The result is the weights' running average of this decay; 0 takes the last weights."
+        0,
+        ge=0,
+        lt=1,
+        description="Decay of the moving average of the weights that is exported; 0 exports the last weights.",
     )
     extensions: tuple[Extension, ...] = Field(
         (),
         max_length=100,
-        description="Steps after these, as `fastdb extend` adds them: `steps`, `schedule`, `learning_rate`.",
+        description="Further steps that `fastdb extend` adds, each with `steps`, `schedule` and `learning_rate`.",
     )
 
     @property
     def all_steps(self) -> int:
-        """Optimizer steps with those it was extended by."""
-        return self.steps + sum(one.steps for one in self.extensions)
+        """Optimizer steps, extensions included."""
+        return self.steps + sum(extension.steps for extension in self.extensions)
 
 
 class PriorConfig(Settings):
-    """Prior preservation: class images hold the rest of the class in place (Ruiz et al. 2023, section 3.2)."""
+    """Prior preservation with class images (Ruiz et al. 2023, section 3.2)."""
 
-    class_images: int = Field(0, ge=0, le=10_000, description="How many class images to train beside; 0 turns it off.")
+    class_images: int = Field(0, ge=0, le=10_000, description="Number of class images; 0 turns prior preservation off.")
     prompts: tuple[str, ...] = Field(
-        (), description="Prompts of the class images, in turn; empty takes `a photo of` and the class word."
+        (), description="Prompts of the class images, used in turn; if empty, `a photo of` and the class word."
     )
     weight: float = Field(1.0, ge=0, le=10, description="Weight of the class images' loss.")
-    batch_size: int = Field(0, ge=0, le=256, description="Class images per forward pass; 0 takes `batch_size`.")
-    steps: int = Field(20, ge=1, le=1000, description="Sampler steps of the class images.")
-    guidance: float = Field(7.5, ge=0, le=50, description="Classifier-free guidance scale of the class images.")
+    batch_size: int = Field(0, ge=0, le=256, description="Class images per forward pass; 0 uses `batch_size`.")
+    steps: int = Field(20, ge=1, le=1000, description="Sampler steps for the class images.")
+    guidance: float = Field(7.5, ge=0, le=50, description="Classifier-free guidance scale for the class images.")
 
     @model_validator(mode="before")
     @classmethod
     def _one_prompt(cls, data: Any) -> Any:
-        """A prompt alone is a list of one; so it was called before there could be several: `prompt`."""
+        """Accept a single prompt, also under its name in earlier versions, `prompt`."""
         if not isinstance(data, Mapping):
             return data
         data = dict(data)
         if "prompt" in data:
             if data.get("prompts") and data["prompt"]:
-                raise ValueError("`prior.prompt` is the old name of `prior.prompts`: give one of them")
+                raise ValueError("`prior.prompt` is the old name of `prior.prompts`: set only one of them")
             data["prompts"] = data.pop("prompt") or data.get("prompts") or ()
         if isinstance(data.get("prompts"), str):
             data["prompts"] = (data["prompts"],) if data["prompts"].strip() else ()
@@ -90,19 +97,19 @@ class PriorConfig(Settings):
 
     @field_validator("prompts")
     @classmethod
-    def _all_say_something(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _no_empty_prompt(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not all(prompt.strip() for prompt in value):
-            raise ValueError("must have no empty prompt; an empty list takes `a photo of` and the class word")
+            raise ValueError("must not contain an empty prompt; an empty list means `a photo of` and the class word")
         return value
 
 
 class CaptionConfig(Settings):
-    """What is said of an instance image."""
+    """Prompts of the instance images."""
 
-    instance_prompt: str = Field("", description="Prompt of every instance image; empty takes its file name.")
-    caption_files: bool = Field(True, description="Add the text of `captions/<stem>.txt` where there is one.")
+    instance_prompt: str = Field("", description="Prompt of every instance image; if empty, the file name.")
+    caption_files: bool = Field(True, description="Append the text of `captions/<stem>.txt` where it exists.")
     dropout: float = Field(
-        0, ge=0, le=1, description="Share of an image's turns without its caption: the instance prompt alone."
+        0, ge=0, le=1, description="Fraction of steps that use the instance prompt without the caption."
     )
 
 
@@ -110,50 +117,61 @@ class OptimizerConfig(Settings):
     """AdamW (Loshchilov and Hutter 2019), betas 0.9 and 0.999, epsilon 1e-8."""
 
     name: Literal["auto", "adamw", "adamw8bit"] = Field(
-        "auto", description="auto: adamw8bit on a GPU where bitsandbytes works, else adamw."
+        "auto", description="auto: adamw8bit on a GPU with bitsandbytes, else adamw."
     )
     weight_decay: float = Field(0.01, ge=0, le=1, description="Decoupled weight decay.")
-    max_grad_norm: float = Field(1.0, gt=0, le=1000, description="The gradient's norm is clipped to this.")
+    max_grad_norm: float = Field(1.0, gt=0, le=1000, description="Largest gradient norm; larger gradients are clipped.")
 
 
 class CheckpointConfig(Settings):
-    """How much work a dead machine may cost."""
+    """When checkpoints are saved, copied and deleted."""
 
-    every_steps: int = Field(500, ge=1, le=100_000, description="Save after this many steps.")
-    every_minutes: float = Field(10, gt=0, le=1440, description="Save after this many minutes, whichever is first.")
-    keep_last: int = Field(2, ge=2, le=100, description="Keep so many of the newest that verify, of each stage.")
+    every_steps: int = Field(500, ge=1, le=100_000, description="Save a checkpoint after this many steps.")
+    every_minutes: float = Field(
+        10, gt=0, le=1440, description="Save a checkpoint after this many minutes, if earlier."
+    )
+    keep_last: int = Field(2, ge=2, le=100, description="Number of newest valid checkpoints to keep per stage.")
     keep_every: int = Field(
-        0, ge=0, le=100_000, description="Save at multiples of this step too, and never remove those; 0 keeps none."
+        0,
+        ge=0,
+        le=100_000,
+        description="Also save at multiples of this step, and never delete those; 0 turns this off.",
     )
     publish_mb_per_second: float = Field(
-        50, gt=0, le=100_000, description="How fast checkpoints are copied into the session's folder at most."
+        50, gt=0, le=100_000, description="Highest rate for copying checkpoints into the session's folder, in MB/s."
     )
     patience_minutes: float = Field(
-        10, ge=0, le=1440, description="How long the end of a run waits for a session's disk that takes nothing."
+        10, ge=0, le=1440, description="Minutes to wait at the end of a run if the session's disk rejects writes."
     )
 
 
 class SampleConfig(Settings):
-    """Pictures made on the way; they never change the training."""
+    """Samples made during training, without influence on it."""
 
-    every_steps: int = Field(0, ge=0, le=100_000, description="Make samples after this many steps; 0 makes none.")
-    prompts: tuple[str, ...] = Field((), description="Prompts of the samples; empty takes the first instance prompt.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the first sample; the next ones follow.")
+    every_steps: int = Field(0, ge=0, le=100_000, description="Make samples every this many steps; 0 makes none.")
+    prompts: tuple[str, ...] = Field((), description="Prompts of the samples; if empty, the first instance prompt.")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="Seed of the first sample; later samples use the following numbers."
+    )
     steps: int = Field(20, ge=1, le=1000, description="Sampler steps.")
     guidance: float = Field(7.5, ge=0, le=50, description="Classifier-free guidance scale.")
 
 
 class Config(Settings):
-    """Everything a session may set."""
+    """All settings of a session."""
 
-    resolution: int = Field(512, ge=64, le=2048, description="Side of the square training images in pixels.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Everything random in training follows from this number.")
+    resolution: int = Field(
+        512, ge=64, le=2048, description="Side of the square training images in pixels, a multiple of 64."
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of all randomness in training.")
     batch_size: int = Field(1, ge=1, le=256, description="Instance images per forward pass.")
     gradient_accumulation: int = Field(1, ge=1, le=1024, description="Forward passes per optimizer step.")
-    precision: Literal["auto", "fp32", "fp16", "bf16"] = Field("auto", description="auto: what the device is fast at.")
-    gradient_checkpointing: bool = Field(False, description="Less memory for about a fifth more time.")
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
+        "auto", description="auto: the fastest that the device supports in hardware."
+    )
+    gradient_checkpointing: bool = Field(False, description="Use less memory and about a fifth more time.")
     min_snr_gamma: float = Field(
-        0, ge=0, le=100, description="Weigh timesteps by Min-SNR (Hang et al. 2023), 5 in the paper; 0 turns it off."
+        0, ge=0, le=100, description="Gamma of Min-SNR loss weighting (Hang et al. 2023, who use 5); 0 turns it off."
     )
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     unet: UNetConfig = UNetConfig()
@@ -168,27 +186,27 @@ class Config(Settings):
     def _whole_latents(cls, value: int) -> int:
         if value % 64:
             below = value - value % 64
-            raise ValueError(f"must be a multiple of 64: {max(below, 64)} or {below + 64} is next to it")
+            raise ValueError(f"must be a multiple of 64, such as {max(below, 64)} or {below + 64}")
         return value
 
     def changed(self, changes: Mapping[str, Any]) -> Config:
-        """A copy with dotted settings replaced, such as `{"unet.steps": 200}`.
+        """Return a copy with dotted settings replaced, such as `{"unet.steps": 200}`.
 
         Raises:
-            ConfigError: names, kinds or bounds that do not fit, all of them in one message.
+            ConfigError: unknown names or invalid values, all of them in one message.
         """
         data: dict[str, Any] = self.model_dump()
         for name, value in changes.items():
             *groups, last = name.split(".")
-            place = data
+            target = data
             for group in groups:
-                inner = place.setdefault(group, {})
-                place = inner if isinstance(inner, dict) else place.setdefault(name, {})
-            place[last] = value
+                inner = target.setdefault(group, {})
+                target = inner if isinstance(inner, dict) else target.setdefault(name, {})
+            target[last] = value
         return build(Config, data)
 
     def differences(self, other: Config) -> list[str]:
-        """The settings that differ, each as `unet.steps 200 -> 300`."""
+        """Return the settings that differ, each as `unet.steps 200 -> 300`."""
         mine, theirs = dict(flat(self.model_dump())), dict(flat(other.model_dump()))
         differ = [name for name in mine if mine[name] != theirs[name]]
         return [f"{name} {setting_told(mine[name])} -> {setting_told(theirs[name])}" for name in differ]
@@ -198,7 +216,7 @@ Built = TypeVar("Built", bound=Settings)
 
 
 def flat(data: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting with its dotted name."""
+    """Yield every setting with its dotted name."""
     for name, value in data.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{before}{name}.")
@@ -207,20 +225,20 @@ def flat(data: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]
 
 
 def setting_told(value: Any) -> str:
-    """A setting's value, as `flat` gives it, in a line; extensions as a person says them."""
-    if not (isinstance(value, list | tuple) and value and all(isinstance(one, Mapping) for one in value)):
+    """Format a setting's value, as `flat` yields it, on one line."""
+    if not (isinstance(value, list | tuple) and value and all(isinstance(item, Mapping) for item in value)):
         return str(value)
     try:
-        return " + ".join(str(Extension.model_validate(one)) for one in value)
+        return " + ".join(str(Extension.model_validate(item)) for item in value)
     except ValidationError:
         return str(value)
 
 
 def build(kind: type[Built], data: Any, where: object = None) -> Built:
-    """Build `kind` from plain data; `where` names the file it came from.
+    """Build `kind` from plain data, with `where` as the name of its file in messages.
 
     Raises:
-        ConfigError: every fault at once, with the nearest known name for an unknown one.
+        ConfigError: all faults in one message, with the nearest existing name for an unknown name.
     """
     try:
         return kind.model_validate(data)
@@ -229,32 +247,64 @@ def build(kind: type[Built], data: Any, where: object = None) -> Built:
         raise ConfigError("; ".join(faults), where=where, fix="Correct this and run the same command again.") from None
 
 
+_WHOLE, _NUMBER = "must be a whole number, such as 1500", "must be a number, such as 0.5 or 2e-6"
+_BOOLEAN, _LIST = "must be true or false", "must be a list, such as ['a', 'b']"
+_RULES: dict[str, str] = {
+    "int_parsing": _WHOLE,
+    "int_type": _WHOLE,
+    "int_from_float": _WHOLE,
+    "int_parsing_size": _WHOLE,
+    "float_parsing": _NUMBER,
+    "float_type": _NUMBER,
+    "finite_number": "must be a finite number",
+    "bool_parsing": _BOOLEAN,
+    "bool_type": _BOOLEAN,
+    "string_type": "must be text",
+    "string_pattern_mismatch": "must match {pattern}",
+    "tuple_type": _LIST,
+    "too_long": "must have at most {max_length} entries",
+    "literal_error": "must be {expected}",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be greater than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be less than {lt}",
+    "model_type": "must be a mapping of setting names to values",
+    "dict_type": "must be a mapping of setting names to values",
+}
+"""The rule that a value breaks, by the type of pydantic's error."""
+
+
 def _sentence(kind: type[Settings], fault: Mapping[str, Any]) -> str:
-    """One fault as a clause: the setting, what it is, what it may be."""
+    """Return the clause for a fault: the setting, its value and the rule it breaks."""
     name = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         if isinstance(fault["input"], Mapping) and "." not in str(fault["loc"][-1]):
             name = ".".join([name, *(str(part) for part in list(fault["input"])[:1])])
-        near = difflib.get_close_matches(name, known(kind), n=1, cutoff=0.5)
-        return f"{name} is no setting" + (f" (did you mean {near[0]}?)" if near else "")
+        near = difflib.get_close_matches(name, _names(kind), n=1, cutoff=0.5)
+        return f"there is no setting {name}" + (f" (did you mean {near[0]}?)" if near else "")
     if fault["type"] == "missing":
         return f"{name} is missing"
-    reason = str(fault["msg"]).removeprefix("Value error, ")
-    reason = reason.removeprefix("Input ")
+    rule = _RULES.get(fault["type"], "")
+    if rule:
+        rule = rule.format(
+            **{key: f"{value:g}" if isinstance(value, float) else value for key, value in fault.get("ctx", {}).items()}
+        )
+    else:
+        rule = str(fault["msg"]).removeprefix("Value error, ")
     given = fault["input"]
-    # A number typed on the command line comes as text; it is a number all the same.
+    # A number typed on the command line arrives as text; it is shown without quotes.
     shown = given if isinstance(given, str) and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", given, re.I) else repr(given)
     shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
-    return f"{name or 'the whole'} is {shown}, but {reason}"
+    return f"{name or 'the file'} is {shown}, but {rule}"
 
 
-def known(kind: type[Settings], before: str = "") -> list[str]:
-    """The dotted names of every setting below `kind`."""
+def _names(kind: type[Settings], before: str = "") -> list[str]:
+    """Return the dotted names of all settings below `kind`."""
     names: list[str] = []
     for name, field in kind.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, Settings):
-            names += known(inner, f"{before}{name}.")
+            names += _names(inner, f"{before}{name}.")
         else:
             names.append(f"{before}{name}")
     return names

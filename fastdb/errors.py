@@ -1,19 +1,18 @@
-"""Everything a person can get wrong, or a machine can do to them.
+"""Errors that users can fix, each reported as one line.
 
-    FastDBError                 shown as one line, exit code 2
-    ├── ConfigError             a setting is unknown, of the wrong kind or out of bounds
+    FastDBError                 reported as one line, exit code 2
+    ├── ConfigError             a setting is unknown or its value is invalid
     ├── SessionError            a session's name or folder cannot be used
-    │   ├── SessionNotFound     no session of that name lies where we looked
-    │   ├── SessionExists       a new session would hide an old one
+    │   ├── SessionNotFound     no session of that name exists
+    │   ├── SessionExists       a session of that name exists already
     │   └── SessionBusy         another process or machine is training this session
     ├── ImageError              a photo cannot be read or used
     ├── ModelError              a model file or folder cannot be read or used
     ├── StorageError            a disk is full, read-only or gone
     ├── CheckpointError         a checkpoint is incomplete or damaged
-    └── TrainingError           training cannot start or go on
+    └── TrainingError           training cannot start or continue
 
-Raised low, shown once: `console.boundary` turns any of them into a line, and a notebook does the same.
-Everything else is a bug and keeps its traceback.
+`console.boundary` and notebooks report these errors without a traceback. Any other exception is a bug.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ __all__ = [
 
 
 class FastDBError(Exception):
-    """What happened, to which file or value, and what to do now; its text is that one line.
+    """Error that a user can fix, with the remedy in its message.
 
     Args:
-        what: what happened, a clause without a full stop.
-        where: the file, folder or value it happened to.
-        fix: what to do now, one sentence.
+        what: the problem, a clause without a full stop.
+        where: the file, folder or value concerned.
+        fix: the remedy, one imperative sentence.
     """
 
     def __init__(self, what: str, *, where: object = None, fix: str = "") -> None:
@@ -48,12 +47,12 @@ class FastDBError(Exception):
         self.what, self.where, self.fix = what, where, fix
 
     def _render_traceback_(self) -> list[str]:
-        """What a notebook shows in place of a traceback (IPython asks for it, 7.34 to 9)."""
+        """Return the lines that IPython 7.34 to 9 shows instead of a traceback."""
         return [f"error: {self}"]
 
 
 class ConfigError(FastDBError):
-    """A setting is unknown, of the wrong kind or out of bounds."""
+    """A setting is unknown or its value is invalid."""
 
 
 class SessionError(FastDBError):
@@ -61,11 +60,11 @@ class SessionError(FastDBError):
 
 
 class SessionNotFound(SessionError):
-    """No session of that name lies where we looked."""
+    """No session of that name exists."""
 
 
 class SessionExists(SessionError):
-    """A new session would hide an old one."""
+    """A session of that name exists already."""
 
 
 class SessionBusy(SessionError):
@@ -89,4 +88,4 @@ class CheckpointError(FastDBError):
 
 
 class TrainingError(FastDBError):
-    """Training cannot start or go on."""
+    """Training cannot start or continue."""

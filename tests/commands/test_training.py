@@ -124,7 +124,7 @@ def bad_name(photos: list[Path], folder: Path) -> dict[str, Any]:
         (no_base, ModelError, "gone: there is no such file or folder"),
         (other_base, ModelError, "there is no model_index.json"),
         (half_base, ModelError, "there is no diffusion_pytorch_model.safetensors"),
-        (bad_setting, ConfigError, "unet.step is no setting (did you mean unet.steps?)"),
+        (bad_setting, ConfigError, "there is no setting unet.step (did you mean unet.steps?)"),
         (bad_setting, ConfigError, "resolution is 65, but must be a multiple of 64"),
         (bad_name, SessionError, "cannot be the name of a session"),
     ],

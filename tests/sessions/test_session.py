@@ -362,8 +362,8 @@ class TestRecord:
             Session.open("dog")
         line = str(caught.value)
         assert line.startswith(f"{path}: ")
-        assert "config.unet.stpes is no setting (did you mean config.unet.steps?)" in line
-        assert "config.resolution is 500, but must be a multiple of 64: 448 or 512 is next to it" in line
+        assert "there is no setting config.unet.stpes (did you mean config.unet.steps?)" in line
+        assert "config.resolution is 500, but must be a multiple of 64, such as 448 or 512" in line
 
     def test_settings_typed_by_hand_are_taken(self) -> None:
         """`2e-6` is text to YAML 1.1, and it is what everybody types."""

@@ -216,7 +216,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         "cannot be read as YAML",
     ),
     "yaml of another format": (in_place_of_yaml(YAML.replace(b"format: 1", b"format: 9")), "has format 9"),
-    "yaml of unknown settings": (in_place_of_yaml(YAML + b"evil: 1\n"), "evil is no setting"),
+    "yaml of unknown settings": (in_place_of_yaml(YAML + b"evil: 1\n"), "there is no setting evil"),
     "yaml with a long value": (in_place_of_yaml(YAML + b"runs: " + b"y" * 5000), "..."),
     "yaml that is long": (in_place_of_yaml(YAML + b"#" * 2_000_000), "is larger than any session.yaml"),
     "yaml that is binary": (in_place_of_yaml(b"\x80\xff\0"), "its session.yaml cannot be used"),

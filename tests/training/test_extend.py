@@ -240,9 +240,9 @@ def test_beside_it_the_text_encoder_trains_as_long_as_it_has_steps(make_session:
 @pytest.mark.parametrize(
     ("steps", "given", "told"),
     [
-        (0, {}, "steps is 0, but should be greater than or equal to 1"),
-        (5, {"learning_rate": 0}, "learning_rate is 0, but should be greater than 0"),
-        (5, {"schedule": "cosine"}, "schedule is 'cosine', but should be 'hold', 'rewarm' or 'decay'"),
+        (0, {}, "steps is 0, but must be at least 1"),
+        (5, {"learning_rate": 0}, "learning_rate is 0, but must be greater than 0"),
+        (5, {"schedule": "cosine"}, "schedule is 'cosine', but must be 'hold', 'rewarm' or 'decay'"),
     ],
 )
 def test_what_is_out_of_bounds_is_refused(make_session: Made, steps: int, given: dict[str, Any], told: str) -> None:
