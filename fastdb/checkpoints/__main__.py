@@ -18,7 +18,7 @@ from fastdb.checkpoints.publish import NOT_YET, Publishing
 from fastdb.errors import FastDBError, StorageError
 from fastdb.runtime.library_logging import hush_libraries
 from fastdb.sessions.events import EventLog
-from fastdb.sessions.lease import Fence
+from fastdb.sessions.lease import Guard
 from fastdb.sessions.session import Session
 
 NICE = 12
@@ -40,7 +40,7 @@ def main(folder: Path, base: Path, events: Path, trainer: int, lease: Sequence[s
     try:
         session = _opened(folder, log, lambda: ending.is_set() or orphaned())
         hush_libraries()
-        Publishing(session, base, log.emit, Fence.of(folder, lease).check).run(orphaned, ending.is_set)
+        Publishing(session, base, log.emit, Guard(folder, lease).check).run(orphaned, ending.is_set)
     except FastDBError as error:
         # Where the trainer still runs, it tries once more at its end and says then what is wrong.
         log.emit("warning", message=f"publishing ended: {error}")

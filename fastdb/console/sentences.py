@@ -23,7 +23,12 @@ SENTENCES: dict[str, str] = {
     "file list damaged": "{subject}, the list of the session's files, was edited or damaged",
     "file missing": "{subject} is missing",
     "file unreadable": "{subject} cannot be read: {reason}",
+    "lease not renewed": "Could not renew {subject}; training continues, but another machine may take the session over "
+    "if this lasts {reason}",
+    "lease set aside": "Moved an invalid lease to {subject}: {reason}",
+    "session taken over": "Took the session over from {subject}, {reason}",
     "session.yaml changed": "{subject} was edited or damaged since it was written",
+    "trainer crashed": "The last trainer ({subject}) crashed or was killed; resuming from its last checkpoint",
     # training
     "disk space tight": "Disk space is tight: {subject}. To save space, {reason}",
 }

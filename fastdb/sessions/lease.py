@@ -1,23 +1,23 @@
-"""Who trains a session, known to every machine that sees its folder: a lease is taken, renewed, lost, given back.
+"""Leases, by which only one machine at a time trains a session.
 
-Between the processes of one machine a lock decides (`training/process.py`), and a lease is taken under it. Between
-machines there is nothing to lock with, only a file that the others see sooner or later.
+Between the processes of a machine a lock decides (`training/process.py`), and a lease is taken under it. Machines share
+no lock, only a file that the others see sooner or later.
 
-What holds, whatever the clocks say and wherever a machine dies:
-- Of two that hold a lease the same one gives way on every machine: leases have a rank, and one that takes over ranks
-  above what it took over. Whoever sees that it is outranked writes nothing more into the session, and stops.
-- A lease blocks nobody for good: `take_over` takes any, and one that does not change for `QUIET` seconds by the
-  onlooker's own clock, which nobody can set, counts as left behind.
-- A lease that is seen to change is not taken over unasked, however wrong the clocks are.
+Guaranteed, with any clocks and wherever a machine dies:
+- Of two owners every machine gives way to the same one: leases have a rank, and a lease that takes over ranks above the
+  one it replaces. A process that sees a higher rank writes nothing more into the session, and stops.
+- No lease blocks for good: `take_over` takes any lease, and a lease that does not change for `QUIET` seconds by the
+  observer's monotonic clock counts as abandoned.
+- A lease that is seen to change is not taken over without a request, however wrong the clocks are.
 
-What does not hold:
-- The file has to arrive first. On a shared disk it is there at once. Two that take a free session there both keep it
-  only if one of them stands still for longer than `SETTLE` between its look and its write, which are a millisecond
-  apart, and then until it writes or renews its lease. On Google Drive a file takes seconds to minutes to the other
-  machine, and so long both train and may write; checkpoints have names and hashes of their own.
-- A machine whose lease is looked at for the first time is believed its clock, unless that is over a minute ahead of
-  this one or 60 days behind it. With clocks that differ by 7 minutes to 60 days one that lives can be taken over
-  unasked: it saves on its own disk and stops, and the two never go on writing.
+Not guaranteed:
+- The file has to arrive. On a shared disk it is there at once, and two processes that take a free session both keep it
+  only if one of them is suspended for longer than `SETTLE` between its read and its write, which are a millisecond
+  apart, and then until it writes or renews its lease. On Google Drive the file takes seconds to minutes to reach the
+  other machine, and for that time both may train and write; checkpoints have names and checksums of their own.
+- A lease that is seen for the first time is judged by its owner's clock, unless that is over a minute ahead or 60 days
+  behind. With clocks that differ by 7 minutes to 60 days a live trainer can be taken over without a request: it saves
+  on its own disk and stops, and the two never both continue to write.
 """
 
 from __future__ import annotations
@@ -25,58 +25,71 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 from fastdb.errors import SessionBusy, StorageError
+from fastdb.reporting import Note
 from fastdb.runtime import machine
 from fastdb.runtime.paths import cache_folder, work_folder
 from fastdb.sessions import lease_file
-from fastdb.sessions.lease_file import FILE, Lease, shown
-from fastdb.sessions.lease_status import QUIET, Verdict, busy, judged, minutes, when
+from fastdb.sessions.lease_file import ASIDE, FILE, Lease, rank_of
+from fastdb.sessions.lease_status import QUIET, Verdict, busy, judge, minutes, when
 from fastdb.storage.atomic_write import explained
+from fastdb.storage.staged_folder import next_aside
 
 BEAT = 120.0
-"""Seconds from one renewal to the next; three may be missed within `QUIET`."""
+"""Seconds between renewals; three may fail within `QUIET`."""
 SETTLE = 1.0
-"""Seconds after which a lease that was just taken is read back: a thousand times what lies between a look and the write
-after it. Nobody waits for it, because a trainer loads torch meanwhile."""
+"""Seconds after which a new lease is read back: a thousand times the time between its read and its write. Training does
+not wait for it, because the trainer loads torch meanwhile."""
 ENDING = 10.0
-"""Seconds that giving a lease back may take. On a disk that does not answer it stays, and is taken over in time."""
+"""Seconds that the release of a lease may take. On a disk that does not answer the lease stays and expires."""
 
 _HALF = 0.2
-"""Seconds after which a file that cannot be read is looked at again: it may have been half written."""
+"""Seconds after which an invalid file is read again, because another process may be writing it."""
 _TRIES = 3
-"""How often a lease is written again where the one it took over from was renewed in the same moment."""
+"""Attempts to write a lease if the one it replaced is renewed at the same moment."""
 _UNREADABLE = 1000
-"""The term after one that could not be read: it ranks above its owner, should that live. Terms grow by one for each
-trainer that died and are at 1 again after one that ended."""
+"""Term after an invalid lease, to rank above its owner, who may be alive. Terms grow by one for each trainer that died
+and start at 1 again after a trainer that ended."""
 
-Tell = Callable[[str], None]
+Warn = Callable[[Note], None]
 
 
 class Guard:
-    """Says whether a session may still be written to. This one always does: for a session that nobody else reaches."""
+    """Permission to write to a session, which a lease of higher rank withdraws.
 
-    said: tuple[str, ...] = ()
-    """What was taken over, lines for the plan."""
+    `words` identify the lease for another process, such as a publisher, as arguments of its command line. Without them
+    writing is always permitted: no other machine reaches the session.
+    """
 
-    @property
-    def words(self) -> tuple[str, ...]:
-        """What another process needs to check the same, as arguments of its command line: see `Fence.of`."""
-        return ()
+    def __init__(self, session: Path = Path(), words: Sequence[str] = ()) -> None:
+        self.session, self.words = session, tuple(words)
+        self.notes: tuple[Note, ...] = ()
+        """What was taken over."""
+        self._rank = rank_of(int(words[0]), words[1]) if words else None
 
     def check(self) -> None:
-        """Return if the session may be written to.
+        """Raise if the session was taken over; costs one small read.
+
+        A disk that does not answer permits: the write that follows meets the same error.
 
         Raises:
-            SessionBusy: it was taken over.
+            SessionBusy: naming the new owner.
         """
+        if self._rank is None:
+            return
+        try:
+            current = lease_file.read(self.session / FILE)
+        except OSError:
+            return
+        if isinstance(current, Lease) and current.rank > self._rank:
+            raise _taken_over(self.session, current)
 
     def holds(self) -> bool:
-        """Whether the session may be written to."""
+        """Return whether the session may be written to."""
         try:
             self.check()
         except SessionBusy:
@@ -84,83 +97,52 @@ class Guard:
         return True
 
 
-class Fence(Guard):
-    """A lease as another process needs it, such as one that copies for a trainer: session, term and token."""
-
-    def __init__(self, session: Path, term: int, token: str) -> None:
-        self.session, self.term, self.token = session, term, token
-
-    @classmethod
-    def of(cls, session: Path, words: Sequence[str]) -> Guard:
-        """The guard whose `words` these are."""
-        return cls(session, int(words[0]), words[1]) if words else Guard()
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """Term and token."""
-        return str(self.term), self.token
-
-    def check(self) -> None:
-        """Return if no lease is seen that outranks it; one small read. A disk that does not answer says nothing here:
-        whoever goes on to write meets the same.
-
-        Raises:
-            SessionBusy: it was taken over; by whom, and when.
-        """
-        try:
-            there = lease_file.read(self.session / FILE)
-        except OSError:
-            return
-        if isinstance(there, Lease) and self.outranked_by(there):
-            raise taken_over(self.session, there)
-
-    def outranked_by(self, other: Lease) -> bool:
-        """Whether another lease counts more."""
-        return other.rank > (self.term, -int(self.token, 16))
-
-
 class Held(Guard):
-    """A lease of this process. `lost` is called, in any thread, when it turns out to be taken over; `tell` with a line
-    when it cannot be renewed, once.
+    """Lease of this process, renewed in a thread until the end of the `with` block.
+
+    Args:
+        warn: called with a note, once and in any thread, if the lease cannot be renewed.
+        lost: called in any thread when the session was taken over.
     """
 
     def __init__(
-        self, session: Path, lease: Lease, said: Sequence[str], may_live: bool, tell: Tell, lost: Callable[[], None]
+        self, session: Path, lease: Lease, notes: Sequence[Note], may_live: bool, warn: Warn, lost: Callable[[], None]
     ) -> None:
-        self.session, self.lease, self.said = session, lease, tuple(said)
-        self.fence = Fence(session, lease.term, lease.token)
-        self._may_live, self._tell, self._lost, self._warned = may_live, tell, lost, False
+        super().__init__(session, (str(lease.term), lease.token))
+        self.lease, self.notes = lease, tuple(notes)
+        self._may_live, self._warn, self._lost, self._warned = may_live, warn, lost, False
         self._taken = self._renewed = machine.ticking()
         self._refusal: SessionBusy | None = None
         self._end, self._settled, self._turn = threading.Event(), threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._live, name="lease", daemon=True)
         self._thread.start()
 
+    def __enter__(self) -> Held:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
     def check(self) -> None:
-        """Return if the session may be written to; one small read. The first time it waits until the lease has settled.
+        """Raise if the session was taken over; the first call waits until the lease has settled.
 
         Raises:
-            SessionBusy: it was taken over; by whom, and when.
+            SessionBusy: naming the new owner.
         """
         self._settled.wait(ENDING)
         if self._refusal is None:
             try:
-                self.fence.check()
+                super().check()
                 if machine.ticking() - self._renewed > QUIET:
-                    # It slept, or had no disk: another lease may have come and gone.
+                    # The process slept or had no disk, so another lease may have come and gone.
                     self._guarded(self._renew)
             except SessionBusy as refusal:
                 self._lose(refusal)
         if self._refusal is not None:
             raise self._refusal
 
-    @property
-    def words(self) -> tuple[str, ...]:
-        """Those of its fence."""
-        return self.fence.words
-
     def end(self) -> None:
-        """Give the lease back: its file is removed, unless another has it."""
+        """Release the lease by removing its file, unless another process owns it."""
         self._end.set()
         self._thread.join(ENDING)
 
@@ -174,7 +156,7 @@ class Held(Guard):
         self._guarded(self._leave)
 
     def _guarded(self, act: Callable[[], None]) -> None:
-        """Do something with the file. What goes wrong is told once and does not touch training."""
+        """Run a file operation; an error of the disk is reported once and does not stop training."""
         try:
             if self._refusal is None:
                 act()
@@ -183,43 +165,45 @@ class Held(Guard):
         except (OSError, StorageError) as error:
             if not self._warned:
                 self._warned = True
-                self._tell(
-                    f"{FILE} cannot be renewed ({error}): training goes on, but another machine that sees nothing new "
-                    f"there for {minutes(QUIET)} may take the session over"
-                )
+                self._warn(Note("lease not renewed", f"{FILE} ({error})", minutes(QUIET)))
 
     def _settle(self) -> None:
-        """Read back what was written; whoever does not find its own lease there has lost.
+        """Read the lease back; a process that finds another lease of its term has lost.
 
         Raises:
-            SessionBusy: another took the session in the same moment.
+            SessionBusy: another process took the session at the same moment.
         """
         for _ in range(_TRIES):
             self._end.wait(SETTLE)
             if stronger := self._stronger():
-                raise taken_over(self.session, stronger)
-            there = lease_file.read(self.session / FILE)
-            if isinstance(there, Lease) and there.token == self.lease.token:
+                raise _taken_over(self.session, stronger)
+            current = lease_file.read(self.session / FILE)
+            if isinstance(current, Lease) and current.token == self.lease.token:
                 return
-            if isinstance(there, Lease) and there.term == self.lease.term:
-                raise taken_over(self.session, there)
-            # By the one it was taken over from, which does not know yet.
+            if isinstance(current, Lease) and current.term == self.lease.term:
+                raise _taken_over(self.session, current)
+            # Overwritten by the previous owner, which does not know of the takeover yet.
             lease_file.write(self.session, self.lease)
 
     def _renew(self) -> None:
-        """Look whether another has it, and write that this one lives.
+        """Write a new heartbeat unless another process owns the session.
 
         Raises:
-            SessionBusy: another has it.
+            SessionBusy: another process owns it.
             OSError, StorageError: the disk does not answer.
         """
         with self._turn:
             now = machine.ticking()
             if stronger := self._stronger():
-                raise taken_over(self.session, stronger)
+                raise _taken_over(self.session, stronger)
             if now - self._renewed > QUIET and lease_file.read(self.session / FILE) is None:
-                raise _given_up(self.session, now - self._renewed)
-            # A clock that was set back must not make it look older than it is.
+                raise SessionBusy(
+                    f"may have been trained on another machine: {FILE} could not be renewed for "
+                    f"{minutes(now - self._renewed)} and is gone",
+                    where=self.session.name,
+                    fix=f"Check its state (fastdb show {self.session.name}) and run the same command again.",
+                )
+            # A clock that was set back must not make the lease look old.
             least = self.lease.since + timedelta(seconds=now - self._taken)
             beat = max(machine.wall(), least)
             self.lease = self.lease.model_copy(update={"beats": self.lease.beats + 1, "beat": beat})
@@ -227,115 +211,92 @@ class Held(Guard):
             self._renewed = now
 
     def _leave(self) -> None:
-        there = lease_file.read(self.session / FILE)
-        if not isinstance(there, Lease) or there.token != self.lease.token:
+        current = lease_file.read(self.session / FILE)
+        if not isinstance(current, Lease) or current.token != self.lease.token:
             return
         if self._may_live and machine.ticking() - self._taken <= QUIET:
-            # Taken over from a machine that may only be asleep, and done before that one had to look: without a word it
-            # would find nothing, and go on.
+            # The previous owner may be asleep and has not had to look yet. Without a file it would continue to train.
             lease_file.write(self.session, self.lease.model_copy(update={"ended": machine.wall()}))
             return
         (self.session / FILE).unlink(missing_ok=True)
 
     def _stronger(self) -> Lease | None:
-        """The lease in the session, or in a twin of the file, that counts most, if it counts more than this one."""
-        every = (lease_file.read(path) for path in lease_file.files(self.session))
-        stronger = [lease for lease in every if isinstance(lease, Lease) and self.fence.outranked_by(lease)]
-        return max(stronger, key=lambda lease: lease.rank, default=None)
+        """Return the lease of highest rank in the session, duplicates included, if it ranks above this one."""
+        leases = [lease_file.read(path) for path in lease_file.files(self.session)]
+        ranked = [lease for lease in leases if isinstance(lease, Lease) and lease.rank > self.lease.rank]
+        return max(ranked, key=lambda lease: lease.rank, default=None)
 
     def _lose(self, refusal: SessionBusy) -> None:
         self._refusal = self._refusal or refusal
         self._lost()
 
 
-def take(session: Path, tell: Tell, lost: Callable[[], None], *, take_over: bool = False) -> Held:
-    """Take the lease of a session; only for the one process that holds its lock on this machine.
+def take(session: Path, warn: Warn, lost: Callable[[], None], *, take_over: bool = False) -> Held:
+    """Take the lease of a session; only for the process that holds its lock on this machine.
 
     Args:
-        tell: called once with a line, in any thread, when the lease cannot be renewed.
-        lost: called, in any thread, when it was taken over.
-        take_over: take it also from one that lives, or may.
+        warn, lost: see `Held`.
+        take_over: also take a lease whose owner is or may be alive.
 
     Raises:
-        SessionBusy: another has it; who, since when, and what can be done.
+        SessionBusy: another process owns it.
         StorageError: the folder cannot be written, or the disk does not answer.
     """
     with explained(cache_folder()):
         mine = _new()
-    said, seen, may_live = list[str](), list[Path](), False
+    notes, seen, may_live = list[Note](), list[Path](), False
     try:
         with explained(session / FILE):
             for path in lease_file.files(session):
-                there = lease_file.read(path)
-                if isinstance(there, str):
-                    # It may be on its way.
+                current = lease_file.read(path)
+                if isinstance(current, str):
                     threading.Event().wait(_HALF)
-                    there = lease_file.read(path)
-                if isinstance(there, Lease):
-                    line, lives = _found(session, there, mine, take_over)
-                    term, may_live = there.term + 1, may_live or lives
+                    current = lease_file.read(path)
+                if isinstance(current, Lease):
+                    found, lives = _replace(session, current, take_over)
+                    notes += found
+                    term, may_live = current.term + 1, may_live or lives
                     seen.append(path)
-                elif there is not None:
-                    line = f"in use: {path.name} was moved to {lease_file.set_aside(path).name}, because {there}"
+                elif current is not None:
+                    # It may be somebody's own file.
+                    aside = next_aside(session, ASIDE)
+                    path.rename(aside)
+                    notes.append(Note("lease set aside", aside.name, current))
                     term, may_live = _UNREADABLE, True
                 else:
                     continue
-                said += [line] if line else []
                 mine = mine.model_copy(update={"term": max(mine.term, term)})
             lease_file.write(session, mine)
-            for twin in seen:
-                if twin.name != FILE:
-                    twin.unlink(missing_ok=True)
+            for duplicate in seen:
+                if duplicate.name != FILE:
+                    duplicate.unlink(missing_ok=True)
     except FileNotFoundError as error:
         raise StorageError(
-            "the session's folder is not there", where=session, fix="Put it back, or mount it."
+            "the session's folder does not exist", where=session, fix="Restore it, or mount its disk."
         ) from error
-    return Held(session, mine, said, may_live, tell, lost)
+    return Held(session, mine, notes, may_live, warn, lost)
 
 
-@contextmanager
-def held(session: Path, tell: Tell, lost: Callable[[], None], *, take_over: bool = False) -> Iterator[Held]:
-    """Hold the lease of a session, and give it back however the block ends; see `take`.
-
-    Raises:
-        SessionBusy, StorageError: see `take`.
-    """
-    lease = take(session, tell, lost, take_over=take_over)
-    try:
-        yield lease
-    finally:
-        lease.end()
-
-
-def taken_over(session: Path, by: Lease) -> SessionBusy:
-    """The refusal for whoever was taken over."""
+def _taken_over(session: Path, by: Lease) -> SessionBusy:
     here = work_folder(session) / "checkpoints"
-    kept = f"; what was trained here since is kept in {here}" if here.is_dir() else ""
+    kept = f"; checkpoints since then are kept in {here}" if here.is_dir() else ""
     return SessionBusy(
-        f"was taken over by {by.whose} at {when(by.since)}, so nothing more is written into it here{kept}",
+        f"was taken over by {by.whose} at {when(by.since)}, so this machine no longer writes to it{kept}",
         where=session.name,
-        fix=f"Follow it there; or, when it has stopped there, go on here: fastdb train {session.name}",
-    )
-
-
-def _given_up(session: Path, silent: float) -> SessionBusy:
-    return SessionBusy(
-        f"may have been trained elsewhere: its {FILE} could not be renewed for {minutes(silent)} and is gone",
-        where=session.name,
-        fix=f"Look what it holds now (fastdb show {session.name}) and run the same command again.",
+        fix=f"Follow it there; after it has stopped there, resume here with: fastdb train {session.name}",
     )
 
 
 def _new() -> Lease:
-    """A lease of this process that begins now.
+    """Return a lease of this process that begins now.
 
     Raises:
         OSError: the cache cannot be written.
     """
     now, pid = machine.wall(), os.getpid()
     return Lease(
-        owner=shown(machine.user_name()),
-        host=shown(machine.host_name()),
+        owner=machine.user_name(),
+        host=machine.host_name(),
         since=now,
         beat=now,
         beats=0,
@@ -348,24 +309,24 @@ def _new() -> Lease:
     )
 
 
-def _found(session: Path, there: Lease, mine: Lease, take_over: bool) -> tuple[str, bool]:
-    """What to say of a lease that is taken over, nothing for one that was given back, and whether its owner may live.
+def _replace(session: Path, lease: Lease, take_over: bool) -> tuple[list[Note], bool]:
+    """Return notes on a lease that may be taken over, none for a released one, and whether its owner may be alive.
 
     Raises:
-        SessionBusy: it lives, and is not to be taken over.
+        SessionBusy: its owner counts as alive, and `take_over` is false.
     """
-    if there.ended is not None:
-        # What it was left for has looked by now, or slept for so long that it knows to give up by itself.
-        return "", (machine.wall() - there.ended).total_seconds() <= QUIET
-    if not there.same_machine(mine):
-        verdict = judged(session, there)
+    if lease.ended is not None:
+        # The process it was left for has read it by now, or slept so long that it gives up on its own.
+        return [], (machine.wall() - lease.ended).total_seconds() <= QUIET
+    if not lease.is_local():
+        verdict = judge(session, lease)
         if verdict.alive and not take_over:
-            raise busy(session, there, verdict)
-        why = "as was asked" if verdict.alive else "which counts as gone"
-        return f"in use: taken over from {there.whose}, {why}: {verdict.heard}", True
-    if machine.began(there.pid) != there.began:
-        return f"in use: taken over from process {there.pid} of this machine, which ended without a word", False
+            raise busy(session, lease, verdict)
+        why = "as requested" if verdict.alive else "because it counts as gone"
+        return [Note("session taken over", lease.whose, f"{why}; {verdict.evidence}")], True
+    if machine.began(lease.pid) != lease.began:
+        return [Note("trainer crashed", f"process {lease.pid}")], False
     if not take_over:
-        # The lock of this machine goes by path, and this one got it: the session is reached by another path as well.
-        raise busy(session, there, Verdict(True, f"in process {there.pid} of this machine", 0))
-    return f"in use: taken over from process {there.pid} of this machine, as was asked", True
+        # The lock of this machine goes by path, so the session is reached by another path as well.
+        raise busy(session, lease, Verdict(True, f"its trainer is process {lease.pid} of this machine", 0))
+    return [Note("session taken over", f"process {lease.pid} of this machine", "as requested")], True

@@ -1,8 +1,8 @@
-"""`in-use.json`, the file in a session's folder that says who trains it: read without trust, written in place.
+"""The file `in-use.json` of a session, which contains the lease of its trainer.
 
-It is written over in place and always has the same size: Google Drive puts each file that is replaced into its trash,
-and a reader finds the old text or the new one, where a file that is cut first would be empty for a moment. Where two
-machines make it at once Drive keeps both and calls one `in-use (1).json`; such twins are read too.
+It is untrusted input, rewritten in place with a constant size: Google Drive moves each replaced file to its trash, and
+a truncated file would be empty for a moment. If two machines create it at once, Drive keeps both and names one of them
+`in-use (1).json`; such duplicates are read too.
 """
 
 from __future__ import annotations
@@ -12,32 +12,45 @@ import os
 import re
 import stat
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
+from fastdb.runtime import machine
 from fastdb.storage.atomic_write import write_bytes
+from fastdb.storage.staged_folder import ASIDE as SET_ASIDE
 
 FILE = "in-use.json"
 SIZE = 1536
-"""Bytes of the file, filled up with spaces: more than the longest lease takes, and less than one block of any disk."""
-ASIDE = "in-use.set-aside-"
+"""Bytes of the file, padded with spaces: longer than any lease, and shorter than one block of any disk."""
+ASIDE = "in-use."
+"""Start of the name, before `set-aside-N`, of an invalid lease that makes way for a new one."""
 
-_TWIN = re.compile(r"in-use ?\(\d+\)\.json")
+_DUPLICATE = re.compile(r"in-use ?\(\d+\)\.json")
 _REFUSED = (errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO, errno.EMLINK)
 _LONGEST = 60
 
 
-class Lease(BaseModel):
-    """What the file says: who trains, until when that is known, and a number by which two that claim it are ranked.
+def _printable(text: str) -> str:
+    """Return an untrusted text shortened and without control characters, which could move a terminal's cursor."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)[:_LONGEST] or "?"
 
-    `term` is one more than that of the lease it took over. `since`, `beat` and `ended` are by the owner's clock.
+
+_Name = Annotated[str, Field(max_length=1000), AfterValidator(_printable)]
+
+
+class Lease(BaseModel):
+    """Claim of one process on training a session.
+
+    `term` is one more than the term of the lease that it replaced. `since`, `beat` and `ended` are times of the owner's
+    clock; `beats` counts the renewals.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", hide_input_in_errors=True)
 
-    what: str = "fastdb trains this session; whoever does renews this file every 2 minutes and removes it at the end"
-    owner: str = Field(max_length=1000)
-    host: str = Field(max_length=1000)
+    what: str = "fastdb trains this session; the trainer renews this file every 2 minutes and removes it at the end"
+    owner: _Name
+    host: _Name
     since: AwareDatetime
     beat: AwareDatetime
     beats: int = Field(ge=0, le=1 << 53)
@@ -51,32 +64,37 @@ class Lease(BaseModel):
 
     @property
     def rank(self) -> tuple[int, int]:
-        """Of two leases the one with the greater rank counts, on whichever machine it is asked; no two are equal."""
-        return self.term, -int(self.token, 16)
+        """Rank by which all machines choose the same one of two leases; the greater wins, and no two are equal."""
+        return rank_of(self.term, self.token)
 
     @property
     def whose(self) -> str:
-        """Owner and host, for a line that is shown."""
-        return f"{shown(self.owner)} on {shown(self.host)}"
+        """Owner and host."""
+        return f"{self.owner} on {self.host}"
 
-    def same_machine(self, other: Lease) -> bool:
-        """Whether both were written where numbers of processes mean the same."""
-        return (self.machine, self.host, self.boot) == (other.machine, other.host, other.boot)
+    def is_local(self) -> bool:
+        """Return whether the lease was written on this machine since it started, so that its process ID is valid here.
+
+        Raises:
+            OSError: the cache cannot be written.
+        """
+        here = (machine.machine_number(), _printable(machine.host_name()), machine.boot())
+        return (self.machine, self.host, self.boot) == here
 
 
-def shown(text: str) -> str:
-    """Text of a stranger, short and without what moves a terminal's cursor."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)[:_LONGEST] or "?"
+def rank_of(term: int, token: str) -> tuple[int, int]:
+    """Return the rank of a lease; see `Lease.rank`."""
+    return term, -int(token, 16)
 
 
 def read(path: Path) -> Lease | str | None:
-    """The lease in a file; a clause that says why it is none; or None where there is no such file.
+    """Return the lease in a file, the reason why it is invalid as a clause, or None if there is no file.
 
     Raises:
         OSError: the disk does not answer.
     """
     try:
-        # Never through a link, and without waiting for whoever would write into a pipe.
+        # Neither through a link nor waiting for the writer of a named pipe.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
@@ -86,7 +104,7 @@ def read(path: Path) -> Lease | str | None:
         raise
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return "it is no plain file"
+            return "it is not a regular file"
         text = os.read(descriptor, 1 << 16)
     finally:
         os.close(descriptor)
@@ -95,37 +113,37 @@ def read(path: Path) -> Lease | str | None:
     try:
         return Lease.model_validate_json(text)
     except ValidationError:
-        return "it is damaged, or no lease of fastdb"
+        return "it is damaged"
 
 
 def files(session: Path) -> list[Path]:
-    """The files that may hold a lease of a session: the one of the right name, there or not, and its twins.
+    """Return the files that may contain a session's lease: `in-use.json`, existing or not, and its duplicates.
 
     Raises:
         OSError: the folder cannot be listed.
     """
-    twins = sorted(entry.name for entry in os.scandir(session) if _TWIN.fullmatch(entry.name))
-    return [session / FILE, *(session / name for name in twins)]
+    duplicates = sorted(entry.name for entry in os.scandir(session) if _DUPLICATE.fullmatch(entry.name))
+    return [session / FILE, *(session / name for name in duplicates)]
 
 
 def is_lease_file(name: str) -> bool:
-    """Whether a file of this name in a session's folder speaks of this folder alone and travels nowhere."""
-    return name == FILE or _TWIN.fullmatch(name) is not None or name.startswith(ASIDE)
+    """Return whether a file of this name in a session's folder must not be copied to another session."""
+    return name == FILE or _DUPLICATE.fullmatch(name) is not None or name.startswith(f"{ASIDE}{SET_ASIDE}")
 
 
 def write(session: Path, lease: Lease) -> None:
-    """Write the lease into a session's folder, over whatever lease is there.
+    """Write a lease into a session's folder, over any other lease.
 
     Raises:
         OSError, StorageError: it cannot be written.
     """
     path = session / FILE
-    # A number of bytes that never changes, so that nothing of a longer text can remain behind a shorter one.
+    # A constant size, so that nothing of a longer text remains behind a shorter one.
     data = (lease.model_dump_json(indent=1, exclude_none=True).encode() + b"\n").ljust(SIZE - 1) + b"\n"
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
     except PermissionError:
-        # Of another user, in a folder that both may write.
+        # Another user's file in a folder that both may write.
         write_bytes(path, data)
         return
     try:
@@ -137,16 +155,3 @@ def write(session: Path, lease: Lease) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def set_aside(path: Path) -> Path:
-    """Move what is no lease out of the lease's way; it may be somebody's.
-
-    Raises:
-        OSError: it cannot be moved.
-    """
-    number = 1
-    while os.path.lexists(aside := path.with_name(f"{ASIDE}{number}")):
-        number += 1
-    path.rename(aside)
-    return aside

@@ -1,4 +1,4 @@
-"""Whether the machine that trains a session still lives, told from its lease: by what was seen, then by its clock."""
+"""Whether the machine that trains a session is alive, by observation first and by its clock second."""
 
 from __future__ import annotations
 
@@ -14,34 +14,40 @@ from fastdb.errors import SessionBusy, StorageError
 from fastdb.runtime import machine
 from fastdb.runtime.paths import work_folder
 from fastdb.sessions import lease_file
-from fastdb.sessions.lease_file import Lease, shown
+from fastdb.sessions.lease_file import Lease
 from fastdb.storage.atomic_write import explained, make_folder, write_json
 
 QUIET = 420.0
-"""Seconds without a renewal after which a lease counts as left behind: three renewals, and a minute for Google Drive
-to carry the last one here. Less, and slow uploads end trainings; more, and a dead machine is waited for longer."""
+"""Seconds without a renewal after which a lease counts as abandoned: three renewals, and a minute for Google Drive to
+upload the last. A shorter time ends trainings during slow uploads; a longer time delays the takeover from a dead
+machine."""
 APART = 60 * 86400.0
-"""Seconds between a lease's last renewal and now by this clock, past which a wrong clock is likelier than a session
-left alone: a clock that lost the date is years behind."""
+"""Seconds between a renewal and now above which a wrong clock is more likely than an abandoned session: a clock that
+lost its date is years behind."""
 AHEAD = 60.0
-"""Seconds by which another machine's clock may be ahead of this one without a word."""
+"""Seconds by which another machine's clock may be ahead of this machine's."""
 
 _SEEN = "lease-seen.json"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the owner of a lease counts as alive; since when nothing was heard of it, as a clause; and the seconds
-    until it is left behind if it is not renewed."""
+    """Whether the owner of a lease counts as alive, with the evidence as a clause.
+
+    `wait` is the number of seconds until the lease counts as abandoned if it is not renewed.
+    """
 
     alive: bool
-    heard: str
+    evidence: str
     wait: float
 
 
 class _Seen(BaseModel):
-    """What this machine saw of a lease: `first` and `last` time with these `beats`, and whether it saw them change,
-    with less than `QUIET` between two looks; by a clock that is only good within one `boot`."""
+    """Observation of a lease by this machine.
+
+    `first` and `last` are the times at which it had these `beats`, by a clock that is valid within one `boot`. `moved`
+    is whether the beats changed between two looks less than `QUIET` apart.
+    """
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -53,77 +59,53 @@ class _Seen(BaseModel):
     moved: bool
 
 
-def judged(session: Path, lease: Lease) -> Verdict:
-    """Whether the owner of a session's lease, which is none of this machine, counts as alive. The look is remembered on
-    this machine, so that the next one knows whether the lease was renewed meanwhile.
-    """
+def judge(session: Path, lease: Lease) -> Verdict:
+    """Return whether the owner of another machine's lease counts as alive, and remember this look for the next."""
     seen = _remembered(session, lease)
     quiet, age = seen.last - seen.first, (machine.wall() - lease.beat).total_seconds()
     if quiet > QUIET:
-        return Verdict(False, f"not renewed while this machine watched it for {minutes(quiet)}", 0)
+        return Verdict(False, f"its lease has not been renewed for {minutes(quiet)}", 0)
     if seen.moved:
-        return Verdict(True, f"renewed {minutes(quiet)} ago, as this machine saw", QUIET - quiet)
+        return Verdict(True, f"its lease was renewed {minutes(quiet)} ago", QUIET - quiet)
     if age < -AHEAD or age > APART:
-        wrong = (
-            f"last renewed on {when(lease.beat)}, if its clock is right, and by this one it is {when(machine.wall())}"
-        )
-        return Verdict(True, wrong, QUIET - quiet)
-    return Verdict(age <= QUIET, f"last heard of {minutes(max(age, 0))} ago", max(QUIET - max(age, 0), 0))
-
-
-def elsewhere(session: Path) -> tuple[Lease, Verdict] | None:
-    """The lease by which another machine trains a session now, as far as is seen here; None where none does, or the
-    folder does not tell: that is for whoever takes it to say."""
-    try:
-        lease = lease_file.read(session / lease_file.FILE)
-        if not isinstance(lease, Lease) or lease.ended is not None or of_this_machine(lease):
-            return None
-    except OSError:
-        return None
-    verdict = judged(session, lease)
-    return (lease, verdict) if verdict.alive else None
+        clocks = f"its clock reads {when(lease.beat)} or later, and the clock of this machine {when(machine.wall())}"
+        return Verdict(True, clocks, QUIET - quiet)
+    return Verdict(age <= QUIET, f"its lease was renewed {minutes(max(age, 0))} ago", max(QUIET - max(age, 0), 0))
 
 
 def refuse_elsewhere(session: Path, fix: str = "") -> None:
-    """Make sure that no other machine trains a session, before something is changed in it or copied out of it.
+    """Raise if another machine trains a session, before it is changed or copied.
+
+    Args:
+        fix: a further sentence of the remedy, in place of the offer to take the session over.
 
     Raises:
-        SessionBusy: one does; `fix` is the sentence that says what to do then, in place of the offer to take it over.
+        SessionBusy: another machine trains it.
     """
-    if found := elsewhere(session):
+    if found := _elsewhere(session):
         raise busy(session, *found, fix)
 
 
 def busy(session: Path, lease: Lease, verdict: Verdict, fix: str = "") -> SessionBusy:
-    """The refusal that tells who trains a session, since when, when it was heard of, and what can be done."""
+    """Return the error that names the owner of a lease and the remedies."""
     name = session.name
     take = f"stop it there (fastdb stop {name}), or take it over: fastdb train {name} --take-over"
     wait = f"If that machine is gone, run the same command again in {minutes(verdict.wait)}"
     return SessionBusy(
-        f"is being trained by {lease.whose} since {when(lease.since)}, {verdict.heard}",
+        f"is being trained by {lease.whose} since {when(lease.since)}; {verdict.evidence}",
         where=name,
-        fix=f"{wait}. {fix}" if fix else f"{wait}; else {take}",
+        fix=f"{wait}. {fix}" if fix else f"{wait}; otherwise {take}",
     )
 
 
 def in_use(session: Path) -> str:
-    """Where else a session is being trained, such as `in use on HOST since ...`; empty where it is not."""
-    found = elsewhere(session)
-    return f"in use on {shown(found[0].host)} since {when(found[0].since)}" if found else ""
-
-
-def of_this_machine(lease: Lease) -> bool:
-    """Whether a lease was written on this machine since it started.
-
-    Raises:
-        OSError: the cache cannot be written.
-    """
-    here = (machine.machine_number(), shown(machine.host_name()), machine.boot())
-    return (lease.machine, lease.host, lease.boot) == here
+    """Return where else a session is being trained, as `in use on HOST since …`; empty if nowhere."""
+    found = _elsewhere(session)
+    return f"in use on {found[0].host} since {when(found[0].since)}" if found else ""
 
 
 def when(moment: datetime) -> str:
-    """A moment to the minute, in UTC."""
+    """Format a moment to the minute, in UTC."""
     try:
         return moment.astimezone(machine.wall().tzinfo).strftime("%Y-%m-%d %H:%M UTC")
     except OverflowError:
@@ -131,7 +113,7 @@ def when(moment: datetime) -> str:
 
 
 def minutes(seconds: float) -> str:
-    """Seconds as whole minutes, rounded up, or hours or days where that is plenty."""
+    """Format seconds as whole minutes, rounded up, or as hours or days from two of them on."""
     for unit, length in (("day", 86400), ("hour", 3600)):
         if seconds >= 2 * length:
             return f"{int(seconds // length)} {unit}s"
@@ -139,8 +121,23 @@ def minutes(seconds: float) -> str:
     return f"{count} minute{'s'[: count != 1]}"
 
 
+def _elsewhere(session: Path) -> tuple[Lease, Verdict] | None:
+    """Return the lease by which another machine trains a session now, or None.
+
+    An unreadable lease is None too: the process that takes the lease reports it.
+    """
+    try:
+        lease = lease_file.read(session / lease_file.FILE)
+        if not isinstance(lease, Lease) or lease.ended is not None or lease.is_local():
+            return None
+    except OSError:
+        return None
+    verdict = judge(session, lease)
+    return (lease, verdict) if verdict.alive else None
+
+
 def _remembered(session: Path, lease: Lease) -> _Seen:
-    """What was seen of a lease up to now, this look included."""
+    """Return the observations of a lease so far, this look included."""
     path, now, boot = work_folder(session) / _SEEN, machine.ticking(), machine.boot()
     before = None
     with suppress(OSError, ValidationError):
@@ -151,7 +148,7 @@ def _remembered(session: Path, lease: Lease) -> _Seen:
             seen = before.model_copy(update={"last": now})
         else:
             seen.moved = now - before.last <= QUIET
-    # Without a place to remember it, each look is the first one.
+    # If it cannot be written, each look counts as the first.
     with suppress(OSError, StorageError):
         make_folder(path.parent)
         with explained(path):

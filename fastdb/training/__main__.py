@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from fastdb.errors import FastDBError, SessionBusy
+from fastdb.reporting import Note
 from fastdb.runtime.library_logging import hush_libraries
 from fastdb.sessions.events import EventLog
 from fastdb.sessions.file_hashes import record_files
-from fastdb.sessions.lease import Guard, held
+from fastdb.sessions.lease import Guard, take
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import write_text
 from fastdb.training.process import TAKE_OVER, training_lock
@@ -53,12 +54,14 @@ def _train(
 ) -> dict[str, Any]:
     """One life of the trainer under the session's lease, and how it ended."""
 
-    def warn(line: str) -> None:
-        log.emit("warning", message=line)
+    def warn(note: Note) -> None:
+        log.emit("note", kind=note.kind, subject=note.subject, reason=note.reason)
 
     try:
         session = Session.open(folder)
-        with held(session.path, warn, stop.set, take_over=take_over) as lease:
+        with take(session.path, warn, stop.set, take_over=take_over) as lease:
+            for note in lease.notes:
+                warn(note)
             end = _live(session, log, stop, leave, lease)
             _keep(log, folder, end, lease)
     except FastDBError as error:

@@ -56,7 +56,7 @@ class Trainer:
         session = self.session
         self.lease.check()
         clear_unfinished(session.local_checkpoints)
-        prepared, stands, plan = look(session, self.emit, self.lease.said)
+        prepared, stands, plan = look(session, self.emit)
         # A later stage's checkpoint is among them even where an earlier stage has to go on first.
         check_resume(session, prepared.images)
         check_recipes(stands.checkpoints.values(), make_recipe(session, prepared.images, None), session.name)

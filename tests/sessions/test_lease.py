@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from fastdb.console import sentence
 from fastdb.errors import SessionBusy, StorageError
 from fastdb.runtime import machine
 from fastdb.sessions import lease, lease_file, lease_status
@@ -29,6 +30,7 @@ HOLDER = """
 import sys
 from pathlib import Path
 from fastdb.errors import FastDBError
+from fastdb.console import sentence
 from fastdb.sessions import lease, lease_status
 
 session, take_over = Path(sys.argv[1]), sys.argv[2] == "take over"
@@ -38,15 +40,15 @@ lease.QUIET = lease_status.QUIET = quiet
 def say(*words):
     print(*words, flush=True)
 
-def tell(line):
-    print("told:", line, file=sys.stderr, flush=True)
+def warn(note):
+    print("warning:", sentence(note), file=sys.stderr, flush=True)
 
 say("ready")
 sys.stdin.readline()
 try:
-    with lease.held(session, tell, lambda: None, take_over=take_over) as held:
+    with lease.take(session, warn, lambda: None, take_over=take_over) as held:
         held.check()
-        say("held", *held.said)
+        say("held", *map(sentence, held.notes))
         for line in sys.stdin:
             if line == "end\\n":
                 break
@@ -147,7 +149,7 @@ def other(machines: Callable[[str], Machine]) -> Machine:
 
 def taken(session: Path, **how: Any) -> lease.Held:
     """The lease, taken by the test's own process."""
-    return lease.take(session, lambda line: None, lambda: None, **how)
+    return lease.take(session, lambda note: None, lambda: None, **how)
 
 
 def there(session: Path) -> Lease:
@@ -194,9 +196,9 @@ def test_another_machine_is_refused_with_who_since_when_and_what_to_do(session: 
     line = refusal(lambda: taken(session))
     owner = there(session)
     assert line == (
-        f"cup: is being trained by {owner.owner} on {owner.host} since {owner.since:%Y-%m-%d %H:%M} UTC, "
-        "last heard of 4 minutes ago. If that machine is gone, run the same command again in 4 minutes; else stop it "
-        "there (fastdb stop cup), or take it over: fastdb train cup --take-over"
+        f"cup: is being trained by {owner.owner} on {owner.host} since {owner.since:%Y-%m-%d %H:%M} UTC; "
+        "its lease was renewed 4 minutes ago. If that machine is gone, run the same command again in 4 minutes; "
+        "otherwise stop it there (fastdb stop cup), or take it over: fastdb train cup --take-over"
     )
     assert refusal(lambda: refuse_elsewhere(session, "Then go on.")).endswith("in 4 minutes. Then go on.")
     assert in_use(session) == f"in use on {owner.host} since {owner.since:%Y-%m-%d %H:%M} UTC"
@@ -213,10 +215,10 @@ def test_a_dead_machine_is_waited_for_as_long_as_it_may_be_slow_and_no_longer(se
     assert in_use(session) == ""
     refuse_elsewhere(session)
     held = taken(session)
-    assert held.said == (
-        f"in use: taken over from {there(session).owner} on {machine.host_name()}, which counts as gone: "
-        "last heard of 8 minutes ago",
-    )
+    assert [sentence(note) for note in held.notes] == [
+        f"Took the session over from {there(session).owner} on {machine.host_name()}, because it counts as gone; "
+        "its lease was renewed 8 minutes ago"
+    ]
     assert there(session).term == 2
     held.end()
 
@@ -226,7 +228,9 @@ def test_a_process_of_this_machine_that_died_is_taken_over_at_once(session: Path
     holder, _ = here.hold(session)
     kill(holder)
     again, said = here.hold(session)
-    assert said == f"held in use: taken over from process {holder.pid} of this machine, which ended without a word"
+    assert said == (
+        f"held The last trainer (process {holder.pid}) crashed or was killed; resuming from its last checkpoint"
+    )
     assert ask(again, "end") == "ended"
     assert os.listdir(session) == [], "its owner cannot come back, so nobody needs to be told"
 
@@ -237,7 +241,7 @@ def test_a_number_of_a_process_that_another_one_has_now_does_not_hold_it(session
     kill(holder)
     was = there(session)
     lease_file.write(session, was.model_copy(update={"pid": os.getpid()}))
-    assert here.hold(session)[1].startswith(f"held in use: taken over from process {os.getpid()} of this machine")
+    assert here.hold(session)[1].startswith(f"held The last trainer (process {os.getpid()}) crashed")
 
 
 def test_two_processes_of_one_machine_that_reach_it_by_two_paths(session: Path, machines: Any) -> None:
@@ -246,8 +250,8 @@ def test_two_processes_of_one_machine_that_reach_it_by_two_paths(session: Path, 
     holder, _ = here.hold(session)
     said = here.hold(session)[1]
     assert said.startswith("refused cup: is being trained by ")
-    assert f"in process {holder.pid} of this machine" in said
-    assert here.hold(session, take_over=True)[1].endswith("of this machine, as was asked")
+    assert f"its trainer is process {holder.pid} of this machine" in said
+    assert here.hold(session, take_over=True)[1].endswith("of this machine, as requested")
     assert ask(holder, "check").startswith("lost ")
 
 
@@ -266,11 +270,11 @@ def test_who_is_taken_over_knows_before_it_writes_and_leaves_the_file_alone(sess
     holder, _ = machines("one").hold(session)
     assert machines("two").hold(session)[1].startswith("refused ")
     taker, said = machines("two").hold(session, take_over=True)
-    assert "as was asked: last heard of 1 minute ago" in said
+    assert "as requested; its lease was renewed 1 minute ago" in said
     assert there(session).term == 2
     line = ask(holder, "check")
     assert line.startswith("lost cup: was taken over by ")
-    assert line.endswith("Follow it there; or, when it has stopped there, go on here: fastdb train cup")
+    assert line.endswith("after it has stopped there, resume here with: fastdb train cup")
     before = (session / FILE).read_bytes()
     assert ask(holder, "end") == "ended"
     assert (session / FILE).read_bytes() == before
@@ -289,7 +293,7 @@ def test_who_is_taken_over_knows_without_writing_too(session: Path, other: Machi
     lost = threading.Event()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lease, "BEAT", 0.05)
-        held = lease.take(session, lambda line: None, lost.set)
+        held = lease.take(session, lambda note: None, lost.set)
         held.check()
         other.hold(session, take_over=True)
         assert lost.wait(10)
@@ -322,7 +326,7 @@ def test_one_that_slept_for_long_and_finds_nothing_does_not_go_on(session: Path,
     assert ask(slow, "end") == "ended"
     assert os.listdir(session) == [], "it trained for so long that whoever did not see it has slept"
     os.kill(sleeper.pid, signal.SIGCONT)
-    assert ask(sleeper, "check").startswith("lost cup: may have been trained elsewhere: its in-use.json could not be")
+    assert ask(sleeper, "check").startswith("lost cup: may have been trained on another machine: in-use.json could")
     assert ask(sleeper, "end") == "ended"
     assert os.listdir(session) == []
 
@@ -522,8 +526,8 @@ SILENT: list[tuple[str, Callable[[Path], Any]]] = [
     ("it is damaged", lambda path: path.write_text(path.read_text().replace('"term": 1', f'"term": {"9" * 5000}'))),
     ("it is damaged", lambda path: path.write_text(path.read_text().replace('"pid": ', '"pid": -'))),
     ("it is damaged", lambda path: path.write_text(path.read_text().replace("Z", ""))),
-    ("it is no plain file", lambda path: (path.unlink(), path.mkdir())),
-    ("it is no plain file", lambda path: (path.unlink(), os.mkfifo(path))),
+    ("it is not a regular file", lambda path: (path.unlink(), path.mkdir())),
+    ("it is not a regular file", lambda path: (path.unlink(), os.mkfifo(path))),
     ("it is a link", lambda path: (path.unlink(), path.symlink_to(path.with_name("own.txt")))),
 ]
 
@@ -542,8 +546,8 @@ def test_what_is_no_lease_is_moved_away_and_said(session: Path, number: int) -> 
     assert in_use(session) == ""
     refuse_elsewhere(session)
     held = taken(session)
-    (line,) = held.said
-    assert line.startswith(f"in use: {FILE} was moved to in-use.set-aside-1, because {reason}")
+    [note] = held.notes
+    assert sentence(note).startswith(f"Moved an invalid lease to in-use.set-aside-1: {reason}")
     assert (session / "in-use.set-aside-1").lstat().st_ino == listed.st_ino
     held.check()
     assert there(session).term > kept.term
@@ -562,7 +566,7 @@ def test_a_file_that_may_not_be_read_is_moved_away_too(session: Path, machines: 
     taken(session)
     (session / FILE).chmod(0)
     said = machines("two").hold(session, before=forbidden)[1]
-    assert said.startswith("held in use: in-use.json was moved to in-use.set-aside-1, because it cannot be read")
+    assert said.startswith("held Moved an invalid lease to in-use.set-aside-1: it cannot be read")
 
 
 def test_words_of_a_stranger_move_no_cursor(session: Path, other: Machine) -> None:
@@ -617,7 +621,7 @@ def test_a_folder_that_may_not_be_written_is_said(session: Path, machines: Any, 
 
 def test_a_folder_that_is_gone_is_said(session: Path) -> None:
     session.rmdir()
-    with pytest.raises(StorageError, match="the session's folder is not there"):
+    with pytest.raises(StorageError, match="the session's folder does not exist"):
         taken(session)
     assert in_use(session) == ""
 
@@ -667,7 +671,7 @@ def test_on_a_drive_with_old_listings_that_goes_and_comes_back(tmp_path: Path, m
         holder.wait()
         told = holder.stderr.read().splitlines()
         assert len(told) == 1, told
-        assert told[0].startswith(f"told: {FILE} cannot be renewed (")
+        assert told[0].startswith(f"warning: Could not renew {FILE} (")
 
 
 def test_the_number_of_a_machine_stays_and_is_made_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,7 @@ def test_a_killed_trainer_is_said_in_both_tabs_and_the_next_start_goes_on_at_onc
     third = fastdb("train", session.path)
     text = said(third)
     assert third.returncode == 0, text
-    assert f"in use: taken over from process {pid} of this machine, which ended without a word" in text
+    assert f"The last trainer (process {pid}) crashed or was killed; resuming from its last checkpoint" in text
     assert runs(session) == ["", "finished"]
 
 
@@ -163,7 +163,7 @@ def test_another_machine_is_refused_whatever_it_wants_and_can_take_over(
     os.kill(lease.pid, signal.SIGTERM)
     text = said(there)
     assert there.returncode == 0, text
-    assert "in use: taken over from " in text
+    assert "Took the session over from " in text
     assert runs(session) == ["stopped", "", "stopped"]
     assert complete(session.checkpoints)[-1].step > local.step
     assert all(faults(one.path) == [] for one in complete(session.checkpoints))
