@@ -1,11 +1,10 @@
-"""Exporting and converting at full size: CPU seconds and peak memory, beside the stock conversion script of diffusers.
+"""Measure export and conversion at full size, beside the conversion script of diffusers.
 
     python benchmarks/export_full_size.py FOLDER [--script convert_diffusers_to_original_stable_diffusion.py]
 
-FOLDER needs about 20 GB. Builds SD 1.5 with random weights there once, and SDXL's shapes as files of zeros that take no
-room. Each row is a process of its own on one thread, all in one run: its CPU seconds (user and system) and its peak
-resident memory, which counts what is mapped from files too. What the script does not do, ours does: look for NaN, hash,
-read back.
+FOLDER needs about 20 GB for SD 1.5 with random weights, built once; SDXL is a sparse file of zeros. Each row is a
+process with one thread: its CPU seconds (user and system) and its peak resident memory, which includes mapped files.
+Unlike the script, fastdb checks for NaN, hashes and reads back.
 """
 
 from __future__ import annotations
@@ -51,14 +50,14 @@ finally:
     peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
     open(os.environ["PEAK"], "w").write(peak.split()[1])
 """
-"""Runs a command and notes its peak. What the system tells of an ended child would count its parent's memory too."""
+"""Runs a command and writes its peak to a file. The peak in `wait4` includes the memory of the parent."""
 
 
 def measured(*command: str | Path) -> tuple[float, float]:
-    """CPU seconds and peak resident gigabytes of a process.
+    """Run a process and return its CPU seconds and peak resident gigabytes.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: the process failed.
     """
     with tempfile.NamedTemporaryFile() as note:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PEAK": note.name}
@@ -70,7 +69,7 @@ def measured(*command: str | Path) -> tuple[float, float]:
 
 
 def zeros(folder: Path, family: str) -> Path:
-    """The parts of a family in their full size, fp16, as files that are holes behind their headers."""
+    """Write the parts of a family at full size, fp16, as sparse files behind their headers."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "models"))
     import real_models
     import torch

@@ -1,10 +1,10 @@
-"""What it takes to inspect full-size model files: seconds after imports, and peak resident memory of the process.
+"""Measure the inspection of full-size model files, in seconds after imports and peak resident memory.
 
     python benchmarks/inspect_files.py FOLDER
 
 Writes zeros in the true names and shapes of Stable Diffusion 1.5, fp16, into FOLDER (6.4 GB, deleted afterwards): a
-.safetensors, a .ckpt, and a .ckpt as torch.save wrote it before 1.6. Each is inspected by a new process, first with
-nothing of it in the page cache, then again.
+.safetensors, a .ckpt, and a .ckpt in the format of torch.save before 1.6. Each is inspected by a new process, first
+with a cold page cache, then again.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ print(json.dumps([what, seconds, cpu, peak, "torch" in sys.modules]))
 
 
 def entries() -> list[Entry]:
-    """Every tensor of an original Stable Diffusion 1.5 file, in half precision."""
+    """Return the tensors of an original Stable Diffusion 1.5 file, in half precision."""
     with torch.device("meta"):
         parts = {
             "unet": UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8),
@@ -63,13 +63,13 @@ def entries() -> list[Entry]:
     return [Entry(move.line.original, torch.float16, move.shapes[0]) for move in moves]
 
 
-def zeros(wanted: list[Entry]) -> Iterator[torch.Tensor]:
-    """The tensors, one at a time."""
-    return (torch.zeros(entry.shape, dtype=entry.dtype) for entry in wanted)
+def zeros(plan: list[Entry]) -> Iterator[torch.Tensor]:
+    """Yield the tensors of a plan."""
+    return (torch.zeros(entry.shape, dtype=entry.dtype) for entry in plan)
 
 
 def measured(path: Path) -> list[str]:
-    """A row of the table."""
+    """Return a row of the table."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -83,14 +83,14 @@ def measured(path: Path) -> list[str]:
 
 
 def main(folder: Path) -> None:
-    """Write, measure, delete."""
+    """Write the files, print the table and delete the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = entries()
+    plan = entries()
     files = [folder / "zeros.safetensors", folder / "zeros.ckpt", folder / "zeros-before-1.6.ckpt"]
     try:
-        write_safetensors(files[0], wanted, zeros(wanted), {"format": "pt"})
-        write_ckpt(files[1], wanted, zeros(wanted))
-        state = dict(zip((entry.name for entry in wanted), zeros(wanted), strict=True))
+        write_safetensors(files[0], plan, zeros(plan), {"format": "pt"})
+        write_ckpt(files[1], plan, zeros(plan))
+        state = dict(zip((entry.name for entry in plan), zeros(plan), strict=True))
         torch.save({"state_dict": state}, files[2], _use_new_zipfile_serialization=False)
         head = ("file", "size", "is", "cold, s", "warm, s", "warm, CPU s", "peak, MiB", "torch loaded")
         console.table(head, [measured(path) for path in files])

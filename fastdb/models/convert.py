@@ -49,12 +49,14 @@ def convert(
     prediction: Literal["epsilon", "v_prediction"] | None = None,
     progress: Progress | None = None,
 ) -> Converted:
-    """Write the model at `source` to `target`; beside a Stable Diffusion 2.x, write its `.yaml` file.
+    """Convert the model at `source` to `target` and verify the result.
+
+    Beside a Stable Diffusion 2.x its `.yaml` file is written.
 
     Args:
         source: a `.safetensors` or `.ckpt` in the original layout, or a diffusers folder.
         target: a `.safetensors` or `.ckpt` file, or else a folder in the diffusers layout, which must not exist.
-        dtype: precision of every weight; None keeps the most frequent one of the source.
+        dtype: precision of every weight; None keeps the most frequent precision of the source.
         averaged: take the running averages (EMA) of the UNet's weights.
         vae: the file of an autoencoder that replaces that of the source.
         like: diffusers folder of the same shape to copy configurations and vocabularies from. None takes the

@@ -131,9 +131,11 @@ def _unet(unet: Shapes, first: str) -> dict[str, Any]:
     channels = _at(unet[first], 1)
     pooled = {"label_emb.0.0.weight", "add_embedding.linear_1.weight"} & set(unet)
     deep = {"input_blocks.9.0.op.weight", "down_blocks.2.downsamplers.0.conv.weight"} & set(unet)
+    # SD 1 projects by 1x1 convolutions, SD 2 and SDXL by matrices.
     projection = next((shape for name, shape in unet.items() if name.endswith(".proj_in.weight")), ())
     family = {4: SD1, 2: SD2}.get(len(projection), "")
     if pooled and width != 1024:
+        # Of SDXL only the refiner has a third downsampler.
         family = REFINER if deep else XL
     usual = width in WIDTHS and WIDTHS[width] == family
     notes = [] if usual or not width else [f"text states of an unusual width, {width}"]
@@ -183,6 +185,7 @@ def _lora(shapes: Shapes) -> Recognised | None:
     marked = [name for name in shapes if any(mark in name for mark in LORAS)]
     if not downs and len(marked) * 2 < len(shapes):
         return None
+    # A checkpoint may contain a few tensors of a LoRA.
     if _prefix(shapes, *UNETS["original"]) is not None:
         return None
     kinds = {"hada_w": "LoHa", "lokr_w": "LoKr", ".oft_": "OFT"}

@@ -1,4 +1,4 @@
-"""Export of a model as one file in the original layout, `.safetensors` or `.ckpt`.
+"""Export of models to one verified file in the original layout.
 
 An export is a pure function of its weight files. It is planned from names and shapes, written to a temporary file
 tensor by tensor, read back from the disk byte by byte, inspected without torch, and only then renamed.
@@ -103,9 +103,9 @@ def export_model(
     family: str = "sd1",
     progress: Progress | None = None,
 ) -> Exported:
-    """Write the model made of `parts` to `target` in the original layout of its family, and verify it.
+    """Export the model made of `parts` to `target` and verify the file.
 
-    Beside a Stable Diffusion 2.x a `.yaml` file specifies the prediction type, see `ldm_config`.
+    Beside a Stable Diffusion 2.x a `.yaml` file specifies the prediction type, see `write_yaml`.
 
     Args:
         parts: the safetensors file of each part of the family, in diffusers naming, of any precision: of a base model
@@ -144,37 +144,37 @@ def write_model(
         raise ModelError("is no name for a model file", where=target, fix="Choose a name in .safetensors or .ckpt.")
     if not target.parent.is_dir():
         raise StorageError("there is no such folder", where=target.parent, fix="Make the folder, or choose another.")
-    steps = _Steps(progress, 2 * len(plan))
+    count = _counter(progress, 2 * len(plan))
     entries = [planned.entry for planned in plan]
     with writing(target) as beside:
         if target.suffix == ".ckpt":
-            written = write_ckpt(beside, entries, _made(plan, steps))
+            written = write_ckpt(beside, entries, _made(plan, count))
         else:
-            written = write_safetensors(beside, entries, _made(plan, steps), {"format": "pt", **metadata})
+            written = write_safetensors(beside, entries, _made(plan, count), {"format": "pt", **metadata})
         flush(beside)
-        read_back(beside, written, lambda name: steps.step() if name else None)
+        read_back(beside, written, lambda name: count() if name else None)
         _check_described(beside, plan)
     return Exported(path=target, bytes=written.bytes, sha256=written.sha256, tensors=len(plan))
 
 
-class _Steps:
-    """Counts tensors for a progress callback."""
+def _counter(progress: Progress | None, total: int) -> Callable[[], None]:
+    """Return a function that reports another finished tensor at each call."""
+    numbers = iter(range(1, total + 1))
 
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self.progress, self.done, self.total = progress, 0, total
+    def count() -> None:
+        done = next(numbers)
+        if progress is not None:
+            progress(done, total)
 
-    def step(self) -> None:
-        self.done += 1
-        if self.progress is not None:
-            self.progress(self.done, self.total)
+    return count
 
 
-def _made(plan: Sequence[Planned], steps: _Steps) -> Iterator[torch.Tensor]:
+def _made(plan: Sequence[Planned], count: Callable[[], None]) -> Iterator[torch.Tensor]:
     """Yield the tensors of a file; each is counted and released when the next is requested."""
     for planned in plan:
         yield planned.tensor()
         planned.forget()
-        steps.step()
+        count()
 
 
 def _check_described(path: Path, plan: Sequence[Planned]) -> None:
@@ -227,7 +227,7 @@ def plan_from_parts(
 def plan_from_file(
     layout: Layout, file: TensorFile, dtype: torch.dtype, *, averaged: bool = False, vae: TensorFile | None = None
 ) -> list[Planned]:
-    """Plan the original file of a model from another one, without tensors that only training used.
+    """Plan the original file of a model from another file, without tensors that only training used.
 
     Args:
         averaged: take the running averages (EMA) of the UNet's weights instead of the weights.
@@ -272,7 +272,7 @@ def _complete(layout: Layout, planned: list[Planned], vae: TensorFile | None, dt
 
 
 def _plan_vae(layout: Layout, file: TensorFile, dtype: torch.dtype) -> list[Planned]:
-    """Plan an autoencoder from a diffusers file, or from an original one with or without prefix."""
+    """Plan an autoencoder from a file in either layout; the prefix of an original file is optional."""
     lines = [line for line in layout.lines.values() if line.part == "vae"]
     if any(".down_blocks." in name for name in file.tensors):
         names = layout.known("vae", file.tensors)

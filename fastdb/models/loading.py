@@ -1,4 +1,4 @@
-"""Base model parts as modules: built empty, loaded tensor by tensor from files, checked on the way.
+"""Loading of base model parts as modules, tensor by tensor.
 
 diffusers and transformers are imported inside the functions: they take seconds, and only the verbs that train or
 draw need them.

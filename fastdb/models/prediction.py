@@ -192,13 +192,13 @@ def write_yaml(target: Path, shapes: Mapping[str, Shape], kind: str) -> Path:
     import yaml
 
     name = "v (velocity)" if kind == "v_prediction" else "noise (epsilon)"
-    text = yaml.safe_dump(ldm_config(shapes, kind), sort_keys=False, default_flow_style=None)
+    text = yaml.safe_dump(_ldm_config(shapes, kind), sort_keys=False, default_flow_style=None)
     file = target.with_suffix(".yaml")
     write_text(file, YAML_HEAD.format(kind=name) + text)
     return file
 
 
-def ldm_config(shapes: Mapping[str, Shape], kind: str) -> dict[str, Any]:
+def _ldm_config(shapes: Mapping[str, Shape], kind: str) -> dict[str, Any]:
     """Return the configuration of a Stable Diffusion 2.x for the code of latent diffusion (`ldm`).
 
     The keys and all values that no shape determines (noise schedule, scale of latents, the text encoder, of which the

@@ -1,6 +1,6 @@
-"""Base models on this machine, from the name, path or link of a person or a session.
+"""Resolution of names, paths and links to base models on this machine.
 
-A model that is one file becomes a diffusers folder in the cache, once.
+A model in one file becomes a diffusers folder in the cache, once.
 """
 
 from __future__ import annotations
@@ -129,10 +129,10 @@ def _base(path: Path, progress: Progress | None) -> Base:
 
 
 def ensure_folder(file: Path, progress: Progress | None = None) -> Path:
-    """Return the diffusers folder of a model in one file, with its weights in its precision; convert it once.
+    """Convert a model in one file to a diffusers folder in the cache, once.
 
-    The cache keeps the folder under the file's source, or under the path, size and time of a person's own file.
-    Nothing is written for a file that is refused.
+    The folder has the precision of the file. Its name in the cache is made from the file's source, or from the path,
+    size and time of a person's own file. Nothing is written for a file that is refused.
 
     Args:
         progress: called with done and total bytes of the conversion.
@@ -155,7 +155,7 @@ def ensure_folder(file: Path, progress: Progress | None = None) -> Path:
 
 
 def ensure_configurations(file: Path, *, v_prediction: bool = False) -> Path:
-    """Return a diffusers folder with configurations and vocabularies for a model in one file; write it once.
+    """Write configurations and vocabularies for a model in one file to the cache, once.
 
     Raises:
         ModelError: the file is no whole model, its sizes are not those of its family, or vocabularies are unavailable.
@@ -186,11 +186,11 @@ def _check_base_file(found: Inspection) -> None:
     Raises:
         ModelError: it is no whole model, or of a family that is not trained yet.
     """
-    what = found.what
-    if what.role != "checkpoint":
-        why = NO_BASE.get(what.role) or f"it is no model, because {what.why or 'it is a ' + what.role}"
-        what_happened = f"cannot be trained as a base model: {why}"
-        raise ModelError(what_happened, where=found.path, fix="Give the base model itself, for example sd15.")
+    role, reason = found.what.role, found.what.why
+    if role != "checkpoint":
+        why = NO_BASE.get(role) or f"it is no model, because {reason or f'it is a {role}'}"
+        fix = "Give the base model itself, for example sd15."
+        raise ModelError(f"cannot be trained as a base model: {why}", where=found.path, fix=fix)
     if found.family is None:
         fix = "Give a Stable Diffusion 1.x, for example sd15."
         raise ModelError("cannot be trained: the family of its tensors is unknown", where=found.path, fix=fix)

@@ -1,4 +1,4 @@
-"""Pictures of a source and of what was made of it: the same where the weights are, near where they were rounded."""
+"""Comparison of pictures, equal for equal weights and similar for rounded weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BIAS = f"{UNET}out.2.bias"
 
 @pytest.fixture(scope="module")
 def single(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """mini as one file in fp32, its weights moved a little, so that half precision does not hold them."""
+    """Write mini as one file in fp32, with weights that half precision cannot represent."""
     file = convert(mini, tmp_path_factory.mktemp("single") / "mini.safetensors", dtype="fp32").path
     torch.manual_seed(0)
     moved = {
@@ -49,7 +49,9 @@ def run(*arguments: object) -> int:
     return int(ended.value.code or 0)
 
 
-def test_a_folder_and_its_file_draw_the_same(mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_and_its_file_generate_the_same_picture(
+    mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(mini, tmp_path / "a.ckpt", "--precision", "fp32") == 0
     place = tmp_path / "a.render.png"
     assert (
@@ -64,7 +66,7 @@ def test_a_folder_and_its_file_draw_the_same(mini: Path, tmp_path: Path, capsys:
 
 
 @pytest.mark.parametrize(("precision", "most"), [("fp32", 1), ("fp16", 16), ("bf16", 64)])
-def test_rounded_weights_draw_nearly_the_same(
+def test_rounded_weights_generate_a_similar_picture(
     single: Path, mini: Path, tmp_path: Path, precision: Any, most: int
 ) -> None:
     file = convert(single, tmp_path / "a.safetensors", dtype=precision).path
@@ -74,7 +76,7 @@ def test_rounded_weights_draw_nearly_the_same(
     assert (found.most == 0) == (precision == "fp32")
 
 
-def test_a_model_of_sd_2_draws_too(mini: Path, tmp_path: Path) -> None:
+def test_a_model_of_sd_2_is_compared(mini: Path, tmp_path: Path) -> None:
     folder = real_models.save("sd2", mini, tmp_path / "folder")
     models.convert(folder, tmp_path / "a.ckpt", render=True)
     assert (tmp_path / "a.render.png").is_file()
@@ -88,7 +90,7 @@ def test_running_averages_are_compared_with_running_averages(single: Path, mini:
     assert run(tmp_path / "ema.safetensors", tmp_path / "a.safetensors", "--ema", "--like", mini) == 0
 
 
-def test_another_picture_is_refused_and_the_result_stays(
+def test_another_picture_is_an_error_and_the_result_is_kept(
     single: Path, mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def spoiled(*arguments: Any, **more: Any) -> Any:
@@ -99,13 +101,13 @@ def test_another_picture_is_refused_and_the_result_stays(
 
     monkeypatch.setattr(converting, "convert", spoiled)
     assert run(single, tmp_path / "a.safetensors", "--like", mini) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert f"{tmp_path / 'a.safetensors'}: generates another picture than its source: largest difference " in said
-    assert f"at most 1 is explained by its precision. See {tmp_path / 'a.render.png'}, and do not use" in said
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"{tmp_path / 'a.safetensors'}: generates another picture than its source: largest difference " in error
+    assert f"at most 1 is explained by its precision. See {tmp_path / 'a.render.png'}, and do not use" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.render.png", "a.safetensors"]
 
 
-def test_a_file_needs_no_likeness(single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_compared_without_like(single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTDB_CACHE", str(tmp_path / "cache"))
     for name in ("a.ckpt", "b.safetensors"):
         models.convert(single, tmp_path / name, render=True)
@@ -113,9 +115,7 @@ def test_a_file_needs_no_likeness(single: Path, tmp_path: Path, monkeypatch: pyt
     assert not list((tmp_path / "cache").rglob("*.safetensors")), "configurations alone"
 
 
-def test_what_cannot_be_compared_is_refused_before_anything_is_written(
-    single: Path, mini: Path, tmp_path: Path
-) -> None:
+def test_models_that_cannot_be_compared_are_refused_before_writing(single: Path, mini: Path, tmp_path: Path) -> None:
     big = real_models.save("sdxl", mini, tmp_path / "sdxl")
     for source, more, line in (
         (single, {"vae": single, "like": mini}, "pictures cannot be compared: another autoencoder changes them"),
@@ -126,7 +126,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["sdxl"]
 
 
-def test_what_a_precision_explains() -> None:
+def test_limits_depend_on_the_precisions() -> None:
     limits = compare.LIMITS
     for before, after, wanted in (
         ({"float16"}, {"float32"}, "exact"),

@@ -1,4 +1,4 @@
-"""Any model in another layout: every family there and back, to the bit, and one line for what is no model."""
+"""Conversion of every family to another layout and back, to the bit, and refusal of other files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def single_file(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def weights_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """The tensors of each part, the text encoders' with their prefix."""
+    """Return the tensors of each part; those of text encoders have their prefix."""
     found: dict[str, dict[str, Any]] = {}
     for file in sorted(folder.glob("*/*.safetensors")):
         tensors = load_file(file)
@@ -62,8 +62,8 @@ def weights_of(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def same(first: dict[str, Any], other: dict[str, Any]) -> bool:
+    return first.keys() == other.keys() and all(torch.equal(first[name], other[name]) for name in first)
 
 
 def test_folder_to_file_to_file_to_folder_is_the_same_model(model: tuple[str, Path], tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_every_weight_is_cast(single_file: Path, tmp_path: Path, precision: Any,
         assert all(torch.equal(loaded[name], after.read(name)) for name in before)
 
 
-def test_what_the_header_said_stays_and_the_architecture_is_told(single_file: Path, tmp_path: Path) -> None:
+def test_the_header_is_kept_and_the_architecture_is_added(single_file: Path, tmp_path: Path) -> None:
     tensors = load_file(single_file)
     save_file(tensors, tmp_path / "a.safetensors", {"modelspec.title": "My dog", "format": "pt"})
     convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
@@ -114,7 +114,7 @@ def test_what_the_header_said_stays_and_the_architecture_is_told(single_file: Pa
         }
 
 
-def test_running_averages_take_the_weights_place_where_asked(single_file: Path, tmp_path: Path) -> None:
+def test_running_averages_replace_the_weights_on_request(single_file: Path, tmp_path: Path) -> None:
     tensors = load_file(single_file)
     unet = [name for name in tensors if name.startswith("model.diffusion_model.")]
     averages = {ema_key(name): tensors[name] + 1 for name in unet}
@@ -129,7 +129,9 @@ def test_running_averages_take_the_weights_place_where_asked(single_file: Path, 
     assert not (tmp_path / "no.safetensors").exists()
 
 
-def test_another_autoencoder_in_either_layout(single_file: Path, mini: Path, tmp_path: Path) -> None:
+def test_an_autoencoder_in_either_layout_replaces_that_of_the_model(
+    single_file: Path, mini: Path, tmp_path: Path
+) -> None:
     theirs = {
         name: tensor.float() + 1 for name, tensor in load_file(next((mini / "vae").glob("*.safetensors"))).items()
     }
@@ -148,7 +150,7 @@ def test_another_autoencoder_in_either_layout(single_file: Path, mini: Path, tmp
 
 
 def test_a_text_encoder_without_its_prefix_is_read_and_written_with_it(single_file: Path, tmp_path: Path) -> None:
-    """What a file looks like that transformers 5 and a stock script have made."""
+    """transformers 5 with a stock conversion script writes such files."""
     tensors = load_file(single_file)
     short = {name.replace("transformer.text_model.", "transformer."): tensor for name, tensor in tensors.items()}
     assert short.keys() != tensors.keys()
@@ -163,7 +165,7 @@ def without(name: str) -> Callable[[dict[str, Any]], None]:
 MIDDLE = "model.diffusion_model.middle_block.0.in_layers.2.weight"
 CONV = "model.diffusion_model.out.2.weight"
 NAMED = r"(conv_out|model\.diffusion_model\.out\.2)\.weight"
-"""As the file calls it, or the part of the folder it was on the way to."""
+"""The name in the file, or in the part of the folder that is written."""
 
 
 @pytest.mark.parametrize(
@@ -179,7 +181,7 @@ NAMED = r"(conv_out|model\.diffusion_model\.out\.2)\.weight"
     ],
 )
 @pytest.mark.parametrize("target", ["a.safetensors", "a.ckpt", "folder"])
-def test_what_cannot_be_converted_leaves_nothing(
+def test_a_failed_conversion_leaves_no_file(
     single_file: Path, mini: Path, tmp_path: Path, spoil: Callable[[dict[str, Any]], Any], line: str, target: str
 ) -> None:
     tensors = load_file(single_file)
@@ -191,7 +193,7 @@ def test_what_cannot_be_converted_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["spoiled.safetensors"]
 
 
-def test_what_is_no_whole_model_is_refused_by_what_it_is(mini: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_no_whole_model_is_refused_by_its_kind(mini: Path, tmp_path: Path) -> None:
     lora = {f"lora_unet_x.lora_{way}.weight": torch.zeros(4, 4) for way in ("down", "up")}
     save_file(lora, tmp_path / "lora.safetensors")
     (tmp_path / "page.ckpt").write_text("<!DOCTYPE html><html></html>")
@@ -207,7 +209,9 @@ def test_what_is_no_whole_model_is_refused_by_what_it_is(mini: Path, tmp_path: P
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_a_folder_wants_its_likeness_and_replaces_nothing(single_file: Path, mini: Path, tmp_path: Path) -> None:
+def test_a_folder_needs_fitting_configurations_and_replaces_nothing(
+    single_file: Path, mini: Path, tmp_path: Path
+) -> None:
     other = shutil.copytree(mini, tmp_path / "other", ignore=shutil.ignore_patterns("*.safetensors"))
     config = other / "unet" / "config.json"
     config.write_text(config.read_text().replace("[\n  32,", "[\n  64,"))
@@ -233,8 +237,8 @@ def run(*arguments: object) -> int:
 
 def test_the_command(single_file: Path, mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(single_file, tmp_path / "half", "--half", "--to", "ckpt") == 0
-    said = capsys.readouterr().out
-    assert f"verified {tmp_path / 'half.ckpt'}: Stable Diffusion 1.x, 1131 tensors, " in said
+    output = capsys.readouterr().out
+    assert f"verified {tmp_path / 'half.ckpt'}: Stable Diffusion 1.x, 1131 tensors, " in output
     assert open_tensors(tmp_path / "half.ckpt").tensors[CONV].dtype == "float16"
     assert run(tmp_path / "half.ckpt", tmp_path / "folder", "--like", mini, "--to", "diffusers") == 0
     assert (tmp_path / "folder" / "model_index.json").is_file()

@@ -1,4 +1,4 @@
-"""Configurations for a model in one file: what libraries build from them has the tensors of the file."""
+"""Configurations for a model in one file, from which libraries build modules with the tensors of the file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LAYOUTS = ["sd1", "sd1-inpainting", "sd2", "sdxl"]
 
 
 def built(config: dict[str, Any]) -> Any:
-    """What a library makes of a configuration, without memory."""
+    """Build the module of a configuration, on the meta device."""
     with torch.device("meta"):
         if "_class_name" in config:
             return getattr(diffusers, config["_class_name"]).from_config(config)
@@ -43,8 +43,8 @@ def planned(part: str, shapes: dict[str, tuple[int, ...]]) -> list[Planned]:
 
 
 @pytest.mark.parametrize("family", LAYOUTS)
-def test_libraries_build_the_very_tensors_of_an_original_file(family: str) -> None:
-    """Every key and shape, in the true sizes, against an account of the originals that knows nothing of diffusers."""
+def test_libraries_build_the_tensors_of_an_original_file(family: str) -> None:
+    """Compare every key and shape at full size with a list of the originals that is independent of diffusers."""
     files, layout = configs(FAMILIES[family]), layout_of(family)
     shapes = {
         part: {name: tuple(tensor.shape) for name, tensor in built(files[f"{part}/config.json"]).state_dict().items()}
@@ -57,8 +57,8 @@ def test_libraries_build_the_very_tensors_of_an_original_file(family: str) -> No
 
 
 @pytest.mark.parametrize("family", LAYOUTS)
-def test_they_say_what_a_real_model_says(family: str) -> None:
-    """Settings that no shape shows: heads, activations, which blocks attend, beside models built by hand."""
+def test_settings_equal_those_of_a_real_model(family: str) -> None:
+    """Compare settings that no shape shows (heads, activations, attention blocks) with models built by hand."""
     files = configs(FAMILIES[family])
     with torch.device("meta"):
         real = real_models.build(family)
@@ -73,17 +73,17 @@ def test_they_say_what_a_real_model_says(family: str) -> None:
                 ), (part, key)
 
 
-def test_v_prediction_is_the_schedulers_and_of_sd2_the_larger_size() -> None:
+def test_v_prediction_is_in_the_scheduler_and_enlarges_sd2() -> None:
     small, large = configs(FAMILIES["sd2"]), configs(FAMILIES["sd2"], v_prediction=True)
-    assert [one["scheduler/scheduler_config.json"]["prediction_type"] for one in (small, large)] == [
+    assert [files["scheduler/scheduler_config.json"]["prediction_type"] for files in (small, large)] == [
         "epsilon",
         "v_prediction",
     ]
-    assert [one["unet/config.json"]["sample_size"] for one in (small, large)] == [64, 96]
+    assert [files["unet/config.json"]["sample_size"] for files in (small, large)] == [64, 96]
     assert configs(FAMILIES["sd1"], v_prediction=True)["unet/config.json"]["sample_size"] == 64
 
 
-def words(name: str) -> bytes:
+def vocabulary(name: str) -> bytes:
     if not SHARED.is_dir():
         pytest.skip("needs CLIP's vocabulary, which is not part of the project")
     return (SHARED / name).read_bytes()
@@ -92,7 +92,7 @@ def words(name: str) -> bytes:
 @pytest.mark.filterwarnings("ignore:Deprecated in 0.9.0. BPE:DeprecationWarning")  # transformers' own call
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 def test_a_folder_with_clips_vocabulary_tokenizes(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "_vocabulary", words)
+    monkeypatch.setattr(room, "_vocabulary", vocabulary)
     files = configs(FAMILIES[family])
     parts = {
         part: planned(
@@ -118,7 +118,7 @@ def test_a_folder_with_clips_vocabulary_tokenizes(family: str, tmp_path: Path, m
         assert (opened.sample_size, opened.latent_scale, opened.tokens) == (512, 0.18215, 77)
 
 
-def test_a_model_of_other_sizes_asks_for_a_likeness(tmp_path: Path, mini: Path) -> None:
+def test_a_model_of_other_sizes_is_refused_without_like(tmp_path: Path, mini: Path) -> None:
     with torch.device("meta"):
         real = real_models.build("sd1", "narrow")
     parts = {

@@ -1,4 +1,4 @@
-"""Opening, refusing and loading base models."""
+"""Opening, refusal and loading of base models."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def edit(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def test_a_base_model_is_understood(model: Path) -> None:
+def test_opening_reads_the_configurations(model: Path) -> None:
     edit(model / "vae" / "config.json", scaling_factor=0.5)
     edit(model / "unet" / "config.json", sample_size=16)
     opened = open_base_model(model)
@@ -127,7 +127,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_is_wrong_is_named(model: Path, fault: str) -> None:
+def test_a_faulty_folder_is_refused_with_its_fault(model: Path, fault: str) -> None:
     spoil, message = FAULTS[fault]
     spoil(model)
     with pytest.raises(ModelError, match=message) as caught:
@@ -142,8 +142,8 @@ def test_a_single_file_is_no_base_model(mini: Path) -> None:
 
 
 @pytest.mark.parametrize("which", ["mini", "single"])
-def test_loading_agrees_with_the_libraries_own(which: str, request: pytest.FixtureRequest) -> None:
-    """Of a file in half precision and of one in single precision; in memory both are single."""
+def test_loading_equals_that_of_the_libraries(which: str, request: pytest.FixtureRequest) -> None:
+    """Files in half and in single precision; in memory both are single."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
 

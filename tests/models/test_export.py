@@ -1,4 +1,4 @@
-"""Exports: exact copies in the original layout, read by strict readers and by diffusers, or not there at all."""
+"""Exports are exact copies in the original layout, for strict readers and diffusers, or do not exist."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def read(path: Path) -> dict[str, Any]:
 def spoiled(
     sources: dict[str, Path], folder: Path, part: str, spoil: Callable[[dict[str, Any]], Any]
 ) -> dict[str, Path]:
-    """The sources, with one part changed in a copy."""
+    """Return the sources with a changed copy of a part."""
     weights = load_file(sources[part])
     spoil(weights)
     save_file(weights, folder / "spoiled.safetensors")
@@ -94,7 +94,7 @@ def test_an_export_has_the_original_names_and_the_cast_weights(
         assert torch.equal(state[f"cond_stage_model.transformer.{name}"], tensor.to(DTYPES[dtype]))
 
 
-def test_what_is_told_of_an_export_is_true(sources: dict[str, Path], tmp_path: Path) -> None:
+def test_the_result_describes_the_file(sources: dict[str, Path], tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     target = tmp_path / "a.safetensors"
     metadata = {"session": "sks", "ünï": "日本"}
@@ -145,7 +145,7 @@ def test_a_ckpt_passes_a_strict_reader(exports: dict[tuple[str, str], Path], dty
     assert set(NAMES) <= set(strings)
 
 
-def test_torch_save_reads_the_same_as_ours(exports: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+def test_a_ckpt_equals_that_of_torch_save(exports: dict[tuple[str, str], Path], tmp_path: Path) -> None:
     state = torch.load(exports["ckpt", "fp16"], weights_only=True)
     assert list(state) == ["state_dict"]
     torch.save(state, tmp_path / "theirs.ckpt")
@@ -167,7 +167,7 @@ def draw(pipeline: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_diffusers_reads_the_file_without_a_network_and_draws_the_same_picture(
+def test_diffusers_loads_the_file_offline_and_generates_the_same_picture(
     exports: dict[tuple[str, str], Path], single: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     from diffusers import StableDiffusionPipeline
@@ -196,7 +196,7 @@ def test_diffusers_reads_the_file_without_a_network_and_draws_the_same_picture(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_in_half_precision_come_out_as_they_went_in(mini: Path, tmp_path: Path, kind: str) -> None:
+def test_weights_in_half_precision_are_unchanged(mini: Path, tmp_path: Path, kind: str) -> None:
     parts = {part: weight_file(mini, part) for part in ("unet", "vae", "text_encoder")}
     names = {
         part: {given: SD1.by_name[part, modern].original for modern, given in SD1.known(part, load_file(file)).items()}
@@ -231,8 +231,8 @@ def test_sources_in_fp16_without_prefix_and_with_old_names_export_alike(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_damage_is_noticed(sources: dict[str, Path], tmp_path: Path, kind: str) -> None:
-    """Every byte counts: of data, of descriptions, of a zip's directory and of what fills up between."""
+def test_damage_is_detected(sources: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    """Bytes of data, of descriptions, of the directory of a zip and of padding are verified."""
     plan = plan_from_parts(SD1, {part: open_tensors(file) for part, file in sources.items()}, torch.float16)
     path, entries = tmp_path / f"a.{kind}", [planned.entry for planned in plan]
     tensors = (planned.tensor() for planned in plan)
@@ -260,10 +260,10 @@ def test_damage_is_noticed(sources: dict[str, Path], tmp_path: Path, kind: str) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_flipped_bit_is_laid_to_its_tensor(
+def test_the_error_names_the_tensor_with_a_flipped_bit(
     sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """And nothing is left of the file."""
+    """No file is left."""
     name, write = "model.diffusion_model.out.2.weight", getattr(export, f"write_{kind}")
 
     def flip(path: Path, *arguments: Any) -> Any:
@@ -282,7 +282,7 @@ def test_a_flipped_bit_is_laid_to_its_tensor(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_precision_or_other_tensors_are_not_what_was_planned(
+def test_another_precision_or_other_tensors_are_refused(
     exports: dict[tuple[str, str], Path], sources: dict[str, Path], tmp_path: Path
 ) -> None:
     plan = plan_from_parts(SD1, {part: open_tensors(file) for part, file in sources.items()}, torch.float16)
@@ -334,14 +334,14 @@ def test_a_failed_export_leaves_the_old_file_alone(
     assert len(list(target.parent.iterdir())) == 1
 
 
-def test_what_fp16_cannot_hold_goes_as_fp32(sources: dict[str, Path], tmp_path: Path) -> None:
+def test_numbers_beyond_fp16_are_exported_as_fp32(sources: dict[str, Path], tmp_path: Path) -> None:
     parts = spoiled(sources, tmp_path, "vae", poison(1e5))
     made = export_model(parts, tmp_path / "a.ckpt", dtype="fp32", metadata={}).path
     assert float(read(made)["first_stage_model.decoder.conv_out.weight"].max()) == 1e5
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_full_disk_is_one_clear_line(
+def test_a_full_disk_is_an_error_of_one_line(
     sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     written, real = 0, os.write
@@ -366,7 +366,7 @@ def test_a_full_disk_is_one_clear_line(
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_targets_and_sources_that_cannot_be(sources: dict[str, Path], tmp_path: Path) -> None:
+def test_invalid_targets_and_sources_are_refused(sources: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="no such folder"):
         export_model(sources, tmp_path / "nowhere" / "a.ckpt", dtype="fp16", metadata={})
     with pytest.raises(ModelError, match=r"Choose a name in .safetensors or .ckpt"):
@@ -380,7 +380,9 @@ def test_targets_and_sources_that_cannot_be(sources: dict[str, Path], tmp_path: 
         export_model(sources | {"vae": tmp_path / "text"}, tmp_path / "a.ckpt", dtype="fp16", metadata={})
 
 
-def test_a_folder_that_is_read_only(sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_folder_is_refused(
+    sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(path: Path, *_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
@@ -389,7 +391,7 @@ def test_a_folder_that_is_read_only(sources: dict[str, Path], tmp_path: Path, mo
         export_model(sources, tmp_path / "a.safetensors", dtype="fp16", metadata={})
 
 
-def test_a_stop_by_the_caller_is_no_damage(sources: dict[str, Path], tmp_path: Path) -> None:
+def test_an_error_of_the_caller_passes_through(sources: dict[str, Path], tmp_path: Path) -> None:
     def stop(done: int, total: int) -> None:
         if done == 2000:
             raise RuntimeError("stopped")
@@ -399,7 +401,7 @@ def test_a_stop_by_the_caller_is_no_damage(sources: dict[str, Path], tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_announcements_bind(tmp_path: Path) -> None:
+def test_tensors_must_match_their_entries(tmp_path: Path) -> None:
     entries = [Entry("a", torch.float32, (2, 2))]
     for tensors in ([torch.zeros(4)], [torch.zeros(2, 2).half()], [], [torch.zeros(2, 2)] * 2):
         with pytest.raises(ValueError, match=r"announced|argument"):
@@ -408,8 +410,8 @@ def test_announcements_bind(tmp_path: Path) -> None:
             write_safetensors(tmp_path / "a", entries, iter(tensors), {})
 
 
-def test_exporting_takes_the_memory_of_a_tensor_not_of_a_model(tmp_path: Path) -> None:
-    """A model eight times wider (110 MB a part), exported in a process of its own; anonymous memory is counted."""
+def test_exporting_needs_the_memory_of_a_tensor_not_of_a_model(tmp_path: Path) -> None:
+    """Export an eight times wider model (110 MB a part) in a subprocess and measure its anonymous memory."""
     code = """
 import json, re, sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a file is, told from names and shapes: every family, every part, every addition, and what is none of them."""
+"""Inspection of every family, part and addition, and of other files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BYTES = {"F16": 2, "BF16": 2, "F32": 4, "I64": 8}
 
 
 def write(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "F16", **metadata: str) -> Path:
-    """A safetensors file of zeros, which takes no room on the disk."""
+    """Write a sparse safetensors file of zeros."""
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name, shape in shapes.items():
@@ -45,7 +45,7 @@ def write(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "F16",
 
 
 def unet(width: int = 768, channels: int = 4, linear: bool = False, prefix: str = "model.diffusion_model.") -> Shapes:
-    """What tells one original UNet from another."""
+    """Return the tensors by which an original UNet is recognised."""
     proj = (320, 320) if linear else (320, 320, 1, 1)
     shapes: Shapes = {
         "input_blocks.0.0.weight": (320, channels, 3, 3),
@@ -155,7 +155,7 @@ FILES: dict[str, tuple[Shapes, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", list(FILES))
-def test_a_file_is_what_it_is(tmp_path: Path, name: str) -> None:
+def test_a_file_is_recognised(tmp_path: Path, name: str) -> None:
     shapes, wanted = FILES[name]
     found = inspect(write(tmp_path / "a.safetensors", shapes))
     assert {key: getattr(found.what, key) for key in wanted} == wanted
@@ -163,7 +163,7 @@ def test_a_file_is_what_it_is(tmp_path: Path, name: str) -> None:
     assert all(text and "\n" not in text for _, text in inspection_rows(found))
 
 
-def test_there_are_as_many_kinds_as_we_say() -> None:
+def test_the_number_of_kinds_is_documented() -> None:
     assert len(FILES) == 29
 
 
@@ -220,7 +220,7 @@ def test_precision_and_averages_are_counted(tmp_path: Path) -> None:
 
 
 def full_size() -> tuple[Shapes, Shapes]:
-    """Names and shapes of Stable Diffusion 1.5's UNet: as in diffusers, and as in an original file."""
+    """Return names and shapes of Stable Diffusion 1.5's UNet, in diffusers and in an original file."""
     torch = pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
     with torch.device("meta"):
@@ -230,7 +230,7 @@ def full_size() -> tuple[Shapes, Shapes]:
     return theirs, {names[name]: shape for name, shape in theirs.items()}
 
 
-def test_the_true_shapes_of_sd_1_are_known_in_both_namings(tmp_path: Path) -> None:
+def test_full_size_sd_1_is_recognised_in_both_namings(tmp_path: Path) -> None:
     theirs, original = full_size()
     assert sorted(original) == sorted(sd1_names.unet())
     for naming, shapes in (("diffusers", theirs), ("original", original)):
@@ -250,7 +250,7 @@ DIFFUSERS = {
 
 
 @pytest.mark.parametrize("kind", list(DIFFUSERS))
-def test_unets_and_controlnets_of_diffusers_are_known(tmp_path: Path, kind: str) -> None:
+def test_unets_and_controlnets_of_diffusers_are_recognised(tmp_path: Path, kind: str) -> None:
     torch = pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
     with torch.device("meta"):
@@ -272,7 +272,7 @@ TRANSFORMERS = {
 
 
 @pytest.mark.parametrize("family", list(TRANSFORMERS))
-def test_transformers_of_diffusers_are_known(tmp_path: Path, family: str) -> None:
+def test_transformers_of_diffusers_are_recognised(tmp_path: Path, family: str) -> None:
     torch = pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
     name, numbers = TRANSFORMERS[family]
@@ -283,7 +283,7 @@ def test_transformers_of_diffusers_are_known(tmp_path: Path, family: str) -> Non
     assert (what.role, what.family, what.naming) == ("transformer only", family, "diffusers")
 
 
-def test_a_ckpt_says_what_it_left_out(tmp_path: Path) -> None:
+def test_objects_of_a_pickle_that_were_left_out_are_shown(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     path = tmp_path / "a.ckpt"
     state = {name: torch.zeros(shape) for name, shape in unet(8).items()}
@@ -295,7 +295,7 @@ def test_a_ckpt_says_what_it_left_out(tmp_path: Path) -> None:
     assert rows["left out"] == "pathlib.PosixPath: named in the pickle, never run"
 
 
-def test_an_old_textual_inversion_is_one(tmp_path: Path) -> None:
+def test_an_old_textual_inversion_is_recognised(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     path = tmp_path / "a.pt"
     torch.save({"string_to_token": {"*": 265}, "string_to_param": {"*": torch.zeros(4, 768)}, "step": 10}, path)
@@ -304,7 +304,7 @@ def test_an_old_textual_inversion_is_one(tmp_path: Path) -> None:
     assert found.values["step"] == 10
 
 
-def test_folders_are_read_from_their_configurations(mini: Path, tmp_path: Path) -> None:
+def test_folders_are_recognised_by_their_configurations(mini: Path, tmp_path: Path) -> None:
     found = inspect(mini)
     assert found.kind == "diffusers folder"
     assert (found.what.role, found.what.family, found.what.channels) == ("checkpoint", SD1, 4)

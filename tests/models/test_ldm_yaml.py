@@ -1,4 +1,4 @@
-"""The .yaml beside files of SD 2.x: diffusers builds from it the model that the file was made of; SD 1 gets none."""
+"""The .yaml file beside an SD 2.x, from which diffusers builds the same model; SD 1 has none."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ KINDS = {"epsilon": "epsilon", "v_prediction": "v"}
 
 
 def two(mini: Path, folder: Path, prediction: str) -> Path:
-    """A narrow SD 2.x in the diffusers layout, whose UNet gives noise or v."""
+    """Save a narrow SD 2.x in the diffusers layout, whose UNet predicts noise or v."""
     torch.manual_seed(0)
     levels = real_models.LEVELS["sd2"] | {"attention_head_dim": [width // 32 for width in WIDTHS]}
     unet = diffusers.UNet2DConditionModel(block_out_channels=WIDTHS, cross_attention_dim=1024, **levels)
@@ -103,18 +103,18 @@ def listed(value: Any) -> Any:
 
 
 def test_the_real_model_has_the_configuration_of_stability(tmp_path: Path) -> None:
-    """That of the UNet, as diffusers reads it, and the rest."""
+    """Compare the UNet, as diffusers reads it, and the other settings."""
 
     def written(kind: str) -> dict[str, Any]:
         file = write_yaml(tmp_path / "a.ckpt", original_names.whole("sd2"), kind)
         return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
 
     found = written("v_prediction")
-    told = create_unet_diffusers_config_from_ldm(found, {})
-    assert told["block_out_channels"] == [320, 640, 1280, 1280]
-    assert told["attention_head_dim"] == [5, 10, 20, 20]
-    assert told["down_block_types"] == ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
-    assert (told["cross_attention_dim"], told["use_linear_projection"]) == (1024, True)
+    unet = create_unet_diffusers_config_from_ldm(found, {})
+    assert unet["block_out_channels"] == [320, 640, 1280, 1280]
+    assert unet["attention_head_dim"] == [5, 10, 20, 20]
+    assert unet["down_block_types"] == ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
+    assert (unet["cross_attention_dim"], unet["use_linear_projection"]) == (1024, True)
     inner = found["model"]["params"]
     assert found["model"]["target"] == "ldm.models.diffusion.ddpm.LatentDiffusion"
     assert (inner["parameterization"], inner["linear_start"], inner["linear_end"]) == ("v", 0.00085, 0.012)
@@ -136,31 +136,31 @@ def test_the_real_model_has_the_configuration_of_stability(tmp_path: Path) -> No
     assert "parameterization" not in written("epsilon")["model"]["params"]
 
 
-def test_what_it_predicts_goes_from_file_to_file_to_folder(
+def test_the_prediction_type_is_kept_from_file_to_file_to_folder(
     model: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prediction, folder = model
     monkeypatch.setattr(inspecting, "probe_unet", lambda *_: pytest.fail("the UNet was probed"))
-    said = KINDS[prediction]
+    kind = KINDS[prediction]
     convert(folder, tmp_path / "a.safetensors")
-    architecture = "stable-diffusion-v2-768-v" if said == "v" else "stable-diffusion-v2-512"
+    architecture = "stable-diffusion-v2-768-v" if kind == "v" else "stable-diffusion-v2-512"
     assert header(tmp_path / "a.safetensors")["modelspec.architecture"] == architecture
-    assert header(tmp_path / "a.safetensors")["modelspec.prediction_type"] == said
+    assert header(tmp_path / "a.safetensors")["modelspec.prediction_type"] == kind
     convert(tmp_path / "a.safetensors", tmp_path / "b.ckpt")
     assert inspect(tmp_path / "b.ckpt").prediction == Prediction(prediction, source="yaml")
     convert(tmp_path / "b.ckpt", tmp_path / "c.safetensors", dtype="fp16")
-    assert header(tmp_path / "c.safetensors")["modelspec.prediction_type"] == said
+    assert header(tmp_path / "c.safetensors")["modelspec.prediction_type"] == kind
     convert(tmp_path / "b.ckpt", tmp_path / "d", like=folder)
     other = shutil.copytree(folder, tmp_path / "other")
     scheduler = other / "scheduler" / "scheduler_config.json"
-    wrong = "epsilon" if said == "v" else "v_prediction"
+    wrong = "epsilon" if kind == "v" else "v_prediction"
     scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"prediction_type": wrong}))
     with pytest.raises(ModelError, match=f"its scheduler is for a UNet that predicts {wrong}, and that of the model"):
         convert(tmp_path / "b.ckpt", tmp_path / "e", like=other)
     assert not (tmp_path / "e").exists()
 
 
-def test_where_nothing_tells_the_unet_is_asked_or_a_person_says(model: tuple[str, Path], tmp_path: Path) -> None:
+def test_an_unknown_prediction_type_is_probed_or_given(model: tuple[str, Path], tmp_path: Path) -> None:
     prediction, folder = model
     convert(folder, tmp_path / "a.ckpt")
     (tmp_path / "a.yaml").unlink()
@@ -176,7 +176,7 @@ def test_where_nothing_tells_the_unet_is_asked_or_a_person_says(model: tuple[str
     assert ("parameterization" in params(tmp_path / "c.yaml")) == (wrong == "v_prediction")
 
 
-def test_an_export_has_one_that_replaces_another(model: tuple[str, Path], tmp_path: Path) -> None:
+def test_an_export_replaces_the_yaml_file(model: tuple[str, Path], tmp_path: Path) -> None:
     prediction, folder = model
     parts = {part: weight_file(folder, part) for part in ("unet", "vae", "text_encoder")}
     (tmp_path / "dog.yaml").write_text("of the file that was here before")
@@ -186,7 +186,7 @@ def test_an_export_has_one_that_replaces_another(model: tuple[str, Path], tmp_pa
         assert sorted(path.name for path in tmp_path.iterdir()) == ["dog.ckpt", "dog.yaml"]
 
 
-def test_other_families_get_none_and_keep_what_is_there(mini: Path, tmp_path: Path) -> None:
+def test_other_families_leave_a_yaml_file_alone(mini: Path, tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text("mine")
     assert convert(mini, tmp_path / "a.safetensors").config is None
     assert convert(mini, tmp_path / "b.ckpt").config is None
@@ -194,7 +194,9 @@ def test_other_families_get_none_and_keep_what_is_there(mini: Path, tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.ckpt", "b.yaml"]
 
 
-def test_it_is_whole_or_not_there(model: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_yaml_file_is_replaced_completely_or_not_at_all(
+    model: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, folder = model
     (tmp_path / "a.yaml").write_text("old")
     real = atomic_write.os.replace
@@ -221,7 +223,7 @@ def test_it_is_whole_or_not_there(model: tuple[str, Path], tmp_path: Path, monke
         ("\x00" * 10, UNKNOWN_PREDICTION),
     ],
 )
-def test_one_of_another_program_is_believed_too(
+def test_the_yaml_file_of_another_program_is_read(
     model: tuple[str, Path], tmp_path: Path, text: str, wanted: str
 ) -> None:
     convert(model[1], tmp_path / "a.ckpt", prediction="epsilon")

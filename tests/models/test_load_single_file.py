@@ -1,4 +1,4 @@
-"""One original file as live modules: to the bit what diffusers makes of it, weights and answers."""
+"""Loading of an original file; weights and outputs equal those of diffusers to the bit."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def configs_of(family: str, folder: Path) -> dict[str, dict[str, Any]]:
     return {part: read_config(folder / part / "config.json") for part in layout_of(family).parts}
 
 
-def answers(parts: dict[str, Any]) -> list[Any]:
-    """What each part makes of the same input."""
+def outputs(parts: dict[str, Any]) -> list[Any]:
+    """Return the output of each part for the same input."""
     draw = torch.Generator().manual_seed(1)
     unet, dtype = parts["unet"], parts["unet"].dtype
     latent = torch.randn(1, unet.config["in_channels"], 8, 8, generator=draw).to(dtype)
@@ -62,7 +62,7 @@ def answers(parts: dict[str, Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
-def test_it_equals_what_diffusers_loads(model: tuple[str, Path], tmp_path: Path, ending: str) -> None:
+def test_modules_equal_those_of_diffusers(model: tuple[str, Path], tmp_path: Path, ending: str) -> None:
     family, folder = model
     file = convert(folder, tmp_path / f"a.{ending}", dtype="fp32").path
     mine = load_single_file(file, configs_of(family, folder))
@@ -81,13 +81,13 @@ def test_it_equals_what_diffusers_loads(model: tuple[str, Path], tmp_path: Path,
         assert type(module) is type(other)
         assert not module.training
         assert not any(buffer.is_meta for buffer in module.buffers())
-    both = answers(mine), answers({part: getattr(theirs, part) for part in mine})
+    both = outputs(mine), outputs({part: getattr(theirs, part) for part in mine})
     assert len(both[0]) == len(mine)
-    assert all(torch.equal(one, two) for one, two in zip(*both, strict=True))
-    assert all(bool(one.std() > 0) for one in both[0])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*both, strict=True))
+    assert all(bool(output.std() > 0) for output in both[0])
 
 
-def test_the_weights_are_copies_of_the_type_that_is_asked_for(single_file: Path, mini: Path, tmp_path: Path) -> None:
+def test_weights_are_copies_of_the_requested_type(single_file: Path, mini: Path, tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
     file.write_bytes(single_file.read_bytes())
     for dtype in (torch.float32, torch.bfloat16):
@@ -102,7 +102,7 @@ def test_the_weights_are_copies_of_the_type_that_is_asked_for(single_file: Path,
     assert all(torch.equal(tensor, before[name]) for name, tensor in state.items())
 
 
-def test_running_averages(single_file: Path, mini: Path, tmp_path: Path) -> None:
+def test_running_averages_are_loaded_on_request(single_file: Path, mini: Path, tmp_path: Path) -> None:
     tensors = load_file(single_file)
     averages = {ema_key(name): tensors[name] + 1 for name in tensors if name.startswith(UNET)}
     save_file(tensors | averages, tmp_path / "ema.safetensors")
@@ -114,7 +114,7 @@ def test_running_averages(single_file: Path, mini: Path, tmp_path: Path) -> None
     assert all(torch.equal(averaged[name], plain[name] + 1) for name in plain)
 
 
-def test_what_does_not_fit_is_one_line(single_file: Path, mini: Path, tmp_path: Path) -> None:
+def test_a_file_of_another_model_is_refused(single_file: Path, mini: Path, tmp_path: Path) -> None:
     configs = configs_of("sd1", mini)
     wider = configs["vae"] | {"block_out_channels": [2 * width for width in configs["vae"]["block_out_channels"]]}
     with pytest.raises(ModelError, match=r"has the shape .* Restore the configuration that belongs"):

@@ -1,4 +1,4 @@
-"""Mini is a real model: complete, small, loadable by the libraries, sees what its world draws, and learns."""
+"""The shipped model mini is complete, small, loadable by the libraries, and can be trained."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def psnr(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 @pytest.fixture(scope="module")
 def drawn() -> torch.Tensor:
-    """Pictures of the drawn world that no training has seen."""
+    """Return pictures of the drawn world that are not in the training data."""
     return to_tensor([draw(random_scene(random.Random(f"tests/{number}"))) for number in range(24)])
 
 
@@ -70,7 +70,7 @@ def weights(mini: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    """The recipe's account of the tokenizer, which lies beside the package."""
+    """Import the recipe of the tokenizer from the repository."""
     spec = importlib.util.spec_from_file_location("mini_tokenizer", REPOSITORY / "mini" / "tokenizer.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -147,7 +147,7 @@ def test_vocabulary_and_merges_alone_make_the_same_tokenizer(mini: Path, tmp_pat
     assert CLIPTokenizer.from_pretrained(tmp_path)(text).input_ids == whole(text).input_ids
 
 
-def test_the_tokenizer_is_what_its_recipe_learns(mini: Path, recipe: ModuleType, tmp_path: Path) -> None:
+def test_the_tokenizer_equals_that_of_its_recipe(mini: Path, recipe: ModuleType, tmp_path: Path) -> None:
     recipe.write(tmp_path, *recipe.learn())
     files = {path.name: path.read_bytes() for path in (mini / "tokenizer").iterdir()}
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
@@ -169,7 +169,7 @@ def test_drawn_pictures_survive_the_vae(mini: Path, drawn: torch.Tensor) -> None
 
 @pytest.mark.parametrize(("name", "floor"), [("astronaut", 17.9), ("cat", 22.2), ("coffee", 18.9)])
 def test_photos_survive_the_vae_as_blurred_photos(mini: Path, name: str, floor: float) -> None:
-    """It has seen drawings only; photos of other tests go through it all the same."""
+    """It was trained on drawings only, but other tests use it for photos."""
     vae, image = loading.load_part(mini, "vae"), photo(name, 128)
     with torch.no_grad():
         posterior = vae.encode(image).latent_dist
@@ -182,7 +182,7 @@ def test_photos_survive_the_vae_as_blurred_photos(mini: Path, name: str, floor: 
 
 
 @pytest.mark.parametrize(("dtype", "floor"), [(torch.float16, 65), (torch.bfloat16, 48)])
-def test_the_vae_draws_the_same_at_half_precision(
+def test_the_vae_decodes_alike_at_half_precision(
     mini: Path, drawn: torch.Tensor, dtype: torch.dtype, floor: int
 ) -> None:
     some, pictures = drawn[:8], []
@@ -192,7 +192,7 @@ def test_the_vae_draws_the_same_at_half_precision(
     assert psnr(pictures[1], pictures[0]) > floor
 
 
-def test_the_unet_knows_its_world_has_gradients_everywhere_and_learns(mini: Path) -> None:
+def test_the_unet_predicts_well_has_gradients_everywhere_and_learns(mini: Path) -> None:
     unet, vae, text = (
         loading.load_part(mini, "unet"),
         loading.load_part(mini, "vae"),
@@ -234,8 +234,8 @@ def test_the_unet_knows_its_world_has_gradients_everywhere_and_learns(mini: Path
         assert float(loss_of(photo("cat", 64), "a photo of sks cat", 0, 16)) < 0.8 * before
 
 
-def test_whole_pipelines_load_and_draw(mini: Path) -> None:
-    """As a stranger loads it, with nothing said of precision: the file's half must not meet the arithmetic's single."""
+def test_pipelines_load_and_generate(mini: Path) -> None:
+    """Load without a dtype, as most users do; half and single precision must not mix."""
     from diffusers import StableDiffusionPipeline
 
     from fastdb.inference.engine import Engine, Request
@@ -251,7 +251,7 @@ def test_whole_pipelines_load_and_draw(mini: Path) -> None:
     assert Engine.from_folder(mini).generate(request)[0].tobytes() == theirs
 
 
-def test_its_configurations_say_what_it_is_made_for(mini: Path) -> None:
+def test_its_configurations_have_its_size(mini: Path) -> None:
     unet, vae, text = (json.loads((mini / part / "config.json").read_text()) for part in PARTS)
     assert unet["sample_size"] * 8 == vae["sample_size"] == 64
     assert (text["num_hidden_layers"], text["max_position_embeddings"]) == (12, 77)

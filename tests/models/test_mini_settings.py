@@ -1,4 +1,4 @@
-"""Settings recommended for mini are settings, and its prior prompts cover the drawn world."""
+"""Settings recommended for mini and their prior prompts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def prior_prompts(class_word: str) -> list[str]:
     return list(recommended("mini", class_word)["prior.prompts"])
 
 
-def test_other_models_have_none() -> None:
+def test_other_models_have_no_recommended_settings() -> None:
     assert recommended("some/folder", "dog") == {}
 
 
-def test_they_are_settings() -> None:
+def test_recommended_settings_are_valid() -> None:
     config = Config().changed(recommended("mini", "mug"))
     assert config.resolution == 64
     assert len(config.prior.prompts) == 64
@@ -25,7 +25,7 @@ def test_they_are_settings() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_prompts_hold_the_class_and_all_others(shape: str) -> None:
+def test_prompts_cover_the_class_and_all_others(shape: str) -> None:
     prompts = prior_prompts(shape)
     asked = [parse_prompt(text) for text in prompts]
     assert len(prompts) == 64
@@ -43,13 +43,13 @@ def test_prompts_hold_the_class_and_all_others(shape: str) -> None:
     assert {one.texture for one in others} == set(TEXTURES)
 
 
-def test_a_class_of_another_world_is_held_beside_this_one() -> None:
+def test_a_class_of_another_world_is_added_to_those_of_the_drawn_world() -> None:
     asked = [parse_prompt(text).shape for text in prior_prompts("teapot")]
     assert prior_prompts("teapot").count("a photo of a teapot") == 16
     assert set(asked) == {None, *SHAPES}
 
 
-def test_without_a_class_word_all_classes_are_held() -> None:
+def test_prompts_cover_all_classes_without_a_class_word() -> None:
     asked = [parse_prompt(text) for text in prior_prompts("")]
     assert {one.shape for one in asked} == set(SHAPES)
     assert all(one.colour and one.background and one.texture for one in asked)

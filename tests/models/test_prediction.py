@@ -31,7 +31,7 @@ LINES = [line for line in layout_of("sd2").lines.values() if line.part == "unet"
 
 
 def unet(answer: float, spread: float = 0.01) -> Any:
-    """A narrow UNet of SD 2.x with random weights that gives about `answer` everywhere."""
+    """Return a narrow UNet of SD 2.x with random weights and an output of about `answer` everywhere."""
     torch.manual_seed(0)
     levels = real_models.LEVELS["sd2"] | {"attention_head_dim": [width // 32 for width in WIDTHS]}
     made = diffusers.UNet2DConditionModel(block_out_channels=WIDTHS, cross_attention_dim=CONTEXT, **levels).eval()

@@ -1,4 +1,4 @@
-"""The registry: what is known of base models by name, and which choices are refused for which reason."""
+"""The registry of base models and its reasons for refusal."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_these_models_are_known() -> None:
         ("flux-dev", "flux", "flow", 1024, 4096, 0.3611),
     ],
 )
-def test_what_each_was_made_for(
+def test_each_model_has_its_facts(
     name: str, family: str, prediction: str, resolution: int, width: int, scale: float
 ) -> None:
     model = find_model(name)
@@ -67,7 +67,7 @@ def is_block(part: str, line: object) -> bool:
     return getattr(line, "part", "") == part and ".layers." in getattr(line, "names", ("",))[0]
 
 
-def test_the_vae_of_sdxl_is_not_for_half_precision_and_its_replacement_is_named() -> None:
+def test_the_vae_of_sdxl_has_a_replacement_for_half_precision() -> None:
     assert [family.name for family in FAMILIES.values() if not family.vae.half] == ["sdxl"]
     vae = FAMILIES["sdxl"].vae
     assert vae.replacement == "madebyollin/sdxl-vae-fp16-fix"
@@ -89,7 +89,7 @@ def test_mirrors_are_tried_in_order_and_each_names_its_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "name"),
+    ("spelling", "name"),
     [
         ("sd15", "sd15"),
         (" SD 1.5 ", "sd15"),
@@ -111,12 +111,12 @@ def test_mirrors_are_tried_in_order_and_each_names_its_file() -> None:
         ("black-forest-labs/FLUX.1-schnell", "flux-schnell"),
     ],
 )
-def test_a_model_is_found_however_it_is_named(said: str, name: str) -> None:
-    assert find_model(said).name == name
-    assert known_model(said) is find_model(said)
+def test_a_model_is_found_in_any_spelling(spelling: str, name: str) -> None:
+    assert find_model(spelling).name == name
+    assert known_model(spelling) is find_model(spelling)
 
 
-def test_no_name_means_two_models() -> None:
+def test_each_name_belongs_to_a_single_model() -> None:
     seen: dict[str, str] = {}
     for model in MODELS:
         places = [text for place in model.repositories for text in (place.name, place.file)]
@@ -127,7 +127,7 @@ def test_no_name_means_two_models() -> None:
     assert len(seen) >= 48
 
 
-def test_what_is_not_known_gets_the_nearest_or_the_list() -> None:
+def test_an_unknown_name_gets_the_nearest_name_or_the_list() -> None:
     with pytest.raises(ModelError, match=r"^sd14: there is no base model of that name\. Did you mean sd15\?$"):
         find_model("sd14")
     with pytest.raises(ModelError, match=r"Did you mean sdxl\?"):
@@ -138,7 +138,7 @@ def test_what_is_not_known_gets_the_nearest_or_the_list() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "title"),
+    ("name", "title"),
     [
         ("black-forest-labs/FLUX.1-Kontext-dev", "Flux"),
         ("flux1-krea-dev.safetensors", "Flux"),
@@ -146,13 +146,13 @@ def test_what_is_not_known_gets_the_nearest_or_the_list() -> None:
         ("sd3.5_large_fp8.safetensors", "Stable Diffusion 3.5"),
     ],
 )
-def test_others_of_a_family_that_cannot_be_trained_are_told_so(said: str, title: str) -> None:
+def test_other_models_of_a_family_that_cannot_be_trained_are_refused(name: str, title: str) -> None:
     with pytest.raises(ModelError, match=f"{title} cannot be trained yet: it is a transformer .* that can: sd15"):
-        find_model(said)
+        find_model(name)
 
 
 def test_only_sd15_is_trainable_today() -> None:
-    """What opens a base model refuses all others; the day it does not, this changes with it."""
+    """`open_base_model` refuses all others; change both together."""
     assert [model.name for model in MODELS if not model.family.obstacle] == ["sd15"]
     for model in MODELS:
         if model.name == "sd15":
@@ -164,7 +164,7 @@ def test_only_sd15_is_trainable_today() -> None:
 
 
 @pytest.mark.parametrize(("resolution", "near"), [(768, 640), (1024, 640), (192, 256), (500, 512), (600, 576)])
-def test_a_resolution_that_the_model_was_not_made_for_is_refused(resolution: int, near: int) -> None:
+def test_an_unsuitable_resolution_is_refused(resolution: int, near: int) -> None:
     with pytest.raises(ConfigError) as caught:
         check_choice(find_model("sd15"), resolution=resolution)
     way = "Set it to 512." if near == 512 else f"Set it to 512, or to {near}."
@@ -172,7 +172,7 @@ def test_a_resolution_that_the_model_was_not_made_for_is_refused(resolution: int
     assert str(caught.value) == f"{made}, not {resolution}. {way}"
 
 
-def test_a_resolution_that_is_allowed_is_a_setting_that_is_allowed() -> None:
+def test_allowed_resolutions_are_valid_settings() -> None:
     for side in range(256, 641, 64):
         assert Config(resolution=side).resolution == side
         check_choice(find_model("sd15"), resolution=side)
@@ -180,7 +180,7 @@ def test_a_resolution_that_is_allowed_is_a_setting_that_is_allowed() -> None:
     check_choice(find_model("sd15"))
 
 
-def test_an_entry_is_whole_and_cannot_be_changed() -> None:
+def test_entries_are_frozen() -> None:
     assert len(fields(KnownModel)) == 9
     with pytest.raises(FrozenInstanceError):
         MODELS[0].resolution = 768  # type: ignore[misc]
