@@ -25,8 +25,7 @@ from typing import Any
 import torch
 from full_size import WIDTHS
 
-from fastdb.checkpoints.compressed_reader import Base, Packed
-from fastdb.checkpoints.compressed_writer import write_packed
+from fastdb.checkpoints.compressed_file import Base, Packed, write_packed
 from fastdb.checkpoints.progress import standing
 from fastdb.commands.sessions import open_session
 from fastdb.formats.reader import open_tensors

@@ -96,7 +96,7 @@ def in_place_of(path: Path, make: Callable[[Path], object]) -> None:
 
 
 LEADS_OUT = "its manifest names "
-TWIN = "a second {last}, as Google Drive shows what was made twice"
+TWIN = "Google Drive shows it as a second {last}"
 
 CASES: dict[str, Case] = {
     "no manifest": Case(lambda f, n: (f / n / MANIFEST).unlink(), "it has no manifest, so it was never finished"),
@@ -149,11 +149,11 @@ CASES: dict[str, Case] = {
     ),
     "empty folder": Case(lambda f, n: (f / higher(n)).mkdir(), "it has no manifest, so it was", older=False),
     "file of a checkpoint's name": Case(
-        lambda f, n: (f / higher(n)).touch(), "it has a checkpoint's name and is no folder", older=False
+        lambda f, n: (f / higher(n)).touch(), "it has a checkpoint's name but is not a folder", older=False
     ),
-    "stray file": Case(lambda f, n: (f / "notes.txt").touch(), "no checkpoint", older=False),
-    "stray file of an awkward name": Case(lambda f, n: (f / "a\nb\u202e").touch(), "no checkpoint", older=False),
-    "stray folder": Case(lambda f, n: (f / "checkpoint-500").mkdir(), "no checkpoint", older=False),
+    "stray file": Case(lambda f, n: (f / "notes.txt").touch(), "not a checkpoint", older=False),
+    "stray file of an awkward name": Case(lambda f, n: (f / "a\nb\u202e").touch(), "not a checkpoint", older=False),
+    "stray folder": Case(lambda f, n: (f / "checkpoint-500").mkdir(), "not a checkpoint", older=False),
     "stray average of the weights": Case(
         lambda f, n: (f / n / f"{weights(f, n).stem}_ema.safetensors").write_bytes(b"no weights") and None,
         "",
@@ -163,14 +163,14 @@ CASES: dict[str, Case] = {
     "manifest that leads away": Case(lambda f, n: names_elsewhere(f, n, "{}"), LEADS_OUT),
     "manifest of Windows": Case(lambda f, n: names_elsewhere(f, n, "C:\\elsewhere"), LEADS_OUT),
     "link that leads out": Case(link_out, "{file} is a link that leads out of it"),
-    "state that is a list": Case(lambda f, n: other_state(f, n, "[1]"), "its state cannot be read"),
+    "state that is a list": Case(lambda f, n: other_state(f, n, "[1]"), "its state.json cannot be read"),
     "state of another step": Case(
         lambda f, n: other_state(f, n, json.dumps({"stage": "unet", "step": 2})),
-        "it holds the state of 'unet' step 2: it was renamed, or copied from elsewhere",
+        "it contains the state of 'unet' step 2: it was renamed or copied from elsewhere",
     ),
     "checkpoint of an earlier step under a later name": Case(
         lambda f, n: shutil.copytree(f / n, f / higher(n)) and None,
-        "it holds the state of '{stage}' step {step}: it was renamed, or copied from elsewhere",
+        "it contains the state of '{stage}' step {step}: it was renamed or copied from elsewhere",
         older=False,
     ),
 }

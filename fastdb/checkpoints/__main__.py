@@ -1,7 +1,9 @@
-"""The publisher's process: `python -m fastdb.checkpoints SESSION BASE_FOLDER EVENTS_FILE TRAINER [LEASE]`.
+"""The publisher process.
 
-SIGTERM asks it to end after the checkpoint it is at. Where the trainer, of the process number TRAINER, is gone, it ends
-when all is published.
+Usage: `python -m fastdb.checkpoints SESSION BASE_FOLDER EVENTS_FILE TRAINER [LEASE]`
+
+After SIGTERM it ends when the current checkpoint is published; after the end of the trainer, whose PID is TRAINER, when
+all checkpoints are published.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fastdb.checkpoints.publish import NOT_YET, Publishing
+from fastdb.checkpoints.publish import Publishing
 from fastdb.errors import FastDBError, StorageError
 from fastdb.runtime.library_logging import hush_libraries
 from fastdb.sessions.events import EventLog
@@ -22,12 +24,12 @@ from fastdb.sessions.lease import Guard
 from fastdb.sessions.session import Session
 
 NICE = 12
-"""Where training wants every core, the kernel gives this a fifteenth of one (weight 70 to 1024): little enough
-for training, and enough to be done within minutes."""
+"""If training uses every core, the kernel gives this process a fifteenth of one (weight 70 to 1024): little enough for
+training, and enough to finish within minutes."""
 
 
 def main(folder: Path, base: Path, events: Path, trainer: int, lease: Sequence[str]) -> int:
-    """Publish the session in `folder`; returns the exit code."""
+    """Publish the session in `folder` and return the exit code."""
     ending = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ending.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -38,33 +40,33 @@ def main(folder: Path, base: Path, events: Path, trainer: int, lease: Sequence[s
         return os.getppid() != trainer
 
     try:
-        session = _opened(folder, log, lambda: ending.is_set() or orphaned())
+        session = _open(folder, log, lambda: ending.is_set() or orphaned())
         hush_libraries()
         Publishing(session, base, log.emit, Guard(folder, lease).check).run(orphaned, ending.is_set)
     except FastDBError as error:
-        # Where the trainer still runs, it tries once more at its end and says then what is wrong.
-        log.emit("warning", message=f"publishing ended: {error}")
+        # A trainer that is still running tries again at its end and reports the error then.
+        log.emit("note", kind="publishing ended", subject="", reason=str(error))
     log.emit("end", outcome="finished")
     log.close()
     return 0
 
 
-def _opened(folder: Path, log: EventLog, done: Callable[[], bool]) -> Session:
-    """The session, as soon as its disk is there.
+def _open(folder: Path, log: EventLog, done: Callable[[], bool]) -> Session:
+    """Open the session as soon as its disk is available.
 
     Raises:
-        FastDBError: it cannot be opened, or its disk is away and nobody trains any more.
+        FastDBError: it cannot be opened, or its disk is away and the trainer has ended.
     """
-    told = False
+    reported = False
     while True:
         try:
             return Session.open(folder)
         except StorageError as error:
             if done():
                 raise
-            if not told:
-                log.emit("warning", message=f"{NOT_YET}: {str(error).splitlines()[0]}")
-            told = True
+            if not reported:
+                log.emit("note", kind="publishing delayed", subject="", reason=str(error).splitlines()[0])
+            reported = True
             time.sleep(1)
 
 

@@ -1,7 +1,8 @@
-"""Numbers as compressed planes of bytes, exactly: as they are, or as their difference to numbers known elsewhere.
+"""Lossless coding of numbers as compressed byte planes.
 
-Of trained weights the upper bytes of that difference are nearly all zero and the lower ones are noise. Each byte of
-all numbers together makes a plane; a plane is kept compressed with Zstandard (RFC 8878) where that makes it smaller.
+Numbers are coded as they are, or as differences to known numbers. Of trained weights the upper bytes of the difference
+to the base model are nearly all zero and the lower bytes are noise. Each byte of all numbers together is a plane; a
+plane is compressed with Zstandard (RFC 8878) if that makes it smaller.
 """
 
 from __future__ import annotations
@@ -15,89 +16,114 @@ from fastdb.formats.tensor_bits import BITS_TYPES, Bits
 from fastdb.formats.tensor_info import Fault
 
 CHUNK = 1 << 20
-"""Numbers that are coded together; what coding takes in memory is some twenty times as many bytes for each thread."""
+"""Numbers that are coded together. Coding takes about twenty times as many bytes of memory per thread."""
 
 LEVEL = 1
-"""Of Zstandard: higher levels find little more in such planes, or less, in many times the time."""
+"""Zstandard level. Higher levels gain little on such planes, or lose, and take many times as long."""
 
 SPARE = zstandard.ZstdCompressionParameters.from_level(LEVEL, hash_log=6, min_match=7, window_log=14)
-"""For numbers sorted by a key. Nothing is repeated there but by chance, and a search for it only gets in the way of the
-rest; a table of frequencies for every 16 KiB follows the key more closely than one for 128."""
+"""Zstandard parameters for sorted numbers. Repetitions there are chance, and searching for them makes files larger; a
+table of frequencies per 16 KiB follows the sort key more closely than a table per 128 KiB."""
 
 EXPONENTS = {"float16": (10, 0x1F), "bfloat16": (7, 0xFF), "float32": (23, 0xFF), "float64": (52, 0x7FF)}
-"""Of the types a difference can be made of (IEEE 754): where the exponent lies in the bits, and its mask."""
+"""Position of the exponent in the bits, and its mask, for each type that has differences (IEEE 754)."""
 
 
-def encode(bits: Bits, key: np.ndarray | None = None) -> list[bytes]:
-    """The planes of some numbers, the lowest byte's first; one that is as long as `bits` is stored as it is.
+def encode(bits: Bits, base: Bits | None = None, dtype: str = "") -> list[bytes]:
+    """Encode numbers as planes, the lowest byte's first.
+
+    A plane of `len(bits)` bytes is stored uncompressed.
 
     Args:
-        bits: (numbers,), one at least.
-        key: (numbers,) of uint8, which `decode` needs again. Numbers of equal keys are put together first: where a
-            key tells something of a number's size, the planes become smaller.
+        bits: (numbers,), at least one.
+        base: (numbers,), code the differences to these numbers, sorted by the exponents of the base: an optimizer's
+            step is about as wide for small weights as for large weights, and so spans more values of their type.
+        dtype: type of the numbers, with a base.
     """
-    if key is not None:
-        bits = bits[np.argsort(key, kind="stable")]
+    compressor = zstandard.ZstdCompressor(level=LEVEL)
+    if base is not None:
+        bits = _difference(bits, base)[np.argsort(_exponents(base, dtype), kind="stable")]
+        compressor = zstandard.ZstdCompressor(compression_params=SPARE)
     table = bits.view(np.uint8).reshape(len(bits), -1)
-    packer = (
-        zstandard.ZstdCompressor(level=LEVEL) if key is None else zstandard.ZstdCompressor(compression_params=SPARE)
-    )
-    return [pressed(np.ascontiguousarray(table[:, number]).tobytes(), packer) for number in range(table.shape[1])]
+    planes = []
+    for number in range(table.shape[1]):
+        plane = np.ascontiguousarray(table[:, number]).tobytes()
+        compressed = compressor.compress(plane)
+        planes.append(compressed if len(compressed) < len(plane) else plane)
+    return planes
 
 
-def pressed(data: bytes, packer: zstandard.ZstdCompressor | None = None) -> bytes:
-    """Bytes compressed, or as they are where that would not make them fewer."""
-    packed = (packer or zstandard.ZstdCompressor(level=LEVEL)).compress(data)
-    return packed if len(packed) < len(data) else data
+def decode(
+    planes: Sequence[bytes], count: int, base: Bits | None = None, dtype: str = "", key: np.ndarray | None = None
+) -> Bits:
+    """Decode the `count` numbers of some planes.
 
-
-def decode(planes: Sequence[bytes], count: int, key: np.ndarray | None = None) -> Bits:
-    """The `count` numbers that `encode` made these planes of, with the same `key`.
+    Args:
+        base, dtype: the arguments of `encode`.
+        key: (numbers,) of uint8, by which the numbers were sorted before they were encoded without a base.
 
     Raises:
-        Fault: a plane is damaged, or holds another number of bytes.
+        Fault: a plane is damaged or has the wrong length.
     """
     table = np.empty((count, len(planes)), np.uint8)
     for number, plane in enumerate(planes):
-        table[:, number] = np.frombuffer(unpressed(plane, count), np.uint8)
-    bits = table.reshape(-1).view(BITS_TYPES[len(planes)])
-    if key is None:
-        return bits
-    placed = np.empty_like(bits)
-    placed[np.argsort(key, kind="stable")] = bits
-    return placed
+        table[:, number] = np.frombuffer(_decompress(plane, count), np.uint8)
+    bits: Bits = table.reshape(-1).view(BITS_TYPES[len(planes)])
+    if base is not None:
+        key = _exponents(base, dtype)
+    if key is not None:
+        unsorted = np.empty_like(bits)
+        unsorted[np.argsort(key, kind="stable")] = bits
+        bits = unsorted
+    return bits if base is None else _restored(bits, base)
 
 
-def difference(bits: Bits, base: Bits) -> Bits:
-    """How far numbers are from others of their floating type, in steps from one such number to the next.
+def _decompress(plane: bytes, count: int) -> bytes:
+    """Return the `count` bytes of a plane. Its declared length is checked first, which bounds the memory.
 
-    Small whether a number grew or shrank, and through zero: 0, -1, 1, -2, 2 become 0, 1, 2, 3, 4. Exact for every
-    pattern of bits, those of NaN too. Both (numbers,).
+    Raises:
+        Fault: it is damaged or has another length.
     """
-    signed = _in_order(bits) - _in_order(base)
+    if len(plane) == count:
+        return plane
+    try:
+        if zstandard.frame_content_size(plane) != count:
+            raise Fault("a compressed plane has the wrong length")
+        data = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompress(plane, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise Fault(f"a compressed plane is damaged ({error})") from error
+    if len(data) != count:
+        raise Fault("a compressed plane has the wrong length")
+    return data
+
+
+def _difference(bits: Bits, base: Bits) -> Bits:
+    """Return how far numbers are from others of their floating type, counted in representable numbers.
+
+    Small for growing and shrinking numbers, also across zero: 0, -1, 1, -2, 2 become 0, 1, 2, 3, 4 (zigzag). Exact for
+    every bit pattern, including NaN. Both (numbers,).
+    """
+    signed = _ordered(bits) - _ordered(base)
     zigzag: Bits = ((signed << 1) ^ (signed >> (8 * signed.itemsize - 1))).view(bits.dtype)
     return zigzag
 
 
-def restored(steps: Bits, base: Bits) -> Bits:
-    """The numbers whose `difference` to `base` is `steps`, both (numbers,)."""
-    one = steps.dtype.type(1)
-    signed = (steps >> one).view(_signed(steps)) ^ -(steps & one).view(_signed(steps))
-    return _in_order((signed + _in_order(base)).view(steps.dtype)).view(steps.dtype)
+def _restored(steps: Bits, base: Bits) -> Bits:
+    """Return the numbers whose `_difference` to `base` is `steps`, both (numbers,)."""
+    unit = steps.dtype.type(1)
+    signed = (steps >> unit).view(_signed(steps)) ^ -(steps & unit).view(_signed(steps))
+    return _ordered((signed + _ordered(base)).view(steps.dtype)).view(steps.dtype)
 
 
-def exponents(base: Bits, dtype: str) -> np.ndarray:
-    """The key for differences to `base`: its exponents, (numbers,) of uint8, cut to their upper bits if need be.
-
-    A step of an optimizer is as wide for small weights as for large ones, and so more steps of their type.
-    """
+def _exponents(base: Bits, dtype: str) -> np.ndarray:
+    """Return the exponents of numbers, (numbers,) of uint8, reduced to their upper bits where they have more."""
     shift, mask = EXPONENTS[dtype]
     shift, mask = shift + max(0, mask.bit_length() - 8), min(mask, 0xFF)
     return ((base >> base.dtype.type(shift)) & base.dtype.type(mask)).astype(np.uint8)
 
 
-def _in_order(bits: Bits) -> np.ndarray:
-    """Signed integers in the order of the floats of these bits, -0.0 just below 0.0; its own inverse."""
+def _ordered(bits: Bits) -> np.ndarray:
+    """Return signed integers in the order of the floats of these bits, -0.0 just below 0.0; its own inverse."""
     signed = bits.view(_signed(bits))
     width = 8 * signed.itemsize - 1
     return signed ^ ((signed >> width) & signed.dtype.type((1 << width) - 1))
@@ -105,22 +131,3 @@ def _in_order(bits: Bits) -> np.ndarray:
 
 def _signed(bits: Bits) -> str:
     return f"<i{bits.itemsize}"
-
-
-def unpressed(plane: bytes, count: int) -> bytes:
-    """The `count` bytes that `pressed` was given. How long it says it is comes first: no more memory is ever taken.
-
-    Raises:
-        Fault: it is damaged, or holds another number of bytes.
-    """
-    if len(plane) == count:
-        return plane
-    try:
-        if zstandard.frame_content_size(plane) != count:
-            raise Fault("a plane in it holds another number of bytes than it should")
-        data = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompress(plane, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise Fault(f"a plane in it cannot be unpacked ({error})") from error
-    if len(data) != count:
-        raise Fault("a plane in it holds another number of bytes than it should")
-    return data

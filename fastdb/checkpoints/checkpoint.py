@@ -1,4 +1,4 @@
-"""Training checkpoints: folders that appear whole, are verified when read, and go only under two newer ones."""
+"""Training checkpoints as folders that appear complete and are verified when read."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastdb.checkpoints.retention import Retention
-from fastdb.errors import CheckpointError, StorageError
+from fastdb.errors import CheckpointError
+from fastdb.reporting import Note
 from fastdb.storage.atomic_write import explained, flush, write_json
 from fastdb.storage.delete import remove
 from fastdb.storage.drive_duplicates import first_name
-from fastdb.storage.drive_uploads import waits_for_upload
-from fastdb.storage.manifest import faults, named, write_manifest
+from fastdb.storage.manifest import faults, hashes_in, named, write_manifest
 from fastdb.storage.safe_names import shown
+from fastdb.storage.set_aside import ASIDE, move_aside
 
 STATE = "state.json"
 FORMAT = 2
-"""Of the state. 1, which did not say so, had no lineage."""
+"""Version of the state. Version 1 has no `format` and no lineage."""
 README = "README.txt"
-USUAL = Retention()
-NOT_LOOKED_THROUGH = "older checkpoints could not be looked through"
-MANY = 3
-"""When more wait for their upload, it is said."""
+
+RAW = ".safetensors"
+PACKED = ".packed"
+"""Suffixes of raw and of compressed tensor files."""
+AVERAGE = "_ema"
+"""Follows a part's name in the name of the file with its running average."""
 
 _NAME = re.compile(r"(?P<stage>[a-z_]+)-(?P<step>\d{6,})")
 UNFINISHED = ".unfinished-"
-"""Beginning of the name of what is being written, or removed."""
-ASIDE = "set-aside-"
-"""Beginning of the name of a folder with checkpoints that training does not go on from."""
+"""Beginning of the names of folders that are being written or deleted."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint: `stage` and the number of optimizer `step`s done in it."""
+    """A checkpoint folder; `step` counts the optimizer steps done in `stage`."""
 
     path: Path
     stage: str
@@ -46,65 +46,52 @@ class Checkpoint:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What training wrote beside the tensors.
+        """The training state beside the tensors.
 
         Raises:
-            CheckpointError: it cannot be read.
+            CheckpointError: the file cannot be read; later, when a missing key is looked up.
         """
         try:
-            return State(self.path, json.loads((self.path / STATE).read_text(encoding="utf-8")))
+            return _State(self.path, json.loads((self.path / STATE).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise CheckpointError(
-                f"its state cannot be read ({error})", where=self.path, fix="Run the same command again."
+                f"its {STATE} cannot be read ({error})", where=self.path, fix="Run the same command again."
             ) from error
 
-    def stranger(self, lineage: str) -> str:
-        """Why training of `lineage` cannot go on from it though it may be whole, as a clause; empty where it can.
 
-        A lineage that is not known, as `session.yaml` or the state of earlier versions have none, is let pass; so is a
-        state that cannot be read, which the manifest knows more about.
-        """
-        try:
-            state = self.state
-        except CheckpointError:
-            return ""
-        number, theirs = state.get("format", 1), state.get("lineage")
-        if type(number) is not int or not 1 <= number <= FORMAT:
-            return f"its state has format {ascii(number)[:40]}; this version knows {FORMAT}"
-        if lineage and theirs and theirs != lineage:
-            return "it belongs to another session or to an earlier beginning of this one"
-        return ""
+class _State(dict[str, Any]):
+    """A checkpoint's state, whose missing keys raise a `CheckpointError`."""
 
-
-class State(dict[str, Any]):
-    """What a checkpoint says of itself; whoever asks for more than it says gets a line, and no traceback."""
-
-    def __init__(self, path: Path, said: dict[str, Any]) -> None:
-        super().__init__(said)
+    def __init__(self, path: Path, values: dict[str, Any]) -> None:
+        super().__init__(values)
         self._path = path
 
     def __missing__(self, name: str) -> Any:
         raise CheckpointError(
-            f"its {STATE} does not say its {name}",
+            f"its {STATE} has no {name}",
             where=self._path,
-            fix="It was made by another program; move it out of the session's checkpoints.",
+            fix="Another program wrote it; move it out of the session's checkpoints.",
         )
 
 
 def save(
     folder: Path, stage: str, step: int, state: dict[str, Any], write: Callable[[Path], dict[str, str]]
-) -> tuple[Checkpoint, list[str]]:
-    """Publish a checkpoint below `folder`: `write` fills a hidden folder and tells the SHA-256 of what it
-    wrote, its files are read back and hashed into the manifest, and the folder gets its name last.
+) -> tuple[Checkpoint, list[Note]]:
+    """Write a checkpoint into `folder`, where it appears complete or not at all.
 
-    Returns the checkpoint, and a line for an older one of the same step that was set aside.
+    Args:
+        write: fills a hidden folder and returns the SHA-256 of each file it wrote. The files are read back and hashed
+            into the manifest before the folder gets its name.
+
+    Returns:
+        The checkpoint, and a note if an older checkpoint of the same step was set aside.
 
     Raises:
-        StorageError: the disk is full, read-only, failing or gone; what was there before is untouched.
+        StorageError: the disk is full, read-only, failing or gone; earlier checkpoints are unchanged.
     """
     final = folder / f"{stage}-{step:06d}"
     hidden = folder / f"{UNFINISHED}{final.name}"
-    said: list[str] = []
+    notes: list[Note] = []
     with explained(final):
         folder.mkdir(exist_ok=True)
         remove(hidden)
@@ -113,29 +100,39 @@ def save(
             meant = write(hidden)
             write_json(hidden / STATE, state)
             write_manifest(hidden, meant)
-            if final.exists():
-                said.append(set_aside(final, "another of the same step took its place"))
+            if final.exists() and (aside := move_aside(folder, [final])):
+                reason = "a new checkpoint of the same step replaced it"
+                notes.append(Note("checkpoint set aside", f"{aside.name}/{final.name}", reason))
             hidden.rename(final)
             flush(folder)
         except BaseException:
             with suppress(OSError):
                 remove(hidden)
             raise
-    return Checkpoint(final, stage, step), said
+    return Checkpoint(final, stage, step), notes
 
 
-def complete(folders: Path | Sequence[Path], stage: str | None = None) -> list[Checkpoint]:
-    """The checkpoints below some folders by name, oldest first within a stage; not verified.
+def complete(
+    folders: Path | Sequence[Path], stage: str | None = None, *, lineage: str | None = None, until: int | None = None
+) -> list[Checkpoint]:
+    """List the checkpoints in some folders by their names, unverified.
 
-    Of several of one step, that of the folder which was named first comes last.
+    Args:
+        folders: of several checkpoints of the same step, the copy in the first folder is listed last.
+        stage: list only checkpoints of this stage.
+        lineage: list only checkpoints from which training of this lineage can resume.
+        until: list only checkpoints up to this step.
+
+    Returns:
+        The checkpoints, sorted by stage and step.
 
     Raises:
-        StorageError: the disk does not answer. That is not to be taken for an empty folder.
+        StorageError: the disk does not answer, which is different from an empty folder.
     """
-    found = []
+    checkpoints = []
     for folder in reversed((folders,) if isinstance(folders, Path) else folders):
         with explained(folder):
-            # Path.is_dir says no, in newer Pythons, where the disk does not answer; these raise.
+            # Newer Pythons' Path.is_dir returns False where the disk does not answer; these calls raise.
             try:
                 entries = list(os.scandir(folder))
             except (FileNotFoundError, NotADirectoryError):
@@ -143,77 +140,92 @@ def complete(folders: Path | Sequence[Path], stage: str | None = None) -> list[C
             for entry in entries:
                 name = _NAME.fullmatch(entry.name)
                 if name and entry.is_dir() and (stage is None or name["stage"] == stage):
-                    found.append(Checkpoint(folder / entry.name, name["stage"], int(name["step"])))
-    return sorted(found, key=lambda checkpoint: (checkpoint.stage, checkpoint.step))
+                    checkpoints.append(Checkpoint(folder / entry.name, name["stage"], int(name["step"])))
+    return [
+        checkpoint
+        for checkpoint in sorted(checkpoints, key=lambda checkpoint: (checkpoint.stage, checkpoint.step))
+        if until is None or checkpoint.step <= until
+        if lineage is None or not _foreign(checkpoint, lineage)
+    ]
 
 
-def own(folders: Path | Sequence[Path], stage: str, lineage: str, until: int | None = None) -> list[Checkpoint]:
-    """The checkpoints of a stage that training of `lineage` may go on from, oldest first, those after step `until`
-    left out; not verified.
-
-    Raises:
-        StorageError: the disk does not answer.
-    """
-    there = [one for one in complete(folders, stage) if until is None or one.step <= until]
-    return [one for one in there if not one.stranger(lineage)]
-
-
-def wrong_with(
-    checkpoint: Checkpoint, lineage: str = "", *, quick: bool = False, needs: Sequence[Sequence[str]] = ()
-) -> str:
-    """Why training of `lineage` does not go on from a checkpoint, as a clause; empty where nothing is wrong with it.
+def fault_in(checkpoint: Checkpoint, lineage: str = "", *, quick: bool = False) -> str:
+    """Return why training of `lineage` cannot resume from a checkpoint, or an empty string.
 
     Args:
-        lineage: of the session; empty where any will do.
-        quick: look at sizes only; else every byte is read and hashed.
-        needs: of each group of files its manifest has to name one.
+        lineage: the session's; any lineage is accepted if it is empty.
+        quick: compare sizes only; otherwise every byte is read and hashed.
 
     Raises:
-        StorageError: the disk is gone. That says nothing of what lies on it.
+        StorageError: the disk is gone, which proves nothing about its files.
     """
-    if wrong := faults(checkpoint.path, quick=quick):
-        return wrong[0]
-    there = named(checkpoint.path)
-    if lacking := [group[0] for group in ((STATE,), *needs) if not there.intersection(group)]:
-        return f"its manifest does not name {lacking[0]}"
+    if reasons := faults(checkpoint.path, quick=quick):
+        return reasons[0]
+    files = named(checkpoint.path)
+    for needed in ((STATE,), (f"{checkpoint.stage}{RAW}", f"{checkpoint.stage}{PACKED}")):
+        if not files.intersection(needed):
+            return f"its manifest does not name {needed[0]}"
     try:
         state = checkpoint.state
     except CheckpointError as error:
         return error.what
-    if foreign := checkpoint.stranger(lineage):
-        return foreign
+    if reason := _foreign(checkpoint, lineage):
+        return reason
     stage, step = state.get("stage", checkpoint.stage), state.get("step", checkpoint.step)
     if (stage, step) != (checkpoint.stage, checkpoint.step):
         return (
-            f"it holds the state of {str(stage)[:40]!a} step {str(step)[:20]}: it was renamed, or copied from elsewhere"
+            f"it contains the state of {str(stage)[:40]!a} step {str(step)[:20]}: it was renamed or copied from "
+            "elsewhere"
         )
     return ""
 
 
-def newest(
-    folders: Path | Sequence[Path], stage: str, lineage: str = "", needs: Sequence[Sequence[str]] = ()
-) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint of a stage with which nothing is wrong, and a line for each newer one passed over.
+def _foreign(checkpoint: Checkpoint, lineage: str) -> str:
+    """Return why a checkpoint, even if it is undamaged, does not belong to `lineage`, or an empty string.
+
+    An unknown lineage, as in records of earlier versions, is accepted; so is an unreadable state, whose fault the
+    manifest shows.
+    """
+    try:
+        state = checkpoint.state
+    except CheckpointError:
+        return ""
+    version, other = state.get("format", 1), state.get("lineage")
+    if type(version) is not int or not 1 <= version <= FORMAT:
+        return f"its state has format {ascii(version)[:40]}; this version reads {FORMAT}"
+    if lineage and other and other != lineage:
+        return "it belongs to another session or to an earlier start of this one"
+    return ""
+
+
+def newest(folders: Path | Sequence[Path], stage: str, lineage: str = "") -> tuple[Checkpoint | None, list[Note]]:
+    """Return the newest valid checkpoint of a stage, and a note for each newer checkpoint that was skipped.
 
     Raises:
-        StorageError: the folder cannot be listed.
+        StorageError: a folder cannot be listed.
     """
-    said: list[str] = []
+    skipped: list[Note] = []
     for checkpoint in reversed(complete(folders, stage)):
-        wrong = wrong_with(checkpoint, lineage, needs=needs)
-        if not wrong:
-            return checkpoint, said
-        said.append(passed_over(checkpoint, wrong))
-    return None, said
+        reason = fault_in(checkpoint, lineage)
+        if not reason:
+            return checkpoint, skipped
+        skipped.append(Note("checkpoint skipped", checkpoint.path.name, reason))
+    return None, skipped
 
 
-def passed_over(checkpoint: Checkpoint, wrong: str) -> str:
-    """The line for a checkpoint that is not gone on from."""
-    return f"checkpoint {checkpoint.path.name} is passed over: {wrong}"
+def tensors_file(checkpoint: Checkpoint, name: str) -> Path | None:
+    """Return the file, raw or compressed, that the raw form calls `name`; None if the manifest names neither.
+
+    Raises:
+        StorageError: the manifest cannot be read.
+    """
+    listed = hashes_in(checkpoint.path)
+    forms = (name, name.removesuffix(RAW) + PACKED)
+    return next((checkpoint.path / form for form in forms if form in listed), None)
 
 
-def oddments(folder: Path) -> list[str]:
-    """A line for each thing among checkpoints that is none, and that nothing reads: it is left as it is.
+def strays(folder: Path) -> list[Note]:
+    """Note every entry of a checkpoint folder that is no checkpoint; nothing reads or moves it.
 
     Raises:
         StorageError: the folder cannot be listed.
@@ -221,129 +233,22 @@ def oddments(folder: Path) -> list[str]:
     with explained(folder):
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else []
         return [
-            f"{shown(entry.name)} is passed over: {_strange(entry)}"
+            Note("file skipped", shown(entry.name), _stray_reason(entry))
             for entry in entries
             if not entry.name.startswith((".", ASIDE)) and entry.name != README
             if not (_NAME.fullmatch(entry.name) and entry.is_dir())
         ]
 
 
-def _strange(entry: os.DirEntry[str]) -> str:
+def _stray_reason(entry: os.DirEntry[str]) -> str:
     first = first_name(entry.name)
     if first and (_NAME.fullmatch(first) or first == README):
-        return f"a second {first}, as Google Drive shows what was made twice"
-    return "it has a checkpoint's name and is no folder" if _NAME.fullmatch(entry.name) else "no checkpoint"
-
-
-def spare(folder: Path, stage: str, keep: Retention = USUAL, lineage: str = "") -> list[Checkpoint]:
-    """The checkpoints of a stage that have `keep.last` newer ones which verify on a fresh read, newest first.
-
-    On Google Drive only those newer ones count that were uploaded: the others go with the machine. Damaged ones are not
-    among them, nor are those of another lineage, nor those that `keep` says stay.
-
-    Raises:
-        StorageError, OSError: the disk does not answer.
-    """
-    return _superseded(folder, stage, keep, lineage)[0]
-
-
-def prune(folder: Path, stage: str, keep: Retention = USUAL, lineage: str = "") -> list[str]:
-    """Remove the checkpoints of a stage that are to spare.
-
-    Returns a line for each that could not be removed, and one where many wait. Nothing is raised: what was just saved
-    stands, and the next time will do.
-    """
-    said: list[str] = []
-    try:
-        older, waiting = _superseded(folder, stage, keep, lineage)
-    except (StorageError, OSError) as error:
-        what = error.what if isinstance(error, StorageError) else error.strerror
-        return [f"{NOT_LOOKED_THROUGH}: {what}"]
-    if waiting > MANY:
-        said.append(f"{waiting} checkpoints wait for their upload to Google Drive, so older ones stay for now")
-    for checkpoint in older:
-        try:
-            take_away(checkpoint)
-        except OSError as error:
-            said.append(f"checkpoint {checkpoint.path.name} could not be removed: {error.strerror}")
-    return said
-
-
-def _superseded(folder: Path, stage: str, keep: Retention, lineage: str) -> tuple[list[Checkpoint], int]:
-    """The good checkpoints of a stage under enough newer good ones that no longer wait, newest first; how many wait."""
-    settled, waiting = 0, 0
-    older = []
-    for checkpoint in reversed(complete(folder, stage)):
-        if (settled == keep.last and keep.stays(stage, checkpoint.step)) or wrong_with(checkpoint, lineage):
-            continue
-        if settled == keep.last:
-            older.append(checkpoint)
-        elif waits_for_upload(checkpoint.path):
-            waiting += 1
-        else:
-            settled += 1
-    return older, waiting
-
-
-def take_away(checkpoint: Checkpoint) -> int:
-    """Remove a checkpoint; returns its bytes. Only for one that is `spare`, or for which its owner was asked.
-
-    Raises:
-        OSError: it cannot be removed.
-    """
-    # Out of sight first: killed halfway, the rest is cleared away like any unfinished one.
-    going = checkpoint.path.with_name(f"{UNFINISHED}going-{checkpoint.path.name}")
-    remove(going)
-    checkpoint.path.rename(going)
-    return remove(going)
+        return f"Google Drive shows it as a second {first}"
+    return "it has a checkpoint's name but is not a folder" if _NAME.fullmatch(entry.name) else "not a checkpoint"
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Remove what a killed trainer was still writing. Only the one process that trains may call this."""
+    """Delete the unfinished checkpoints of a killed process; only the process that writes `folder` may call this."""
     with explained(folder):
         for path in folder.glob(f"{UNFINISHED}*") if folder.is_dir() else ():
             remove(path)
-
-
-def set_all_aside(folder: Path) -> Path | None:
-    """Move every checkpoint into a new `set-aside-N` folder, so that training starts anew and nothing is lost."""
-    return _move_aside(folder, complete(folder))
-
-
-def set_newer_aside(folders: Sequence[Path], stage: str, step: int) -> list[Path]:
-    """Move the checkpoints of a stage after `step` into a new `set-aside-N` folder where they lie, so that training
-    goes on from `step` and nothing is lost; returns these folders.
-    """
-    newer = {folder: [one for one in complete(folder, stage) if one.step > step] for folder in folders}
-    return [aside for folder, these in newer.items() if (aside := _move_aside(folder, these))]
-
-
-def _move_aside(folder: Path, these: Sequence[Checkpoint]) -> Path | None:
-    if not these:
-        return None
-    with explained(folder):
-        aside = _free(folder)
-        aside.mkdir()
-        # The latest first: cut off midway, what is left is an earlier state and not a mixed one.
-        for checkpoint in reversed(these):
-            checkpoint.path.rename(aside / checkpoint.path.name)
-    return aside
-
-
-def set_aside(path: Path, why: str) -> str:
-    """Move a checkpoint into a new `set-aside-N` folder beside it; gives the line that says so.
-
-    Raises:
-        OSError: the disk is read-only, failing or gone.
-    """
-    aside = _free(path.parent)
-    aside.mkdir()
-    path.rename(aside / path.name)
-    return f"{path.name} was moved to {aside.name}: {why}"
-
-
-def _free(folder: Path) -> Path:
-    number = 1
-    while (folder / f"{ASIDE}{number}").exists():
-        number += 1
-    return folder / f"{ASIDE}{number}"

@@ -1,4 +1,4 @@
-"""What a session's files cost, by their kind, and which of them can be done without. Only sizes are looked at."""
+"""Disk usage of a session by kind of file, and the files that can be deleted."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastdb.checkpoints.checkpoint import ASIDE, UNFINISHED, complete, spare
+from fastdb.checkpoints.checkpoint import UNFINISHED, complete
 from fastdb.checkpoints.progress import STAGES, progress_of, steps_of
-from fastdb.checkpoints.retention import retention
+from fastdb.checkpoints.retention import retention, spare
 from fastdb.sessions.session import Session
-from fastdb.sessions.session_yaml import FILE
 from fastdb.storage.atomic_write import TEMPORARY
 from fastdb.storage.delete import bytes_of
+from fastdb.storage.set_aside import ASIDE
 
 KINDS = (
     "checkpoints",
@@ -27,12 +27,12 @@ KINDS = (
     "logs",
     "other",
 )
-"""Kinds of what is in a session. Photos are the originals, the instance images and their captions."""
+"""Kinds of files in a session. Photos are the originals, the instance images and their captions."""
 
 REMOVABLE = ("set-aside", "exports", "samples", "checkpoints", "unfinished", "class-images")
-"""Kinds that can be removed, in part at least."""
+"""Kinds of which at least some files can be deleted."""
 
-_OF = {
+_KINDS_OF = {
     "originals": "photos",
     "instance_images": "photos",
     "instance_images.png": "photos",
@@ -49,72 +49,69 @@ _CLASS_IMAGE = re.compile(r"class-\d{4,}\.png")
 
 @dataclass(frozen=True)
 class Cost:
-    """One thing in a session, a file or a folder, of one of `KINDS`, and its bytes."""
+    """A file or folder in a session, its kind of `KINDS`, and its size in bytes."""
 
     kind: str
     path: Path
     bytes: int
 
 
-def is_session(folder: Path) -> bool:
-    """Whether a folder is a session's; its record is not read."""
-    return (folder / FILE).is_file()
-
-
 def costs_of(folder: Path) -> list[Cost]:
-    """All that is in a session's folder: each checkpoint, export, folder set aside and unfinished rest by itself, each
-    other folder as one.
+    """Measure everything in a session's folder.
+
+    Each checkpoint, export, set-aside folder and unfinished file is an entry of its own; each other folder is one
+    entry. Only sizes are read.
 
     Raises:
-        OSError: a folder may not be read.
+        OSError: a folder cannot be read.
     """
     export = re.compile(_EXPORT.format(name=re.escape(folder.name)))
-    found: list[Cost] = []
+    costs: list[Cost] = []
     for path in sorted(folder.iterdir()):
         if path.name in ("checkpoints", "class_images") and path.is_dir():
-            found += _within(path, "other" if path.name == "checkpoints" else "class-images")
+            costs += _within(path, "other" if path.name == "checkpoints" else "class-images")
             continue
-        kind = _OF.get(path.name, "exports" if export.fullmatch(path.name) and path.is_file() else "other")
-        found.append(Cost("unfinished" if _is_rest(path) else kind, path, bytes_of(path)))
-    return found
+        kind = _KINDS_OF.get(path.name, "exports" if export.fullmatch(path.name) and path.is_file() else "other")
+        costs.append(Cost("unfinished" if _is_unfinished(path) else kind, path, bytes_of(path)))
+    return costs
 
 
 def removable(session: Session, kind: str) -> list[Cost]:
-    """What of a kind can be removed, so that nothing is lost that training needs to go on or a person brought along.
+    """List the files of a kind that can be deleted without losing a person's files or the state to resume from.
 
-    Of checkpoints those that are `spare`, whose two newer ones of the stage are read and hashed for it. Of class images
-    the generated ones, and none while checkpoints that were trained with them still have steps to go: made again on
-    another machine they may differ in their last bits, and training would not go on with them.
+    Of checkpoints these are the `spare` ones; the newer checkpoints are read and hashed for that. Of class images these
+    are the generated ones, and none while training with them is unfinished: generated again on another machine, they
+    may differ in their last bits, and training would refuse to resume.
 
     Args:
         kind: one of `REMOVABLE`.
 
     Raises:
-        OSError: a folder may not be read.
+        OSError: a folder cannot be read.
     """
     if kind == "checkpoints":
         keep, lineage = retention(session), session.record.lineage
-        going = [one for stage in STAGES for one in spare(session.checkpoints, stage, keep, lineage)]
-        return [Cost(kind, one.path, bytes_of(one.path)) for one in going]
+        going = [checkpoint.path for stage in STAGES for checkpoint in spare(session.checkpoints, stage, keep, lineage)]
+        return [Cost(kind, path, bytes_of(path)) for path in going]
     if kind == "samples":
         return _files(session.samples, kind, _SAMPLE)
     if kind == "class-images":
-        begun = progress_of(session)
-        if any(begun.values()) and any(begun[stage] < steps_of(session, stage) for stage in STAGES):
+        done = progress_of(session)
+        if any(done.values()) and any(done[stage] < steps_of(session, stage) for stage in STAGES):
             return []
-        return [one for one in _files(session.class_images, kind, _CLASS_IMAGE) if _is_generated(one.path)]
-    return [one for one in costs_of(session.path) if one.kind == kind]
+        return [cost for cost in _files(session.class_images, kind, _CLASS_IMAGE) if _is_generated(cost.path)]
+    return [cost for cost in costs_of(session.path) if cost.kind == kind]
 
 
 def _within(folder: Path, rest: str) -> Iterator[Cost]:
-    """The things in a folder of which some are by themselves; what remains is one of the kind `rest`."""
-    whole, others = {one.path for one in complete(folder)} if rest == "other" else set(), 0
+    """Yield the entries of a folder that are listed by themselves, then all others as one entry of kind `rest`."""
+    whole, others = {checkpoint.path for checkpoint in complete(folder)} if rest == "other" else set(), 0
     for path in sorted(folder.iterdir()):
         if path in whole:
             yield Cost("checkpoints", path, bytes_of(path))
         elif path.name.startswith(ASIDE) and path.is_dir():
             yield Cost("set-aside", path, bytes_of(path))
-        elif path.name.startswith(UNFINISHED) or _is_rest(path):
+        elif path.name.startswith(UNFINISHED) or _is_unfinished(path):
             yield Cost("unfinished", path, bytes_of(path))
         else:
             others += bytes_of(path)
@@ -123,17 +120,17 @@ def _within(folder: Path, rest: str) -> Iterator[Cost]:
 
 
 def _files(folder: Path, kind: str, name: re.Pattern[str]) -> list[Cost]:
-    there = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [Cost(kind, path, bytes_of(path)) for path in there if name.fullmatch(path.name) and path.is_file()]
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [Cost(kind, path, bytes_of(path)) for path in paths if name.fullmatch(path.name) and path.is_file()]
 
 
-def _is_rest(path: Path) -> bool:
-    """Whether a killed process left it while it was writing."""
+def _is_unfinished(path: Path) -> bool:
+    """Whether a killed process left a file behind while writing it."""
     return path.name.startswith(".") and path.name.endswith(TEMPORARY)
 
 
 def _is_generated(path: Path) -> bool:
-    """Whether a picture says how it was made, as generated ones do; a person's own may have any name."""
+    """Whether a picture contains generation parameters; a person's own picture may have any name."""
     from PIL import Image
 
     try:

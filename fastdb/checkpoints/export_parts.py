@@ -1,11 +1,11 @@
-"""What of a session goes into its export: the trained parts, the base model's others, and what is told of them."""
+"""Weights and metadata for the export of a session."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from fastdb.checkpoints.decompressed_cache import raw_files
+from fastdb.checkpoints.compressed_checkpoint import raw_files
 from fastdb.checkpoints.progress import STAGES, how_far, standing, standings
 from fastdb.errors import TrainingError
 from fastdb.models.diffusers_folder import PARTS, BaseModel, weight_file
@@ -13,21 +13,21 @@ from fastdb.sessions.session import Session
 
 
 def export_parts(session: Session, base: BaseModel, step: int | None = None) -> tuple[dict[str, Path], str]:
-    """The weights file of each part, unpacked where it was packed, and how far the trained ones are, as a phrase.
+    """Return the raw weights file of each part, and the training progress as text.
 
     Args:
-        step: of the UNet stage, for the checkpoint of that step instead of the newest.
+        step: use the checkpoint of this step of the UNet stage instead of the newest.
 
     Raises:
         ConfigError: there is no checkpoint of that step.
         TrainingError: nothing was trained yet.
         ModelError: a weight file of the base model is missing.
-        CheckpointError, StorageError: weights cannot be unpacked.
+        CheckpointError, StorageError: weights cannot be decompressed.
     """
     stands = standing(session) if step is None else standings(session, [step])[0][0]
     if stands.last is None:
         raise TrainingError(
-            "has no checkpoint that verifies, so there is nothing to export",
+            "there is no valid checkpoint to export",
             where=session.name,
             fix=f"Train it first: fastdb train {session.name}",
         )
@@ -38,7 +38,7 @@ def export_parts(session: Session, base: BaseModel, step: int | None = None) -> 
 
 
 def export_metadata(session: Session, base: BaseModel, stands: str) -> dict[str, str]:
-    """What a safetensors export says of itself in its header, by the names of ModelSpec 1.0 where it has one."""
+    """Return the header metadata of a safetensors export, with keys of ModelSpec 1.0 where it defines them."""
     config = session.config
     extended = {"fastdb.extended": "; ".join(map(str, session.record.extended))} if session.record.extended else {}
     return {

@@ -1,11 +1,9 @@
-"""What lies in a session's folder and is passed over, told with its reason: nothing of it is read, moved or removed."""
+"""Files in a session's folder that nothing reads, each with the reason."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from fastdb.checkpoints.checkpoint import complete, oddments, passed_over, wrong_with
-from fastdb.checkpoints.progress import needed
+from fastdb.checkpoints.checkpoint import complete, fault_in, strays
+from fastdb.reporting import Note
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import FILE
 from fastdb.storage.atomic_write import explained
@@ -13,35 +11,35 @@ from fastdb.storage.drive_duplicates import first_name, is_copy
 from fastdb.storage.safe_names import shown
 
 
-def leftovers(session: Session) -> list[str]:
-    """A line for each thing in a session that is passed over; of checkpoints only the sizes are looked at.
+def leftovers(session: Session) -> list[Note]:
+    """Note each skipped entry of a session; of checkpoints only the sizes are compared.
 
     Raises:
         StorageError: a folder cannot be read.
     """
-    there = reversed(complete(session.checkpoints))
-    wrong = {one: wrong_with(one, quick=True, needs=needed(one.stage)) for one in there}
-    said = [passed_over(one, clause) for one, clause in wrong.items() if clause]
-    return [*said, *oddments(session.checkpoints), *second_things(session)]
+    checkpoints = reversed(complete(session.checkpoints))
+    damaged = [
+        Note("checkpoint skipped", checkpoint.path.name, reason)
+        for checkpoint in checkpoints
+        if (reason := fault_in(checkpoint, quick=True))
+    ]
+    return [*damaged, *strays(session.checkpoints), *duplicates(session)]
 
 
-def second_things(session: Session) -> list[str]:
-    """A line for each second `session.yaml`, and for each second of an instance or class image with the same bytes.
+def duplicates(session: Session) -> list[Note]:
+    """Note each second `session.yaml`, and each copy of an instance or class image with the same bytes.
 
     Raises:
         StorageError: a folder cannot be read.
     """
     with explained(session.path):
-        said = [
-            f"{path.name} is passed over: a second {FILE}, as Google Drive shows what was made twice"
+        notes = [
+            Note("file skipped", path.name, f"Google Drive shows it as a second {FILE}")
             for path in sorted(session.path.iterdir())
             if first_name(path.name) == FILE
         ]
         for folder in (session.instance_images, session.class_images):
-            copies = [path for path in _children(folder) if is_copy(path)]
-            said += [f"{folder.name}/{shown(path.name)} is passed over: a copy of the one beside it" for path in copies]
-    return said
-
-
-def _children(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+                if path.is_file() and is_copy(path):
+                    notes.append(Note("file skipped", f"{folder.name}/{shown(path.name)}", "copy of another image"))
+        return notes

@@ -1,4 +1,4 @@
-"""Where a session's training stands, and which weights are its result so far."""
+"""Training progress of a session and the weights it has produced."""
 
 from __future__ import annotations
 
@@ -6,87 +6,66 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fastdb.checkpoints.checkpoint import Checkpoint, complete, newest, oddments, passed_over, wrong_with
+from fastdb.checkpoints.checkpoint import (
+    AVERAGE,
+    RAW,
+    Checkpoint,
+    complete,
+    fault_in,
+    newest,
+    strays,
+    tensors_file,
+)
 from fastdb.config import Config
 from fastdb.errors import ConfigError, TrainingError
+from fastdb.reporting import Note
 from fastdb.sessions.session import Session
-from fastdb.storage.manifest import hashes_in
 
 STAGES = ("text_encoder", "unet")
 """The stages in their order; each is named after the part it trains.
 
-In the joint mode the text encoder has no stage of its own: it trains in the UNet's, whose checkpoints hold both parts.
+In joint mode the text encoder has no stage of its own: it trains in the UNet's, whose checkpoints contain both parts.
 """
-
-
-RAW = ".safetensors"
-PACKED = ".packed"
-"""Suffixes of tensor files in a checkpoint: raw and compressed, see `checkpoints/compressed_checkpoint`."""
-
-AVERAGE = "_ema"
 
 
 @dataclass(frozen=True)
 class Standing:
-    """The newest good checkpoint of each stage that has one, and a line for each that was passed over."""
+    """The newest valid checkpoint of each stage, and a note for each file or checkpoint that was skipped."""
 
     checkpoints: dict[str, Checkpoint]
-    passed_over: tuple[str, ...]
+    skipped: tuple[Note, ...]
 
     @property
     def last(self) -> Checkpoint | None:
-        """The checkpoint training goes on from: the newest one of the latest stage."""
+        """The checkpoint from which training resumes: the newest of the latest stage."""
         return next((self.checkpoints[stage] for stage in reversed(STAGES) if stage in self.checkpoints), None)
 
     def done(self, stage: str) -> int:
-        """The steps done in a stage."""
+        """Return the number of steps done in a stage."""
         return self.checkpoints[stage].step if stage in self.checkpoints else 0
 
     @property
     def weights(self) -> dict[str, Path]:
-        """The file with the result of each trained part, by the part's name: its running average where one is kept."""
-        return {part: path for one in self.checkpoints.values() for part, path in weights_in(one).items()}
+        """The file with the result of each trained part: its running average, where training keeps it."""
+        return self._files(f"{AVERAGE}{RAW}", RAW)
 
     @property
     def training_weights(self) -> dict[str, Path]:
-        """The file each trained part goes on from, by the part's name: the weights as the last step left them."""
-        return {part: path for one in self.checkpoints.values() for part, path in weights_in(one, last=True).items()}
+        """The file from which each trained part resumes: the weights after the last step."""
+        return self._files(RAW)
 
+    def _files(self, *endings: str) -> dict[str, Path]:
+        """Return the first existing file of each part, raw or compressed.
 
-def weights_file(part: str) -> str:
-    """The name of the file in a raw checkpoint that holds a part as the last step left it."""
-    return f"{part}{RAW}"
-
-
-def average_file(part: str) -> str:
-    """The name of the file in a raw checkpoint that holds a part's running average, where one is kept."""
-    return f"{part}{AVERAGE}{RAW}"
-
-
-def needed(stage: str) -> tuple[tuple[str, str], ...]:
-    """What a checkpoint of a stage must hold to be one: the weights that train in it, raw or packed."""
-    return ((weights_file(stage), f"{stage}{PACKED}"),)
-
-
-def tensors_file(checkpoint: Checkpoint, name: str) -> Path | None:
-    """The file of a checkpoint that its raw form calls `name`, raw or packed; None where its manifest has neither."""
-    listed = hashes_in(checkpoint.path)
-    both = (name, name.removesuffix(RAW) + PACKED)
-    return next((checkpoint.path / one for one in both if one in listed), None)
-
-
-def weights_in(checkpoint: Checkpoint, *, last: bool = False) -> dict[str, Path]:
-    """The files of the parts a checkpoint holds, by the part's name; those of the last step, or of the result.
-
-    Raw or packed, and only what its manifest names: other files were never held against anything.
-    """
-    found = {}
-    for part in STAGES:
-        names = [weights_file(part)] if last else [average_file(part), weights_file(part)]
-        there = (tensors_file(checkpoint, name) for name in names)
-        if path := next((path for path in there if path is not None), None):
-            found[part] = path
-    return found
+        Only files that the manifest names are used: others were never verified.
+        """
+        files = {}
+        for checkpoint in self.checkpoints.values():
+            for part in STAGES:
+                paths = (tensors_file(checkpoint, f"{part}{ending}") for ending in endings)
+                if path := next((path for path in paths if path is not None), None):
+                    files[part] = path
+        return files
 
 
 def is_joint(config: Config) -> bool:
@@ -95,7 +74,7 @@ def is_joint(config: Config) -> bool:
 
 
 def steps_of(session: Session, stage: str) -> int:
-    """How many steps a stage of this session has in all, extensions among them."""
+    """Return the total number of steps of a stage, including extensions."""
     config = session.config
     if stage == "text_encoder":
         return 0 if is_joint(config) else config.text_encoder.steps
@@ -103,105 +82,107 @@ def steps_of(session: Session, stage: str) -> int:
 
 
 def how_far(session: Session, done: Mapping[str, int]) -> str:
-    """How far each stage is by the steps `done` in it, such as `text_encoder 350/350, unet 500/1500`."""
+    """Format the steps `done` in each stage, such as `text_encoder 350/350, unet 500/1500`."""
     if is_joint(session.config):
         return f"unet {done['unet']}/{steps_of(session, 'unet')} with the text encoder"
     return ", ".join(f"{stage} {done[stage]}/{steps_of(session, stage)}" for stage in STAGES)
 
 
 def standing(session: Session) -> Standing:
-    """Read a session's checkpoints, every byte of those that count.
+    """Read a session's checkpoints and verify every byte of those that count.
 
-    A later stage counts only on top of a whole earlier one: when the text encoder's last checkpoint is
-    damaged, that stage has to go on first.
+    A later stage counts only after a complete earlier stage: if the text encoder's last checkpoint is damaged, that
+    stage has to resume first.
     """
-    good: dict[str, Checkpoint] = {}
-    said: list[str] = []
+    valid: dict[str, Checkpoint] = {}
+    skipped: list[Note] = []
     for stage in STAGES:
-        checkpoint, lines = newest(session.checkpoint_folders, stage, session.record.lineage, needed(stage))
-        said += lines
+        checkpoint, notes = newest(session.checkpoint_folders, stage, session.record.lineage)
+        skipped += notes
         if checkpoint is not None:
-            good[stage] = checkpoint
+            valid[stage] = checkpoint
         if steps_of(session, stage) > (checkpoint.step if checkpoint else 0):
             break
-    return Standing(good, (*said, *oddments(session.checkpoints)))
+    return Standing(valid, (*skipped, *strays(session.checkpoints)))
 
 
-def standings(session: Session, wanted: Sequence[int] | None = None) -> tuple[list[Standing], list[str]]:
-    """Where the session stood at each checkpoint of the UNet stage whose every byte verifies, by step.
+def standings(session: Session, wanted: Sequence[int] | None = None) -> tuple[list[Standing], list[Note]]:
+    """Read where the session stood at each valid checkpoint of the UNet stage, sorted by step.
 
     Args:
-        wanted: only those of these steps.
+        wanted: only the checkpoints of these steps.
 
-    Returns them, and a line for each checkpoint that was passed over.
+    Returns:
+        The standings, and a note for each skipped checkpoint.
 
     Raises:
-        ConfigError: one that is wanted is not there.
-        TrainingError: none verifies, or the text encoder they were trained with is gone or damaged.
+        ConfigError: a wanted checkpoint does not exist.
+        TrainingError: no checkpoint is valid, or the text encoder that it was trained with is missing or damaged.
     """
-    there = complete(session.checkpoint_folders, "unet")
-    if missing := sorted(set(wanted or ()) - {one.step for one in there}):
-        raise _missing(session, missing, there)
-    good, said = {}, []
-    for one in reversed(there):
-        if one.step in good or (wanted is not None and one.step not in wanted):
+    checkpoints = complete(session.checkpoint_folders, "unet")
+    if missing := sorted(set(wanted or ()) - {checkpoint.step for checkpoint in checkpoints}):
+        raise _no_such_step(session, missing, checkpoints)
+    valid: dict[int, Checkpoint] = {}
+    skipped = []
+    for checkpoint in reversed(checkpoints):
+        if checkpoint.step in valid or (wanted is not None and checkpoint.step not in wanted):
             continue
-        if wrong := wrong_with(one, session.record.lineage, needs=needed(one.stage)):
-            said.append(passed_over(one, wrong))
+        if reason := fault_in(checkpoint, session.record.lineage):
+            skipped.append(Note("checkpoint skipped", checkpoint.path.name, reason))
         else:
-            good[one.step] = one
-    if not good:
+            valid[checkpoint.step] = checkpoint
+    if not valid:
+        reasons = "; ".join(f"{note.subject}: {note.reason}" for note in skipped)
         raise TrainingError(
-            "has no checkpoint of the UNet stage that verifies" + (f" ({'; '.join(said)})" if said else ""),
+            f"there is no valid checkpoint of the UNet stage{f' ({reasons})' if reasons else ''}",
             where=session.name,
             fix=f"Train it first: fastdb train {session.name}",
         )
     now, steps = standing(session), steps_of(session, "text_encoder")
     if now.done("text_encoder") < steps:
         raise TrainingError(
-            f"the text encoder of step {steps}, which its UNet was trained with, is not there or does not verify",
+            f"the text encoder of step {steps}, with which the UNet was trained, is missing or damaged",
             where=session.name,
-            fix="Put its checkpoint back, or train it anew with --restart.",
+            fix="Restore its checkpoint from a copy, or train again with --restart.",
         )
-    return [replace(now, checkpoints={**now.checkpoints, "unet": one}) for _, one in sorted(good.items())], said
+    return [
+        replace(now, checkpoints={**now.checkpoints, "unet": checkpoint}) for _, checkpoint in sorted(valid.items())
+    ], skipped
 
 
 def check_step(session: Session, step: int, folders: Sequence[Path] | None = None) -> None:
-    """Make sure that training can go back to a step of the UNet stage: 0, or a checkpoint whose every byte verifies.
+    """Verify that training can go back to a step of the UNet stage, which is 0 or that of a valid checkpoint.
 
     Args:
-        folders: where it has to lie; anywhere of the session's where none are given.
+        folders: where the checkpoint has to be; by default any of the session's folders.
 
     Raises:
-        ConfigError: it is not there.
-        TrainingError: it cannot be gone on from.
+        ConfigError: there is no checkpoint of this step.
+        TrainingError: training cannot resume from it.
     """
     if step == 0:
         return
-    there = complete(folders or session.checkpoint_folders, "unet")
-    these = [one for one in there if one.step == step]
-    if not these:
-        raise _missing(session, [step], there)
-    reasons = [wrong_with(one, session.record.lineage, needs=needed("unet")) for one in these]
+    checkpoints = complete(folders or session.checkpoint_folders, "unet")
+    reasons = [fault_in(checkpoint, session.record.lineage) for checkpoint in checkpoints if checkpoint.step == step]
+    if not reasons:
+        raise _no_such_step(session, [step], checkpoints)
     if all(reasons):
         raise TrainingError(
-            f"the checkpoint of step {step} cannot be gone on from: {reasons[0]}",
-            where=session.name,
-            fix="Choose another step.",
+            f"cannot resume from step {step}: {reasons[0]}", where=session.name, fix="Choose another step."
         )
 
 
-def _missing(session: Session, steps: Sequence[int], there: Sequence[Checkpoint]) -> ConfigError:
-    found = ", ".join(map(str, sorted({one.step for one in there}))) or "none"
+def _no_such_step(session: Session, steps: Sequence[int], checkpoints: Sequence[Checkpoint]) -> ConfigError:
+    existing = ", ".join(map(str, sorted({checkpoint.step for checkpoint in checkpoints}))) or "none"
     return ConfigError(
         f"{session.name} has no checkpoint of the UNet stage at step {', '.join(map(str, steps))}",
         where="checkpoints",
-        fix=f"There are: {found}.",
+        fix=f"Choose an existing step: {existing}.",
     )
 
 
 def progress_of(session: Session) -> dict[str, int]:
-    """The steps done in each stage, by the names of its checkpoints alone: quick, and not verified."""
+    """Return the steps done in each stage, quickly and unverified, from the names of its checkpoints."""
     return {
         stage: max((checkpoint.step for checkpoint in complete(session.checkpoint_folders, stage)), default=0)
         for stage in STAGES

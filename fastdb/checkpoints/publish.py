@@ -1,4 +1,9 @@
-"""From this machine's disk into the session's folder: one checkpoint after the other, and what if that fails."""
+"""Publishing of checkpoints from this machine's disk to the session's folder.
+
+Training saves on this machine's own disk and never waits for Google Drive. A *published* checkpoint is in the session's
+folder, in a folder of its own that was read back and hashed, and any machine can resume from it. Published are the
+newest checkpoint, the last of each stage, and those that the retention rules keep.
+"""
 
 from __future__ import annotations
 
@@ -10,83 +15,173 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fastdb.checkpoints.checkpoint import NOT_LOOKED_THROUGH, Checkpoint, clear_unfinished, own, prune, set_aside
+from fastdb.checkpoints.checkpoint import STATE, Checkpoint, clear_unfinished, complete
 from fastdb.checkpoints.checkpoint import save as save_checkpoint
-from fastdb.checkpoints.pending import MADE_OF, pending, raw_hashes
 from fastdb.checkpoints.progress import STAGES
-from fastdb.checkpoints.rate_limit import Pace
-from fastdb.checkpoints.retention import retention
-from fastdb.errors import SessionBusy, StorageError
+from fastdb.checkpoints.retention import KEEP, Retention, delete_checkpoint, prune, retention
+from fastdb.errors import CheckpointError, SessionBusy, StorageError
+from fastdb.reporting import Note
 from fastdb.runtime.paths import work_folder
 from fastdb.sessions.events import Emit
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import explained, make_folder
 from fastdb.storage.delete import bytes_of
 from fastdb.storage.drive_uploads import waits_for_upload
-from fastdb.storage.manifest import faults
+from fastdb.storage.manifest import faults, hashes_in
+from fastdb.storage.set_aside import move_aside
 
-NOT_YET = "not in the session's folder yet"
-"""How the line begins by which a person learns that publishing fails."""
+MADE_OF = "made_of"
+"""Key in a published checkpoint's state with the SHA-256 of each file of the local checkpoint it was made of."""
 LOCK = "publishing.lock"
 SETTLES_WITHIN = 1800.0
-"""Seconds after which the next checkpoint is written though Drive has not said that it took the one before."""
-TELL_EVERY = 600.0
-"""Seconds between two lines that say the same."""
+"""Seconds after which the next checkpoint is written even if Drive has not reported the upload of the one before."""
+REPEAT_AFTER = 600.0
+"""Seconds until the same note is repeated."""
 BACK_OFF = (1.0, 2.0, 5.0, 10.0, 30.0)
-"""Seconds until what failed is tried again, the last for all later times."""
-
+"""Seconds until a failure is retried, the last value for all later retries."""
 BUSY_WITHIN = 20.0
-"""Seconds that a verb waits for a checkpoint which is just being published."""
+"""Seconds for which a command waits while a checkpoint is being published."""
+
+
+def pending(session: Session) -> list[Checkpoint]:
+    """List the checkpoints on this machine that have to be published, in the order of publishing.
+
+    Of the checkpoints of a stage that are neither its last nor kept by the retention rules, only the newest is listed,
+    and only if no later checkpoint is published.
+
+    Raises:
+        StorageError: a disk does not answer.
+    """
+    lineage = session.record.lineage
+    local = sorted(complete(session.local_checkpoints, lineage=lineage), key=_place)
+    if not local:
+        return []
+    published = {checkpoint.path.name: checkpoint for checkpoint in complete(session.checkpoints, lineage=lineage)}
+    missing = [
+        checkpoint
+        for checkpoint in local
+        if checkpoint.path.name not in published or not _is_same(checkpoint, published[checkpoint.path.name])
+    ]
+    newest, keep = local[-1], retention(session)
+    behind = any(_place(checkpoint) > _place(newest) for checkpoint in published.values())
+    return [checkpoint for checkpoint in missing if _is_kept(keep, checkpoint) or (checkpoint == newest and not behind)]
+
+
+def prune_local(session: Session, keep: int = KEEP) -> list[Note]:
+    """Delete the checkpoints on this machine that have `keep` newer ones of their stage and need not be published.
+
+    Returns:
+        A note for each checkpoint that could not be deleted.
+    """
+    try:
+        waiting = {checkpoint.path for checkpoint in pending(session)}
+        resumable = complete(session.local_checkpoints, lineage=session.record.lineage)
+        going = [checkpoint for checkpoint in complete(session.local_checkpoints) if checkpoint not in resumable]
+        for stage in STAGES:
+            older = [checkpoint for checkpoint in resumable if checkpoint.stage == stage][:-keep]
+            going += [checkpoint for checkpoint in older if checkpoint.path not in waiting]
+    except StorageError:
+        # The session's disk is away, so it is unknown what is published: delete nothing this time.
+        return []
+    notes = []
+    for checkpoint in going:
+        try:
+            delete_checkpoint(checkpoint.path)
+        except OSError as error:
+            notes.append(Note("checkpoint not removed", checkpoint.path.name, error.strerror or str(error)))
+    return notes
+
+
+def _place(checkpoint: Checkpoint) -> tuple[int, int]:
+    return (STAGES.index(checkpoint.stage) if checkpoint.stage in STAGES else -1, checkpoint.step)
+
+
+def _is_same(local: Checkpoint, published: Checkpoint) -> bool:
+    """Whether the state of `published` names the files of `local`; no tensor is read."""
+    try:
+        return bool(published.state.get(MADE_OF) == _raw_hashes(local))
+    except (CheckpointError, StorageError):
+        return False
+
+
+def _raw_hashes(local: Checkpoint) -> dict[str, str]:
+    return {name: digest for name, digest in hashes_in(local.path).items() if name != STATE}
+
+
+def _is_kept(keep: Retention, checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint is the last of its stage or kept by the retention rules."""
+    if keep.keeps(checkpoint.stage, checkpoint.step):
+        return True
+    try:
+        return checkpoint.step == checkpoint.state["steps"]
+    except CheckpointError:
+        return False
+
+
+class _Pace:
+    """Limits writing to `rate` bytes per second by waiting after each block."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate, self._began, self._done = rate, time.monotonic(), 0
+        self.progress: Callable[[int], None] = lambda done: None
+
+    def __call__(self, count: int) -> None:
+        """Count `count` written bytes, and wait until they are due."""
+        self._done += count
+        self.progress(self._done)
+        ahead = self._done / self._rate - (time.monotonic() - self._began)
+        if ahead > 0:
+            time.sleep(ahead)
 
 
 @dataclass
 class Publishing:
-    """Publishes what is pending, one after the other; one process at a time does so for a session.
+    """Publishes the pending checkpoints of a session in order; only one process at a time does so.
 
     Attributes:
-        base: the folder of the session's base model, to which what is published is a difference.
-        may: raises where the session belongs to another machine by now.
-        patience: seconds of nothing but failures that the end of a run bears; None takes the session's setting.
+        base: the folder of the session's base model, from which published weights are stored as differences.
+        check_owner: raises if the session now belongs to another machine.
+        patience: seconds of failures only after which the end of a run gives up; None for the session's setting.
         known: the published checkpoints that were read back since this run began.
     """
 
     session: Session
     base: Path
     emit: Emit
-    may: Callable[[], None] = lambda: None
+    check_owner: Callable[[], None] = lambda: None
     patience: float | None = None
     known: set[Path] = field(default_factory=set)
     _last: Path | None = None
     _written: float = 0.0
-    _told: dict[str, float] = field(default_factory=dict)
+    _reported: dict[str, float] = field(default_factory=dict)
 
     def run(self, ending: Callable[[], bool], leaving: Callable[[], bool] = lambda: False) -> None:
-        """Publish until `ending` says that no more will come and nothing is pending, or `leaving` that it must stop.
+        """Publish until nothing is pending and `ending` returns true, or until `leaving` returns true.
 
-        Before the end a checkpoint is begun only when the one before is uploaded, as far as Drive tells. What fails is
-        told and tried again, with growing pauses. At the end the newest of each stage is read once more if it was
-        published earlier: what rotted meanwhile is set aside, and published again from this machine where it still is.
+        Before the end, a checkpoint is started only after the upload of the one before, as far as Drive reports it.
+        Failures are reported and retried with growing pauses. At the end, the newest checkpoint of each stage that was
+        published earlier is read again: if it is damaged, it is set aside and published again from this machine.
 
         Raises:
-            StorageError: at the end nothing has worked for so long as `patience` says.
-            SessionBusy: another machine has taken the session over.
+            StorageError: at the end nothing has worked for `patience` seconds.
+            SessionBusy: another machine has taken over the session.
         """
         setting = self.session.config.checkpoints.patience_minutes * 60
         patience = setting if self.patience is None else self.patience
-        with publishing_lock(self.session.path):
+        with _publishing_lock(self.session.path):
             failures, since = 0, 0.0
             cleared = False
             while not leaving():
                 hurry = ending()
                 try:
-                    self.may()
+                    self.check_owner()
                     self.session.check_there()
                     if not cleared:
                         clear_unfinished(self.session.checkpoints)
                         cleared = True
                     due = pending(self.session)
                     if not due and hurry:
-                        if not self._rotten():
+                        if not self._set_damaged_aside():
                             return
                         continue
                     if due and (hurry or self._settled()):
@@ -97,75 +192,78 @@ class Publishing:
                     since = since if failures else time.monotonic()
                     if hurry and time.monotonic() - since >= patience:
                         raise
-                    self._once(NOT_YET, f"{NOT_YET}: {str(error).splitlines()[0]}")
+                    self._note_rarely("publishing delayed", reason=str(error).splitlines()[0])
                     self._pause(BACK_OFF[min(failures, len(BACK_OFF) - 1)], ending, leaving, hurry)
                     failures += 1
                     continue
                 self._pause(1.0, ending, leaving, hurry)
 
-    def _publish(self, one: Checkpoint, hurry: bool) -> None:
+    def _publish(self, local: Checkpoint, hurry: bool) -> None:
         began = time.monotonic()
-        if wrong := faults(one.path):
-            set_aside(one.path, wrong[0])
-            self.emit("warning", message=f"checkpoint {one.path.name} on this machine is passed over: {wrong[0]}")
+        if reasons := faults(local.path):
+            move_aside(local.path.parent, [local.path])
+            self._note("checkpoint skipped", f"{local.path.name} on this machine", reasons[0])
             return
-        from fastdb.checkpoints.compressed_checkpoint import fill  # needs numpy, which whoever only asks does not
+        from fastdb.checkpoints.compressed_checkpoint import compress  # numpy, which listing does not need
 
-        total = bytes_of(one.path)
-        pace = Pace(self.session.config.checkpoints.publish_mb_per_second * 1e6)
+        total = bytes_of(local.path)
+        pace = _Pace(self.session.config.checkpoints.publish_mb_per_second * 1e6)
         if hurry:
-            pace.progress = lambda done: self.emit("progress", task=f"publish {one.path.name}", done=done, total=total)
+            task = f"publish {local.path.name}"
+            pace.progress = lambda done: self.emit("progress", task=task, done=done, total=total)
 
         def write(hidden: Path) -> dict[str, str]:
-            return fill(one, hidden, self.base, threads=2 if hurry else 1, pace=pace)
+            return compress(local, hidden, self.base, threads=2 if hurry else 1, pace=pace)
 
-        self.may()
-        state = {**one.state, MADE_OF: raw_hashes(one)}
-        done, said = save_checkpoint(self.session.checkpoints, one.stage, one.step, state, write)
+        self.check_owner()
+        state = {**local.state, MADE_OF: _raw_hashes(local)}
+        published, notes = save_checkpoint(self.session.checkpoints, local.stage, local.step, state, write)
         pace.progress(total)
         keep, lineage = retention(self.session), self.session.record.lineage
-        said += prune(self.session.checkpoints, one.stage, keep, lineage)
-        for line in said:
-            # That the disk went away meanwhile is told when it is wanted next, and older ones go the next time.
-            if not line.startswith(NOT_LOOKED_THROUGH):
-                self.emit("warning", message=line)
-        self._last, self._written = done.path, time.monotonic()
-        self.known.add(done.path)
-        told = {"bytes": bytes_of(done.path), "seconds": round(time.monotonic() - began, 3)}
-        self.emit("published", stage=one.stage, step=one.step, path=str(done.path), **told)
+        for note in (*notes, *prune(self.session.checkpoints, local.stage, keep, lineage)):
+            # The next publication reports a disk that is still away; the next pruning deletes the older ones.
+            if note.kind != "older checkpoints unread":
+                self._note(note.kind, note.subject, note.reason)
+        self._last, self._written = published.path, time.monotonic()
+        self.known.add(published.path)
+        facts = {"bytes": bytes_of(published.path), "seconds": round(time.monotonic() - began, 3)}
+        self.emit("published", stage=local.stage, step=local.step, path=str(published.path), **facts)
 
-    def _rotten(self) -> bool:
-        """Set aside the newest of each stage where it is no longer what was published; whether there was one."""
-        found = False
+    def _set_damaged_aside(self) -> bool:
+        """Set the newest checkpoint of each stage aside if it is damaged; whether there was one."""
+        damaged = False
         for stage in STAGES:
-            there = own(self.session.checkpoints, stage, self.session.record.lineage)
-            if not there or there[-1].path in self.known:
+            checkpoints = complete(self.session.checkpoints, stage, lineage=self.session.record.lineage)
+            if not checkpoints or checkpoints[-1].path in self.known:
                 continue
-            if wrong := faults(there[-1].path):
-                self.emit("warning", message=set_aside(there[-1].path, wrong[0]))
-                found = True
+            path = checkpoints[-1].path
+            reasons = faults(path)
+            if reasons and (aside := move_aside(path.parent, [path])):
+                self._note("checkpoint set aside", f"{aside.name}/{path.name}", reasons[0])
+                damaged = True
             else:
-                self.known.add(there[-1].path)
-        return found
+                self.known.add(path)
+        return damaged
 
     def _settled(self) -> bool:
-        """Whether Drive has taken the one before, as far as it tells; or has had long enough."""
+        """Whether Drive reports the last checkpoint as uploaded, or has had enough time."""
         if self._last is None:
             return True
         with suppress(OSError):
             if not waits_for_upload(self._last):
                 return True
         waited = time.monotonic() - self._written
-        if waited > TELL_EVERY:
-            self._once(
-                "uploads", f"Google Drive has not uploaded {self._last.name}, written {waited / 60:.0f} minutes ago"
-            )
+        if waited > REPEAT_AFTER:
+            self._note_rarely("upload slow", self._last.name, f"{waited / 60:.0f} minutes")
         return waited > SETTLES_WITHIN
 
-    def _once(self, kind: str, line: str) -> None:
-        if time.monotonic() - self._told.get(kind, -TELL_EVERY) >= TELL_EVERY:
-            self._told[kind] = time.monotonic()
-            self.emit("warning", message=line)
+    def _note(self, kind: str, subject: str = "", reason: str = "") -> None:
+        self.emit("note", kind=kind, subject=subject, reason=reason)
+
+    def _note_rarely(self, kind: str, subject: str = "", reason: str = "") -> None:
+        if time.monotonic() - self._reported.get(kind, -REPEAT_AFTER) >= REPEAT_AFTER:
+            self._reported[kind] = time.monotonic()
+            self._note(kind, subject, reason)
 
     @staticmethod
     def _pause(seconds: float, ending: Callable[[], bool], leaving: Callable[[], bool], hurried: bool) -> None:
@@ -176,17 +274,17 @@ class Publishing:
 
 @contextmanager
 def nothing_published(session: Session) -> Iterator[None]:
-    """Within this nobody on this machine publishes the session's checkpoints.
+    """Keep processes of this machine from publishing the session's checkpoints.
 
     Raises:
-        SessionBusy: one is just being published.
+        SessionBusy: a checkpoint is being published.
     """
-    lock = publishing_lock(session.path)
+    lock = _publishing_lock(session.path)
     try:
         lock.acquire(timeout=BUSY_WITHIN)
     except Timeout:
         raise SessionBusy(
-            "a checkpoint of it is just being published", where=session.name, fix="Run the same command in a minute."
+            "one of its checkpoints is being published", where=session.name, fix="Run the same command in a minute."
         ) from None
     try:
         yield
@@ -194,8 +292,8 @@ def nothing_published(session: Session) -> Iterator[None]:
         lock.release()
 
 
-def publishing_lock(session: Path) -> FileLock:
-    """The right to publish a session's checkpoints from this machine; the system lets it go when its holder dies."""
+def _publishing_lock(session: Path) -> FileLock:
+    """Return the lock for publishing from this machine; the system releases it when its holder dies."""
     folder = work_folder(session)
     make_folder(folder)
     with explained(folder):

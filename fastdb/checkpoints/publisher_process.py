@@ -1,4 +1,4 @@
-"""The publisher's process as the trainer sees it: started when something is to be published, waited for at the end."""
+"""The trainer's handle on the publisher process."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fastdb.checkpoints.pending import pending, spare_here
-from fastdb.checkpoints.publish import Publishing
+from fastdb.checkpoints.publish import Publishing, pending, prune_local
 from fastdb.errors import StorageError
 from fastdb.runtime.paths import work_folder
 from fastdb.sessions.events import Emit, follow_events
@@ -25,9 +24,9 @@ from fastdb.storage.atomic_write import make_folder
 
 @dataclass
 class Publisher:
-    """Publishes a session's checkpoints while its trainer trains, in a process that gives way to all others.
+    """Publishes a session's checkpoints during training, in a process of low priority.
 
-    That process goes on when the trainer dies, until all is published.
+    If the trainer dies, that process continues until everything is published.
     """
 
     session: Session
@@ -37,16 +36,16 @@ class Publisher:
     _process: subprocess.Popen[bytes] | None = None
     _relay: threading.Thread | None = None
     _published: set[Path] = field(default_factory=set)
-    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
+    _start_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def wake(self) -> None:
-        """See to it that somebody publishes."""
-        with self._one_at_a_time:
+        """Start the publisher process if it is not running."""
+        with self._start_lock:
             if self._process is None or self._process.poll() is not None:
                 self._start()
 
     def _start(self) -> None:
-        """Start the process; one that runs still is waited for by the lock."""
+        """Start the process; the publishing lock makes it wait for an older process."""
         folder = work_folder(self.session.path)
         make_folder(folder)
         events = folder / f"publish-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S-%f')}.jsonl"
@@ -68,26 +67,26 @@ class Publisher:
                 stderr=output,
             )
         process = self._process
-        self._relay = threading.Thread(target=self._pass_on, args=(process, events), name="publisher", daemon=True)
+        self._relay = threading.Thread(target=self._forward, args=(process, events), name="publisher", daemon=True)
         self._relay.start()
 
     def wake_if_pending(self) -> None:
-        """See to it that somebody publishes, where something is left from before, as far as the disk tells."""
+        """Start the publisher process if an earlier run left checkpoints to publish; ignore a disk that is away."""
         with suppress(StorageError):
             if pending(self.session):
                 self.wake()
 
     def finish(self, leaving: Callable[[], bool]) -> None:
-        """Publish all that is pending; where `leaving` says so, leave the rest to a process that goes on by itself.
+        """Publish everything that is pending; once `leaving` returns true, leave the rest to a process of its own.
 
         Raises:
-            StorageError: it cannot be done, and on this machine alone lies what is named.
-            SessionBusy: another machine has taken the session over.
+            StorageError: publishing failed; the checkpoints it names exist on this machine only.
+            SessionBusy: another machine has taken over the session.
         """
         if self._process is not None and self._process.poll() is None and not leaving():
-            # It ends after the one it is at; the others are published here, where their progress is seen.
+            # It ends after its current checkpoint; this process publishes the others and shows their progress.
             self._process.terminate()
-            no_longer_nice(self._process.pid)
+            _reset_priority(self._process.pid)
             while self._relay is not None and self._relay.is_alive() and not leaving():
                 self._relay.join(0.2)
             if leaving():
@@ -100,22 +99,22 @@ class Publisher:
             last.run(lambda: True, leaving)
         except (StorageError, OSError) as error:
             raise StorageError(
-                f"{self._names()} could not be published and lies on this machine alone, in "
+                f"{self._pending_names()} could not be published and exists on this machine only, in "
                 f"{self.session.local_checkpoints} ({str(error).splitlines()[0]})",
                 where=self.session.name,
-                fix="Mount its disk again, or free some of it, and run the same command again on this machine.",
+                fix="Mount the session's disk again, or free space on it, and run the same command on this machine.",
             ) from error
         if leaving():
             self.wake()
         else:
-            spare_here(self.session, keep=1)
+            prune_local(self.session, keep=1)
 
-    def _names(self) -> str:
+    def _pending_names(self) -> str:
         with suppress(StorageError):
-            return ", ".join(one.path.name for one in pending(self.session)) or "the last checkpoint"
+            return ", ".join(checkpoint.path.name for checkpoint in pending(self.session)) or "the last checkpoint"
         return "the last checkpoint"
 
-    def _pass_on(self, process: subprocess.Popen[bytes], events: Path) -> None:
+    def _forward(self, process: subprocess.Popen[bytes], events: Path) -> None:
         for event in follow_events(events, lambda: process.poll() is None):
             fields = {name: value for name, value in event.items() if name not in ("event", "time")}
             if event["event"] == "end":
@@ -125,13 +124,12 @@ class Publisher:
             self.emit(event["event"], **fields)
         code = process.wait()
         if code not in (0, -signal.SIGTERM):
-            self.emit(
-                "warning", message=f"the publisher ended with {code}; its words are in {events.with_suffix('.out')}"
-            )
+            output = str(events.with_suffix(".out"))
+            self.emit("note", kind="publisher crashed", subject=str(code), reason=output)
 
 
-def no_longer_nice(process: int) -> None:
-    """Let a process take part in the processor's time like any other, where this user may: it is waited for."""
+def _reset_priority(process: int) -> None:
+    """Give a process normal CPU priority, if this user may, because the trainer now waits for it."""
     with suppress(OSError):
         for thread in os.listdir(f"/proc/{process}/task"):
             os.setpriority(os.PRIO_PROCESS, int(thread), 0)

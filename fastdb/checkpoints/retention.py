@@ -1,48 +1,119 @@
-"""Which of a session's checkpoints stay: the last ones, those at multiples of a step, and the one found best."""
+"""Retention and deletion of old checkpoints."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from fastdb.checkpoints.checkpoint import UNFINISHED, Checkpoint, complete, fault_in
+from fastdb.errors import StorageError
+from fastdb.reporting import Note
+from fastdb.storage.delete import remove
+from fastdb.storage.drive_uploads import waits_for_upload
 
 if TYPE_CHECKING:
     from fastdb.sessions.session import Session
 
 KEEP = 2
-"""An old checkpoint goes only when at least this many newer ones of its stage verify on a fresh read."""
+"""Number of newer checkpoints of its stage that must verify on a fresh read before an old checkpoint is deleted."""
 PICKED = "evaluation.json"
+MANY = 3
+"""Number of checkpoints that may wait for their upload before a note reports it."""
 
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints of a stage are never removed unasked.
+    """Rules for checkpoints that are not deleted unasked.
 
     Attributes:
-        last: so many of the newest that verify; at least `KEEP`.
-        every: those at multiples of so many steps; 0 keeps none for that.
-        best: the step of the UNet stage that the last evaluation says to use.
+        last: number of newest valid checkpoints per stage, at least `KEEP`.
+        every: keep checkpoints at multiples of this step; 0 keeps none.
+        best: the step of the UNet stage that the last evaluation recommends.
     """
 
     last: int = KEEP
     every: int = 0
     best: int | None = None
 
-    def stays(self, stage: str, step: int) -> bool:
-        """Whether a checkpoint stays however many newer ones there are."""
+    def keeps(self, stage: str, step: int) -> bool:
+        """Whether a checkpoint is kept no matter how many newer checkpoints exist."""
         return bool(self.every and step % self.every == 0) or (stage == "unet" and step == self.best)
 
 
+USUAL = Retention()
+
+
 def retention(session: Session) -> Retention:
-    """What is kept of a session, by its settings and its evaluation."""
+    """Return the retention rules of a session from its settings and its evaluation."""
     settings = session.config.checkpoints
-    return Retention(settings.keep_last, settings.keep_every, best(session))
-
-
-def best(session: Session) -> int | None:
-    """The step of the UNet stage that the session's evaluation says to use; None where it says none."""
     try:
         step = json.loads((session.path / "evaluation" / PICKED).read_text(encoding="utf-8"))["picked"]["step"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return step if type(step) is int else None
+        step = None
+    return Retention(settings.keep_last, settings.keep_every, step if type(step) is int else None)
+
+
+def spare(folder: Path, stage: str, keep: Retention = USUAL, lineage: str = "") -> list[Checkpoint]:
+    """List the valid checkpoints of a stage that may be deleted, newest first.
+
+    Each has `keep.last` newer checkpoints that verify on a fresh read and, on Google Drive, are uploaded: the others
+    would be lost with the machine. Damaged checkpoints, those of another lineage and those that `keep` keeps are not
+    listed.
+
+    Raises:
+        StorageError, OSError: the disk does not answer.
+    """
+    return _superseded(folder, stage, keep, lineage)[0]
+
+
+def prune(folder: Path, stage: str, keep: Retention = USUAL, lineage: str = "") -> list[Note]:
+    """Delete the checkpoints that `spare` lists.
+
+    Nothing is raised: the checkpoint that was just saved is complete, and the next call deletes the rest.
+
+    Returns:
+        Notes about failures, and about many checkpoints waiting for their upload.
+    """
+    try:
+        older, waiting = _superseded(folder, stage, keep, lineage)
+    except (StorageError, OSError) as error:
+        reason = error.what if isinstance(error, StorageError) else error.strerror
+        return [Note("older checkpoints unread", reason=reason or "")]
+    notes = [Note("uploads pending", str(waiting))] if waiting > MANY else []
+    for checkpoint in older:
+        try:
+            delete_checkpoint(checkpoint.path)
+        except OSError as error:
+            notes.append(Note("checkpoint not removed", checkpoint.path.name, error.strerror or str(error)))
+    return notes
+
+
+def _superseded(folder: Path, stage: str, keep: Retention, lineage: str) -> tuple[list[Checkpoint], int]:
+    """Return the valid checkpoints below enough newer uploaded ones, newest first, and how many wait for upload."""
+    settled, waiting = 0, 0
+    older = []
+    for checkpoint in reversed(complete(folder, stage)):
+        if (settled == keep.last and keep.keeps(stage, checkpoint.step)) or fault_in(checkpoint, lineage):
+            continue
+        if settled == keep.last:
+            older.append(checkpoint)
+        elif waits_for_upload(checkpoint.path):
+            waiting += 1
+        else:
+            settled += 1
+    return older, waiting
+
+
+def delete_checkpoint(path: Path) -> int:
+    """Delete a checkpoint that is `spare`, or whose owner agreed; return its size in bytes.
+
+    Raises:
+        OSError: it cannot be deleted.
+    """
+    # Hidden first: a killed deletion leaves an unfinished folder, which `clear_unfinished` deletes.
+    hidden = path.with_name(f"{UNFINISHED}going-{path.name}")
+    remove(hidden)
+    path.rename(hidden)
+    return remove(hidden)

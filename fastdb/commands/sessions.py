@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fastdb import console
-from fastdb.checkpoints.checkpoint import ASIDE, Checkpoint, complete, wrong_with
+from fastdb.checkpoints.checkpoint import Checkpoint, complete, fault_in
 from fastdb.checkpoints.leftovers import leftovers
-from fastdb.checkpoints.progress import needed
 from fastdb.config import Config, build
 from fastdb.errors import FastDBError, ImageError, SessionBusy, SessionNotFound, StorageError
 from fastdb.images.photo_files import find_photos, photos_in, png_fault
@@ -19,6 +18,7 @@ from fastdb.sessions.session import Session, check_free, check_name
 from fastdb.sessions.session_yaml import BaseModelRecord, Subject
 from fastdb.storage.atomic_write import explained
 from fastdb.storage.delete import bytes_of
+from fastdb.storage.set_aside import ASIDE
 
 SessionLike = Session | str | Path
 
@@ -210,7 +210,7 @@ def show(session: SessionLike, root: str | Path | None = None) -> Session:
     ]
     if alone := _alone(session):
         facts.append(("not published", f"{', '.join(alone)}: on this machine alone; fastdb publish {session.name}"))
-    facts += [("passed over", line.replace(" is passed over", "")) for line in leftovers(session)]
+    facts += [("skipped", f"{note.subject}: {note.reason}") for note in leftovers(session)]
     facts += [("changed", console.sentence(note)) for note in changes(session.path, quick=True)]
     if used := in_use(session.path):
         facts.insert(1, ("trained now", used))
@@ -255,7 +255,7 @@ def check(
         wrong = [console.sentence(note) for note in file_hashes.changes(session.path, quick=quick, progress=more)]
         wrong += [line for path in file_hashes.unlisted(session.path) if (line := _unlisted(session, path))]
         for checkpoint in there:
-            if clause := wrong_with(checkpoint, quick=quick, needs=needed(checkpoint.stage)):
+            if clause := fault_in(checkpoint, quick=quick):
                 wrong.append(f"{checkpoint.path.relative_to(session.path).as_posix()}: {clause}")
             more(bytes_of(checkpoint.path))
     for line in (*wrong, *remarks):
@@ -290,7 +290,7 @@ def _found(photos: Sequence[str | Path]) -> list[Path]:
 
 def _alone(session: Session) -> list[str]:
     """The checkpoints that lie on this machine only and that another would need to go on."""
-    from fastdb.checkpoints.pending import pending
+    from fastdb.checkpoints.publish import pending
 
     return [one.path.name for one in pending(session)]
 
@@ -323,9 +323,8 @@ def _set_aside(session: Session) -> list[Checkpoint]:
 
 
 def _remarks(session: Session) -> list[str]:
-    """What is passed over in a session, and is no damage to what it has."""
-    damaged = {one.path.name for one in complete(session.checkpoints)}
-    return [line for line in leftovers(session) if not any(line.startswith(f"checkpoint {name} ") for name in damaged)]
+    """Return the sentences of skipped files that are no damaged checkpoints."""
+    return [console.sentence(note) for note in leftovers(session) if note.kind != "checkpoint skipped"]
 
 
 def _unlisted(session: Session, path: Path) -> str:

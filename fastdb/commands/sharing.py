@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdb import console
-from fastdb.checkpoints.checkpoint import ASIDE, complete
-from fastdb.checkpoints.pending import pending
+from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.progress import check_step
+from fastdb.checkpoints.publish import pending
 from fastdb.commands.sessions import SessionLike, exports_of, open_session
 from fastdb.config import Config
 from fastdb.errors import ImageError, SessionBusy, SessionError, StorageError
@@ -38,6 +38,7 @@ from fastdb.sharing.transfer import (
 )
 from fastdb.sharing.untrusted_zip import MOST_BYTES, Archive, Member, opened
 from fastdb.storage.manifest import MANIFEST
+from fastdb.storage.set_aside import ASIDE
 
 if TYPE_CHECKING:
     from fastdb.models.resolve import Base

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdb import console
-from fastdb.checkpoints.disk_usage import KINDS, REMOVABLE, Cost, costs_of, is_session, removable
-from fastdb.checkpoints.retention import KEEP, retention
+from fastdb.checkpoints.disk_usage import KINDS, REMOVABLE, Cost, costs_of, removable
+from fastdb.checkpoints.retention import KEEP, delete_checkpoint, retention
 from fastdb.commands.sessions import SessionLike, open_session
 from fastdb.errors import ConfigError, SessionBusy
 from fastdb.reporting import format_bytes
 from fastdb.runtime.paths import cache_folder, sessions_root
 from fastdb.sessions.lease_status import refuse_elsewhere
+from fastdb.sessions.session_yaml import FILE
 from fastdb.sharing.transfer import rests
 from fastdb.storage.atomic_write import explained
 from fastdb.storage.delete import bytes_of, mapped_files, remove
@@ -59,7 +60,7 @@ def space(sessions: Sequence[SessionLike] = (), root: str | Path | None = None) 
         if sessions:
             folders = [open_session(session, root).path for session in sessions]
         else:
-            folders = sorted(path for path in base.iterdir() if is_session(path)) if base.is_dir() else []
+            folders = sorted(path for path in base.iterdir() if (path / FILE).is_file()) if base.is_dir() else []
         spent = [Spent(folder, tuple(costs_of(folder))) for folder in folders]
         caches = [] if sessions else _caches()
         lines = disks([*(folders if sessions else [base]), *([cache_folder()] if caches else [])])
@@ -315,10 +316,7 @@ def _why(session: Session, kind: str) -> str:
 
 
 def _take(cost: Cost, mapped: Collection[int]) -> None:
-    from fastdb.checkpoints.checkpoint import Checkpoint, take_away
-
     if cost.kind == "checkpoints":
-        stage, _, step = cost.path.name.rpartition("-")
-        take_away(Checkpoint(cost.path, stage, int(step)))
+        delete_checkpoint(cost.path)
     else:
         remove(cost.path, mapped=mapped)

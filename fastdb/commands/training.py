@@ -79,10 +79,11 @@ def _ready(session: Session, config: Config, restart: bool, from_step: int | Non
     Raises:
         FastDBError: training cannot start or go on so.
     """
-    from fastdb.checkpoints.checkpoint import set_all_aside, set_newer_aside
+    from fastdb.checkpoints.checkpoint import complete
     from fastdb.checkpoints.progress import check_step
     from fastdb.checkpoints.publish import nothing_published
     from fastdb.models.resolve import ensure_base
+    from fastdb.storage.set_aside import move_aside
     from fastdb.training.preflight import preflight
 
     if from_step is not None:
@@ -97,18 +98,21 @@ def _ready(session: Session, config: Config, restart: bool, from_step: int | Non
     places = session.checkpoint_folders[::-1]
     if restart:
         with nothing_published(session):
-            kept = [one for folder in places if (one := set_all_aside(folder))]
+            moves = [move_aside(folder, [checkpoint.path for checkpoint in complete(folder)]) for folder in places]
             session = session.with_new_lineage()
-        for folder in kept:
+        for folder in filter(None, moves):
             console.say(f"earlier checkpoints are kept in {folder}")
-        if not kept:
+        if not any(moves):
             console.say("there were no checkpoints")
     elif from_step is not None:
         with nothing_published(session):
-            kept = set_newer_aside(places, "unet", from_step)
-        for folder in kept:
+            moves = [
+                move_aside(folder, [entry.path for entry in complete(folder, "unet") if entry.step > from_step])
+                for folder in places
+            ]
+        for folder in filter(None, moves):
             console.say(f"checkpoints after step {from_step} of the UNet's stage are kept in {folder}")
-        if not kept:
+        if not any(moves):
             console.say(f"there were no checkpoints after step {from_step} of the UNet's stage")
     return session
 
@@ -209,8 +213,7 @@ def publish(session: SessionLike, root: str | Path | None = None) -> Session:
         StorageError: its disk is full, read-only or away.
         ModelError: its base model cannot be had.
     """
-    from fastdb.checkpoints.pending import pending
-    from fastdb.checkpoints.publish import Publishing
+    from fastdb.checkpoints.publish import Publishing, pending
     from fastdb.models.resolve import ensure_base
     from fastdb.training.process import find
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from fastdb.checkpoints.compressed_checkpoint import raw_sha256
-from fastdb.checkpoints.decompressed_cache import raw_files
+from fastdb.checkpoints.compressed_checkpoint import raw_files, raw_sha256
 from fastdb.checkpoints.progress import Standing, standings
+from fastdb.console import sentence
 from fastdb.inference.engine import Engine
 from fastdb.inference.source import open_source
 from fastdb.models.diffusers_folder import BaseModel
@@ -58,8 +58,8 @@ def checkpoints_of(
         TrainingError: there is none, or the text encoder they were trained with is gone or damaged.
         ConfigError: one that was asked for is not there or does not verify.
     """
-    stands, said = standings(session, wanted)
-    return [_checkpoint(session, base, one) for one in stands], said
+    stands, notes = standings(session, wanted)
+    return [_checkpoint(session, base, one) for one in stands], [sentence(note) for note in notes]
 
 
 def file_of(session: Session, base: BaseModel, file: Path) -> Candidate:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastdb.checkpoints.decompressed_cache import raw_files
+from fastdb.checkpoints.compressed_checkpoint import raw_files
 from fastdb.checkpoints.progress import standing
 from fastdb.errors import ModelError
 from fastdb.inference.engine import Engine, Request

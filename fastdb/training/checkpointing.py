@@ -7,18 +7,17 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from fastdb.checkpoints.checkpoint import FORMAT, Checkpoint
+from fastdb.checkpoints.checkpoint import AVERAGE, FORMAT, RAW, Checkpoint
 from fastdb.checkpoints.checkpoint import save as save_checkpoint
 from fastdb.checkpoints.compressed_checkpoint import tensors_of
-from fastdb.checkpoints.pending import pending, spare_here
-from fastdb.checkpoints.progress import average_file, weights_file
+from fastdb.checkpoints.publish import pending, prune_local
 from fastdb.errors import StorageError
 from fastdb.formats.safetensors_file import save_tensors
 from fastdb.reporting import format_bytes
@@ -119,9 +118,9 @@ class Saver:
         tensors, numbers = state_tensors(optimizer)
         contents = {OPTIMIZER: tensors}
         for part, module in stage.trained.items():
-            contents[weights_file(part)] = accelerator.unwrap_model(module).state_dict()
+            contents[f"{part}{RAW}"] = accelerator.unwrap_model(module).state_dict()
         if stage.average is not None:
-            contents[average_file(stage.name)] = stage.average.state_dict()
+            contents[f"{stage.name}{AVERAGE}{RAW}"] = stage.average.state_dict()
         state = {
             "format": FORMAT,
             "lineage": self.session.record.lineage,
@@ -158,7 +157,7 @@ class Saver:
         try:
             make_folder(folder)
             self._make_room(sum(tensor.nbytes for tensors in contents.values() for tensor in tensors.values()))
-            checkpoint, said = save_checkpoint(folder, stage, step, state, write)
+            checkpoint, notes = save_checkpoint(folder, stage, step, state, write)
         except (StorageError, OSError) as error:
             self._failed = error
             self._next = min(self._next, time.monotonic() + AGAIN_AFTER)
@@ -167,9 +166,8 @@ class Saver:
                 self.emit("warning", message=f"step {step} could not be saved, and training goes on: {reason}")
             return
         self._failed = None
-        said += spare_here(self.session)
-        for line in said:
-            self.emit("warning", message=line)
+        for note in (*notes, *prune_local(self.session)):
+            self.emit("note", **asdict(note))
         seconds = time.perf_counter() - began
         waited = seconds if blocked is None else blocked
         told = {"seconds": round(seconds, 3), "blocked": round(waited, 3)}
@@ -181,7 +179,7 @@ class Saver:
         """Wait until `wanted` bytes are free on this machine's disk, while there is something that may leave it."""
         folder, told, until = self.session.local_checkpoints, False, time.monotonic() + FULL_DISK_WAIT
         while self._free(folder) < wanted and time.monotonic() < until:
-            spare_here(self.session, keep=1)
+            prune_local(self.session, keep=1)
             if self._free(folder) >= wanted:
                 return
             with suppress(StorageError):
@@ -221,4 +219,5 @@ def restore(
     if accelerator.scaler is not None and state["scaler"]:
         accelerator.scaler.load_state_dict(state["scaler"])
     if stage.average is not None:
-        stage.average.restore(tensors_of(checkpoint, average_file(stage.name), base_folder), checkpoint.step)
+        average = tensors_of(checkpoint, f"{stage.name}{AVERAGE}{RAW}", base_folder)
+        stage.average.restore(average, checkpoint.step)

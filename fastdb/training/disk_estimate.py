@@ -9,7 +9,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastdb.checkpoints.checkpoint import UNFINISHED, Checkpoint, complete, own
+from fastdb.checkpoints.checkpoint import UNFINISHED, Checkpoint, complete
 from fastdb.checkpoints.progress import STAGES, is_joint, steps_of
 from fastdb.checkpoints.retention import KEEP
 from fastdb.config import Config
@@ -74,8 +74,8 @@ def need(session: Session, base: Path, restart: bool = False, from_step: int | N
     for stage in STAGES:
         until = from_step if stage == "unet" else None
         lineage = session.record.lineage
-        published = [] if restart else own(session.checkpoints, stage, lineage, until)
-        anywhere = [] if restart else own(session.checkpoint_folders, stage, lineage, until)
+        published = [] if restart else complete(session.checkpoints, stage, lineage=lineage, until=until)
+        anywhere = [] if restart else complete(session.checkpoint_folders, stage, lineage=lineage, until=until)
         done, steps = (anywhere[-1].step if anywhere else 0), steps_of(session, stage)
         if done >= steps:
             continue

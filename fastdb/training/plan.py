@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fastdb.checkpoints.progress import STAGES, Standing, is_joint, steps_of
+from fastdb.console import sentence
 from fastdb.runtime.device import Device
 from fastdb.sessions.session import Session
 
@@ -35,7 +36,7 @@ def next_stage(session: Session, standing: Standing) -> tuple[str | None, int]:
 def make_plan(session: Session, standing: Standing, device: Device, optimizer: tuple[str, str], images: int) -> Plan:
     """Put together what was decided, each decision with its reason."""
     stage, step = next_stage(session, standing)
-    config, lines = session.config, list(standing.passed_over)
+    config, lines = session.config, [sentence(note) for note in standing.skipped]
     lines += [_stage(name, session, standing.done(name)) for name in STAGES]
     if is_joint(config):
         last = min(config.text_encoder.steps, config.unet.all_steps)

@@ -10,8 +10,8 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastdb.checkpoints.checkpoint import Checkpoint, own
-from fastdb.checkpoints.leftovers import second_things
+from fastdb.checkpoints.checkpoint import Checkpoint, complete
+from fastdb.checkpoints.leftovers import duplicates
 from fastdb.checkpoints.progress import STAGES, is_joint, steps_of
 from fastdb.config import Config, flat, setting_told
 from fastdb.errors import CheckpointError, ConfigError, TrainingError
@@ -73,7 +73,7 @@ def preflight(
         write_bytes(probe, b"")
         # Another process may run the same check at the same time.
         probe.unlink(missing_ok=True)
-    notes: list[Note | str] = [*second_things(session)]
+    notes: list[Note | str] = [*duplicates(session)]
     notes += changes(session.path, within=[FILE, session.instance_images.name, session.captions.name])
     notes += changes(session.path, within=[session.class_images.name], quick=True)
     if tight := check_space(session, base.folder, restart, from_step):
@@ -105,7 +105,9 @@ def check_resume(session: Session, images: Sequence[InstanceImage], from_step: i
         TrainingError: naming the changes.
     """
     until, lineage = {"unet": from_step}, session.record.lineage
-    checkpoints = [own(session.checkpoint_folders, stage, lineage, until.get(stage)) for stage in STAGES]
+    checkpoints = [
+        complete(session.checkpoint_folders, stage, lineage=lineage, until=until.get(stage)) for stage in STAGES
+    ]
     newest = [of_stage[-1] for of_stage in checkpoints if of_stage]
     try:
         # The trainer checks the class images after it has made those that are missing.

@@ -12,8 +12,8 @@ import torch
 from accelerate import Accelerator
 
 from fastdb.checkpoints.checkpoint import clear_unfinished, newest
-from fastdb.checkpoints.decompressed_cache import raw_files
-from fastdb.checkpoints.progress import STAGES, Standing, needed, standing, steps_of
+from fastdb.checkpoints.compressed_checkpoint import raw_files
+from fastdb.checkpoints.progress import STAGES, Standing, standing, steps_of
 from fastdb.checkpoints.publisher_process import Publisher
 from fastdb.errors import FastDBError, StorageError, TrainingError
 from fastdb.runtime.device import release_memory
@@ -135,7 +135,7 @@ class Trainer:
             return standing(session)
         except StorageError:
             # The session's disk is away. What it has of the next stage, if anything, is then trained again.
-            last, _ = newest(session.local_checkpoints, ended, session.record.lineage, needed(ended))
+            last, _ = newest(session.local_checkpoints, ended, session.record.lineage)
             return replace(before, checkpoints={**before.checkpoints, **({ended: last} if last else {})})
 
     def _stage(

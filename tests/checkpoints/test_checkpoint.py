@@ -20,13 +20,13 @@ from fastdb.checkpoints.checkpoint import (
     clear_unfinished,
     complete,
     newest,
-    prune,
     save,
-    set_all_aside,
 )
-from fastdb.checkpoints.retention import KEEP, Retention
+from fastdb.checkpoints.retention import KEEP, Retention, prune
 from fastdb.errors import CheckpointError, StorageError
+from fastdb.reporting import Note
 from fastdb.storage.manifest import faults
+from fastdb.storage.set_aside import move_aside
 
 
 def put(folder: Path, step: int, stage: str = "unet", content: bytes | None = None) -> Checkpoint:
@@ -37,8 +37,13 @@ def put(folder: Path, step: int, stage: str = "unet", content: bytes | None = No
 
 
 def fill(hidden: Path, data: bytes) -> dict[str, str]:
-    (hidden / "weights").write_bytes(data)
-    return {"weights": hashlib.sha256(data).hexdigest()}
+    name = f"{hidden.name.removeprefix('.unfinished-').rpartition('-')[0]}.safetensors"
+    (hidden / name).write_bytes(data)
+    return {name: hashlib.sha256(data).hexdigest()}
+
+
+def all_aside(folder: Path) -> Path | None:
+    return move_aside(folder, [checkpoint.path for checkpoint in complete(folder)])
 
 
 def steps(folder: Path, stage: str = "unet") -> list[int]:
@@ -74,8 +79,8 @@ def test_other_things_in_the_folder_are_no_checkpoints(tmp_path: Path) -> None:
     assert complete(tmp_path) == []
 
 
-@pytest.mark.parametrize("what", ["weights", STATE, "MANIFEST.json"])
-def test_a_flipped_bit_is_passed_over_with_a_line(what: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["unet.safetensors", STATE, "MANIFEST.json"])
+def test_a_checkpoint_with_a_flipped_bit_is_skipped(what: str, tmp_path: Path) -> None:
     for step in (1, 2, 3):
         put(tmp_path, step)
     flip(tmp_path / "unet-000003" / what)
@@ -83,18 +88,19 @@ def test_a_flipped_bit_is_passed_over_with_a_line(what: str, tmp_path: Path) -> 
     assert found is not None
     assert found.step == 2
     [line] = said
-    assert line.startswith("checkpoint unet-000003 is passed over: ")
+    assert (line.kind, line.subject) == ("checkpoint skipped", "unet-000003")
+    assert line.reason
     (tmp_path / "unet-000002" / what).unlink()
     found, said = newest(tmp_path, "unet")
     assert found is not None
     assert found.step == 1
-    assert [line.split()[1] for line in said] == ["unet-000003", "unet-000002"]
+    assert [note.subject for note in said] == ["unet-000003", "unet-000002"]
 
 
 def test_a_state_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     checkpoint = put(tmp_path, 1)
     (checkpoint.path / STATE).write_text("{")
-    with pytest.raises(CheckpointError, match=r"unet-000001: its state cannot be read"):
+    with pytest.raises(CheckpointError, match=r"unet-000001: its state.json cannot be read"):
         _ = checkpoint.state
 
 
@@ -103,13 +109,13 @@ def test_old_ones_go_only_under_two_that_verify(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         put(tmp_path, step)
     put(tmp_path, 1, "text_encoder")
-    flip(tmp_path / "unet-000004" / "weights")
+    flip(tmp_path / "unet-000004" / "unet.safetensors")
     assert prune(tmp_path, "unet") == []
     assert steps(tmp_path) == [2, 3, 4], "4 is damaged and counts for nothing; it is kept for its owner to look at"
     put(tmp_path, 5)
     prune(tmp_path, "unet")
     assert steps(tmp_path) == [3, 4, 5]
-    flip(tmp_path / "unet-000003" / "weights")
+    flip(tmp_path / "unet-000003" / "unet.safetensors")
     put(tmp_path, 6)
     put(tmp_path, 7)
     prune(tmp_path, "unet")
@@ -122,7 +128,7 @@ def test_those_at_multiples_stay(tmp_path: Path) -> None:
         put(tmp_path, step)
         assert prune(tmp_path, "unet", Retention(every=4)) == []
     assert steps(tmp_path) == [4, 8, 9, 10]
-    flip(tmp_path / "unet-000004" / "weights")
+    flip(tmp_path / "unet-000004" / "unet.safetensors")
     put(tmp_path, 11)
     prune(tmp_path, "unet")
     assert steps(tmp_path) == [4, 10, 11], "4 is damaged; 8 goes like any other when nothing keeps it"
@@ -135,7 +141,7 @@ def test_more_of_the_last_stay_and_the_one_found_best(tmp_path: Path) -> None:
             assert prune(tmp_path, stage, Retention(last=3, best=2)) == []
     assert steps(tmp_path) == [2, 6, 7, 8]
     assert steps(tmp_path, "text_encoder") == [6, 7, 8], "the best is one of the UNet's stage"
-    flip(tmp_path / "unet-000007" / "weights")
+    flip(tmp_path / "unet-000007" / "unet.safetensors")
     put(tmp_path, 9)
     prune(tmp_path, "unet", Retention(last=3))
     assert steps(tmp_path) == [6, 7, 8, 9], "7 counts for nothing; 2 goes when another was found better"
@@ -143,22 +149,23 @@ def test_more_of_the_last_stay_and_the_one_found_best(tmp_path: Path) -> None:
 
 def test_the_same_step_again_sets_the_first_aside(tmp_path: Path) -> None:
     put(tmp_path, 5, content=b"first")
-    flip(tmp_path / "unet-000005" / "weights")
-    damaged = (tmp_path / "unet-000005" / "weights").read_bytes()
+    flip(tmp_path / "unet-000005" / "unet.safetensors")
+    damaged = (tmp_path / "unet-000005" / "unet.safetensors").read_bytes()
     checkpoint, said = save(tmp_path, "unet", 5, {}, lambda hidden: fill(hidden, b"again"))
-    assert said == ["unet-000005 was moved to set-aside-1: another of the same step took its place"]
-    assert (checkpoint.path / "weights").read_bytes() == b"again"
-    assert (tmp_path / "set-aside-1" / "unet-000005" / "weights").read_bytes() == damaged
+    reason = "a new checkpoint of the same step replaced it"
+    assert said == [Note("checkpoint set aside", "set-aside-1/unet-000005", reason)]
+    assert (checkpoint.path / "unet.safetensors").read_bytes() == b"again"
+    assert (tmp_path / "set-aside-1" / "unet-000005" / "unet.safetensors").read_bytes() == damaged
     assert steps(tmp_path) == [5]
 
 
 def test_all_are_set_aside_and_none_is_lost(tmp_path: Path) -> None:
-    assert set_all_aside(tmp_path / "none") is None
+    assert all_aside(tmp_path / "none") is None
     put(tmp_path, 1, "text_encoder")
     put(tmp_path, 2)
-    assert set_all_aside(tmp_path) == tmp_path / "set-aside-1"
+    assert all_aside(tmp_path) == tmp_path / "set-aside-1"
     put(tmp_path, 2)
-    assert set_all_aside(tmp_path) == tmp_path / "set-aside-2"
+    assert all_aside(tmp_path) == tmp_path / "set-aside-2"
     assert complete(tmp_path) == []
     for aside, names in ((1, ["text_encoder-000001", "unet-000002"]), (2, ["unet-000002"])):
         kept = sorted((tmp_path / f"set-aside-{aside}").iterdir())
@@ -171,12 +178,13 @@ def test_setting_aside_cut_off_leaves_an_earlier_state_and_no_mixed_one(
 ) -> None:
     """UNet checkpoints without the text encoder they were trained on must never be gone on from."""
     folders = cut_everywhere("""
-from fastdb.checkpoints.checkpoint import save, set_all_aside
+from fastdb.checkpoints.checkpoint import complete, save
+from fastdb.storage.set_aside import move_aside
 def prepare(folder):
     for stage, step in (("text_encoder", 1), ("text_encoder", 2), ("unet", 1), ("unet", 2)):
         save(folder, stage, step, {}, lambda hidden: {})
 def work(folder):
-    set_all_aside(folder)
+    move_aside(folder, [checkpoint.path for checkpoint in complete(folder)])
 """)
     order = ["text_encoder-000001", "text_encoder-000002", "unet-000001", "unet-000002"]
     seen = set()
@@ -203,10 +211,11 @@ def test_cut_at_each_point_of_saving_and_pruning_the_newest_is_whole(
     cut_everywhere: Callable[[str], list[Path]],
 ) -> None:
     folders = cut_everywhere("""
-from fastdb.checkpoints.checkpoint import prune, save
+from fastdb.checkpoints.checkpoint import save
+from fastdb.checkpoints.retention import prune
 def write(step):
     def fill(hidden):
-        for name in ("weights", "optimizer"):
+        for name in ("unet.safetensors", "optimizer"):
             with (hidden / name).open("wb") as stream:
                 for _ in range(3):
                     stream.write((b"%08d" % step) * 1000)
@@ -227,7 +236,7 @@ def work(folder):
         found, said = newest(folder, "unet")
         assert found is not None
         assert said == []
-        assert (found.path / "weights").read_bytes() == b"%08d" % found.step * 3000
+        assert (found.path / "unet.safetensors").read_bytes() == b"%08d" % found.step * 3000
         good = [checkpoint for checkpoint in complete(folder, "unet") if not faults(checkpoint.path)]
         assert len(good) >= 2
         seen.append(found.step)
@@ -241,7 +250,8 @@ def work(folder):
 SAVER = """
 import sys
 from pathlib import Path
-from fastdb.checkpoints.checkpoint import clear_unfinished, newest, prune, save
+from fastdb.checkpoints.checkpoint import clear_unfinished, newest, save
+from fastdb.checkpoints.retention import prune
 from fastdb.storage.atomic_write import flush
 folder = Path(sys.argv[1])
 clear_unfinished(folder)
@@ -275,9 +285,9 @@ def test_killed_at_20_random_moments_nothing_said_is_lost(tmp_path: Path) -> Non
             time.sleep(chance.uniform(0, 0.04))
             saver.send_signal(signal.SIGKILL)
             said = max(int(line) for line in [first, *saver.stdout.read().splitlines()])
-        found, passed_over = newest(folder, "unet")
+        found, skipped = newest(folder, "unet")
         assert found is not None
-        assert passed_over == []
+        assert skipped == []
         assert found.step >= said
         assert (found.path / "unet.safetensors").read_bytes() == b"%08d" % found.step * 40_000
         assert found.state == {"step": found.step}
@@ -295,7 +305,7 @@ def test_a_full_disk_leaves_the_older_ones_and_no_rest(small_disk: Callable[[str
             put(folder, 3, content=bytes(size))
         assert sorted(os.listdir(folder)) == ["unet-000001", "unet-000002"]
         assert [faults(checkpoint.path) for checkpoint in complete(folder)] == [[], []]
-    (folder / "unet-000001" / "weights").unlink()
+    (folder / "unet-000001" / "unet.safetensors").unlink()
     assert put(folder, 3, content=bytes(300_000)).step == 3
 
 
@@ -304,7 +314,7 @@ def test_what_cannot_be_removed_is_said_and_the_new_one_stands(small_disk: Calla
     for step in (1, 2, 3):
         put(folder, step)
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-    assert prune(folder, "unet") == ["checkpoint unet-000001 could not be removed: Read-only file system"]
+    assert prune(folder, "unet") == [Note("checkpoint not removed", "unet-000001", "Read-only file system")]
     found, _ = newest(folder, "unet")
     assert found is not None
     assert found.step == 3
@@ -321,10 +331,11 @@ def test_the_rest_of_a_dead_trainer_on_a_read_only_disk_is_said(small_disk: Call
 def test_pruning_cut_off_leaves_nothing_half_removed_for_good(cut_everywhere: Callable[[str], list[Path]]) -> None:
     """A half removed checkpoint would count as damaged, and what is damaged is kept: gigabytes, for ever."""
     folders = cut_everywhere("""
-from fastdb.checkpoints.checkpoint import prune, save
+from fastdb.checkpoints.checkpoint import save
+from fastdb.checkpoints.retention import prune
 def write(hidden):
-    for number in range(5):
-        (hidden / f"part{number}").write_bytes(b"x")
+    for name in ("unet.safetensors", "a", "b", "c", "d"):
+        (hidden / name).write_bytes(b"x")
     return {}
 def prepare(folder):
     for step in (1, 2, 3):
@@ -349,7 +360,7 @@ def test_what_was_not_written_as_meant_is_refused(tmp_path: Path) -> None:
 
     def write(hidden: Path) -> dict[str, str]:
         meant = fill(hidden, b"good")
-        (hidden / "weights").write_bytes(b"evil")
+        (hidden / "unet.safetensors").write_bytes(b"evil")
         return meant
 
     with pytest.raises(StorageError, match="what was read back is not what was written"):

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from fastdb.checkpoints.checkpoint import Checkpoint, clear_unfinished, complete, newest, prune, save
+from fastdb.checkpoints.checkpoint import Checkpoint, clear_unfinished, complete, newest, save
+from fastdb.checkpoints.retention import prune
 from fastdb.errors import FastDBError, StorageError
+from fastdb.reporting import Note
 from tests.faultfs.mount import Mount
 from tests.faultfs.upload import AtOnce, Late, Slow, Uploads
 
@@ -26,16 +28,16 @@ def content(step: int) -> bytes:
 
 def put(folder: Path, step: int) -> Checkpoint:
     def write(hidden: Path) -> dict[str, str]:
-        for name in ("weights", "optimizer"):
+        for name in ("unet.safetensors", "optimizer"):
             (hidden / name).write_bytes(content(step))
-        return {"weights": hashlib.sha256(content(step)).hexdigest()}
+        return {"unet.safetensors": hashlib.sha256(content(step)).hexdigest()}
 
     return save(folder, "unet", step, {"step": step}, write)[0]
 
 
 def whole(checkpoint: Checkpoint) -> bool:
     """Not by its manifest: by what was meant."""
-    data = [(checkpoint.path / name).read_bytes() for name in ("weights", "optimizer")]
+    data = [(checkpoint.path / name).read_bytes() for name in ("unet.safetensors", "optimizer")]
     return data == [content(checkpoint.step)] * 2 and checkpoint.state == {"step": checkpoint.step}
 
 
@@ -70,15 +72,15 @@ def attempt(drive: Mount, nth: int, error: str, persistent: bool) -> str:
         line = str(refused)
         assert "\n" not in line, case
         assert "disk is full" in line or "does not answer" in line, case
-    lines = prune(drive.path, "unet")
-    assert all("could not be" in line for line in lines), case
+    notes = prune(drive.path, "unet")
+    assert {note.kind for note in notes} <= {"checkpoint not removed", "older checkpoints unread"}, case
     if not any(struck for _, _, struck in drive.log()):
         return ""
     drive.heal()
 
-    found, passed_over = newest(drive.path, "unet")
+    found, skipped = newest(drive.path, "unet")
     assert found is not None, case
-    assert passed_over == [], case
+    assert skipped == [], case
     # What only failed after it had its name is there too, though it was not said to be saved.
     assert found.step in ((3,) if saved else (2, 3)), case
     assert all(whole(checkpoint) for checkpoint in complete(drive.path)), case
@@ -136,12 +138,14 @@ def test_a_drive_that_does_not_answer_is_no_empty_one(good: Path, tmp_path: Path
             with pytest.raises(StorageError, match="the disk does not answer"):
                 look()
         assert prune(drive.path, "unet") == [
-            "older checkpoints could not be looked through: "
-            "the disk does not answer (Transport endpoint is not connected)"
+            Note(
+                "older checkpoints unread",
+                reason="the disk does not answer (Transport endpoint is not connected)",
+            )
         ]
         drive.heal()
         assert [checkpoint.step for checkpoint in complete(drive.path)] == [1, 2]
-        assert complete(drive.path / "none") == complete(drive.path / "unet-000001" / "weights") == []
+        assert complete(drive.path / "none") == complete(drive.path / "unet-000001" / "unet.safetensors") == []
 
 
 SAVES = 6
@@ -243,7 +247,7 @@ def test_checkpoints_that_wait_for_their_upload_are_told_and_do_not_count(tmp_pa
             put(drive.path, step)
             said = prune(drive.path, "unet")
         assert [checkpoint.step for checkpoint in complete(drive.path)] == [1, 2, 3, 4]
-        assert said == ["4 checkpoints wait for their upload to Google Drive, so older ones stay for now"]
+        assert said == [Note("uploads pending", "4")]
     (tmp_path / "quick").mkdir()
     with Mount(tmp_path / "quick") as drive:
         for step in range(1, 5):

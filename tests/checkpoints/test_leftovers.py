@@ -1,4 +1,4 @@
-"""Whatever lies among checkpoints is passed over with its reason, nothing is touched, and the right state is used."""
+"""Leftovers among checkpoints are skipped with a reason and left alone, and the right state is used."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from fastdb.checkpoints.checkpoint import Checkpoint, newest, prune, save, spare
+from fastdb.checkpoints.checkpoint import Checkpoint, newest, save
 from fastdb.checkpoints.leftovers import leftovers
-from fastdb.checkpoints.progress import needed, standing, weights_in
+from fastdb.checkpoints.progress import standing
+from fastdb.checkpoints.retention import prune, spare
 from fastdb.commands.sessions import show
 from fastdb.config import Config
+from fastdb.console import sentence
 from fastdb.errors import StorageError
+from fastdb.reporting import Note
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import FILE, BaseModelRecord
 from fastdb.storage.manifest import faults, sha256
@@ -57,24 +60,22 @@ def make(root: Path | None = None) -> Session:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_it_is_passed_over_with_its_reason(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_skipped_with_its_reason(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     case, session = CASES[name], make()
     case.make(session.checkpoints, LAST)
     before, reason = tree(session.path), expected(case, LAST)
     stands = standing(session)
     assert stands.last is not None
     assert stands.last.path.name == (BEFORE if case.older else LAST)
-    assert set(weights_in(stands.last)) == {"unet"}
-    assert weights_in(stands.last)["unet"].name == "unet.safetensors"
-    lines = stands.passed_over
-    assert len(lines) == bool(reason), lines
+    assert {part: path.name for part, path in stands.weights.items()} == {"unet": "unet.safetensors"}
+    assert len(stands.skipped) == bool(reason), stands.skipped
     if reason:
-        assert lines[0].partition(" is passed over: ")[2].startswith(reason), lines
-        assert lines[0].isprintable()
+        assert stands.skipped[0].reason.startswith(reason)
+        assert sentence(stands.skipped[0]).isprintable()
     show(session)
-    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("passed over")]
-    assert len(told) == bool(reason and case.seen_by_size), told
-    assert all(reason in line for line in told)
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped")]
+    assert len(shown) == bool(reason and case.seen_by_size), shown
+    assert all(reason in line for line in shown)
     spare(session.checkpoints, "unet")
     assert tree(session.path) == before, "nothing is touched by looking"
 
@@ -85,7 +86,7 @@ def test_no_older_one_goes_for_it_and_the_next_save_loses_nothing(name: str) -> 
     CASES[name].make(session.checkpoints, LAST)
     left = {entry for entry in tree(session.path).items() if LAST in entry[0]}
     assert prune(session.checkpoints, "unet") == []
-    found, _ = newest(session.checkpoints, "unet", needs=needed("unet"))
+    found, _ = newest(session.checkpoints, "unet")
     assert found is not None
     assert found.path.name == BEFORE
     put(session.checkpoints, 6)
@@ -96,9 +97,9 @@ def test_no_older_one_goes_for_it_and_the_next_save_loses_nothing(name: str) -> 
     assert standing(session).done("unet") == 8
 
 
-def test_a_whole_checkpoint_and_its_readme_are_told_nothing_of() -> None:
+def test_complete_checkpoints_and_the_readme_give_no_notes() -> None:
     session = make()
-    assert standing(session).passed_over == ()
+    assert standing(session).skipped == ()
     assert leftovers(session) == []
 
 
@@ -114,11 +115,11 @@ def test_all_of_them_at_once_leave_the_oldest() -> None:
     stands = standing(session)
     assert stands.last is not None
     assert stands.last.path.name == LAST
-    assert len(stands.passed_over) == len(CASES)
+    assert len(stands.skipped) == len(CASES)
 
 
 @pytest.mark.parametrize("error", ["EIO", "EACCES"])
-def test_one_that_cannot_be_read_is_passed_over(error: str, tmp_path: Path) -> None:
+def test_an_unreadable_checkpoint_is_skipped(error: str, tmp_path: Path) -> None:
     with Mount(tmp_path) as drive:
         session = make(drive.path / "sessions")
         before = tree(session.path)
@@ -127,7 +128,7 @@ def test_one_that_cannot_be_read_is_passed_over(error: str, tmp_path: Path) -> N
         assert stands.last is not None
         assert stands.last.path.name == BEFORE
         kind = {"EIO": "OSError", "EACCES": "PermissionError"}[error]
-        assert stands.passed_over == (f"checkpoint {LAST} is passed over: its manifest cannot be read ({kind})",)
+        assert stands.skipped == (Note("checkpoint skipped", LAST, f"its manifest cannot be read ({kind})"),)
         assert prune(session.checkpoints, "unet") == []
         drive.heal()
         assert tree(session.path) == before
@@ -153,7 +154,7 @@ def test_a_drive_that_is_away_and_back(tmp_path: Path) -> None:
         while not os.path.exists(session.path):
             os.sched_yield()
         assert standing(session).done("unet") == 6
-        assert standing(session).passed_over == ()
+        assert standing(session).skipped == ()
         assert tree(session.path) == before
 
 
@@ -168,8 +169,8 @@ def test_on_a_read_only_mount_all_is_seen_and_nothing_written(tmp_path: Path) ->
         show(opened)
         with pytest.raises(StorageError, match="read-only"):
             put(session.checkpoints, 8)
-        lines = prune(session.checkpoints, "unet")
-        assert all("could not be removed" in line for line in lines)
+        notes = prune(session.checkpoints, "unet")
+        assert all(note.kind == "checkpoint not removed" for note in notes)
         assert tree(session.path) == before
 
 
@@ -183,7 +184,7 @@ def test_a_checkpoint_folder_that_drive_made_twice(tmp_path: Path) -> None:
         drive.hear()
         stands = standing(session)
         assert stands.done("unet") == 6
-        assert any(f"a second {LAST}" in line for line in stands.passed_over)
+        assert any(f"a second {LAST}" in note.reason for note in stands.skipped)
 
 
 def test_a_full_account_keeps_the_older_ones(tmp_path: Path) -> None:
@@ -193,14 +194,14 @@ def test_a_full_account_keeps_the_older_ones(tmp_path: Path) -> None:
         drive.full()
         for step in (8, 10, 12, 14, 16, 18):
             put(session.checkpoints, step)
-            lines = prune(session.checkpoints, "unet")
-        assert lines == ["6 checkpoints wait for their upload to Google Drive, so older ones stay for now"]
+            notes = prune(session.checkpoints, "unet")
+        assert notes == [Note("uploads pending", "6")]
         other = drive.lose()
         opened = Session.open("dog", other.path / "sessions")
         stands = standing(opened)
         assert stands.done("unet") == 6
-        assert all(line.endswith("it has no manifest, so it was never finished") for line in stands.passed_over)
-        assert len(stands.passed_over) == 6
+        assert all(note.reason == "it has no manifest, so it was never finished" for note in stands.skipped)
+        assert len(stands.skipped) == 6
         assert faults(opened.checkpoints / LAST) == []
 
 
@@ -208,7 +209,7 @@ def test_a_second_session_yaml_is_told_and_the_first_is_used(capsys: pytest.Capt
     session = make()
     (session.path / "session (1).yaml").write_text((session.path / FILE).read_text().replace("steps: 8", "steps: 9"))
     assert show("dog").config.unet.steps == 8
-    assert "session (1).yaml: a second session.yaml, as Google Drive shows" in capsys.readouterr().out
+    assert "session (1).yaml: Google Drive shows it as a second session.yaml" in capsys.readouterr().out
 
 
 def test_a_pipe_among_checkpoints_does_not_hold_up_the_command() -> None:
@@ -217,4 +218,4 @@ def test_a_pipe_among_checkpoints_does_not_hold_up_the_command() -> None:
     command = [sys.executable, "-m", "fastdb", "show", "dog"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"checkpoint {LAST}: unet.safetensors is no plain file" in done.stdout
+    assert f"{LAST}: unet.safetensors is no plain file" in done.stdout

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from fastdb.checkpoints.checkpoint import Checkpoint, complete, save
-from fastdb.checkpoints.pending import MADE_OF, is_same, pending, raw_hashes, spare_here
+from fastdb.checkpoints.publish import MADE_OF, pending, prune_local
 from fastdb.config import Config
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import BaseModelRecord
+from fastdb.storage.manifest import hashes_in
 
 STEPS = {"text_encoder": 8, "unet": 16}
 
@@ -40,9 +41,10 @@ def here(session: Session, *steps: tuple[str, int]) -> None:
 
 def out(session: Session, *steps: tuple[str, int]) -> None:
     """Publish what lies on this machine."""
-    there = {(one.stage, one.step): one for one in complete(session.local_checkpoints)}
+    local = {(checkpoint.stage, checkpoint.step): checkpoint for checkpoint in complete(session.local_checkpoints)}
     for stage, step in steps:
-        put(session, session.checkpoints, stage, step, **{MADE_OF: raw_hashes(there[stage, step])})
+        name = f"{stage}.safetensors"
+        put(session, session.checkpoints, stage, step, **{MADE_OF: {name: hashes_in(local[stage, step].path)[name]}})
 
 
 def names(session: Session) -> list[str]:
@@ -98,8 +100,7 @@ def test_another_state_of_the_same_step_is_not_the_one_that_is_published(session
 def test_a_published_one_that_is_damaged_or_says_nothing_is_published_again(session: Session) -> None:
     here(session, ("unet", 10))
     put(session, session.checkpoints, "unet", 10)
-    (local,), (published,) = complete(session.local_checkpoints), complete(session.checkpoints)
-    assert not is_same(local, published)
+    (published,) = complete(session.checkpoints)
     assert names(session) == ["unet-000010"]
     (published.path / "state.json").write_text("{")
     assert names(session) == ["unet-000010"]
@@ -112,22 +113,22 @@ def test_another_beginning_has_no_part_in_it(session: Session) -> None:
     assert names(again) == []
     here(again, ("unet", 2))
     assert names(again) == ["unet-000002"], "the published one of the beginning before is not ahead of it"
-    assert spare_here(again) == []
+    assert prune_local(again) == []
     assert [one.step for one in complete(again.local_checkpoints)] == [2]
 
 
 def test_what_need_not_be_published_leaves_this_machine_under_two_newer_ones(session: Session) -> None:
     here(session, ("text_encoder", 3), ("text_encoder", 6), ("text_encoder", 8), ("unet", 2), ("unet", 4), ("unet", 6))
-    spare_here(session)
+    prune_local(session)
     left = [one.path.name for one in complete(session.local_checkpoints)]
     assert left == ["text_encoder-000006", "text_encoder-000008", "unet-000004", "unet-000006"]
     here(session, ("unet", 8))
-    spare_here(session, keep=1)
+    prune_local(session, keep=1)
     assert [one.path.name for one in complete(session.local_checkpoints)] == ["text_encoder-000008", "unet-000008"]
 
 
 def test_what_is_pending_stays_however_old_it_is(session: Session) -> None:
     session = session.with_config(Config().changed({"checkpoints.keep_every": 2}))
     here(session, ("unet", 2), ("unet", 3), ("unet", 5), ("unet", 7))
-    spare_here(session, keep=1)
+    prune_local(session, keep=1)
     assert [one.step for one in complete(session.local_checkpoints)] == [2, 7]

@@ -14,16 +14,17 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
+from filelock import FileLock
 
 from fastdb.checkpoints.checkpoint import Checkpoint, complete, save
-from fastdb.checkpoints.decompressed_cache import raw_file
-from fastdb.checkpoints.pending import pending
+from fastdb.checkpoints.compressed_checkpoint import raw_files
 from fastdb.checkpoints.progress import standing
-from fastdb.checkpoints.publish import Publishing, nothing_published, publishing_lock
-from fastdb.checkpoints.publisher_process import no_longer_nice
-from fastdb.checkpoints.rate_limit import Pace
+from fastdb.checkpoints.publish import LOCK, Publishing, _Pace, nothing_published, pending
+from fastdb.checkpoints.publisher_process import _reset_priority
 from fastdb.errors import SessionBusy, StorageError
 from fastdb.formats.safetensors_file import save_tensors
+from fastdb.reporting import Note
+from fastdb.runtime.paths import work_folder
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import BaseModelRecord
 from fastdb.storage.manifest import faults
@@ -54,14 +55,20 @@ def saved(session: Session, step: int, steps: int = 1500, count: int = 20_000) -
 
 
 class Told(list[tuple[str, dict[str, Any]]]):
-    """What was told."""
+    """The emitted events."""
 
-    def __call__(self, kind: str, **fields: Any) -> None:
-        self.append((kind, fields))
+    def __call__(self, event: str, /, **fields: Any) -> None:
+        self.append((event, fields))
 
     @property
-    def warnings(self) -> list[str]:
-        return [fields["message"] for kind, fields in self if kind == "warning"]
+    def notes(self) -> list[Note]:
+        return [Note(**fields) for event, fields in self if event == "note"]
+
+
+def publishing_lock(session: Session) -> FileLock:
+    folder = work_folder(session.path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / LOCK)
 
 
 def publish(session: Session, mini: Path, **more: Any) -> Told:
@@ -73,7 +80,8 @@ def publish(session: Session, mini: Path, **more: Any) -> Told:
 def equal(local: Checkpoint, published: Path, mini: Path) -> bool:
     """Whether what was published comes back as it was saved."""
     return all(
-        raw_file(published / f"{name}.packed", mini).read_bytes() == (local.path / f"{name}.safetensors").read_bytes()
+        raw_files({name: published / f"{name}.packed"}, mini)[name].read_bytes()
+        == (local.path / f"{name}.safetensors").read_bytes()
         for name in ("unet", "optimizer")
     )
 
@@ -108,10 +116,9 @@ def test_the_one_on_this_machine_is_gone_on_from_and_the_published_one_where_it_
     (local.path / "unet.safetensors").write_bytes(b"rotten")
     stands = standing(session)
     assert stands.checkpoints["unet"].path == session.checkpoints / "unet-000005"
-    assert (
-        stands.passed_over == ("checkpoint unet-000005 is passed over: unet.safetensors has 6 bytes instead of 80096",)
-        or "unet.safetensors has 6 bytes" in stands.passed_over[0]
-    )
+    [note] = stands.skipped
+    assert note.subject == "unet-000005"
+    assert note.reason.startswith("unet.safetensors has 6 bytes")
 
 
 def test_a_damaged_one_on_this_machine_is_never_published(session: Session, mini: Path) -> None:
@@ -121,8 +128,8 @@ def test_a_damaged_one_on_this_machine_is_never_published(session: Session, mini
     (local.path / "unet.safetensors").write_bytes(data)
     told = publish(session, mini)
     assert complete(session.checkpoints) == []
-    assert len(told.warnings) == 1
-    assert "unet.safetensors has changed since it was written" in told.warnings[0]
+    reason = "unet.safetensors has changed since it was written"
+    assert told.notes == [Note("checkpoint skipped", "unet-000005 on this machine", reason)]
     assert (session.local_checkpoints / "set-aside-1" / "unet-000005").is_dir(), "it is kept"
 
 
@@ -132,7 +139,8 @@ def test_a_published_one_that_rots_is_set_aside_and_published_anew(session: Sess
     (session.checkpoints / "unet-000005" / "state.json").write_text("{}")
     told = publish(session, mini)
     assert equal(local, session.checkpoints / "unet-000005", mini)
-    assert told.warnings == ["unet-000005 was moved to set-aside-1: another of the same step took its place"]
+    reason = "a new checkpoint of the same step replaced it"
+    assert told.notes == [Note("checkpoint set aside", "set-aside-1/unet-000005", reason)]
 
 
 def test_one_whose_weights_rot_is_found_at_the_end_of_a_run(session: Session, mini: Path) -> None:
@@ -147,7 +155,8 @@ def test_one_whose_weights_rot_is_found_at_the_end_of_a_run(session: Session, mi
     told = publish(session, mini, known={weights.parent})
     assert told == [], "this run has written and read it already"
     told = publish(session, mini)
-    assert told.warnings == ["unet-000005 was moved to set-aside-1: unet.packed has changed since it was written"]
+    reason = "unet.packed has changed since it was written"
+    assert told.notes == [Note("checkpoint set aside", "set-aside-1/unet-000005", reason)]
     assert equal(local, weights.parent, mini)
     assert faults(weights.parent) == []
 
@@ -160,9 +169,9 @@ def test_it_is_no_faster_than_was_asked(session: Session, mini: Path, monkeypatc
     taken, written = time.monotonic() - began, sum(path.stat().st_size for path in slow.checkpoints.rglob("*.packed"))
     assert taken >= written / 0.2e6 - 0.05
     clock = [0.0]
-    monkeypatch.setattr("fastdb.checkpoints.rate_limit.time.monotonic", lambda: clock[0])
-    monkeypatch.setattr("fastdb.checkpoints.rate_limit.time.sleep", lambda seconds: clock.append(clock.pop() + seconds))
-    pace = Pace(1e6)
+    monkeypatch.setattr("fastdb.checkpoints.publish.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("fastdb.checkpoints.publish.time.sleep", lambda seconds: clock.append(clock.pop() + seconds))
+    pace = _Pace(1e6)
     for _ in range(10):
         pace(20_000)
     assert clock == [pytest.approx(0.2)]
@@ -170,7 +179,7 @@ def test_it_is_no_faster_than_was_asked(session: Session, mini: Path, monkeypatc
 
 def test_only_one_process_publishes_at_a_time(session: Session, mini: Path) -> None:
     saved(session, 5)
-    with publishing_lock(session.path):
+    with publishing_lock(session):
         thread = threading.Thread(target=publish, args=(session, mini))
         thread.start()
         time.sleep(0.5)
@@ -182,8 +191,8 @@ def test_only_one_process_publishes_at_a_time(session: Session, mini: Path) -> N
 def test_what_is_being_published_is_not_set_aside_underneath(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastdb.checkpoints.publish.BUSY_WITHIN", 0.1)
     with (
-        publishing_lock(session.path),
-        pytest.raises(SessionBusy, match="just being published"),
+        publishing_lock(session),
+        pytest.raises(SessionBusy, match="being published"),
         nothing_published(session),
     ):
         raise AssertionError("it was let in")
@@ -196,11 +205,11 @@ def test_a_session_that_was_taken_over_gets_nothing(session: Session, mini: Path
         raise SessionBusy("was taken over by b at 12:00", where="cup", fix="Follow it there.")
 
     with pytest.raises(SessionBusy, match="taken over"):
-        publish(session, mini, may=refused)
+        publish(session, mini, check_owner=refused)
     assert list(session.checkpoints.glob("*-0*")) == []
     publish(session, mini)
     with pytest.raises(SessionBusy, match="taken over"):
-        publish(session, mini, may=refused)
+        publish(session, mini, check_owner=refused)
 
 
 def test_a_folder_that_is_gone_is_not_made_again(session: Session, mini: Path, tmp_path: Path) -> None:
@@ -226,9 +235,9 @@ def attempt(drive: Mount, session: Session, mini: Path, nth: int, error: str, pe
     struck = any(error for _, _, error in drive.log())
     healer.cancel()
     drive.heal()
-    # One for what was not published, and one for an older checkpoint that stayed.
-    assert len(set(told.warnings)) == len(told.warnings) <= 2, (case, told.warnings)
-    assert all("\n" not in line for line in told.warnings), case
+    # At most a note about the failure and a note about an older checkpoint that was kept.
+    assert len(set(told.notes)) == len(told.notes) <= 2, (case, told.notes)
+    assert all("\n" not in note.reason for note in told.notes), case
     found = [one.step for one in complete(session.checkpoints)]
     assert found[-1] == 3, case
     assert all(faults(one.path) == [] for one in complete(session.checkpoints)), case
@@ -312,9 +321,9 @@ def test_who_is_waited_for_is_not_nice_any_more() -> None:
             lowered = min(19, os.getpriority(os.PRIO_PROCESS, 0) + 12)
             assert [os.getpriority(os.PRIO_PROCESS, one) for one in threads] == [lowered, lowered]
             may_raise = subprocess.run(["nice", "-n", "-1", "true"], capture_output=True, check=False).stderr == b""
-            no_longer_nice(process.pid)
+            _reset_priority(process.pid)
             expected = 0 if may_raise else lowered
             assert [os.getpriority(os.PRIO_PROCESS, one) for one in threads] == [expected, expected]
         finally:
             process.kill()
-    no_longer_nice(process.pid)
+    _reset_priority(process.pid)

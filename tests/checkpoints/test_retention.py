@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastdb.checkpoints.retention import KEEP, Retention, best, retention
+from fastdb.checkpoints.retention import KEEP, Retention, retention
 from fastdb.config import Config
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import BaseModelRecord
@@ -33,8 +33,8 @@ def test_the_settings_say_what_stays(session: Session) -> None:
 
 
 def test_the_best_is_the_step_that_the_evaluation_names(session: Session) -> None:
-    assert best(session) is None
-    assert best(evaluated(session, {"picked": {"checkpoint": "unet step 500", "step": 500}})) == 500
+    assert retention(session).best is None
+    assert retention(evaluated(session, {"picked": {"checkpoint": "unet step 500", "step": 500}})).best == 500
 
 
 @pytest.mark.parametrize(
@@ -42,17 +42,17 @@ def test_the_best_is_the_step_that_the_evaluation_names(session: Session) -> Non
              {"picked": {"step": True}}, {"picked": {"step": 1.5}}],
 )  # fmt: skip
 def test_an_evaluation_that_cannot_be_read_keeps_nothing(session: Session, told: Any) -> None:
-    assert best(evaluated(session, told)) is None
+    assert retention(evaluated(session, told)).best is None
 
 
 def test_what_stays() -> None:
     keep = Retention(every=250, best=300)
-    assert [step for step in (250, 300, 301, 500) if keep.stays("unet", step)] == [250, 300, 500]
-    assert not keep.stays("text_encoder", 300)
-    assert not Retention().stays("unet", 0)
+    assert [step for step in (250, 300, 301, 500) if keep.keeps("unet", step)] == [250, 300, 500]
+    assert not keep.keeps("text_encoder", 300)
+    assert not Retention().keeps("unet", 0)
 
 
 def test_a_folder_that_cannot_be_read_is_none(session: Session) -> None:
     path: Path = session.path / "evaluation" / "evaluation.json"
     path.mkdir(parents=True)
-    assert best(session) is None
+    assert retention(session).best is None

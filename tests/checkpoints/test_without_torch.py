@@ -51,7 +51,7 @@ def test_a_checkpoint_is_published_without_torch(tmp_path: Path, mini: Path) -> 
     code, loaded = json.loads(done.stdout.splitlines()[-1])
     (published,) = complete(session.checkpoints)
     assert (code, faults(published.path)) == (0, [])
-    for name, coding in {"unet": "difference", "unet_ema": "difference", "optimizer": "first moment"}.items():
+    for name, coding in {"unet": "difference", "unet_ema": "difference", "optimizer": "planes"}.items():
         path = published.path / f"{name}.packed"
         with path.open("rb") as file:
             index = read_index(file, path.stat().st_size)

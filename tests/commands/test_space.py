@@ -38,8 +38,8 @@ def yes(question: str) -> bool:
 def put(session: Session, step: int, stage: str = "unet", size: int = 1000) -> Path:
     def write(hidden: Path) -> dict[str, str]:
         data = f"{stage}{step}".encode().ljust(size)
-        (hidden / "weights").write_bytes(data)
-        return {"weights": hashlib.sha256(data).hexdigest()}
+        (hidden / f"{stage}.safetensors").write_bytes(data)
+        return {f"{stage}.safetensors": hashlib.sha256(data).hexdigest()}
 
     return save(session.checkpoints, stage, step, {"step": step}, write)[0].path
 
@@ -66,11 +66,11 @@ def session(sessions_folder: Path) -> Session:
         put(made, step, "text_encoder")
     for step in (10, 20, 30, 40, 50):
         put(made, step)
-    flip(folder / "checkpoints" / "unet-000040" / "weights")
+    flip(folder / "checkpoints" / "unet-000040" / "unet.safetensors")
     (folder / "checkpoints" / "set-aside-1" / "unet-000007").mkdir(parents=True)
-    (folder / "checkpoints" / "set-aside-1" / "unet-000007" / "weights").write_bytes(bytes(70_000))
+    (folder / "checkpoints" / "set-aside-1" / "unet-000007" / "unet.safetensors").write_bytes(bytes(70_000))
     (folder / "checkpoints" / ".unfinished-unet-000060").mkdir()
-    (folder / "checkpoints" / ".unfinished-unet-000060" / "weights").write_bytes(bytes(60_000))
+    (folder / "checkpoints" / ".unfinished-unet-000060" / "unet.safetensors").write_bytes(bytes(60_000))
     (folder / ".dog.ckpt.123.part").write_bytes(bytes(6_000))
     for name in ("dog.safetensors", "dog.ckpt", "dog_step_20.ckpt"):
         (folder / name).write_bytes(bytes(30_000))
@@ -163,7 +163,7 @@ GONE = {
     "checkpoints": {
         f"checkpoints/{name}/{file}"
         for name in ("text_encoder-000001", "text_encoder-000002", "unet-000010", "unet-000020")
-        for file in ("MANIFEST.json", "state.json", "weights")
+        for file in ("MANIFEST.json", "state.json", "unet.safetensors")
     },
 }
 
@@ -240,7 +240,7 @@ def test_nothing_goes_while_it_is_trained(session: Session) -> None:
 
 def test_nothing_goes_that_changed_while_the_question_was_open(session: Session) -> None:
     def train_meanwhile(question: str) -> bool:
-        flip(put(session, 70) / "weights")
+        flip(put(session, 70) / "unet.safetensors")
         return True
 
     before = names(session.path)

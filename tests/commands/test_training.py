@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from fastdb.checkpoints.checkpoint import complete
-from fastdb.checkpoints.decompressed_cache import raw_file
+from fastdb.checkpoints.compressed_checkpoint import raw_file
 from fastdb.commands import results, sessions, training
 from fastdb.errors import (
     ConfigError,

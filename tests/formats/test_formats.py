@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from fastdb import __version__
-from fastdb.checkpoints.checkpoint import Checkpoint, complete, newest
+from fastdb.checkpoints.checkpoint import complete, newest
 from fastdb.checkpoints.progress import standing
 from fastdb.commands import sessions, sharing
 from fastdb.errors import SessionError
@@ -153,7 +153,7 @@ def test_checkpoints_of_format_1_are_gone_on_from(first: Session) -> None:
     assert not {"format", "lineage"} & set(there[0].state)
     assert newest(first.checkpoints, "unet", LINEAGE) == (there[1], [])
     stands = standing(first)
-    assert (stands.passed_over, stands.done("text_encoder"), stands.done("unet")) == ((), 2, 4)
+    assert (stands.skipped, stands.done("text_encoder"), stands.done("unet")) == ((), 2, 4)
     assert sessions.show(first).record == first.record
     assert tree(first.path) == before
 
@@ -175,14 +175,14 @@ def test_their_tensors_go_back_into_an_optimizer(first: Session) -> None:
     from accelerate import Accelerator
     from safetensors.torch import load_file
 
-    from fastdb.checkpoints.progress import weights_in
+    from fastdb.checkpoints.progress import Standing
     from fastdb.training.checkpointing import OPTIMIZER, restore
     from fastdb.training.optimizers import make_optimizer
     from fastdb.training.stages import Stage
 
     checkpoint = standing(first).checkpoints["unet"]
     module = torch.nn.Linear(3, 2)
-    module.load_state_dict(load_file(weights_in(checkpoint, last=True)["unet"]))
+    module.load_state_dict(load_file(Standing({"unet": checkpoint}, ()).training_weights["unet"]))
     stage = Stage("unet", {"unet": first.config.unet}, {"unet": module}, None, None)  # type: ignore[arg-type]
     accelerator = Accelerator(cpu=True)
     made = make_optimizer(checkpoint.state["host"]["optimizer"], [module.parameters()], first.config.optimizer)
@@ -195,7 +195,7 @@ def test_their_tensors_go_back_into_an_optimizer(first: Session) -> None:
         torch.equal(state[number][name], moments[f"{number}/{name}"]) for number in state for name in state[number]
     )
     assert stage.average is not None
-    kept = load_file(weights_in(checkpoint)["unet"])
+    kept = load_file(Standing({"unet": checkpoint}, ()).weights["unet"])
     assert all(torch.equal(tensor, kept[name]) for name, tensor in stage.average.state_dict().items())
 
 
@@ -222,19 +222,18 @@ def test_a_packed_file_of_format_1_is_read() -> None:
     torch = pytest.importorskip("torch")
     from safetensors.torch import load_file
 
-    from fastdb.checkpoints.compressed_reader import Base, Packed
+    from fastdb.checkpoints.compressed_file import Base, Packed
 
     folder = SAMPLES / "packed-1"
     packed, plain = (
         Packed.open(folder / "sample.packed", Base.of(folder / "base.safetensors")),
         load_file(folder / "raw.safetensors"),
     )
-    assert set(packed.names) == set(plain)
-    assert all(torch.equal(packed.read(name), plain[name]) for name in plain)
+    assert set(packed.tensors) == set(plain)
+    assert all(torch.equal(packed.numbers(name).tensor(), plain[name]) for name in plain)
 
 
 def test_a_sample_is_what_it_was() -> None:
     """Whoever changes one by accident, such as by line endings, is told here."""
     assert os.path.getsize(SAMPLES / "session-1" / FILE) == 4276
     assert [faults(one.path) for one in complete(SAMPLES / "session-1" / "checkpoints")] == [[], []]
-    assert Checkpoint(SAMPLES, "unet", 4).stranger(LINEAGE) == "", "a state that is not there is no stranger's"

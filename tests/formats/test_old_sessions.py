@@ -19,9 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from fastdb.checkpoints.checkpoint import complete
-from fastdb.checkpoints.compressed_checkpoint import tensors_of
-from fastdb.checkpoints.decompressed_cache import raw_file
-from fastdb.checkpoints.progress import standing, weights_in
+from fastdb.checkpoints.compressed_checkpoint import raw_file, tensors_of
+from fastdb.checkpoints.progress import Standing, standing
 from fastdb.commands import (
     results,
     sessions,
@@ -95,7 +94,7 @@ def codings(packed: Path) -> set[str]:
 
 def test_the_session_opens_with_its_progress(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
     progress = standing(session)
-    assert (progress.passed_over, progress.done("text_encoder"), progress.done("unet")) == ((), 4, 4)
+    assert (progress.skipped, progress.done("text_encoder"), progress.done("unet")) == ((), 4, 4)
     assert {path.suffix for path in progress.weights.values()} == {".packed"}
     sessions.show(session)
     assert "text_encoder 4/4, unet 4/8" in capsys.readouterr().out
@@ -119,9 +118,9 @@ def test_a_raw_checkpoint_replaces_its_packed_form(session: Session) -> None:
     shutil.rmtree(session.checkpoints / "text_encoder-000004")
     shutil.copytree(RAW / "text_encoder-000004", session.checkpoints / "text_encoder-000004")
     progress = standing(session)
-    assert (progress.passed_over, progress.done("text_encoder"), progress.done("unet")) == ((), 4, 4)
+    assert (progress.skipped, progress.done("text_encoder"), progress.done("unet")) == ((), 4, 4)
     checkpoint = progress.checkpoints["text_encoder"]
-    assert weights_in(checkpoint)["text_encoder"].suffix == ".safetensors"
+    assert Standing({"text_encoder": checkpoint}, ()).weights["text_encoder"].suffix == ".safetensors"
     raw = tuple(tensors_of(checkpoint, name, BASE) for name in names(RAW))
     assert [digest(tensors) for tensors in raw] == [digest(tensors) for tensors in packed]
 

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 import numpy as np
 from PIL.Image import Image
 
-from fastdb.checkpoints.decompressed_cache import raw_files
+from fastdb.checkpoints.compressed_checkpoint import raw_files
 from fastdb.checkpoints.progress import standing
 from fastdb.errors import ConfigError, ModelError
 from fastdb.inference.engine import Engine, Request

@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 
-from fastdb.checkpoints.checkpoint import Checkpoint, complete, newest, own, prune, save, set_newer_aside, spare
+from fastdb.checkpoints.checkpoint import Checkpoint, complete, newest, save
 from fastdb.checkpoints.progress import standing, standings
+from fastdb.checkpoints.retention import prune, spare
 from fastdb.commands import sharing
 from fastdb.errors import ConfigError
+from fastdb.reporting import Note
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import BaseModelRecord, read_record, write_record
 
 HERE, ELSEWHERE = "a" * 32, "b" * 32
-FOREIGN = "it belongs to another session or to an earlier beginning of this one"
+FOREIGN = "it belongs to another session or to an earlier start of this one"
 
 
 def put(folder: Path, step: int, stage: str = "unet", **state: Any) -> Checkpoint:
@@ -46,20 +48,20 @@ def test_every_session_has_one_of_its_own(session: Session) -> None:
     assert Session.open("cat").record.lineage != other.record.lineage
 
 
-def test_a_stranger_is_passed_over_with_its_reason_and_stays(session: Session) -> None:
+def test_a_checkpoint_of_another_lineage_is_skipped_and_kept(session: Session) -> None:
     put(session.checkpoints, 100, format=2, lineage=HERE)
     put(session.checkpoints, 300, format=2, lineage=ELSEWHERE)
     put(session.checkpoints, 400, format=3, lineage=HERE)
     stands = standing(session)
     assert stands.done("unet") == 100
-    assert list(stands.passed_over) == [
-        "checkpoint unet-000400 is passed over: its state has format 3; this version knows 2",
-        f"checkpoint unet-000300 is passed over: {FOREIGN}",
+    assert list(stands.skipped) == [
+        Note("checkpoint skipped", "unet-000400", "its state has format 3; this version reads 2"),
+        Note("checkpoint skipped", "unet-000300", FOREIGN),
     ]
-    there, said = standings(session)
-    assert [one.done("unet") for one in there] == [100]
-    assert said == list(stands.passed_over)
-    assert [one.step for one in own(session.checkpoints, "unet", HERE)] == [100]
+    found, notes = standings(session)
+    assert [stands.done("unet") for stands in found] == [100]
+    assert notes == list(stands.skipped)
+    assert [checkpoint.step for checkpoint in complete(session.checkpoints, "unet", lineage=HERE)] == [100]
     assert [one.step for one in complete(session.checkpoints, "unet")] == [100, 300, 400]
 
 
@@ -69,15 +71,15 @@ def test_a_lineage_that_is_not_known_is_let_pass(known: str, session: Session) -
         write_record(session.path, session.record.model_copy(update={"lineage": ""}))
     put(session.checkpoints, 100, **({"format": 2, "lineage": ELSEWHERE} if known == "there" else {}))
     stands = standing(Session.open("dog"))
-    assert (stands.done("unet"), stands.passed_over) == (100, ())
+    assert (stands.done("unet"), stands.skipped) == (100, ())
 
 
 @pytest.mark.parametrize("state", [{"format": "2"}, {"format": True}, {"format": -1}, {"format": None}])
-def test_a_state_of_no_known_format_is_passed_over(state: dict[str, Any], session: Session) -> None:
+def test_a_checkpoint_of_an_unknown_format_is_skipped(state: dict[str, Any], session: Session) -> None:
     put(session.checkpoints, 100, **state)
-    found, [line] = newest(session.checkpoints, "unet", HERE)
+    found, [note] = newest(session.checkpoints, "unet", HERE)
     assert found is None
-    assert "is passed over: its state has format " in line
+    assert note.reason.startswith("its state has format ")
 
 
 def test_strangers_make_no_room_and_are_not_removed(session: Session) -> None:
@@ -117,30 +119,14 @@ def test_a_lineage_that_is_none_is_refused(session: Session) -> None:
         Session.open("dog")
 
 
-def test_newer_ones_are_set_aside_in_each_folder_of_several(tmp_path: Path) -> None:
-    here, there, empty = tmp_path / "here", tmp_path / "there", tmp_path / "empty"
-    for folder, numbers in ((here, (100, 200, 300)), (there, (200, 250))):
-        for step in numbers:
-            put(folder, step)
-    put(here, 350, "text_encoder")
-    (there / "set-aside-1").mkdir()
-    before = {path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    made = set_newer_aside([here, empty, there], "unet", 200)
-    assert made == [here / "set-aside-1", there / "set-aside-2"]
-    assert [one.step for one in complete(here)] == [350, 100, 200]
-    assert [one.step for one in complete(there)] == [200]
-    assert [[one.step for one in complete(folder)] for folder in made] == [[300], [250]]
-    assert {path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    assert set_newer_aside([here, empty, there], "unet", 200) == []
-
-
 CUT = """
-from fastdb.checkpoints.checkpoint import save, set_newer_aside
+from fastdb.checkpoints.checkpoint import complete, save
+from fastdb.storage.set_aside import move_aside
 def prepare(folder):
     for step in (1, 2, 3, 4):
         save(folder, "unet", step, {"step": step}, lambda hidden: {})
 def work(folder):
-    set_newer_aside([folder], "unet", 2)
+    move_aside(folder, [checkpoint.path for checkpoint in complete(folder, "unet") if checkpoint.step > 2])
 """
 
 

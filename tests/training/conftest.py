@@ -16,9 +16,9 @@ from fastdb.checkpoints.checkpoint import (
     complete,
 )
 from fastdb.checkpoints.checkpoint import save as save_checkpoint
-from fastdb.checkpoints.decompressed_cache import raw_file
-from fastdb.checkpoints.pending import MADE_OF
+from fastdb.checkpoints.compressed_checkpoint import raw_file
 from fastdb.checkpoints.progress import PACKED, RAW
+from fastdb.checkpoints.publish import MADE_OF
 from fastdb.commands import sessions
 from fastdb.models.resolve import ensure_base
 from fastdb.sessions.session import Session

@@ -21,17 +21,16 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file, save_file
 
-from fastdb.checkpoints import decompressed_cache
+from fastdb.checkpoints import compressed_checkpoint
 from fastdb.checkpoints.checkpoint import (
     Checkpoint,
     complete,
 )
 from fastdb.checkpoints.checkpoint import save as save_checkpoint
-from fastdb.checkpoints.compressed_checkpoint import fill, open_packed, raw_sha256
-from fastdb.checkpoints.compressed_reader import Packed
-from fastdb.checkpoints.decompressed_cache import raw_file
+from fastdb.checkpoints.compressed_checkpoint import compress, open_packed, raw_file, raw_sha256
+from fastdb.checkpoints.compressed_file import Packed
 from fastdb.checkpoints.export_parts import export_parts
-from fastdb.checkpoints.progress import standing, weights_in
+from fastdb.checkpoints.progress import Standing, standing
 from fastdb.commands import results
 from fastdb.errors import CheckpointError, FastDBError, ModelError, StorageError
 from fastdb.evaluation.candidates import checkpoints_of
@@ -77,7 +76,7 @@ def averaged(make_session: Made) -> Session:
 def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of this test's own, in which nothing was unpacked yet."""
     monkeypatch.setenv("FASTDB_CACHE", str(tmp_path / "cache"))
-    decompressed_cache._given.clear()
+    compressed_checkpoint._requested.clear()
     return tmp_path / "cache" / "unpacked"
 
 
@@ -96,7 +95,7 @@ def pack(raw: Checkpoint, folder: Path, mini: Path) -> Checkpoint:
     """The packed twin of a raw checkpoint."""
     assert faults(raw.path) == []
     state = raw.state
-    made, said = save_checkpoint(folder, raw.stage, raw.step, state, lambda hidden: fill(raw, hidden, mini))
+    made, said = save_checkpoint(folder, raw.stage, raw.step, state, lambda hidden: compress(raw, hidden, mini))
     assert (said, faults(made.path), made.state) == ([], [], state)
     return made
 
@@ -186,11 +185,11 @@ def test_only_what_the_manifest_names_is_used(both: tuple[Session, Session]) -> 
     """A file that lies there without having been held against anything, however good its name, is not taken."""
     for session in both:
         last = standing(session).checkpoints["unet"]
-        before = weights_in(last)
+        before = Standing({"unet": last}, ()).weights
         for name in ("unet_ema.safetensors", "text_encoder.packed", "text_encoder.safetensors"):
             if not (last.path / name).exists():
                 (last.path / name).write_bytes(b"stray")
-        assert weights_in(last) == before
+        assert Standing({"unet": last}, ()).weights == before
 
 
 # Making one.
@@ -199,7 +198,7 @@ def test_only_what_the_manifest_names_is_used(both: tuple[Session, Session]) -> 
 def test_bytes_are_told_as_they_go_out(both: tuple[Session, Session], tmp_path: Path, mini: Path) -> None:
     told: list[int] = []
     raw = standing(both[0]).checkpoints["unet"]
-    meant = fill(raw, tmp_path, mini, threads=2, pace=told.append)
+    meant = compress(raw, tmp_path, mini, threads=2, pace=told.append)
     assert meant == {name: sha256(tmp_path / name) for name in meant}
     assert set(meant) == {"unet.packed", "unet_ema.packed", "optimizer.packed"}
     assert sum(told) == sum((tmp_path / name).stat().st_size for name in meant)
@@ -224,9 +223,9 @@ def test_a_file_of_another_writer_is_kept_as_it_is(both: tuple[Session, Session]
     write_manifest(raw.path)
     foreign = sha256(raw.path / "unet.safetensors")
     made = pack(raw, tmp_path / "made", mini)
-    path = weights_in(made, last=True)["unet"]
+    path = Standing({"unet": made}, ()).training_weights["unet"]
     assert sha256(raw_file(path, mini)) == foreign
-    average = weights_in(made)["unet"]
+    average = Standing({"unet": made}, ()).weights["unet"]
     assert raw_file(average, mini).read_bytes() == (raw.path / "unet_ema.safetensors").read_bytes()
 
 
@@ -238,7 +237,7 @@ def test_a_full_disk_leaves_nothing(both: tuple[Session, Session], small_disk: C
 
 
 def pack_unchecked(raw: Checkpoint, folder: Path, mini: Path) -> None:
-    save_checkpoint(folder, raw.stage, raw.step, raw.state, lambda hidden: fill(raw, hidden, mini))
+    save_checkpoint(folder, raw.stage, raw.step, raw.state, lambda hidden: compress(raw, hidden, mini))
 
 
 # Damage.
@@ -344,17 +343,17 @@ def test_what_was_damaged_in_the_cache_is_never_used(weights: Path, plain: bytes
 
 def test_what_was_not_used_for_longest_goes(weights: Path, mini: Path, caches: Path) -> None:
     caches.mkdir(parents=True)
-    before = [caches / f"{number:064x}.safetensors" for number in range(decompressed_cache.KEPT + 2)]
+    before = [caches / f"{number:064x}.safetensors" for number in range(compressed_checkpoint.KEPT + 2)]
     for number, path in enumerate(before):
         path.write_bytes(b"x")
         os.utime(path, (time.time() - 10_000 + number,) * 2)
-    decompressed_cache._given.append(before[0])  # This process was given it and may be reading it.
+    compressed_checkpoint._requested.append(before[0])  # This process was given it and may be reading it.
     os.utime(before[1])  # Another was given it just now.
     (caches / ".left.safetensors.123.part").write_bytes(b"of a dead process")
     file = raw_file(weights, mini)
     left = sorted(path for path in caches.iterdir() if path.name != ".lock")
     assert left == sorted([before[0], before[1], before[-1], file])
-    assert len(left) == decompressed_cache.KEPT
+    assert len(left) == compressed_checkpoint.KEPT
 
 
 def test_a_full_disk_of_the_cache_is_told(
@@ -380,7 +379,7 @@ def test_a_disk_that_fills_meanwhile_leaves_nothing(
 ) -> None:
     disk = small_disk("8m")
     monkeypatch.setenv("FASTDB_CACHE", str(disk))
-    monkeypatch.setattr(decompressed_cache, "_make_room", lambda folder, wanted: None)
+    monkeypatch.setattr(compressed_checkpoint, "_make_room", lambda folder, wanted: None)
     assert "the disk is full" in line_of(lambda: raw_file(weights, mini), StorageError)
     assert [path.name for path in (disk / "unpacked").iterdir()] == [".lock"]
 
@@ -392,7 +391,7 @@ def sha256_of(data: bytes) -> str:
 ASKING = """
     import sys
     from pathlib import Path
-    from fastdb.checkpoints.decompressed_cache import raw_file
+    from fastdb.checkpoints.compressed_checkpoint import raw_file
     from fastdb.storage.manifest import sha256
     print("ready", flush=True)
     sys.stdin.readline()

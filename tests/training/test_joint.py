@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.export_parts import export_parts
-from fastdb.checkpoints.progress import standing, weights_in
+from fastdb.checkpoints.progress import Standing, standing
 from fastdb.commands import results, sessions, training
 from fastdb.errors import TrainingError
 from fastdb.inference.source import open_source
@@ -157,7 +157,7 @@ def test_the_text_encoder_is_found_wherever_weights_are_looked_for(
     assert {part: parts[part] for part in expected} == (unpacked if published else expected)
     assert all(parts[part].read_bytes() == path.read_bytes() for part, path in unpacked.items())
     fifth = next(one for one in complete(session.checkpoints, "unet") if one.step == 5)
-    assert set(weights_in(fifth)) == {"text_encoder", "unet"}
+    assert set(Standing({"unet": fifth}, ()).weights) == {"text_encoder", "unet"}
     encoder = open_source(session, None, None).load()._pipeline.text_encoder
     assert equal(encoder.state_dict(), load_part(mini, "text_encoder", weights=unpacked["text_encoder"]).state_dict())
 

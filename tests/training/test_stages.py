@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from fastdb.checkpoints.decompressed_cache import raw_files
+from fastdb.checkpoints.compressed_checkpoint import raw_files
 from fastdb.checkpoints.progress import standing
 from fastdb.errors import TrainingError
 from fastdb.models.diffusers_folder import open_base_model, weight_file

@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file
 
 from fastdb.checkpoints.checkpoint import complete
-from fastdb.checkpoints.decompressed_cache import raw_file
+from fastdb.checkpoints.compressed_checkpoint import raw_file
 from fastdb.checkpoints.progress import standing
 from fastdb.checkpoints.retention import KEEP
 from fastdb.commands import training
