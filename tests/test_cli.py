@@ -278,7 +278,7 @@ SAID = [
     (["new", "x", "--root", "/proc/x"], "/proc/x: no folder can be made there. Choose another folder."),
     (["new", "x", "--root", "{bad}/text.jpg"], "{bad}/text.jpg: is not a folder. Choose another folder."),
     (["generate", "cup", "a cup", "--sampler", "euler b"], "sampler 'euler b': there is no such sampler. Did you mean"),
-    (["export", "cup"], "cup: has no checkpoint that verifies, so there is nothing to export. Train it first: "),
+    (["export", "cup"], "cup: there is no valid checkpoint to export. Train it first: "),
 ]  # fmt: skip
 
 
@@ -451,7 +451,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_others(
     opened = Session.open(session)
     *_, end = start(opened.with_config(opened.config.changed({**steps, "checkpoints.patience_minutes": 0.02}))).follow()
     assert end["outcome"] == "failed"
-    assert "unet-000002 could not be published and lies on this machine alone" in end["message"]
+    assert "unet-000002 could not be published and exists on this machine only" in end["message"]
     assert "the disk is full; what was there before is untouched" in end["message"]
     assert sorted(os.listdir(session / "checkpoints")) == ["README.txt", "text_encoder-000002"]
     assert faults(session / "checkpoints" / "text_encoder-000002") == []

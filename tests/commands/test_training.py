@@ -260,7 +260,7 @@ def test_an_export_says_how_far_the_session_is(trained: Session, capsys: pytest.
         assert told["modelspec.prediction_type"] == "epsilon"
     before = file.read_bytes()
     shutil.rmtree(trained.checkpoints / "text_encoder-000003")
-    with pytest.raises(TrainingError, match=r"^cup: has no checkpoint that verifies, so there is nothing to export"):
+    with pytest.raises(TrainingError, match=r"^cup: there is no valid checkpoint to export"):
         results.export("cup")
     assert file.read_bytes() == before
 
@@ -278,16 +278,16 @@ def test_an_earlier_checkpoint_is_exported_by_its_step(
     assert not torch.equal(exported[newest], kept)
     assert [path.name for path in sessions.exports_of(trained)] == ["cup.safetensors", "cup_step_3.safetensors"]
     before = tree(trained.path)
-    with pytest.raises(ConfigError, match=r"no checkpoint of the UNet stage at step 5\. There are: 3, 6\."):
+    with pytest.raises(
+        ConfigError, match=r"no checkpoint of the UNet stage at step 5\. Choose an existing step: 3, 6\."
+    ):
         results.export("cup", step=5)
     (trained.checkpoints / "unet-000003" / "state.json").write_text("{")
-    with pytest.raises(
-        TrainingError, match=r"no checkpoint of the UNet stage that verifies \(checkpoint unet-000003 is"
-    ):
+    with pytest.raises(TrainingError, match=r"no valid checkpoint of the UNet stage \(unet-000003: "):
         results.export("cup", step=3)
     (trained.checkpoints / "unet-000003" / "state.json").write_bytes(before["checkpoints/unet-000003/state.json"])
     shutil.rmtree(trained.checkpoints / "text_encoder-000004")
-    with pytest.raises(TrainingError, match="the text encoder of step 4, which its UNet was trained with"):
+    with pytest.raises(TrainingError, match="the text encoder of step 4, with which the UNet was trained"):
         results.export("cup", step=3)
 
 

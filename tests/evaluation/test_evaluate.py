@@ -314,7 +314,7 @@ def test_the_notebook_shows_the_grid_over_the_curves(
     assert picture.crop((0, grid.height, curves.width, picture.height)).tobytes() == curves.tobytes()
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_said(
+def test_a_damaged_checkpoint_is_skipped_with_a_note(
     evaluated: Session, again: Callable[..., Report], capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = evaluated.checkpoints / "unet-000012" / "unet.packed"
@@ -322,7 +322,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(
     report = again(evaluated)
     assert [one.label for one in report.candidates] == ["step 0", "step 4", "step 8", "step 16"]
     said = capsys.readouterr().out
-    assert "warning: checkpoint unet-000012 is passed over: unet.packed has" in said
+    assert "warning: Skipping checkpoint unet-000012: unet.packed has" in said
 
 
 def refusal(call: Callable[[], object], kind: type[FastDBError]) -> str:
@@ -337,16 +337,18 @@ def test_a_session_without_checkpoints_is_refused(
 ) -> None:
     shutil.rmtree(session.checkpoints / "text_encoder-000004")
     line = refusal(lambda: again(session), TrainingError)
-    assert line.startswith("cup: the text encoder of step 4, which its UNet was trained with, is not there")
+    assert line.startswith("cup: the text encoder of step 4, with which the UNet was trained, is missing")
     shutil.rmtree(session.checkpoints)
     line = refusal(lambda: again(session), TrainingError)
-    assert line == ("cup: has no checkpoint of the UNet stage that verifies. Train it first: fastdb train cup")
+    assert line == ("cup: there is no valid checkpoint of the UNet stage. Train it first: fastdb train cup")
     assert not (session.path / "evaluation").exists()
 
 
 def test_steps_that_are_not_there_are_refused(session: Session, again: Callable[..., Report]) -> None:
     line = refusal(lambda: again(session, checkpoints=[4, 15, 99]), ConfigError)
-    assert line == ("checkpoints: cup has no checkpoint of the UNet stage at step 15, 99. There are: 4, 8, 12, 16.")
+    assert line == (
+        "checkpoints: cup has no checkpoint of the UNet stage at step 15, 99. Choose an existing step: 4, 8, 12, 16."
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,13 @@ pytest.importorskip("torch")
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.progress import standing
 from fastdb.commands import training
+from fastdb.reporting import Note
 from fastdb.sessions.session import Session
 
 SHORT = {"text_encoder.steps": 1, "unet.steps": 2, "prior.class_images": 0}
 
 
-def test_a_checkpoint_of_an_earlier_beginning_is_passed_over(
+def test_a_checkpoint_of_an_earlier_lineage_is_skipped(
     make_session: Callable[..., Session], capsys: pytest.CaptureFixture[str]
 ) -> None:
     session = make_session("again", **SHORT)
@@ -34,8 +35,8 @@ def test_a_checkpoint_of_an_earlier_beginning_is_passed_over(
     shutil.copytree(late, session.checkpoints / "unet-000009")
     stands = standing(session)
     assert (stands.done("unet"), stands.done("text_encoder")) == (2, 1)
-    reason = "it belongs to another session or to an earlier beginning of this one"
-    assert stands.skipped == (f"checkpoint unet-000009 is passed over: {reason}",)
+    reason = "it belongs to another session or to an earlier start of this one"
+    assert stands.skipped == (Note("checkpoint skipped", "unet-000009", reason),)
     capsys.readouterr()
     assert training.train(session, settings={"checkpoints.every_steps": 1}) == "finished", "its recipe is not looked at"
     assert reason in capsys.readouterr().out

@@ -284,13 +284,13 @@ def test_each_flipped_byte_is_noticed(both: tuple[Session, Session], mini: Path,
     assert [path for path in caches.iterdir() if path.name != ".lock"] == []
 
 
-def test_a_damaged_one_is_passed_over_and_training_goes_on(averaged: Session, tmp_path: Path, mini: Path) -> None:
+def test_a_damaged_checkpoint_is_skipped_and_training_resumes(averaged: Session, tmp_path: Path, mini: Path) -> None:
     _, packed = twins(averaged, tmp_path, mini)
     last = standing(packed).checkpoints["unet"]
     (last.path / "unet.packed").write_bytes((last.path / "unet.packed").read_bytes()[:-1])
     life = Life(packed)
     assert life.run() == "finished"
-    assert any(f"{last.path.name} is passed over: unet.packed has" in line for line in life.said("plan")[0]["lines"])
+    assert any(f"{last.path.name}: unet.packed has" in line for line in life.said("plan")[0]["lines"])
     assert result(packed) == result(averaged)
 
 
@@ -305,18 +305,18 @@ def test_a_base_model_that_is_gone_or_another_is_told_as_that(
     weight_file(damaged, "unet").write_bytes(data)
     for path in (weights, average):
         said = line_of(lambda path=path: raw_file(path, tmp_path / "gone"), ModelError)  # type: ignore[misc]
-        assert "the base model is not there, and unet.packed is a difference to it" in said
-        assert "Put back the base model this session began with" in said
+        assert "the base model is missing, and unet.packed is stored as a difference to it" in said
+        assert "Restore the base model that this session started with" in said
         for folder in (other, damaged):
             said = line_of(lambda path=path, folder=folder: raw_file(path, folder), CheckpointError)  # type: ignore[misc]
-            assert "differences to the base model's file" in said
-            assert "Put back the base model this session began with" in said
+            assert "it needs the base model file" in said
+            assert "Restore the base model that this session started with" in said
     record = both[1].record
     moved = record.model_copy(update={"base_model": record.base_model.model_copy(update={"folder": str(other)})})
     said = line_of(
         lambda: export_parts(Session(both[1].path, moved), ensure_base(Session(both[1].path, moved))), CheckpointError
     )
-    assert "differences to the base model's file" in said
+    assert "it needs the base model file" in said
 
 
 # The cache of unpacked files.

@@ -113,7 +113,11 @@ def test_from_0_the_stage_begins_again_with_what_it_is_to_have(
             "changed since step 2 of the text_encoder stage: seed 11 -> 5. Undo the change to resume, or start over "
             "with --restart (old checkpoints are moved aside, not deleted).",
         ),
-        ({"from_step": 9}, ConfigError, "cup has no checkpoint of the UNet stage at step 9. There are: 1, 2, 3, 4, 5."),
+        (
+            {"from_step": 9},
+            ConfigError,
+            "cup has no checkpoint of the UNet stage at step 9. Choose an existing step: 1, 2, 3, 4, 5.",
+        ),
         ({"from_step": 2, "restart": True}, ConfigError, "--from-step: is no way to begin anew. Give it, or --restart"),
         ({"from_step": 2, "settings": {"unet.steps": -1}}, ConfigError, "unet.steps is -1"),
     ],
@@ -133,7 +137,7 @@ def test_one_that_is_damaged_is_not_gone_back_to(finished: Session, copy: Copied
     session = copy(finished)
     (session.checkpoints / "unet-000002" / "optimizer.packed").write_bytes(b"short")
     before = tree(session)
-    reason = r"the checkpoint of step 2 cannot be gone on from: optimizer\.packed has 5 bytes instead of"
+    reason = r"cannot resume from step 2: optimizer\.packed has 5 bytes instead of"
     with pytest.raises(TrainingError, match=reason):
         training.train(session, from_step=2)
     with pytest.raises(TrainingError, match=reason):
@@ -165,5 +169,5 @@ def test_a_duplicate_up_to_a_step_goes_its_own_way(finished: Session, copy: Copi
     assert steps(new) == [1, 2, 3, 4, 5]
     bare = sharing.duplicate(session, "bare", from_step=0)
     assert (steps(bare), len(complete(bare.checkpoints))) == ([], 2)
-    with pytest.raises(ConfigError, match=r"at step 7\. There are: 1, 2, 3, 4, 5\."):
+    with pytest.raises(ConfigError, match=r"at step 7\. Choose an existing step: 1, 2, 3, 4, 5\."):
         sharing.duplicate(session, "more", from_step=7)

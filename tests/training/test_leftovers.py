@@ -54,13 +54,13 @@ def test_it_goes_on_from_before_and_ends_in_the_same(
     running = process.start(session)
     events = list(running.follow())
     [plan] = [event for event in events if event["event"] == "plan"]
-    assert any(f" is passed over: {expected(CASES[name], last, '.packed')}" in line for line in plan["lines"])
+    assert any(f": {expected(CASES[name], last, '.packed')}" in line for line in plan["lines"])
     assert events[-1]["outcome"] == "finished"
     assert result(session) == result(straight)
     assert kept <= contents(session.path)
 
 
-def test_a_checkpoint_of_another_session_is_passed_over(
+def test_a_checkpoint_of_another_session_is_skipped(
     straight: Session, copy: Callable[[Session], Session], make_session: Callable[..., Session]
 ) -> None:
     other = make_session("other", seed=12, unet__steps=4, text_encoder__steps=0, prior__class_images=0)
@@ -72,7 +72,7 @@ def test_a_checkpoint_of_another_session_is_passed_over(
     theirs = contents(session.checkpoints / "unet-000004")
     events = list(process.start(session).follow())
     [plan] = [event for event in events if event["event"] == "plan"]
-    assert any("unet-000004 is passed over: it belongs to another session or to an" in line for line in plan["lines"])
+    assert any("unet-000004: it belongs to another session or to an" in line for line in plan["lines"])
     assert events[-1]["outcome"] == "finished"
     assert result(session) == result(straight)
     assert theirs <= contents(session.path)
@@ -87,5 +87,5 @@ def test_copies_of_photos_that_drive_makes_are_not_trained_on(
         shutil.copy(path, path.with_name(f"{path.stem} (1).png"))
     assert training.train(session) == "finished"
     said = capsys.readouterr().out
-    assert said.count("is passed over: a copy of the one beside it") == 2
+    assert said.count(": copy of another image") == 2
     assert result(session) == result(straight)

@@ -168,7 +168,7 @@ def kept(make_session: Made) -> Session:
     return Session.open(session.path)
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over_and_the_result_is_the_same(kept: Session, copy: Copied) -> None:
+def test_a_damaged_newest_checkpoint_is_skipped_and_the_result_is_the_same(kept: Session, copy: Copied) -> None:
     session = copy(kept)
     last = session.checkpoints / "unet-000007" / "unet.packed"
     data = bytearray(last.read_bytes())
@@ -177,9 +177,9 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_the_result_is_the_same(k
     life = Life(session)
     assert life.run() == "finished"
     lines = life.said("plan")[0]["lines"]
-    assert "checkpoint unet-000007 is passed over: unet.packed has changed since it was written" in lines
+    assert "Skipping checkpoint unet-000007: unet.packed has changed since it was written" in lines
     assert life.said("stage")[0]["step"] == 6
-    assert any("set-aside-1" in event["message"] for event in life.said("warning"))
+    assert any("set-aside-1" in event["subject"] for event in life.said("note"))
     assert (session.checkpoints / "set-aside-1" / "unet-000007" / "unet.packed").read_bytes() == bytes(data)
     assert result(session) == result(kept)
 
@@ -195,7 +195,7 @@ def test_of_a_damaged_checkpoint_on_this_machine_the_published_one_is_taken(make
     life = Life(Session.open(session.path))
     assert life.run() == "finished"
     lines = life.said("plan")[0]["lines"]
-    assert "checkpoint unet-000002 is passed over: unet.safetensors has changed since it was written" in lines
+    assert "Skipping checkpoint unet-000002: unet.safetensors has changed since it was written" in lines
     assert not life.said("step")
     assert standing(session).checkpoints["unet"].path == session.checkpoints / "unet-000002"
     assert result(session) == before
