@@ -177,7 +177,7 @@ def _no_such_step(session: Session, steps: Sequence[int], checkpoints: Sequence[
     return ConfigError(
         f"{session.name} has no checkpoint of the UNet stage at step {', '.join(map(str, steps))}",
         where="checkpoints",
-        fix=f"Choose an existing step: {existing}.",
+        fix=f"Existing steps: {existing}.",
     )
 
 

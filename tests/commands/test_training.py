@@ -278,9 +278,7 @@ def test_an_earlier_checkpoint_is_exported_by_its_step(
     assert not torch.equal(exported[newest], kept)
     assert [path.name for path in sessions.exports_of(trained)] == ["cup.safetensors", "cup_step_3.safetensors"]
     before = tree(trained.path)
-    with pytest.raises(
-        ConfigError, match=r"no checkpoint of the UNet stage at step 5\. Choose an existing step: 3, 6\."
-    ):
+    with pytest.raises(ConfigError, match=r"no checkpoint of the UNet stage at step 5\. Existing steps: 3, 6\."):
         results.export("cup", step=5)
     (trained.checkpoints / "unet-000003" / "state.json").write_text("{")
     with pytest.raises(TrainingError, match=r"no valid checkpoint of the UNet stage \(unet-000003: "):

@@ -347,7 +347,7 @@ def test_a_session_without_checkpoints_is_refused(
 def test_steps_that_are_not_there_are_refused(session: Session, again: Callable[..., Report]) -> None:
     line = refusal(lambda: again(session, checkpoints=[4, 15, 99]), ConfigError)
     assert line == (
-        "checkpoints: cup has no checkpoint of the UNet stage at step 15, 99. Choose an existing step: 4, 8, 12, 16."
+        "checkpoints: cup has no checkpoint of the UNet stage at step 15, 99. Existing steps: 4, 8, 12, 16."
     )
 
 

@@ -79,9 +79,9 @@ def test_a_drive_that_goes_away_and_comes_back_costs_a_line(
     drive.heal()
     assert outcome(running) == "finished"
     said = read_events(running.events)
-    notes = [event["kind"] for event in said if event["event"] == "note"]
-    assert notes == ["publishing delayed"]
-    assert "does not answer" in warnings[0]
+    [note] = [event for event in said if event["event"] == "note"]
+    assert note["kind"] == "publishing delayed"
+    assert "does not answer" in note["reason"]
     assert result(session) == result(straight)
     assert [event["step"] for event in said if event["event"] == "published"][-1] == 16
 

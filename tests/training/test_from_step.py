@@ -116,7 +116,7 @@ def test_from_0_the_stage_begins_again_with_what_it_is_to_have(
         (
             {"from_step": 9},
             ConfigError,
-            "cup has no checkpoint of the UNet stage at step 9. Choose an existing step: 1, 2, 3, 4, 5.",
+            "cup has no checkpoint of the UNet stage at step 9. Existing steps: 1, 2, 3, 4, 5.",
         ),
         ({"from_step": 2, "restart": True}, ConfigError, "--from-step: is no way to begin anew. Give it, or --restart"),
         ({"from_step": 2, "settings": {"unet.steps": -1}}, ConfigError, "unet.steps is -1"),
@@ -169,5 +169,5 @@ def test_a_duplicate_up_to_a_step_goes_its_own_way(finished: Session, copy: Copi
     assert steps(new) == [1, 2, 3, 4, 5]
     bare = sharing.duplicate(session, "bare", from_step=0)
     assert (steps(bare), len(complete(bare.checkpoints))) == ([], 2)
-    with pytest.raises(ConfigError, match=r"at step 7\. Choose an existing step: 1, 2, 3, 4, 5\."):
+    with pytest.raises(ConfigError, match=r"at step 7\. Existing steps: 1, 2, 3, 4, 5\."):
         sharing.duplicate(session, "more", from_step=7)
