@@ -12,12 +12,13 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from fastdb.checkpoints.checkpoint import (
+    PACKED,
+    RAW,
     Checkpoint,
     complete,
 )
 from fastdb.checkpoints.checkpoint import save as save_checkpoint
 from fastdb.checkpoints.compressed_checkpoint import raw_file
-from fastdb.checkpoints.progress import PACKED, RAW
 from fastdb.checkpoints.publish import MADE_OF
 from fastdb.commands import sessions
 from fastdb.models.resolve import ensure_base
