@@ -22,7 +22,7 @@ DRIVE_GATE = "Ask the owner to share it with anyone who has the link, or mount D
 
 
 def remote_of(source: CivitaiFile | DriveFile | WebFile) -> Remote:
-    """Return the address of a file, with its token and the remedy if the server refuses.
+    """Return the address, the token and the access remedy of a file.
 
     Raises:
         ModelError: the token is malformed.
@@ -42,7 +42,7 @@ def remote_of(source: CivitaiFile | DriveFile | WebFile) -> Remote:
 
 
 def _confirmed_address(page: str, source: DriveFile) -> str:
-    """Return the address behind the confirmation page that Google shows before a large file.
+    """Return the address behind Google's confirmation page for large files.
 
     Raises:
         ModelError: the download quota is exceeded, or the file is not shared.

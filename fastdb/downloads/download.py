@@ -31,7 +31,7 @@ _LONGEST_HEADER = 100_000_000
 
 
 def download(remote: Remote, folder: Path, progress: Progress | None = None) -> Path:
-    """Download a file into a folder, resuming a partial download of an earlier run.
+    """Download a file into a folder, or resume its download.
 
     A broken connection is retried as long as new data arrives. The file gets its name after it was verified.
 
@@ -76,9 +76,10 @@ def check_disk_space(folder: Path, count: int, shown: str) -> None:
 
 
 def file_fault(path: Path, *, sha256: str = "", size: int | None = None, name: str = "") -> str:
-    """Return as a clause why a file is not the expected one; empty if it is.
+    """Return why a file is not as expected, or an empty string.
 
-    A safetensors file is also checked against the length in its own header, which detects truncation without a hash.
+    The reason is a clause without subject. A safetensors file is also checked against the length in its own header,
+    which detects truncation without a hash.
 
     Args:
         sha256: the expected hash, if known.
@@ -105,7 +106,7 @@ def file_fault(path: Path, *, sha256: str = "", size: int | None = None, name: s
 
 
 def _safetensors_length(path: Path) -> int | None:
-    """Return the length of a safetensors file by its header; None if the header cannot be read."""
+    """Return the length in the header of a safetensors file, if readable."""
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if not 2 <= length <= _LONGEST_HEADER:
@@ -123,7 +124,7 @@ def _safetensors_length(path: Path) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """A partial file `<name>.part` with the facts of the whole file beside it in `<name>.part.json`."""
+    """A partial file `<name>.part` and its record `<name>.part.json`."""
 
     folder: Path
     name: str
@@ -144,12 +145,15 @@ class _Part:
 
 
 def _validator(part: _Part) -> str:
-    """Return the strong ETag or else the date, which changes with the file; RFC 9110 bans a weak ETag in If-Range."""
+    """Return the strong ETag or else the date of a file.
+
+    RFC 9110, 13.1.5, bans a weak ETag in If-Range.
+    """
     return part.etag if part.etag and not part.etag.startswith("W/") else part.last_modified
 
 
 def _range_headers(part: _Part | None) -> dict[str, str]:
-    """Return the request headers for the rest of a file; empty if all of it has to be requested."""
+    """Return the request headers for the rest of a file."""
     if part is None or not part.done or part.encoded:
         return {}
     validator = _validator(part)
@@ -157,7 +161,7 @@ def _range_headers(part: _Part | None) -> dict[str, str]:
 
 
 def _continues(answer: Answer, start: int, part: _Part) -> bool:
-    """Return whether an answer that starts at `start` continues a part of the same file."""
+    """Return whether an answer from `start` continues a part."""
     same = answer.etag in ("", part.etag or answer.etag)
     same = same and answer.last_modified in ("", part.last_modified or answer.last_modified)
     length = None in (part.total, answer.total) or part.total == answer.total
@@ -183,7 +187,10 @@ def _publish(part: _Part) -> Path:
 
 
 def _find_part(folder: Path, remote: Remote) -> _Part | None:
-    """Return the part that an earlier run left of a file, if a newer version of the file would be noticed."""
+    """Return the part of an earlier run, if resuming is safe.
+
+    Without an ETag, a date or a hash a newer version of the file on the server would not be noticed.
+    """
     for record in sorted(folder.glob(f"*{_RECORD}")):
         try:
             part = _Part(folder=folder, **json.loads(record.read_text(encoding="utf-8")))
@@ -198,7 +205,11 @@ def _find_part(folder: Path, remote: Remote) -> _Part | None:
 
 
 def _complete_part(remote: Remote, folder: Path, progress: Progress | None) -> tuple[_Part, bool]:
-    """Download all bytes of a file; return them and whether some came from an earlier run."""
+    """Download all bytes of a file.
+
+    Returns:
+        The complete part, and whether it resumed the part of an earlier run.
+    """
     import httpx
 
     work, retries = _Download(remote, folder, progress), Retries(remote.shown)
@@ -234,7 +245,7 @@ class _Download:
         return part
 
     def _accept(self, answer: Answer) -> _Part:
-        """Return the part that an answer continues, or a new part if the answer is the whole file."""
+        """Return the part that an answer belongs to."""
         part, total = self.part, answer.total
         if part is not None and answer.status in (206, 416):
             same = bool(_validator(part)) and _validator(part) in (answer.etag, answer.last_modified)
@@ -256,7 +267,7 @@ class _Download:
         raise RetryableError("the server returned a different part of the file")
 
     def _begin(self, answer: Answer) -> _Part:
-        """Replace any earlier part by an empty one with its record."""
+        """Replace any earlier part by an empty part with its record."""
         part = _Part(
             folder=self.folder,
             name=self.remote.name or answer.name,

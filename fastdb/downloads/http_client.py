@@ -68,7 +68,10 @@ class Remote:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A server's answer with the file (status 200), a part of it (206) or the end of it (416)."""
+    """A server's answer to a request for a file.
+
+    Status 200 has the whole file, 206 a part of it, and 416 no bytes, since the requested range starts at its end.
+    """
 
     status: int
     start: int
@@ -84,7 +87,12 @@ class Answer:
 
 
 class RetryableError(Exception):
-    """A temporary failure; `wait` is the number of seconds that the server asks for."""
+    """A temporary failure.
+
+    Args:
+        reason: a clause for the message.
+        wait: seconds that the server asks to wait.
+    """
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -92,7 +100,7 @@ class RetryableError(Exception):
 
 
 class Retries:
-    """Retries of one download with a growing delay, unlimited while new data arrives."""
+    """Retries of a download, unlimited while new data arrives."""
 
     def __init__(self, shown: str) -> None:
         self._shown, self._furthest, self._failures = shown, 0, 0
@@ -130,7 +138,7 @@ class Retries:
 
 @contextmanager
 def open_client() -> Iterator[httpx.Client]:
-    """Open a client for one download, which keeps its cookies; proxies come from the environment."""
+    """Open a client with its own cookies and the environment's proxies."""
     import httpx
 
     # Below WARNING they log whole addresses and headers, tokens included.
@@ -142,7 +150,7 @@ def open_client() -> Iterator[httpx.Client]:
 
 @contextmanager
 def get(client: httpx.Client, remote: Remote, headers: Mapping[str, str]) -> Iterator[Answer]:
-    """Request a file and yield the answer, whose body is still to be read.
+    """Request a file and yield the answer with its unread body.
 
     Raises:
         ModelError: the server refuses, redirects without end, or returns a web page.
@@ -181,7 +189,10 @@ def get(client: httpx.Client, remote: Remote, headers: Mapping[str, str]) -> Ite
 
 
 def safe_name(name: str) -> str:
-    """Return the last part of a name without characters that are special on any system; empty if none is left."""
+    """Return the last part of a name without special characters.
+
+    It is valid on every system, and empty if nothing is left.
+    """
     last = re.split(r"[/\\]", unquote(name, errors="replace"))[-1]
     name = re.sub(r'[\x00-\x1f\x7f-\x9f<>:"|?*\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufffd]', "", last).strip(" .")
     stem, dot, suffix = name.rpartition(".")
@@ -193,7 +204,7 @@ def safe_name(name: str) -> str:
 
 @contextmanager
 def _follow_redirects(client: httpx.Client, remote: Remote, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
-    """Follow redirects ourselves, since the token may go to its own origin only."""
+    """Follow redirects, with the token for its own origin only."""
     import httpx
 
     url = remote.url
@@ -218,7 +229,7 @@ def _follow_redirects(client: httpx.Client, remote: Remote, headers: Mapping[str
 
 
 def _next_address(remote: Remote, response: httpx.Response) -> str:
-    """Return the address that an answer redirects to; empty if it is the last one."""
+    """Return the address of a redirect, or an empty string."""
     if response.status_code in (301, 302, 303, 307, 308) and "location" in response.headers:
         try:
             url = str(response.url.join(response.headers["location"]))
@@ -269,7 +280,10 @@ def _refusal(remote: Remote, status: int, *, login: bool = False) -> ModelError:
 
 
 def _reason(error: Exception) -> str:
-    """Return a failed try as a clause, without the exception's own text, which may contain an address."""
+    """Return the reason of a failed try as a clause.
+
+    It omits the exception's own text, which may contain an address with secrets.
+    """
     import httpx
 
     if isinstance(error, RetryableError):
@@ -282,7 +296,7 @@ def _reason(error: Exception) -> str:
 
 
 def _retry_after(response: httpx.Response) -> float:
-    """Return the seconds of `Retry-After`, which holds a number or a date; 0 without it."""
+    """Return the seconds in `Retry-After`, a number or a date."""
     text = response.headers.get("retry-after", "").strip()
     if re.fullmatch(r"\d+", text, re.ASCII):
         return float(text)
@@ -309,7 +323,10 @@ def _is_page(first: bytes, content_type: str) -> bool:
 
 
 def _range_of(response: httpx.Response) -> tuple[int, int | None]:
-    """Return the offset of the first byte in the file, -1 if unknown, and the file's size if known."""
+    """Return the body's offset in the file, and the file's size.
+
+    An unknown offset is -1, an unknown size None.
+    """
     if response.status_code in (206, 416):
         header = response.headers.get("content-range", "").strip()
         match = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", header, re.IGNORECASE)
@@ -321,7 +338,7 @@ def _range_of(response: httpx.Response) -> tuple[int, int | None]:
 
 
 def _file_name(response: httpx.Response, url: str) -> str:
-    """Return the file's name from `Content-Disposition`, or from the address requested; never a path."""
+    """Return the file's name from `Content-Disposition` or the address."""
     header = response.headers.get("content-disposition", "")
     message = email.message.Message()
     message["Content-Disposition"] = re.sub(r"[\r\n]", " ", header)

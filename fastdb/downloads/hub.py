@@ -33,7 +33,10 @@ _CONFIGS = (".json", ".txt", ".model")
 
 @dataclass(frozen=True)
 class _Listing:
-    """The files of a repository at one commit, each with its size and, if it is large, its SHA-256."""
+    """The files of a repository at a commit.
+
+    Each file has its size and, if it is large, its SHA-256.
+    """
 
     pinned: HubRepository
     files: Mapping[str, tuple[int | None, str]]
@@ -41,7 +44,7 @@ class _Listing:
 
 
 def fetch_repository(source: HubRepository, only: str = "", progress: Progress | None = None) -> Path:
-    """Download the needed files of a diffusers repository unless the cache has them.
+    """Download the needed files of a diffusers repository, unless cached.
 
     For a repository in the cache the Hub is asked only for the newest commit; without an answer the cache is used.
 
@@ -92,10 +95,11 @@ def fetch_file(source: HubFile, progress: Progress | None = None) -> Path:
     return path
 
 
-def needed_files(names: Sequence[str], components: Sequence[str], shown: str) -> list[str]:
-    """Return the configurations, the tokenizers and one set of safetensors weights of each component.
+def _needed_files(names: Sequence[str], components: Sequence[str], shown: str) -> list[str]:
+    """Return the paths of the files that the components need.
 
-    The fp16 variant is used only if there is no other.
+    These are configurations, tokenizers and a set of safetensors weights for each component. The fp16 variant is used
+    only if there is no other.
 
     Args:
         names: the paths of all files in the repository.
@@ -124,7 +128,7 @@ def needed_files(names: Sequence[str], components: Sequence[str], shown: str) ->
 
 
 def _choose_weights(names: Sequence[str]) -> list[str]:
-    """Return the safetensors files of a component, preferably in full precision and then unsharded."""
+    """Return a component's safetensors files, preferably full precision, then unsharded."""
     sets: dict[tuple[bool, bool], list[str]] = {}
     for name in sorted(names):
         match = _WEIGHTS_NAME.fullmatch(name)
@@ -134,7 +138,7 @@ def _choose_weights(names: Sequence[str]) -> list[str]:
 
 
 def _pin(source: HubRepository, suffix: str = "") -> tuple[_Listing | None, HubRepository]:
-    """Return a repository at its current commit, and its listing if the Hub was asked for it."""
+    """Return a repository at its current commit, and its listing if requested."""
     if re.fullmatch(r"[0-9a-f]{40}", source.revision):
         return None, source
     try:
@@ -149,7 +153,7 @@ def _pin(source: HubRepository, suffix: str = "") -> tuple[_Listing | None, HubR
 
 
 def _remember_commit(source: HubRepository, pinned: HubRepository, suffix: str = "") -> None:
-    """Record the commit of a name without a commit, for use while the Hub cannot be reached."""
+    """Record a repository's newest commit for use without the Hub."""
     if pinned != source:
         folder = place(f"{source}{suffix} newest")
         with locked(folder):
@@ -166,7 +170,7 @@ def _download_repository(folder: Path, listing: _Listing, only: str, progress: P
             fix=f"Choose a Stable Diffusion 1.x, such as {_EXAMPLE}.",
         )
     kinds = {name: kind for name, kind in index.items() if isinstance(kind, list) and len(kind) == 2 and kind[1]}
-    paths = needed_files(list(listing.files), [name for name in kinds if name not in UNUSED], shown)
+    paths = _needed_files(list(listing.files), [name for name in kinds if name not in UNUSED], shown)
     sizes = {path: listing.files[path][0] or 0 for path in paths}
     total = sum(sizes.values())
     present = [folder / path for path in paths] + [folder / f"{path}{TEMPORARY}" for path in paths]
@@ -185,7 +189,7 @@ def _download_repository(folder: Path, listing: _Listing, only: str, progress: P
 
 
 def _download_file(folder: Path, path: str, listing: _Listing, progress: Progress | None) -> Path:
-    """Download one file unless an intact copy of an earlier run exists."""
+    """Download a file unless an intact copy of an earlier run exists."""
     target, (size, sha256) = folder / path, listing.files[path]
     if target.is_file() and not file_fault(target, sha256=sha256, size=size):
         return target
@@ -209,7 +213,7 @@ def _remote(listing: _Listing, path: str) -> Remote:
 
 
 def _read_index(folder: Path, listing: _Listing) -> dict[str, Any]:
-    """Download and parse `model_index.json`, which names the pipeline and the class of each component."""
+    """Download and parse `model_index.json`."""
     name = listing.pinned.name
     if INDEX not in listing.files:
         if singles := _single_files(listing):
@@ -289,7 +293,10 @@ def _list_repository(source: HubRepository | HubFile) -> _Listing:
 
 
 def _listing_error(source: HubRepository | HubFile, error: Any, token: Token | None) -> ModelError:
-    """Return our error for an HTTP error of the Hub, whose own text is long and contains addresses."""
+    """Return the error for an HTTP error of the Hub.
+
+    The Hub's own text is long and contains addresses.
+    """
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     status = error.response.status_code

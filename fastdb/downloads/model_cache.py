@@ -1,4 +1,4 @@
-"""Cache of downloaded models with a folder and a completion record per source."""
+"""Cache of downloaded models, a folder for each source."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FILE = ".fetched.json"
 
 @dataclass(frozen=True)
 class Fetched:
-    """The record of a complete folder, with its exact source and the sizes of its files in bytes."""
+    """The exact source of a complete folder and its files' sizes."""
 
     source: str
     files: Mapping[str, int]
@@ -29,7 +29,7 @@ class Fetched:
 
 @dataclass(frozen=True)
 class Entry:
-    """A folder of the cache with its source, size in bytes and time of last use."""
+    """A folder of the cache with its source, size and last use."""
 
     folder: Path
     source: str
@@ -81,7 +81,10 @@ def remember(folder: Path, source: str, paths: Mapping[str, Path]) -> None:
 
 
 def recall(folder: Path) -> Fetched | None:
-    """Return the record of a folder; None unless it is complete and every file has its recorded size."""
+    """Return the record of a complete folder, or None.
+
+    Every file must have its recorded size.
+    """
     try:
         data = json.loads((folder / FILE).read_text(encoding="utf-8"))
         known = Fetched(str(data["source"]), {str(name): int(count) for name, count in data["files"].items()})
@@ -92,13 +95,13 @@ def recall(folder: Path) -> Fetched | None:
 
 
 def came_from(path: Path) -> str:
-    """Return the exact source of a folder or file in the cache; empty for the user's own files."""
+    """Return the exact source of a cached folder or file, if any."""
     known = recall(path) or recall(path.parent)
     return known.source if known and cache_folder() in path.parents else ""
 
 
 def entries() -> list[Entry]:
-    """Return the complete and partial models in the cache, the least recently used first.
+    """Return the models in the cache, least recently used first.
 
     Raises:
         OSError: the cache cannot be read.
@@ -113,7 +116,7 @@ def entries() -> list[Entry]:
 
 
 def note_use(path: Path) -> None:
-    """Record that a model of the cache is in use now; ignore paths outside the cache."""
+    """Record the use of a model, if it is in the cache."""
     models = cache_folder() / "models"
     if models in path.parents:
         # A read-only cache can still be used.
@@ -133,7 +136,10 @@ def locked_now(folder: Path) -> bool:
 
 
 def remove_entry(folder: Path) -> int:
-    """Delete a folder of the cache unless another process is downloading into it; return the bytes freed.
+    """Delete a folder of the cache unless it is locked.
+
+    Returns:
+        The number of bytes freed.
 
     Raises:
         OSError: the folder cannot be deleted.
@@ -152,14 +158,17 @@ def _lock_of(folder: Path) -> Path:
 
 
 def _used(folder: Path) -> float:
-    """Return when a folder was last locked or recorded, in seconds; each lock opens its file and updates its time."""
+    """Return when a folder was last locked or recorded, in seconds.
+
+    Each lock opens its file anew and so updates its time.
+    """
     times = [path.stat().st_mtime for path in (folder / FILE, _lock_of(folder), folder) if path.exists()]
     return max(times, default=0.0)
 
 
 @contextmanager
 def _unmarked(folder: Path) -> Iterator[None]:
-    """Restore the time of the lock file afterwards, so that testing the lock does not count as a use."""
+    """Restore a lock's time, since testing it is no use of the model."""
     lock = _lock_of(folder)
     before = lock.stat() if lock.exists() else None
     try:

@@ -82,7 +82,10 @@ class DriveFile:
 
 @dataclass(frozen=True)
 class WebFile:
-    """A file behind any other link, which may contain secrets; `str()` omits them."""
+    """A file behind any other link.
+
+    The link may contain secrets, which `str()` omits.
+    """
 
     url: str = field(repr=False)
 
@@ -109,7 +112,9 @@ def hub_endpoint() -> str:
 
 
 def parse(named: str | Path) -> Source:
-    """Parse a source as typed; an existing path takes precedence over every other reading.
+    """Parse a source as typed.
+
+    An existing path takes precedence over every other reading.
 
     Raises:
         ModelError: the text is not a supported source.
@@ -131,7 +136,7 @@ def parse(named: str | Path) -> Source:
 
 
 def _from_hub_name(text: str) -> Source:
-    """Parse `owner/name` or `owner/name@revision`, with or without the path of a model file."""
+    """Parse `owner/name[@revision][/path of a model file]`."""
     file = _FILE.fullmatch(text)
     if file and text.lower().endswith(SUFFIXES):
         return HubFile(file["name"], _checked_path(file["path"], text), file["revision"] or "")
@@ -211,7 +216,7 @@ def _from_drive_link(link: SplitResult, text: str) -> Source:
 
 
 def _checked_path(path: str, text: str) -> str:
-    """Return a path in a repository after checking that it stays inside the repository."""
+    """Return a path after checking that it stays inside a repository."""
     if any(part in ("", ".", "..") for part in path.split("/")) or "\\" in path:
         raise _unsupported(text, "not a valid path in a repository")
     return path

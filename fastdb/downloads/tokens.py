@@ -29,13 +29,16 @@ _REFUSALS = ("SecretNotFoundError", "NotebookAccessError", "TimeoutException")
 
 @dataclass(frozen=True)
 class Token:
-    """A token and the only origin it may be sent to, such as `https://civitai.com:443`."""
+    """A token and the only origin it may be sent to.
+
+    An origin is scheme, host and port, such as `https://civitai.com:443`.
+    """
 
     value: str = field(repr=False)
     origin: str
 
     def headers(self, url: str) -> Mapping[str, str]:
-        """Return the request headers for `url`; empty unless it is on the token's origin."""
+        """Return the headers for `url`, if it has the token's origin."""
         return {"Authorization": f"Bearer {self.value}"} if origin(url) == self.origin else {}
 
 
@@ -47,7 +50,10 @@ def origin(url: str) -> str:
 
 
 def redacted(url: str) -> str:
-    """Return a link without user name, password, fragment and secret parameters; other text unchanged."""
+    """Return a link without its secrets, or other text unchanged.
+
+    Removes user name, password, fragment and secret parameters.
+    """
     if "://" not in url:
         return url
     try:
@@ -81,7 +87,9 @@ def hub_token(endpoint: str) -> Token | None:
 
 
 def civitai_token(address: str, given: str = "") -> Token | None:
-    """Return the token for Civitai, from the link, `CIVITAI_TOKEN`, or Colab's secret of that name.
+    """Return the token for Civitai.
+
+    Read from the link, `CIVITAI_TOKEN`, or Colab's secret of that name, in this order.
 
     Args:
         address: Civitai's address.
@@ -95,7 +103,10 @@ def civitai_token(address: str, given: str = "") -> Token | None:
 
 
 def _colab_secret(name: str) -> str:
-    """Return a secret of Colab, which only the main thread of the notebook's kernel can request; empty elsewhere."""
+    """Return a secret of Colab, or an empty string.
+
+    Only the main thread of the notebook's kernel can request secrets.
+    """
     if "ipykernel" not in sys.modules or threading.current_thread() is not threading.main_thread():
         return ""
     userdata = drive.colab("userdata")
@@ -122,7 +133,10 @@ def _first_line(path: Path) -> str:
 
 
 def _classic(path: Path) -> str:
-    """Return the token of a `token.txt`; other programs use this name too, so it must start like a token of the Hub."""
+    """Return the token in a `token.txt`, if it is for the Hub.
+
+    Other programs use this name too.
+    """
     text = _first_line(path)
     return text if text.startswith("hf_") else ""
 

@@ -58,7 +58,7 @@ def instance_images_of(instance_images: Path, captions: Path | None, template: s
 
 
 def prompt_from_name(stem: str) -> str:
-    """Return the prompt for a photo's name by the rule of the classic notebook.
+    """Return the prompt for a photo's name, as the classic notebook.
 
     It removes digits, brackets and `-`, and replaces `_` by a space, so that "sks_cup (3)" gives "sks cup".
     """
@@ -67,7 +67,7 @@ def prompt_from_name(stem: str) -> str:
 
 
 def read_caption(path: Path) -> str:
-    """Return the text of a caption file in UTF-8, stripped; empty if there is no such file.
+    """Return the text of a caption file, if it exists.
 
     Raises:
         ImageError: the file has another encoding or cannot be read.

@@ -20,7 +20,10 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True)
 class Cell:
-    """An image with its caption and a box to outline (left, top, right, bottom in its pixels)."""
+    """An image with its caption and a box to outline.
+
+    The box is left, top, right and bottom in pixels of the image.
+    """
 
     image: Image.Image
     caption: str = ""
@@ -29,7 +32,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of cells with a label on the left and a remark below the label."""
+    """A row of cells with a label and a remark."""
 
     label: str
     cells: Sequence[Cell] = field(default_factory=tuple)
@@ -37,7 +40,7 @@ class Row:
 
 
 def contact_sheet(rows: Sequence[Row], title: str = "", thumb: int = 192, note: str = "") -> Image.Image:
-    """Draw rows of images on white as one RGB image, each fitted into `thumb` x `thumb` pixels.
+    """Draw rows of images, each fitted into `thumb` x `thumb` pixels.
 
     Labels are in a column on the left, captions below their images, the note in small type below the title. All texts
     are wrapped and cut after a few lines with an ellipsis.
@@ -73,7 +76,10 @@ def contact_sheet(rows: Sequence[Row], title: str = "", thumb: int = 192, note: 
 
 
 def arrowed(first: Image.Image, then: Image.Image, side: int = 320) -> Image.Image:
-    """Join two square images, each scaled to `side` x `side` pixels, with an arrow between them."""
+    """Join two square images with an arrow between them.
+
+    Both are scaled to `side` x `side` pixels.
+    """
     gap = side // 4
     both = Image.new("RGB", (2 * side + gap, side), _PAPER)
     for image, left in ((first, 0), (then, side + gap)):
@@ -86,7 +92,7 @@ def arrowed(first: Image.Image, then: Image.Image, side: int = 320) -> Image.Ima
 
 
 def stacked(sheets: Sequence[Image.Image]) -> Image.Image:
-    """Stack images vertically on white as one RGB image."""
+    """Stack images vertically on white."""
     whole = Image.new("RGB", (max(sheet.width for sheet in sheets), sum(sheet.height for sheet in sheets)), _PAPER)
     top = 0
     for sheet in sheets:
@@ -96,7 +102,7 @@ def stacked(sheets: Sequence[Image.Image]) -> Image.Image:
 
 
 def review_sheet(name: str, added: Sequence[Added]) -> Image.Image:
-    """Draw imported photos with their crops outlined, and below them the crops as training uses them.
+    """Draw photos with their crops outlined, above the crops.
 
     Raises:
         ImageError: a photo was removed or changed after its import.
@@ -146,7 +152,10 @@ def _line_height(font: Font) -> int:
 
 
 def _wrapped(text: str, font: Font, width: int, most: int = _MOST_LINES) -> list[str]:
-    """Wrap text to lines of at most `width` pixels, at most `most` lines, the last with an ellipsis if text is cut."""
+    """Wrap text to at most `most` lines of `width` pixels.
+
+    Text that is cut ends in an ellipsis.
+    """
     lines: list[str] = []
     for paragraph in text.splitlines():
         line = ""
@@ -178,7 +187,7 @@ def _write(pen: ImageDraw.ImageDraw, left: int, top: int, lines: list[str], font
 
 
 def _fitted(image: Image.Image, thumb: int) -> tuple[int, int]:
-    """Return width and height of an image whose longer side is scaled to `thumb` pixels."""
+    """Return the size of an image scaled to `thumb` pixels."""
     width, height = image.size
     scale = thumb / max(width, height)
     return max(1, round(width * scale)), max(1, round(height * scale))
@@ -187,7 +196,7 @@ def _fitted(image: Image.Image, thumb: int) -> tuple[int, int]:
 def _paste(
     sheet: Image.Image, pen: ImageDraw.ImageDraw, cell: Cell, corner: tuple[int, int], thumb: int, tall: int
 ) -> None:
-    """Draw a cell's image into `thumb` x `tall` pixels at `corner`, centred, with its box outlined."""
+    """Draw a cell's image and box, centred in `thumb` x `tall` pixels."""
     width, height = _fitted(cell.image, thumb)
     x, y = corner[0] + (thumb - width) // 2, corner[1] + (tall - height) // 2
     sheet.paste(cell.image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), (x, y))

@@ -86,12 +86,12 @@ def choose_crop(image: Image.Image, *, size: int = 0, keep_square: bool = False)
 
 
 def crop_square(image: Image.Image, crop: Crop, size: int) -> Image.Image:
-    """Return the crop of `image`, resized to `size` x `size` pixels with a Lanczos filter."""
+    """Return a crop of an image, resized to `size` x `size` pixels."""
     return image.resize((size, size), Image.Resampling.LANCZOS, box=crop.box, reducing_gap=3.0)
 
 
 def _around(face: Face, picture: tuple[int, int], size: int) -> tuple[int, int, int]:
-    """Return left, top and side of the head-and-shoulders square, moved into the image, with the face inside."""
+    """Return left, top and side of the head-and-shoulders square."""
     wanted = max(HEAD_AND_SHOULDERS * face.height, face.right - face.left, size / MOST_ENLARGED)
     side = min(round(wanted), *picture)
     middle = (face.left + face.right) / 2
@@ -101,15 +101,16 @@ def _around(face: Face, picture: tuple[int, int], size: int) -> tuple[int, int, 
 
 
 def _placed(start: float, side: int, length: int, first: int, last: int) -> int:
-    """Move `start` so that the interval of `side` is in 0..`length` and contains `first`..`last` if possible."""
+    """Move `start` to the nearest start that `_span` allows."""
     low, high = _span(side, length, first, last)
     return min(max(round(start), low), high)
 
 
 def _span(side: int, length: int, first: int, last: int) -> tuple[int, int]:
-    """Return the smallest and largest start of an interval of `side` in 0..`length` that contains `first`..`last`.
+    """Return the smallest and largest start of an interval.
 
-    If `first`..`last` is longer than `side`, the interval lies inside it instead.
+    The interval of `side` lies in 0..`length` and contains `first`..`last`. If `first`..`last` is longer than `side`,
+    the interval lies inside it instead.
     """
     low, high = sorted((last - side, first))
     limit = length - side
@@ -117,7 +118,7 @@ def _span(side: int, length: int, first: int, last: int) -> tuple[int, int]:
 
 
 def _most_salient(image: Image.Image, head: Face | None) -> tuple[int, int]:
-    """Return left and top of the largest square with the most salience and with `head` inside."""
+    """Return left and top of the most salient square with `head` inside."""
     side, length = min(image.size), max(image.size)
     wide = image.width >= image.height
     low, high = 0, length - side
@@ -136,9 +137,10 @@ def _most_salient(image: Image.Image, head: Face | None) -> tuple[int, int]:
 
 
 def _best_start(along: Floats, side: float, low: float, high: float, expected: float) -> float:
-    """Return the start, from `low` to `high`, of the interval of `side` with most of `along`, in shares of the length.
+    """Return the start of the interval with the largest sum.
 
-    Among intervals with similar sums, the nearest to `expected` is chosen.
+    `along` are the values, `side` the interval's length, and `low` and `high` the limits of its start, all in shares
+    of the whole length. Among intervals with similar sums, the nearest to `expected` is chosen.
     """
     total = np.concatenate(([0.0], np.cumsum(along)))
     at = np.linspace(0.0, 1.0, len(total))
@@ -148,10 +150,10 @@ def _best_start(along: Floats, side: float, low: float, high: float, expected: f
 
 
 def _salience(image: Image.Image) -> Floats:
-    """Return the salience of each point of a small copy of `image`, all positive, float [rows, columns].
+    """Return the salience of a small copy of an image.
 
-    Half is distance of the blurred colour from the mean colour of the picture (Achanta and others,
-    "Frequency-tuned salient region detection", 2009; here in YCbCr), half is the strength of edges.
+    All values are positive, float [rows, columns]. Half is the distance of the blurred colour from the mean colour
+    (Achanta and others, "Frequency-tuned salient region detection", 2009; here in YCbCr), half the strength of edges.
     """
     scale = 160 / max(image.size)
     small = image.resize(

@@ -39,7 +39,7 @@ _MODEL_BYTES = 2**22
 
 @dataclass(frozen=True)
 class Face:
-    """A face's box in pixels of the image, its score (0 to 1), and the detector's name."""
+    """A face's box in pixels, score (0 to 1) and detector."""
 
     left: int
     top: int
@@ -67,7 +67,11 @@ class Detector:
 
 
 def detect_faces(image: Image.Image, *, least: float = SURE) -> list[Face]:
-    """Return the faces in an upright RGB image with a score of at least `least`, largest first.
+    """Return the faces in an upright RGB image, largest first.
+
+    Args:
+        image: an upright RGB photo.
+        least: the minimum score.
 
     Raises:
         ImageError: see `face_detector`.
@@ -110,7 +114,7 @@ def face_detector() -> Detector:
 
 
 def fetch_yunet(url: str = YUNET_URL, timeout: float = 30.0) -> Path:
-    """Download YuNet's model file (317 kB) into the cache unless it is there, and verify its hash.
+    """Download YuNet's model file (317 kB) into the cache, unless present.
 
     Args:
         url: address of the model file.
@@ -149,7 +153,7 @@ def fetch_yunet(url: str = YUNET_URL, timeout: float = 30.0) -> Path:
 
 
 def _fault(model: Path) -> str:
-    """Return as a clause why a file is not YuNet's model; empty if it is."""
+    """Return why a file is not YuNet's model, or an empty string."""
     try:
         state = model.stat()
     except OSError:
@@ -159,7 +163,7 @@ def _fault(model: Path) -> str:
 
 @lru_cache(maxsize=8)
 def _content_fault(model: Path, size: int, changed: int) -> str:
-    """Return what is wrong with the content; cached until the file's size or time changes."""
+    """Return why the content is wrong, cached by size and time."""
     if size > _MODEL_BYTES:
         return "is not the YuNet model"
     try:
@@ -171,7 +175,7 @@ def _content_fault(model: Path, size: int, changed: int) -> str:
 
 @lru_cache(maxsize=8)
 def _opencv_fault(model: Path) -> str:
-    """Return as a clause why OpenCV cannot run the model; empty if it can."""
+    """Return why OpenCV cannot run the model, or an empty string."""
     try:
         _yunet(model).detect(np.zeros((_YUNET_SIDE, _YUNET_SIDE, 3), dtype=np.uint8))
     except Exception as error:  # noqa: BLE001 - a broken cv2 fails in many ways: missing libraries, empty folder, ABI

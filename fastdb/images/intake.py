@@ -24,7 +24,7 @@ LONGEST_NAME = 200
 
 @dataclass(frozen=True)
 class Added:
-    """An imported photo with the stem of its instance image, its source and its crop."""
+    """An imported photo with its new stem, source and crop."""
 
     name: str
     source: Path
@@ -33,7 +33,7 @@ class Added:
 
 @dataclass(frozen=True)
 class Refused:
-    """A photo that could not be imported, and the reason in one line."""
+    """A photo that could not be imported, and the reason."""
 
     source: Path
     reason: str
@@ -64,12 +64,12 @@ def add_photos(
     *,
     keep_squares: bool = False,
 ) -> Intake:
-    """Import photos into a session's three folders; unusable photos are refused, each with its reason.
+    """Import photos into a session's three folders.
 
-    A photo becomes `originals/<name>`, byte for byte, `instance_images/<stem>.png` of `size` x `size` pixels and, if
-    `<stem>.txt` lies beside it, `captions/<stem>.txt`. Importing the same photo again replaces its files; another
-    photo with the same stem becomes `<stem> (2)`. The instance image is written last, so that an interrupted import is
-    not trained on and is completed by the next import.
+    Unusable photos are refused, each with its reason. A photo becomes `originals/<name>`, byte for byte,
+    `instance_images/<stem>.png` of `size` x `size` pixels and, if `<stem>.txt` lies beside it, `captions/<stem>.txt`.
+    Importing the same photo again replaces its files; another photo with the same stem becomes `<stem> (2)`. The
+    instance image is written last, so that an interrupted import is not trained on and is completed by the next.
 
     Args:
         originals: folder of the unchanged files.
@@ -118,7 +118,7 @@ def _add(folders: _Folders, photo: Path, size: int, keep_squares: bool) -> Added
 
 
 def _safe_stem(photo: Path) -> str:
-    """Return the photo's stem in a form that is valid on every disk and equal on macOS and Google Drive.
+    """Return the photo's stem in a form that every disk accepts.
 
     Raises:
         ImageError: the name is too long or not text.
@@ -134,9 +134,9 @@ def _safe_stem(photo: Path) -> str:
 
 
 def _place(folders: _Folders, wanted: str, data: bytes) -> tuple[str, bool]:
-    """Return the stem for a photo, and whether the originals already contain its bytes under that stem.
+    """Return a photo's new stem, and whether its bytes are already there.
 
-    It is the first of `wanted`, `wanted (2)` and so on that is free or belongs to the same photo.
+    The stem is the first of `wanted`, `wanted (2)` and so on that is free or belongs to the same photo.
     """
     taken = _stems(folders.instance_images)
     kept = _stems(folders.originals)
@@ -152,7 +152,10 @@ def _place(folders: _Folders, wanted: str, data: bytes) -> tuple[str, bool]:
 
 
 def _stems(folder: Path) -> dict[str, list[Path]]:
-    """Return the folder's photos by case-folded stem, since `Cup` and `cup` are the same name on some disks."""
+    """Return a folder's photos by case-folded stem.
+
+    `Cup` and `cup` are the same name on some disks.
+    """
     stems: dict[str, list[Path]] = {}
     for path in photos_in(folder):
         stems.setdefault(unicodedata.normalize("NFC", path.stem).casefold(), []).append(path)

@@ -30,7 +30,10 @@ over 54 on crops of dogs, cats and things; 56.7 gives a score of 0.85."""
 
 
 def find_faces(image: Image.Image) -> list[tuple[float, float, float, float, float]]:
-    """Return left, top, right, bottom in pixels and a score from 0 to 1 for every plausible face."""
+    """Return the box and the score of every plausible face.
+
+    A row is left, top, right and bottom in pixels, and a score from 0 to 1.
+    """
     grey = image.convert("L")
     scale = min(1.0, _SHORT / min(grey.size), _LONG / max(grey.size))
     small = grey.resize(
@@ -58,7 +61,7 @@ def _cascade() -> Any:
 
 
 def _hits(grey: Image.Image, smallest: int, largest: int) -> Floats:
-    """Return every hit of the cascade in that range of sides, ungrouped, as rows of left, top and side."""
+    """Return the cascade's ungrouped hits as rows of left, top, side."""
     hits = _cascade().detect_multi_scale(
         np.asarray(grey),
         scale_factor=1.05,
@@ -72,7 +75,10 @@ def _hits(grey: Image.Image, smallest: int, largest: int) -> Floats:
 
 
 def _agreeing(straight: Floats, mirrored: Floats) -> list[Floats]:
-    """Return the median windows of clusters with enough hits in both images; larger clusters are formed first."""
+    """Return the median windows of clusters that both images support.
+
+    Larger clusters are formed first.
+    """
     windows = np.concatenate((straight, mirrored))
     is_mirrored = np.arange(len(windows)) >= len(straight)
     near = _overlap(windows) > 0.5
@@ -88,12 +94,12 @@ def _agreeing(straight: Floats, mirrored: Floats) -> list[Floats]:
 
 
 def _agreement(straight: int, mirrored: int) -> float:
-    """Return the harmonic mean of the hits in both images, which is small if one of them has few."""
+    """Return the harmonic mean of the hits in both images."""
     return 2.0 * straight * mirrored / max(straight + mirrored, 1)
 
 
 def _search_again(grey: Image.Image, x: float, y: float, side: float) -> float:
-    """Return the agreement on a face of `side` at `x`, `y` over all sizes and tilts."""
+    """Return the agreement on a candidate over all sizes and tilts."""
     around = (round(x - side / 2), round(y - side / 2), round(x + 1.5 * side), round(y + 1.5 * side))
     region = grey.crop(around)
     counts = [0, 0]
@@ -109,7 +115,7 @@ def _search_again(grey: Image.Image, x: float, y: float, side: float) -> float:
 
 
 def _overlap(windows: Floats) -> Floats:
-    """Return the intersection over union of all pairs of windows, [n, n]."""
+    """Return the intersection over union of all pairs, [n, n]."""
     x, y, side = windows.T
     across = np.minimum.outer(x + side, x + side) - np.maximum.outer(x, x)
     down = np.minimum.outer(y + side, y + side) - np.maximum.outer(y, y)

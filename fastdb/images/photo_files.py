@@ -18,7 +18,9 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def photos_in(folder: Path, *, skip_copies: bool = False) -> list[Path]:
-    """Return the photos directly in a folder in natural order, without hidden files.
+    """Return the photos in a folder in natural order.
+
+    Hidden files and subfolders are left out.
 
     Args:
         skip_copies: also leave out the copies that Google Drive adds beside a photo with the same bytes.
@@ -65,7 +67,7 @@ def find_photos(paths: Sequence[Path]) -> list[Path]:
 
 
 def png_fault(data: bytes) -> str:
-    """Return as a clause what is wrong with the checksums of a PNG; empty if they match.
+    """Return the fault in a PNG's checksums, or an empty string.
 
     Decoders skip these (W3C PNG, 5.3: a CRC-32 over the type and data of each chunk). Data after the last chunk is
     ignored.

@@ -50,7 +50,10 @@ _DAMAGE = (
 
 
 def read_photo(path: Path) -> Image.Image:
-    """Decode a JPEG, PNG, WebP or BMP file to an upright RGB image in sRGB, with transparency on white.
+    """Decode a JPEG, PNG, WebP or BMP file.
+
+    Returns:
+        An upright RGB image in sRGB, with white for transparency.
 
     Raises:
         ImageError: the file cannot be read, is damaged, of another format, too small or too large.
@@ -120,7 +123,10 @@ def _decode(data: bytes, path: Path) -> Image.Image:
 
 
 def _refuse_other_formats(data: bytes, path: Path) -> None:
-    """Raise for unsupported formats of phones, recognised by the brand in the `ftyp` box (ISO 14496-12)."""
+    """Raise for HEIC, AVIF and videos.
+
+    They are recognised by the brand in the `ftyp` box (ISO 14496-12).
+    """
     if data[4:8] != b"ftyp":
         return
     brand = data[8:12]
@@ -144,7 +150,7 @@ def _check_size(size: tuple[int, int], path: Path) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; a photo with damaged EXIF data is returned unchanged."""
+    """Apply the EXIF orientation, unless the EXIF data is damaged."""
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except _DAMAGE:
@@ -167,7 +173,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """Apply an embedded colour profile (wide-gamut phones, CMYK prints); ignore a profile of another mode."""
+    """Apply an embedded colour profile, unless it has another mode.
+
+    Phones with a wide gamut and CMYK prints need this.
+    """
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if "srgb" in ImageCms.getProfileDescription(source).casefold():

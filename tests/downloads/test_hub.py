@@ -16,7 +16,6 @@ import pytest
 from fastdb.downloads import download as downloads
 from fastdb.downloads import tokens
 from fastdb.downloads.fetch import fetch
-from fastdb.downloads.hub import needed_files
 from fastdb.downloads.model_cache import came_from
 from fastdb.errors import ModelError, StorageError
 from tests.downloads.server import COMMIT, LATER, File, Hub, Server
@@ -127,17 +126,21 @@ def test_half_precision_is_downloaded_only_if_there_is_no_other(hub: Hub, files:
     ]
 
 
-def test_sharded_weights_are_downloaded_with_their_index() -> None:
+def test_sharded_weights_are_downloaded_with_their_index(hub: Hub) -> None:
     shards = [f"unet/diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
     half_shards = [f"unet/diffusion_pytorch_model.fp16-0000{n}-of-00002.safetensors" for n in (1, 2)]
     index = "unet/diffusion_pytorch_model.safetensors.index.json"
     half_index = "unet/diffusion_pytorch_model.safetensors.index.fp16.json"
-    halves = [*half_shards, half_index, "unet/config.json", "unet/diffusion_pytorch_model.bin"]
-    names = [*shards, index, *halves]
-    assert sorted(needed_files(names, ["unet"], "")) == sorted(["unet/config.json", index, *shards])
-    assert sorted(needed_files(halves, ["unet"], "")) == sorted(["unet/config.json", half_index, *half_shards])
+    halves = {*half_shards, half_index, "unet/config.json", "unet/diffusion_pytorch_model.bin"}
+    full = {*shards, index, *halves}
     whole = "unet/diffusion_pytorch_model.safetensors"
-    assert sorted(needed_files([*names, whole], ["unet"], "")) == ["unet/config.json", whole]
+    for name, names, expected in (
+        ("owner/full", full, {"unet/config.json", index, *shards}),
+        ("owner/half", halves, {"unet/config.json", half_index, *half_shards}),
+        ("owner/both", {*full, whole}, {"unet/config.json", whole}),
+    ):
+        hub.add(name, contents(names))
+        assert set(there(fetch(name))) == {"model_index.json", *expected}, name
 
 
 def test_it_is_fetched_once(hub: Hub, other: Server, files: dict[str, bytes]) -> None:
