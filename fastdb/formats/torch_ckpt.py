@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from fastdb.formats.tensor_info import MAX_TENSORS, SIZES, Fault, Scalar, TensorInfo, shown
 from fastdb.formats.torch_zip import Record, read_records
-from fastdb.formats.unpickled_types import Inert, Storage, Tensor, torch_reference
+from fastdb.formats.unpickled_types import Inert, Storage, Tensor
 from fastdb.formats.unpickler import MAX_PICKLE_BYTES, Unpickled, unpickle
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -88,8 +88,11 @@ def _read_stream(file: BinaryIO, length: int) -> Contents:
     protocol, system = unpickle(file).value, unpickle(file).value
     if protocol != PROTOCOL or not isinstance(system, dict) or system.get("little_endian") is not True:
         raise Fault("unsupported protocol or byte order")
+    unpickled = unpickle(file)
     used: dict[str, Storage] = {}
-    unpickled = unpickle(file, lambda reference: _noted(reference, used))
+    for storage in unpickled.storages:
+        if used.setdefault(storage.key, storage) != storage:
+            raise Fault(f"conflicting descriptions of storage {shown(storage.key)}")
     keys = unpickle(file).value
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or set(keys) != set(used):
         raise Fault("damaged list of storages")
@@ -101,13 +104,6 @@ def _read_stream(file: BinaryIO, length: int) -> Contents:
     if file.tell() != length:
         raise Fault("trailing data after the last tensor")
     return _contents("stream of torch.save before 1.6", unpickled, lambda storage: starts[storage.key])
-
-
-def _noted(reference: Any, used: dict[str, Storage]) -> Any:
-    target = torch_reference(reference)
-    if isinstance(target, Storage) and used.setdefault(target.key, target) != target:
-        raise Fault(f"conflicting descriptions of storage {shown(target.key)}")
-    return target
 
 
 def _stored(file: BinaryIO, storage: Storage, length: int) -> int:

@@ -61,27 +61,6 @@ class NumberType:
     order: str = "<"
 
 
-def torch_reference(reference: Any) -> Storage | Global | Inert:
-    """Resolve a persistent ID of torch.save.
-
-    It is `("storage", type, key, device, count)`, optionally followed by None. Before 1.6 it may also be
-    `("module", class, ...)` with the source code of a class, of which only the class's name is kept.
-
-    Raises:
-        Fault: the reference has another form.
-    """
-    fields = reference if isinstance(reference, tuple) else ()
-    if len(fields) > 1 and fields[0] == "module" and isinstance(fields[1], Global | Inert):
-        return fields[1]
-    if not 5 <= len(fields) <= 6 or fields[0] != "storage" or fields[5:] not in ((), (None,)):
-        raise Fault("the pickle refers to an object that is not a storage")
-    _, kind, key, _, count = fields[:5]
-    dtype = _STORAGE_TYPES.get(kind.name) if isinstance(kind, Global) else None
-    if dtype is None or not isinstance(key, str) or len(key) > MAX_KEY or not is_count(count):
-        raise Fault("the pickle refers to an invalid storage")
-    return Storage(key, dtype, count)
-
-
 def _view(storage: Any, offset: Any, size: Any, stride: Any, dtype: str | None = None) -> Tensor:
     """Return a tensor in a storage, with elements of `dtype` or else of the storage's type.
 
@@ -116,9 +95,10 @@ STORAGES = {
     "BoolStorage": "bool",
     "UntypedStorage": "uint8",
 }
-_STORAGE_TYPES = {
+STORAGE_TYPES = {
     f"{module}.{name}": dtype for module in ("torch", "torch.cuda", "torch.storage") for name, dtype in STORAGES.items()
 }
+"""Type of the numbers in a storage, by the full name of its class."""
 
 
 def hashable(key: Any) -> Any:
@@ -246,6 +226,6 @@ DATA = {
     *(f"torch.{name}" for name in SIZES),
     *(f"torch.{name.removesuffix('Storage')}Tensor" for name in STORAGES),
     *("torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter"),
-    *_STORAGE_TYPES,
+    *STORAGE_TYPES,
 }
 """Globals that are kept as their names."""

@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import pickletools
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from fastdb.formats.tensor_info import Fault, shown
+from fastdb.formats.tensor_info import Fault, is_count, shown
 from fastdb.formats.unpickled_types import (
     CALLS,
     DATA,
+    MAX_KEY,
+    STORAGE_TYPES,
     Global,
     Inert,
     NumberType,
     Parameters,
+    Storage,
     hashable,
-    torch_reference,
 )
 
 MAX_PICKLE_BYTES = 32 << 20
@@ -62,25 +63,24 @@ class _Window:
 
 @dataclass(frozen=True)
 class Unpickled:
-    """The value of a pickle, and the names of its inert globals, sorted."""
+    """The value of a pickle."""
 
     value: Any
-    neutralised: tuple[str, ...] = ()
+    neutralised: tuple[str, ...]
+    """Names of its inert globals, sorted."""
+    storages: frozenset[Storage]
+    """Storages that it refers to."""
 
 
-def unpickle(stream: BinaryIO, persistent: Callable[[Any], Any] = torch_reference) -> Unpickled:
+def unpickle(stream: BinaryIO) -> Unpickled:
     """Read the pickle at a stream's position, up to its end.
-
-    Args:
-        stream: of bytes.
-        persistent: resolves a persistent ID.
 
     Raises:
         Fault: the pickle is truncated, damaged, too large, or uses operations that pickles of tensors do not need.
     """
-    machine = _Machine(persistent)
+    machine = _Machine()
     try:
-        return Unpickled(machine.run(_Window(stream)), tuple(sorted(machine.neutralised)))
+        return machine.run(_Window(stream))
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, struct.error) as error:
         raise Fault(f"the pickle is truncated or damaged ({shown(str(error))})") from error
 
@@ -88,16 +88,16 @@ def unpickle(stream: BinaryIO, persistent: Callable[[Any], Any] = torch_referenc
 class _Machine:
     """The stack machine, whose stack contains only plain data, `Global`, `Inert`, `Storage` and `Tensor`."""
 
-    def __init__(self, persistent: Callable[[Any], Any]) -> None:
-        self.neutralised: set[str] = set()
-        self._persistent = persistent
+    def __init__(self) -> None:
+        self._neutralised: set[str] = set()
+        self._storages: set[Storage] = set()
         self._stack: list[Any] = []
         self._marks: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
         self._left = MAX_WORK
 
-    def run(self, window: _Window) -> Any:
-        """Run all operations up to STOP and return the top of the stack."""
+    def run(self, window: _Window) -> Unpickled:
+        """Run all operations up to STOP."""
         for operation, argument, _ in pickletools.genops(window):  # type: ignore[arg-type]
             self._spend(1)
             name = operation.name
@@ -107,7 +107,7 @@ class _Machine:
                 self._stack.append(argument)
             elif name != "STOP":
                 getattr(self, f"_{name.lower()}")(argument)
-        return self._stack.pop()
+        return Unpickled(self._stack.pop(), tuple(sorted(self._neutralised)), frozenset(self._storages))
 
     def _spend(self, work: int) -> None:
         """Count work, so that a small file cannot cause an unlimited amount."""
@@ -258,8 +258,8 @@ class _Machine:
         return Global(full) if full in CALLS or full in DATA else self._inert(shown(full))
 
     def _inert(self, name: str) -> Inert:
-        if len(self.neutralised) < MAX_NAMES:
-            self.neutralised.add(name)
+        if len(self._neutralised) < MAX_NAMES:
+            self._neutralised.add(name)
         return Inert(name)
 
     def _ext1(self, code: int) -> None:
@@ -307,10 +307,29 @@ class _Machine:
             target.order = ">" if state[1] == ">" else "<"
 
     def _persid(self, argument: str) -> None:
-        self._stack.append(self._persistent(argument))
+        self._stack.append(self._referenced(argument))
 
     def _binpersid(self, _: Any) -> None:
-        self._stack.append(self._persistent(self._stack.pop()))
+        self._stack.append(self._referenced(self._stack.pop()))
+
+    def _referenced(self, reference: Any) -> Storage | Global | Inert:
+        """Resolve a persistent ID of torch.save.
+
+        It is `("storage", type, key, device, count)`, optionally followed by None. Before 1.6 it may also be
+        `("module", class, ...)` with the source code of a class, of which only the class's name is kept.
+        """
+        fields = reference if isinstance(reference, tuple) else ()
+        if len(fields) > 1 and fields[0] == "module" and isinstance(fields[1], Global | Inert):
+            return fields[1]
+        if not 5 <= len(fields) <= 6 or fields[0] != "storage" or fields[5:] not in ((), (None,)):
+            raise Fault("the pickle refers to an object that is not a storage")
+        _, kind, key, _, count = fields[:5]
+        dtype = STORAGE_TYPES.get(kind.name) if isinstance(kind, Global) else None
+        if dtype is None or not isinstance(key, str) or len(key) > MAX_KEY or not is_count(count):
+            raise Fault("the pickle refers to an invalid storage")
+        storage = Storage(key, dtype, count)
+        self._storages.add(storage)
+        return storage
 
     def _next_buffer(self, _: Any) -> None:
         raise Fault("the pickle uses out-of-band buffers")

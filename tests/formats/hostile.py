@@ -1,4 +1,4 @@
-"""Hostile and broken files, made from nothing: each a name, an ending, bytes, and what is to be said of it."""
+"""Hostile and damaged files built from scratch, each with its expected error or inert names."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SYSTEM = pickle.dumps({"protocol_version": 1001, "little_endian": True, "type_si
 
 @dataclass(frozen=True)
 class Case:
-    """A file, and a piece of what is to be said: of the error's line, or of the names made inert."""
+    """A file with a pattern of its expected error, or a part of an inert name."""
 
     name: str
     data: bytes
     error: str = ""
     inert: str = ""
     live: bytes = b""
-    """A pickle that touches the canary when Python's own reader reads it."""
+    """A pickle that touches the canary when Python's own unpickler loads it."""
 
 
 # Pickles, operation by operation.
@@ -116,7 +116,7 @@ def patched(data: bytes, place: int, value: bytes) -> bytes:
 
 
 def programs(canary: str) -> list[Case]:
-    """Pickles that would touch the file `canary`; `live` where Python's own reader needs nothing but itself for it."""
+    """Pickles that would touch the file `canary`; `live` if they need only the standard library."""
     command = text(f"touch {canary}")
     python = f"open({canary!r}, 'w').close()"
     code = text(python)
@@ -156,7 +156,7 @@ def programs(canary: str) -> list[Case]:
 
 
 def _programs_of_torch(command: bytes, code: bytes) -> list[Case]:
-    """What needs torch, numpy or the right class to be dangerous, and programs outside of `data.pkl`."""
+    """Pickles that need torch, numpy or another class to be dangerous, and programs outside of `data.pkl`."""
     system = call("os.system", command)
     named = b"cos\nsystem\n"
     typed = b"ctorch._tensor\n_rebuild_from_type_v2\n(cbuiltins\neval\nN(" + code + b"tNtR"
@@ -199,11 +199,11 @@ def _programs_of_torch(command: bytes, code: bytes) -> list[Case]:
     ]
 
 
-# Pickles that lie or swell.
+# Pickles with false claims or excessive size.
 
 
 def bombs() -> list[Case]:
-    """Pickles that would take time, memory or the C stack without end."""
+    """Pickles that would exhaust time, memory or the C stack."""
     copies = b"]q\x00" + b"".join(
         b"]q" + bytes([n + 1]) + (b"h" + bytes([n])) * 0 + b"(" + (b"h" + bytes([n])) * 3 + b"e" for n in range(60)
     )
@@ -261,9 +261,9 @@ def bombs() -> list[Case]:
 
 
 def lies() -> list[Case]:
-    """Tensors that are not where, or what, they say."""
+    """Tensors with false positions, sizes or types."""
     big = f"L{1 << 62}L\n".encode()
-    told = {
+    cases = {
         "a stride of 0": (tensor(size=numbers(1000, 1000, 1000), stride=numbers(0, 0, 0)), "larger than its data"),
         "an offset beyond": (tensor(offset=1), "larger than its data"),
         "an offset before": (tensor(offset=-1), "invalid offset"),
@@ -302,7 +302,7 @@ def lies() -> list[Case]:
             "larger than its data",
         ),
     }
-    return [Case(f"tensor: {name}", zipped(state(value)), error=say) for name, (value, say) in told.items()]
+    return [Case(f"tensor: {name}", zipped(state(value)), error=say) for name, (value, say) in cases.items()]
 
 
 def zips() -> list[Case]:
@@ -330,7 +330,7 @@ def zips() -> list[Case]:
         return patched(whole, second + 42, struct.pack("<L", place))
 
     def nested() -> bytes:
-        """The directory points to a copy of the first record's header and data, which lies in the data of another."""
+        """The directory points to a copy of the first record inside the data of another record."""
         place = whole.index(b"archive/data/0") - 30
         data = zipped(good, ("archive/data/1", whole[place : place + 30 + 14 + 16]))
         inside = data.index(b"archive/data/1") + 14
@@ -404,13 +404,13 @@ def zips() -> list[Case]:
 
 
 def headers() -> list[Case]:
-    """Safetensors that are cut short, or whose header lies."""
+    """Safetensors files that are truncated or have a false header."""
     one, data = {"a": entry()}, bytes(16)
     deep = b'{"a":' * 60_000 + b"1" + b"}" * 60_000
     wide = b'{"a":[' + b"[]," * 2_500_000 + b"[]]}"
     lists = b'{"a":[' + b"[]," * 1_900_000 + b"[]]}"
     names = b"{" + b",".join(b'"%x":0' % name for name in range(990_000)) + b"}"
-    told: dict[str, tuple[bytes, str]] = {
+    cases: dict[str, tuple[bytes, str]] = {
         "as many lists as pass": (safetensors(lists), "is not a tensor"),
         "as many names as pass": (safetensors(names), "too many tensors"),
         "seven bytes": (b"\x08\0\0\0\0\0\0", "unknown file format"),
@@ -457,15 +457,16 @@ def headers() -> list[Case]:
         "metadata that is a list": (safetensors({"__metadata__": ["a"], **one}, data), "metadata"),
         "a name with line feeds": (safetensors({"a\nb\x1b[31m": entry(shape=[3])}, data), r"'a\\nb\\x1b"),
     }
-    return [Case(f"safetensors: {name}", value, error=say) for name, (value, say) in told.items()]
+    return [Case(f"safetensors: {name}", value, error=say) for name, (value, say) in cases.items()]
 
 
 def strangers() -> list[Case]:
-    """What is met under a model's name, and torch.save's old forms, broken."""
+    """Files that are mistaken for models, and damaged files of old torch.save formats."""
     page = b"<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title>" + b" " * 2000
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4265380512\n"
     good = streamed(state(tensor()))
-    told: dict[str, tuple[bytes, str]] = {
+    shorter = tensor(storage(count=3), size=numbers(3))
+    cases: dict[str, tuple[bytes, str]] = {
         "nothing": (b"", "the file is empty"),
         "a web page": (page, "the file is a web page"),
         "a web page with a mark before": (b"\xef\xbb\xbf\r\n<html>", "the file is a web page"),
@@ -484,15 +485,12 @@ def strangers() -> list[Case]:
         "a stream without a key": (streamed(state(tensor()), []), "list of storages"),
         "a stream with a key twice": (streamed(state(tensor()), ["0", "0"]), "duplicate entry"),
         "a stream of another byte order": (MAGIC + SYSTEM.replace(b"\x88", b"\x89") + state(tensor()), "byte order"),
-        "a stream of two minds": (
-            streamed(state(tensor())[:-1] + tensor(storage(count=3)) + b"."),
-            "conflicting",
-        ),
+        "a storage of two lengths": (streamed(state(tensor())[:-1] + shorter + b"."), "conflicting"),
         "a tar": (tarred(readme=b"x"), "a tar archive"),
     }
-    return [Case(f"stranger: {name}", value, error=say) for name, (value, say) in told.items()]
+    return [Case(f"stranger: {name}", value, error=say) for name, (value, say) in cases.items()]
 
 
 def corpus(canary: str) -> list[Case]:
-    """All of them."""
+    """Return all cases."""
     return [*programs(canary), *bombs(), *lies(), *zips(), *headers(), *strangers()]

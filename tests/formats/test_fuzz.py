@@ -1,4 +1,4 @@
-"""Whatever the bytes: an error a person can read, or a file all of whose tensors lie inside it."""
+"""Arbitrary bytes give a one-line error, or a file with all tensors inside it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ pytest.importorskip("hypothesis")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastdb.commands.inspection_rows import inspection_rows
 from fastdb.errors import ModelError, StorageError
 from fastdb.formats.reader import open_tensors
 from fastdb.formats.tensor_info import SIZES
@@ -25,7 +26,7 @@ from fastdb.models.inspect import inspect
 sys.path.insert(0, str(Path(__file__).parent))
 import hostile
 
-# The same examples on every run: a check that is red today was red yesterday.
+# The same examples on every run, so that failures are reproducible.
 SETTINGS = settings(max_examples=300, deadline=None, derandomize=True, database=None)
 
 ENTRIES = {"a.weight": hostile.entry(0, 16), "b": hostile.entry(16, 20, (2, 1), "F16")}
@@ -38,19 +39,19 @@ HEADS = [b"", b"PK\x03\x04", b"PK\x05\x06" + bytes(18), hostile.MAGIC, b"\x80\x0
 
 
 def check(data: bytes, path: Path) -> bool:
-    """Whether it opens; then it must be sound."""
+    """Return whether the file opens; if it does, it must be sound."""
     path.write_bytes(data)
-    said = ""
+    message = ""
     try:
-        found = open_tensors(path)
-        rows = inspect(path).rows()
+        file = open_tensors(path)
+        rows = inspection_rows(inspect(path))
     except (ModelError, StorageError) as error:
-        said = str(error)
-    if said:
-        assert len(said.splitlines()) == 1
+        message = str(error)
+    if message:
+        assert len(message.splitlines()) == 1
         return False
     assert rows
-    for info in found.tensors.values():
+    for info in file.tensors.values():
         assert 0 <= info.start <= info.start + info.span * SIZES[info.dtype] <= len(data)
         assert info.nbytes <= len(data)
     return True
@@ -62,19 +63,19 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", list(GOOD))
-def test_what_is_changed_below_is_good(path: Path, kind: str) -> None:
+def test_the_unchanged_files_are_valid(path: Path, kind: str) -> None:
     assert check(GOOD[kind], path)
 
 
 @SETTINGS
 @given(head=st.sampled_from(HEADS), body=st.binary(max_size=600))
-def test_any_bytes(path: Path, head: bytes, body: bytes) -> None:
+def test_arbitrary_bytes_are_handled(path: Path, head: bytes, body: bytes) -> None:
     check(head + body, path)
 
 
 @st.composite
 def changes(draw: st.DrawFn, good: bytes) -> bytes:
-    """A good file with a few bytes changed, put in, taken out or doubled, or its end cut off."""
+    """A valid file with a few bytes changed, inserted, deleted or repeated, or truncated."""
     data = bytearray(good)
     for _ in range(draw(st.integers(1, 4))):
         place = draw(st.integers(0, max(0, len(data) - 1)))
@@ -94,7 +95,7 @@ def changes(draw: st.DrawFn, good: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("kind", list(GOOD))
-def test_good_files_changed(path: Path, kind: str) -> None:
+def test_most_changes_to_valid_files_are_noticed(path: Path, kind: str) -> None:
     counts = {True: 0, False: 0}
 
     @SETTINGS
@@ -108,7 +109,7 @@ def test_good_files_changed(path: Path, kind: str) -> None:
 
 @st.composite
 def headers(draw: st.DrawFn) -> bytes:
-    """A header of the right form with wrong values in it, and data that may fit."""
+    """A well-formed header with invalid values, and data that may match."""
     sizes = st.integers(-2, 6) | st.sampled_from([1 << 31, 1 << 62, 1 << 64, 1.5, True, None, "4"])
     fields = st.fixed_dictionaries(
         {
@@ -124,7 +125,7 @@ def headers(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def sound(draw: st.DrawFn) -> bytes:
-    """A header in which all is right, but for one number now and then."""
+    """A valid header, with occasionally a byte too much of data."""
     kinds, header, end = {"F32": 4, "BF16": 2, "U8": 1, "I64": 8}, {}, 0
     for name in draw(st.lists(st.text(max_size=4), unique=True, max_size=4)):
         shape = draw(st.lists(st.integers(0, 3), max_size=3))
@@ -134,8 +135,7 @@ def sound(draw: st.DrawFn) -> bytes:
     return hostile.safetensors(header, bytes(end + draw(st.sampled_from([0, 0, 0, 1]))))
 
 
-def test_a_header_that_passes_here_passes_the_library(path: Path) -> None:
-    """Never laxer than the reader that everybody uses."""
+def test_no_accepted_header_is_rejected_by_the_safetensors_library(path: Path) -> None:
     safetensors = pytest.importorskip("safetensors")
     passed = []
 
@@ -147,7 +147,7 @@ def test_a_header_that_passes_here_passes_the_library(path: Path) -> None:
             assert set(dict(safetensors.deserialize(data))) == set(open_tensors(path).tensors)
 
     every()
-    assert len(passed) >= 50, "else nothing was proved"
+    assert len(passed) >= 50, "enough examples were accepted"
 
 
 NAMES = ["os.system", "collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch.Size", "builtins.set"]
@@ -163,7 +163,7 @@ OPERATIONS = [
 
 @SETTINGS
 @given(parts=st.lists(st.sampled_from(OPERATIONS), max_size=40))
-def test_any_program(path: Path, parts: list[bytes]) -> None:
+def test_arbitrary_programs_are_handled(path: Path, parts: list[bytes]) -> None:
     check(hostile.zipped(b"".join(parts) + b"."), path)
 
 
@@ -181,6 +181,6 @@ def test_any_program(path: Path, parts: list[bytes]) -> None:
     ),
     protocol=st.integers(0, 5),
 )
-def test_plain_data_comes_out_as_it_went_in(value: Any, protocol: int) -> None:
-    """What is no global is read as Python reads it; protocols 0 to 2 write bytes and longs in their own ways."""
+def test_plain_data_is_unpickled_unchanged(value: Any, protocol: int) -> None:
+    """Protocols 0 to 2 encode bytes and large integers differently."""
     assert unpickle(io.BytesIO(pickle.dumps(value, protocol))).value == value

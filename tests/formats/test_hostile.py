@@ -1,4 +1,4 @@
-"""Files from hell: nothing in them runs, each gets its line, none takes long or much."""
+"""Hostile and damaged files run no code, give a clear error, and cost little time and memory."""
 
 from __future__ import annotations
 
@@ -22,25 +22,26 @@ EVERY = """
 import json, os, re, sys, time
 from pathlib import Path
 from fastdb.errors import ModelError
+from fastdb.commands.inspection_rows import inspection_rows
 from fastdb.models.inspect import inspect
 
 def peak():
-    # MB; not ru_maxrss, which a process has from the one that started it.
+    # MB; not ru_maxrss, which a process inherits from its parent.
     return int(re.search("VmHWM:[^0-9]+([0-9]+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 print(json.dumps({"name": "nothing", "peak": peak()}))
 for path in sorted(Path(sys.argv[1]).iterdir()):
-    started, said = time.process_time(), {"name": path.stem}
+    started, result = time.process_time(), {"name": path.stem}
     try:
-        found = inspect(path)
-        said |= {"inert": list(found.neutralised), "rows": found.rows()}
+        inspection = inspect(path)
+        result |= {"inert": list(inspection.neutralised), "rows": inspection_rows(inspection)}
     except ModelError as error:
-        said["error"] = str(error)
+        result["error"] = str(error)
     except BaseException as error:
-        said["bug"] = repr(error)
+        result["bug"] = repr(error)
     seconds = time.process_time() - started
-    said |= {"seconds": seconds, "peak": peak(), "environment": "FASTDB_CANARY" in os.environ}
-    print(json.dumps(said), flush=True)
+    result |= {"seconds": seconds, "peak": peak(), "environment": "FASTDB_CANARY" in os.environ}
+    print(json.dumps(result), flush=True)
 print(json.dumps({"name": "torch", "loaded": "torch" in sys.modules or "numpy" in sys.modules}))
 """
 
@@ -56,10 +57,10 @@ def cases(canary: Path) -> list[hostile.Case]:
 
 
 @pytest.fixture(scope="module")
-def said(
+def results(
     canary: Path, cases: list[hostile.Case], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, Any]]:
-    """What one process says that inspects every file, one after the other."""
+    """Results of a process that inspects all files in turn."""
     folder = tmp_path_factory.mktemp("corpus")
     for number, case in enumerate(cases):
         (folder / f"{number:03d}.ckpt").write_bytes(case.data)
@@ -68,15 +69,15 @@ def said(
     return {line["name"]: line for line in map(json.loads, done.stdout.splitlines())}
 
 
-def test_the_corpus_is_as_large_as_it_says(cases: list[hostile.Case], said: dict[str, Any]) -> None:
+def test_the_corpus_has_the_expected_size(cases: list[hostile.Case], results: dict[str, Any]) -> None:
     kinds = [case.name.split(":")[0] for case in cases]
     counts = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
     assert counts == {"program": 49, "pickle": 27, "tensor": 23, "zip": 31, "safetensors": 36, "stranger": 20}
-    assert len({case.name for case in cases}) == len(cases) == len(said) - 2 >= 40
+    assert len({case.name for case in cases}) == len(cases) == len(results) - 2 >= 40
 
 
-def test_the_programs_would_run_in_pythons_own_reader(cases: list[hostile.Case], canary: Path) -> None:
-    """Else the next test could not fail."""
+def test_the_programs_run_in_pythons_own_unpickler(cases: list[hostile.Case], canary: Path) -> None:
+    """Without this, the next test could not fail."""
     live = [case for case in cases if case.live]
     touched = []
     for case in live:
@@ -89,16 +90,16 @@ def test_the_programs_would_run_in_pythons_own_reader(cases: list[hostile.Case],
     assert len(live) == 22
 
 
-def test_nothing_runs(cases: list[hostile.Case], said: dict[str, Any], canary: Path) -> None:
+def test_no_program_runs(cases: list[hostile.Case], results: dict[str, Any], canary: Path) -> None:
     assert not canary.exists()
-    assert not any(line.get("environment") for line in said.values())
-    programs = [line for case, line in zip(cases, _lines(cases, said), strict=True) if case.live]
-    assert all("error" in line or line["inert"] for line in programs), "what a program named is reported"
+    assert not any(line.get("environment") for line in results.values())
+    programs = [line for case, line in zip(cases, _lines(cases, results), strict=True) if case.live]
+    assert all("error" in line or line["inert"] for line in programs), "each name in a program is reported"
 
 
-def test_each_gets_its_line(cases: list[hostile.Case], said: dict[str, Any]) -> None:
+def test_each_file_gets_its_error(cases: list[hostile.Case], results: dict[str, Any]) -> None:
     wrong = []
-    for case, line in zip(cases, _lines(cases, said), strict=True):
+    for case, line in zip(cases, _lines(cases, results), strict=True):
         error, inert = line.get("error", ""), line.get("inert", [])
         fits = bool(error) if case.error else "rows" in line or bool(error)
         fits = fits and (not case.error or re.search(case.error, error) is not None)
@@ -108,19 +109,19 @@ def test_each_gets_its_line(cases: list[hostile.Case], said: dict[str, Any]) -> 
     assert wrong == []
 
 
-def test_none_takes_long_or_much(cases: list[hostile.Case], said: dict[str, Any]) -> None:
-    lines = _lines(cases, said)
+def test_no_file_costs_much_time_or_memory(cases: list[hostile.Case], results: dict[str, Any]) -> None:
+    lines = _lines(cases, results)
     slowest = max(zip(lines, cases, strict=True), key=lambda pair: pair[0]["seconds"])
     assert slowest[0]["seconds"] < 5, slowest[1].name
     assert max(line["peak"] for line in lines) < 500
-    assert said["torch"]["loaded"] is False
+    assert results["torch"]["loaded"] is False
 
 
-def _lines(cases: list[hostile.Case], said: dict[str, Any]) -> list[dict[str, Any]]:
-    return [said[f"{number:03d}"] for number in range(len(cases))]
+def _lines(cases: list[hostile.Case], results: dict[str, Any]) -> list[dict[str, Any]]:
+    return [results[f"{number:03d}"] for number in range(len(cases))]
 
 
-def test_a_file_that_is_none_gets_its_line(tmp_path: Path) -> None:
+def test_a_path_without_a_regular_file_gets_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="file not found"):
         open_tensors(tmp_path / "gone.ckpt")
     with pytest.raises(ModelError, match="path is a folder"):
