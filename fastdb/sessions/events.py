@@ -1,10 +1,10 @@
-"""What the trainer says: one JSON object a line, read alike by the terminal, the notebook, the log and the tests.
+"""Events of a trainer, one JSON object per line.
 
 | kind       | fields beside `time`                                                                  |
 |------------|---------------------------------------------------------------------------------------|
-| `plan`     | `lines`: what will be done and why; `begins`; `stages`: {name: {steps, done}}         |
+| `plan`     | `lines`: the steps to do and why; `begins`; `stages`: {name: {steps, done}}         |
 | `progress` | `task`, `done`, `total`: preparation (class images, latents)                          |
-| `stage`    | `stage`, `step`, `steps`: a stage begins or goes on                                   |
+| `stage`    | `stage`, `step`, `steps`: a stage starts or resumes                                   |
 | `step`     | `stage`, `step`, `steps`, `loss`, `prior_loss`, `learning_rate`, `seconds`, `batch`   |
 | `sample`   | `stage`, `step`, `path`                                                               |
 | `saved`    | `stage`, `step`, `path`, `seconds`, `blocked`: on this machine; seconds training waited |
@@ -32,7 +32,7 @@ Emit = Callable[..., None]
 
 
 class EventLog:
-    """Appends events to a file, a line at a time; a line once written is whole."""
+    """Log that appends each event to a file as a whole line."""
 
     def __init__(self, path: Path) -> None:
         make_folder(path.parent)
@@ -41,7 +41,7 @@ class EventLog:
         self._file: TextIO = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
 
     def emit(self, kind: str, /, **fields: Any) -> None:
-        """Append one event; from any thread."""
+        """Append an event; callable from any thread."""
         line = json.dumps({"event": kind, "time": round(time.time(), 3), **fields})
         with self._turn:
             self._file.write(line + "\n")
@@ -52,17 +52,17 @@ class EventLog:
 
 
 def read_events(path: Path) -> list[Event]:
-    """Every whole line of an event file so far; what cannot be read as an event is passed over."""
-    return [event for line in _lines(path) if (event := _parsed(line)) is not None]
+    """Return the events in a file so far; invalid and incomplete lines are skipped."""
+    return [event for line in _lines_after(path, 0)[0] if (event := _parsed(line)) is not None]
 
 
 def follow_events(path: Path, alive: Callable[[], bool], interval: float = 0.1) -> Iterator[Event]:
-    """Yield the events of a file from its beginning and wait for more, until `end` comes or the writer is gone."""
+    """Yield the events of a file from its start, and wait for more until `end` or until the writer is gone."""
     position, gone = 0, 0
     while True:
-        # Its last word may come an instant after it has let go of everything by which it is seen to live.
+        # The last event may arrive just after the writer has released the lock by which it counts as alive.
         gone = 0 if alive() else gone + 1
-        lines, position = _more(path, position)
+        lines, position = _lines_after(path, position)
         for line in lines:
             event = _parsed(line)
             if event is not None:
@@ -75,8 +75,8 @@ def follow_events(path: Path, alive: Callable[[], bool], interval: float = 0.1) 
             time.sleep(interval)
 
 
-def _more(path: Path, position: int) -> tuple[list[str], int]:
-    """The whole lines after a byte position, and the position after them."""
+def _lines_after(path: Path, position: int) -> tuple[list[str], int]:
+    """Return the whole lines after a byte position, and the position after them."""
     if not path.exists():
         return [], position
     with open(path, "rb") as file:
@@ -84,10 +84,6 @@ def _more(path: Path, position: int) -> tuple[list[str], int]:
         data = file.read()
     whole = data.rfind(b"\n") + 1
     return data[:whole].decode("utf-8", "replace").split("\n")[:-1], position + whole
-
-
-def _lines(path: Path) -> list[str]:
-    return _more(path, 0)[0]
 
 
 def _parsed(line: str) -> Event | None:

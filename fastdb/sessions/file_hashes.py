@@ -123,7 +123,7 @@ def changes(
     """
     listed = known_files(folder)
     notes = [Note("file list damaged", FILES)] if listed is None and not within else []
-    if (not within or FILE in within) and yaml_changed(folder):
+    if (not within or FILE in within) and _yaml_changed(folder):
         notes.append(Note("session.yaml changed", FILE))
     for name, entry in sorted((listed or {}).items()):
         if not within or name.split("/")[0] in within:
@@ -142,7 +142,7 @@ def unlisted(folder: Path) -> list[Path]:
     return [path for path in _files(folder) if path.relative_to(folder).as_posix() not in listed]
 
 
-def yaml_changed(folder: Path) -> bool:
+def _yaml_changed(folder: Path) -> bool:
     """Return whether `session.yaml` was edited or damaged since it was written.
 
     Raises:

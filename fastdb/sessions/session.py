@@ -1,12 +1,13 @@
-"""`Session`: open, create, list. It is passed as an argument and never kept in a global."""
+"""Sessions, each of which is a folder on disk."""
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,15 +32,39 @@ from fastdb.storage.staged_folder import staged_folder
 NAME = re.compile(r"[^\W_][\w.-]{0,62}")
 
 _LONGEST = 200
-"""Bytes of UTF-8, so that `<name>.safetensors` and what is put around it while writing fit into 255."""
+"""Bytes of UTF-8, so that `<name>.safetensors` and its temporary name fit into 255."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """A session's folder and what its `session.yaml` said when it was opened."""
+    """Session's folder, and its `session.yaml` as it was when the session was opened."""
 
     path: Path
     record: Record
+    name: str = field(init=False, repr=False, compare=False)
+    """The folder's name, by which it is opened; a copied or renamed folder is a session of its new name."""
+    config: Config = field(init=False, repr=False, compare=False)
+    class_prompts: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    """Prompts of the class images, used in turn."""
+    originals: Path = field(init=False, repr=False, compare=False)
+    """Photos as they were added."""
+    instance_images: Path = field(init=False, repr=False, compare=False)
+    """Cropped photos, which are trained on."""
+    captions: Path = field(init=False, repr=False, compare=False)
+    """Texts for instance images, as `<stem>.txt`."""
+    class_images: Path = field(init=False, repr=False, compare=False)
+    checkpoints: Path = field(init=False, repr=False, compare=False)
+    """Published checkpoints, from which training resumes on any machine."""
+    samples: Path = field(init=False, repr=False, compare=False)
+    logs: Path = field(init=False, repr=False, compare=False)
+    """Events of its trainers, a file for each run."""
+
+    def __post_init__(self) -> None:
+        prompts = self.record.config.prior.prompts or (f"a photo of {self.record.subject.class_word}".strip(),)
+        values = {"name": self.path.name, "config": self.record.config, "class_prompts": prompts}
+        folders = ("originals", "instance_images", "captions", "class_images", "checkpoints", "samples", "logs")
+        for name, value in (*values.items(), *((folder, self.path / folder) for folder in folders)):
+            object.__setattr__(self, name, value)
 
     @classmethod
     def create(
@@ -51,11 +76,11 @@ class Session:
         config: Config | None = None,
         root: Path | str | None = None,
     ) -> Session:
-        """Make a new session's folder from the template; it appears whole or not at all.
+        """Create a session's folder from the template; it appears whole or not at all.
 
         Raises:
-            SessionError: the name cannot be a folder's name everywhere.
-            SessionExists: a session of that name is there already.
+            SessionError: the name is invalid.
+            SessionExists: a session of that name exists.
             StorageError: the folder cannot be written.
         """
         path = check_free(name, root)
@@ -83,15 +108,15 @@ class Session:
         """Open a session by its name below `root`, or by its folder's path, such as `./my_dog`.
 
         Raises:
-            SessionNotFound: there is none; the nearest name is told.
-            SessionError, ConfigError: its `session.yaml` cannot be used.
-            StorageError: it may not be read.
+            SessionNotFound: it does not exist; the message contains the nearest name.
+            SessionError, ConfigError: its `session.yaml` is invalid.
+            StorageError: it cannot be read.
         """
         path = expanded(name)
         with explained(path):
             if path.is_absolute() and not path.is_dir():
                 raise SessionNotFound(
-                    "there is no such folder", where=path, fix="Check the spelling, or mount the disk it lies on."
+                    "the folder does not exist", where=path, fix="Check the spelling, or mount its disk."
                 )
             if not (path.is_dir() and (path.is_absolute() or os.sep in str(name))):
                 path = sessions_root(root) / str(name)
@@ -105,10 +130,10 @@ class Session:
 
     @classmethod
     def list(cls, root: Path | str | None = None) -> Iterator[Session | FastDBError]:
-        """Every session below `root` by name; one that cannot be opened comes as the reason why.
+        """Yield every session below `root` by name, and an error for each that cannot be opened.
 
         Raises:
-            StorageError: the folder may not be read.
+            StorageError: the folder cannot be read.
         """
         for path in _folders(sessions_root(root)):
             try:
@@ -117,97 +142,49 @@ class Session:
                 yield error
 
     @property
-    def name(self) -> str:
-        """Its folder's name, by which it is opened; a copied or renamed folder is a session of its new name."""
-        return self.path.name
-
-    @property
-    def config(self) -> Config:
-        """Its settings."""
-        return self.record.config
-
-    @property
-    def originals(self) -> Path:
-        """The photos as they came."""
-        return self.path / "originals"
-
-    @property
-    def instance_images(self) -> Path:
-        """What training sees."""
-        return self.path / "instance_images"
-
-    @property
-    def captions(self) -> Path:
-        """Text to go with an instance image, as `<stem>.txt`."""
-        return self.path / "captions"
-
-    @property
-    def class_images(self) -> Path:
-        """Pictures of the class as the base model shows it."""
-        return self.path / "class_images"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Checkpoints that are published: what training goes on from on any machine."""
-        return self.path / "checkpoints"
-
-    @property
     def local_checkpoints(self) -> Path:
-        """Checkpoints on this machine's own disk: training saves here, and they are published from here."""
+        """Folder on this machine's own disk to which training saves, and from which checkpoints are published."""
         return work_folder(self.path) / "checkpoints"
 
     @property
     def checkpoint_folders(self) -> tuple[Path, Path]:
-        """Where checkpoints may lie; of two of one step, that of the first place is nearer."""
+        """Folders of checkpoints; of two checkpoints of a step, the one in the first folder is used."""
         return self.local_checkpoints, self.checkpoints
 
-    @property
-    def samples(self) -> Path:
-        """Pictures made on the way."""
-        return self.path / "samples"
-
-    @property
-    def logs(self) -> Path:
-        """What its trainers said, a file for each run."""
-        return self.path / "logs"
-
-    @property
-    def class_prompts(self) -> tuple[str, ...]:
-        """The prompts of the class images, which take turns."""
-        return self.config.prior.prompts or (f"a photo of {self.record.subject.class_word}".strip(),)
-
     def with_config(self, config: Config) -> Session:
-        """Write other settings into `session.yaml` and give the session that has them."""
+        """Write other settings into `session.yaml`, and return the changed session."""
         return self._rewritten(self.record.model_copy(update={"config": config}))
 
-    def with_extension(self, more: Extension) -> Session:
-        """Append further steps to the UNet's stage, and note that in the history; what a person has changed stays.
+    def with_extension(self, extension: Extension) -> Session:
+        """Append further steps to the UNet stage, and record them in the history.
+
+        Like all changes of the history it keeps edits made to the file meanwhile.
 
         Raises:
-            ConfigError: it has as many extensions as it may have.
+            ConfigError: the session has the largest number of extensions.
         """
         record = read_record(self.path)
         unet = record.config.unet
-        given = [one.model_dump() for one in (*unet.extensions, more)]
-        noted = Extended(when=now(), after=unet.all_steps, **more.model_dump())
-        config = record.config.changed({"unet.extensions": given})
+        extensions = [step.model_dump() for step in (*unet.extensions, extension)]
+        entry = Extended(when=now(), after=unet.all_steps, **extension.model_dump())
+        config = record.config.changed({"unet.extensions": extensions})
         return self._rewritten(
-            record.model_copy(update={"config": config, "extended": (*record.extended, noted)}),
+            record.model_copy(update={"config": config, "extended": (*record.extended, entry)}),
         )
 
     def with_new_lineage(self) -> Session:
-        """Begin anew: what was trained so far belongs to an earlier beginning of the session from now on."""
+        """Restart training; checkpoints so far belong to the earlier lineage and are not resumed from."""
         return self._rewritten(self.record.model_copy(update={"lineage": new_lineage()}))
 
     def with_run_begun(self, begins: str) -> Session:
-        """Note in the history that a trainer begins; what a person has changed in the file meanwhile stays."""
+        """Record the start of a trainer in the history."""
         self.check_there()
         record = read_record(self.path)
         run = Run(started=now(), begins=begins)
         return self._rewritten(record.model_copy(update={"runs": (*record.runs, run)}))
 
     def with_run_ended(self, outcome: str) -> Session:
-        """Note in the history how the trainer that began last has ended; what a person has changed stays."""
+        """Record the outcome of the trainer that started last in the history."""
         self.check_there()
         record = read_record(self.path)
         *before, last = record.runs
@@ -215,18 +192,18 @@ class Session:
         return self._rewritten(record.model_copy(update={"runs": (*before, ended)}))
 
     def check_there(self) -> None:
-        """Make sure that the folder is still the session's before something is written below it.
+        """Raise if the session's folder is gone, before anything is written below it.
 
         Raises:
-            StorageError: it was renamed or removed, or the disk it lies on is gone.
+            StorageError: it was renamed or removed, or its disk is gone.
         """
         with explained(self.path):
-            there = (self.path / FILE).is_file()
-        if not there:
+            exists = (self.path / FILE).is_file()
+        if not exists:
             raise StorageError(
-                "the session's folder is not there any more: renamed, removed, or its disk is no longer mounted",
+                "the session's folder is gone: it was renamed or removed, or its disk is not mounted",
                 where=self.path,
-                fix="Put it back, or mount the disk again, and run the same command again.",
+                fix="Restore it, or mount the disk, and run the same command again.",
             )
 
     def _rewritten(self, record: Record) -> Session:
@@ -234,28 +211,28 @@ class Session:
 
 
 def now() -> str:
-    """The time in UTC to the second, ISO 8601."""
+    """Return the time in UTC to the second, in ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that is no plain folder name on Drive, Linux, macOS and Windows alike.
+    """Raise if a name cannot be a folder's name on Drive, Linux, macOS and Windows.
 
     Raises:
-        SessionError: with a name near it that would do.
+        SessionError: with a valid name near it.
     """
     if not _usable(name):
         near = near_name(name)
         raise SessionError(
-            "cannot be the name of a session: letters, digits, _ - and . only, a letter or digit first, at most 63, "
-            "and no name that Windows keeps for itself",
+            "cannot be the name of a session: use at most 63 letters, digits, _, - and ., a letter or digit first, "
+            "and no name that Windows reserves",
             where=repr(name) if len(name) < 100 else f"{name[:60]!r}...",
-            fix=f"{near} would do." if near else "Choose a name such as my_dog.",
+            fix=f"Use {near}, for example." if near else "Choose a name such as my_dog.",
         )
 
 
 def near_name(name: str) -> str:
-    """The name itself where a session can have it, else one near it that would do; empty where there is none."""
+    """Return the name if it is valid, else a valid name near it; empty if there is none."""
     if _usable(name):
         return name
     plain = re.sub(r"[^\w-]+", "_", name).strip("_-")[:63]
@@ -263,11 +240,11 @@ def near_name(name: str) -> str:
 
 
 def check_free(name: str, root: Path | str | None = None) -> Path:
-    """The folder that a new session of this name will have.
+    """Return the folder of a new session of this name.
 
     Raises:
-        SessionError: the name cannot be a folder's name everywhere.
-        SessionExists: a session of that name is there already.
+        SessionError: the name is invalid.
+        SessionExists: a session of that name exists.
     """
     check_name(name)
     path = sessions_root(root) / name
@@ -282,14 +259,14 @@ def _usable(name: str) -> bool:
 
 
 def template() -> Path:
-    """The folder every new session starts as: inside the installed package, or beside it in the source tree."""
+    """Return the template of sessions, in the installed package or beside it in the source tree."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "sessions_template"
     return installed if installed.is_dir() else package.parent / "sessions_template"
 
 
 def lay_out(folder: Path) -> None:
-    """Copy the template's folders and files where they are missing, but not its permissions: it may be read-only.
+    """Copy the template's folders and files where they are missing, without its permissions: it may be read-only.
 
     Raises:
         FileExistsError: a file has the name of a folder.
@@ -314,19 +291,16 @@ def _exists(path: Path) -> SessionExists:
     return SessionExists(
         "there is a session of this name already",
         where=path,
-        fix=f"Go on with it (fastdb show {path.name}), or choose another name.",
+        fix=f"Open it (fastdb show {path.name}), or choose another name.",
     )
 
 
 def _not_found(name: str, root: Path) -> SessionNotFound:
-    import difflib
-
     names = [path.name for path in _folders(root)]
-    near = difflib.get_close_matches(name, names, n=1)
-    if near:
+    if near := difflib.get_close_matches(name, names, n=1):
         fix = f"Did you mean {near[0]}?"
     elif names:
-        fix = "fastdb sessions lists those there are."
+        fix = "List the sessions with: fastdb sessions"
     else:
-        fix = f"There are none yet; make one with: fastdb new {name}"
+        fix = f"Create it with: fastdb new {name}"
     return SessionNotFound(f"no session of this name in {root}", where=name, fix=fix)

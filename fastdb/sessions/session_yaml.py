@@ -1,10 +1,11 @@
-"""`session.yaml`: what a session is, in a form both a person and a program read."""
+"""The record of a session in `session.yaml`, which people may edit."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from pydantic import Field
 
 from fastdb.config import Config, Extension, Settings, build
 from fastdb.errors import ConfigError, SessionError
-from fastdb.sessions.migrations import FORMAT, migrated
 from fastdb.storage.atomic_write import explained, write_bytes, write_text
 from fastdb.storage.checksum_line import sealed
 from fastdb.storage.safe_names import shown
@@ -22,55 +22,57 @@ from fastdb.storage.safe_yaml import parse
 from fastdb.version import __version__
 
 FILE = "session.yaml"
+FORMAT = 2
+"""Format that this version writes. A new number needs a migration, and a sample of the old one in `tests/formats`."""
 WRITER = f"fastdb {__version__}"
 LARGEST = 1 << 20
 """Bytes of `session.yaml`; a long history takes a tenth of it."""
 
 
 class BaseModelRecord(Settings):
-    """The base model a session starts from."""
+    """Base model of a session."""
 
-    folder: str = Field(description="A Stable Diffusion: one file or a diffusers folder; or `mini`.")
-    fingerprint: str = Field(description="SHA-256 over its weights: another model is not taken for this one.")
-    source: str = Field("", description="Where it was fetched from, such as owner/name@commit, and can be again.")
+    folder: str = Field(description="A model file, a diffusers folder, or `mini`.")
+    fingerprint: str = Field(description="SHA-256 over its weights.")
+    source: str = Field("", description="Origin from which it can be downloaded again, such as owner/name@commit.")
 
 
 class Subject(Settings):
-    """What is taught: a rare word and the class it belongs to."""
+    """Subject that is taught."""
 
-    token: str = Field("", description="The rare word, such as sks.")
-    class_word: str = Field("", description="The class, such as dog.")
+    token: str = Field("", description="Rare word, such as sks.")
+    class_word: str = Field("", description="Class, such as dog.")
 
 
 class Run(Settings):
-    """One life of the trainer. A run without an end was killed, or is still going."""
+    """Run of the trainer; without an end it crashed or is running."""
 
     started: str = Field(description="UTC, ISO 8601.")
-    begins: str = Field(description="Where it began, such as `text_encoder step 0`.")
+    begins: str = Field(description="First step, such as `text_encoder step 0`.")
     ended: str = Field("", description="UTC, ISO 8601.")
-    outcome: str = Field("", description="finished, stopped or failed, and where.")
+    outcome: str = Field("", description="finished, stopped or failed, with the step.")
 
 
 class Extended(Extension):
-    """A time when the UNet's stage was given further steps."""
+    """Extension of the UNet stage, with its time."""
 
     when: str = Field(pattern=r"^[\dT:+-]{0,40}$", description="UTC, ISO 8601.")
-    after: int = Field(ge=0, description="The step it was to end with until then.")
+    after: int = Field(ge=0, description="Last step of the stage before.")
 
     def __str__(self) -> str:
         return f"after step {self.after} by {super().__str__()}"
 
 
 class Record(Settings):
-    """Everything `session.yaml` holds."""
+    """Content of `session.yaml`."""
 
     format: int = FORMAT
     written_by: str = WRITER
-    """The version that wrote the file."""
+    """Version that wrote the file."""
     name: str
     created: str
     lineage: str = Field("", pattern=r"^([0-9a-f]{32})?$")
-    """Which beginning of which session its checkpoints belong to; empty where that is not known."""
+    """Identifies one start of training, to which checkpoints belong; empty if unknown."""
     base_model: BaseModelRecord
     subject: Subject = Subject()
     config: Config = Config()
@@ -79,39 +81,39 @@ class Record(Settings):
 
 
 def new_lineage() -> str:
-    """A lineage that no other session has, and this one had not before."""
+    """Return a unique lineage."""
     return uuid.uuid4().hex
 
 
 def read_record(folder: Path) -> Record:
-    """Read `session.yaml` of a session's folder; one of an earlier format is brought up to date, in memory alone.
+    """Read `session.yaml` of a session's folder, and migrate an earlier format in memory.
 
     Raises:
-        SessionError: it is missing, damaged, or of a format this version does not know.
-        ConfigError: it holds settings that do not fit.
+        SessionError: it is missing, damaged, or has an unsupported format.
+        ConfigError: it contains invalid settings.
     """
     path = folder / FILE
     try:
         data = _plain(path)
     except FileNotFoundError:
         raise SessionError(
-            "there is no session.yaml, so this is no session of fastdb", where=folder, fix="Choose another folder."
+            "it contains no session.yaml, so it is not a session", where=folder, fix="Choose another folder."
         ) from None
     _check_format(data, path)
-    return build(Record, migrated(data), where=path)
+    return build(Record, _migrated(data), where=path)
 
 
 def _plain(path: Path) -> Mapping[str, Any]:
-    """The file as data, with a format and whatever else is in it.
+    """Return the file as plain data, of any format.
 
     Raises:
-        FileNotFoundError: there is none.
-        SessionError: it cannot be read, or has no format.
+        FileNotFoundError: it does not exist.
+        SessionError: it cannot be read, or has no format number.
     """
     try:
         with explained(path):
             if path.stat().st_size > LARGEST:
-                raise SessionError("is larger than any session.yaml", where=path, fix="Put back the file it had.")
+                raise SessionError("is too large for a session.yaml", where=path, fix="Restore the original file.")
             data: Any = parse(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
@@ -121,22 +123,46 @@ def _plain(path: Path) -> Mapping[str, Any]:
             fix="Correct it by hand; nothing was changed.",
         ) from None
     if not isinstance(data, dict) or "format" not in data:
-        raise SessionError("has no format number", where=path, fix="Put back the file this session had.")
+        raise SessionError("has no format number", where=path, fix="Restore the original file.")
     return data
 
 
+def _to_2(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Migrate format 1 to 2, which adds `lineage` and `written_by`.
+
+    The lineage is a function of the creation time and the base model, so that copies which are read on two machines
+    before either writes them keep the same lineage.
+    """
+    base = data.get("base_model")
+    made_from = base.get("fingerprint") if isinstance(base, Mapping) else base
+    digest = hashlib.sha256(f"{data.get('created')}\n{made_from}".encode("utf-8", "replace")).hexdigest()
+    return {**data, "format": 2, "written_by": "", "lineage": digest[:32]}
+
+
+MIGRATIONS: Mapping[int, Callable[[Mapping[str, Any]], dict[str, Any]]] = {1: _to_2}
+"""Migrations to the next format, by the format that they start from."""
+
+
+def _migrated(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data of a `session.yaml` of format 1 to `FORMAT` in `FORMAT`; `data` is unchanged."""
+    current = dict(data)
+    while current["format"] != FORMAT:
+        current = MIGRATIONS[current["format"]](current)
+    return current
+
+
 def _check_format(data: Mapping[str, Any], path: Path) -> None:
-    """Refuse a format that this version cannot read.
+    """Raise if this version cannot read the format.
 
     Raises:
-        SessionError: saying who wrote it, where that is known.
+        SessionError: naming the version that wrote it, if known.
     """
     number, writer = data["format"], data.get("written_by")
     if type(number) is not int or number < 1:
         raise SessionError(
             f"has format {shown(str(number))}, which no version of fastdb writes",
             where=path,
-            fix="Put back the file this session had.",
+            fix="Restore the original file.",
         )
     if number > FORMAT:
         by = f", written by {shown(writer)}" if isinstance(writer, str) and writer else ""
@@ -155,24 +181,26 @@ def _comes_back(text: str, data: Any) -> bool:
 
 
 def write_record(folder: Path, record: Record, *, keep: bool = True) -> Record:
-    """Replace `session.yaml`, whole or not at all; returns the record as it was written.
+    """Replace `session.yaml` atomically, and return the record as it was written.
 
-    Where the file that is there has an earlier format, it is kept beside as `session.yaml.format-1`, once, so that
-    the version that wrote it can have it back; not where `keep` is false, for a copy whose original has it still.
+    A file of an earlier format is kept beside it as `session.yaml.format-1`, so that earlier versions can use it.
+
+    Args:
+        keep: set to False for a copy, whose original still has the file.
 
     Raises:
-        ConfigError: it holds bytes that a terminal passed on though they are no text.
+        ConfigError: a word is not valid Unicode, as terminals may pass on.
         StorageError: the folder cannot be written.
     """
     record = record.model_copy(update={"format": FORMAT, "written_by": WRITER})
     data = record.model_dump(mode="json")
-    if any("\ud800" <= sign <= "\udfff" for sign in json.dumps(data, ensure_ascii=False)):
+    if any("\ud800" <= letter <= "\udfff" for letter in json.dumps(data, ensure_ascii=False)):
         raise ConfigError(
-            "a word or prompt holds what is no text", where=record.name, fix="Type it anew, or leave it out."
+            "a word or prompt is not valid Unicode", where=record.name, fix="Type it again, or leave it out."
         )
     text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
     if not _comes_back(text, data):
-        # Line breaks of other scripts come back as ordinary ones, or not at all, unless they are escaped.
+        # YAML changes or drops Unicode line breaks such as U+2028 unless they are escaped.
         text = yaml.safe_dump(data, sort_keys=False, width=110)
     if keep:
         _keep_earlier(folder / FILE)
@@ -181,7 +209,7 @@ def write_record(folder: Path, record: Record, *, keep: bool = True) -> Record:
 
 
 def _keep_earlier(path: Path) -> None:
-    # What cannot be read has no format that could be gone back to.
+    # An unreadable file has no format to return to.
     with suppress(FileNotFoundError, SessionError):
         number = _plain(path)["format"]
         beside = path.with_name(f"{FILE}.format-{number}")

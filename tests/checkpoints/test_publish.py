@@ -215,7 +215,7 @@ def test_a_session_that_was_taken_over_gets_nothing(session: Session, mini: Path
 def test_a_folder_that_is_gone_is_not_made_again(session: Session, mini: Path, tmp_path: Path) -> None:
     saved(session, 5)
     session.path.rename(tmp_path / "away")
-    with pytest.raises(StorageError, match="not there any more"):
+    with pytest.raises(StorageError, match="folder is gone"):
         publish(session, mini, patience=0)
     assert not session.path.exists()
 

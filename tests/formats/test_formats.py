@@ -17,7 +17,7 @@ from fastdb.checkpoints.checkpoint import complete, newest
 from fastdb.checkpoints.progress import standing
 from fastdb.commands import sessions, sharing
 from fastdb.errors import SessionError
-from fastdb.sessions import migrations
+from fastdb.sessions import session_yaml
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import FILE, WRITER, read_record, write_record
 from fastdb.storage.manifest import faults
@@ -40,12 +40,12 @@ def first(tmp_path: Path) -> Session:
 
 
 def test_every_step_has_its_sample() -> None:
-    assert sorted(migrations.STEPS) == list(range(1, migrations.FORMAT))
-    for number in migrations.STEPS:
+    assert sorted(session_yaml.MIGRATIONS) == list(range(1, session_yaml.FORMAT))
+    for number in session_yaml.MIGRATIONS:
         data = yaml.safe_load((SAMPLES / f"session-{number}" / FILE).read_text(encoding="utf-8"))
         assert data["format"] == number
         before = yaml.safe_dump(data)
-        assert migrations.STEPS[number](data)["format"] == number + 1
+        assert session_yaml.MIGRATIONS[number](data)["format"] == number + 1
         assert yaml.safe_dump(data) == before, "the old data stays as it is"
 
 

@@ -87,9 +87,7 @@ def test_a_second_of_the_same_name_is_refused_and_nothing_touched() -> None:
     session = make()
     (session.instance_images / "photo.png").write_bytes(b"precious")
     before = tree(session.path)
-    with pytest.raises(
-        SessionExists, match=r"there is a session of this name already\. Go on with it \(fastdb show dog\)"
-    ):
+    with pytest.raises(SessionExists, match=r"there is a session of this name already\. Open it \(fastdb show dog\)"):
         make(config=Config().changed({"unet.steps": 1}))
     assert tree(session.path) == before
     assert os.listdir(session.path.parent) == ["dog"]
@@ -218,7 +216,7 @@ def test_awkward_names_are_refused_in_a_line_with_one_that_would_do(sessions_fol
         assert line.isprintable(), name
         assert len(line) < 400, name
         words = caught.value.fix.split()
-        check_name(words[0] if words[-1] == "do." else "my_dog")
+        check_name(words[1].rstrip(",") if words[0] == "Use" else "my_dog")
     assert list(sessions_folder.iterdir()) == []
 
 
@@ -238,14 +236,14 @@ def test_awkward_names_open_nothing(sessions_folder: Path) -> None:
 
 
 def test_one_that_is_not_there_is_said_with_the_nearest(sessions_folder: Path) -> None:
-    with pytest.raises(SessionNotFound, match="There are none yet; make one with: fastdb new my_dog"):
+    with pytest.raises(SessionNotFound, match="Create it with: fastdb new my_dog"):
         Session.open("my_dog")
     make("my_dog")
     with pytest.raises(
         SessionNotFound, match=rf"^my_dgo: no session of this name in {sessions_folder}\. Did you mean my_dog\?"
     ):
         Session.open("my_dgo")
-    with pytest.raises(SessionNotFound, match="fastdb sessions lists those there are"):
+    with pytest.raises(SessionNotFound, match="List the sessions with: fastdb sessions"):
         Session.open("zebra")
 
 
@@ -270,7 +268,7 @@ def test_a_broken_session_among_good_ones_hides_none(sessions_folder: Path) -> N
     broken = [str(each) for each in found if isinstance(each, FastDBError)]
     assert len(broken) == 2
     assert broken[0].startswith(f"{sessions_folder / 'b' / FILE}: cannot be read as YAML (line ")
-    assert "there is no session.yaml, so this is no session of fastdb" in broken[1]
+    assert "it contains no session.yaml, so it is not a session" in broken[1]
 
 
 def test_no_folder_of_sessions_is_an_empty_list(tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "yaml of another format": (in_place_of_yaml(YAML.replace(b"format: 1", b"format: 9")), "has format 9"),
     "yaml of unknown settings": (in_place_of_yaml(YAML + b"evil: 1\n"), "there is no setting evil"),
     "yaml with a long value": (in_place_of_yaml(YAML + b"runs: " + b"y" * 5000), "..."),
-    "yaml that is long": (in_place_of_yaml(YAML + b"#" * 2_000_000), "is larger than any session.yaml"),
+    "yaml that is long": (in_place_of_yaml(YAML + b"#" * 2_000_000), "is too large for a session.yaml"),
     "yaml that is binary": (in_place_of_yaml(b"\x80\xff\0"), "its session.yaml cannot be used"),
     "yaml that is a folder": (lambda: zipped([("cup/session.yaml/a", b""), *CUP[1:]]), "holds no session"),
     "unlike its manifest": (

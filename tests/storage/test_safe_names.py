@@ -40,7 +40,7 @@ def test_a_reserved_name_is_changed_for_photos_and_downloads(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in RESERVED if name.isalnum()])
 def test_a_reserved_name_is_refused_for_a_session_with_a_name_near_it(name: str, sessions_folder: Path) -> None:
-    with pytest.raises(SessionError, match=rf"^'{name}': cannot be .*Windows.*\. {name}_ would do\.$"):
+    with pytest.raises(SessionError, match=rf"^'{name}': cannot be .*Windows.*\. Use {name}_, for example\.$"):
         sessions.new(name, "mini")
     assert near_name(name) == f"{name}_"
     assert sessions.new(f"{name}_", "mini").path == sessions_folder / f"{name}_"
@@ -57,5 +57,5 @@ def test_a_session_of_an_earlier_version_with_a_reserved_name_stays_usable(
     adopted = sharing.adopt(sharing.share(name, tmp_path / "cup.zip"))
     assert adopted.name == f"{name}_"
     assert sharing.duplicate(name, "cup").record.subject.token == "sks"
-    with pytest.raises(SessionError, match=re.escape(f"{name}_ would do")):
+    with pytest.raises(SessionError, match=re.escape(f"Use {name}_, for example")):
         sharing.duplicate("cup", name)

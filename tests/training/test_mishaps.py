@@ -68,7 +68,7 @@ def test_a_session_that_is_moved_away_gets_no_ghost(make_session: Made) -> None:
         return False
 
     life = Life(session, until=move)
-    with pytest.raises(StorageError, match=r"exists on this machine only.*the session's folder is not there any more"):
+    with pytest.raises(StorageError, match=r"exists on this machine only.*the session's folder is gone"):
         life.run()
     assert not session.path.exists()
     assert Life(Session.open(elsewhere)).run() == "finished"
