@@ -37,7 +37,7 @@ from fastdb.sessions import lease_file
 from fastdb.sessions.lease_file import ASIDE, FILE, Lease, rank_of
 from fastdb.sessions.lease_status import QUIET, Verdict, busy, judge, minutes, when
 from fastdb.storage.atomic_write import explained
-from fastdb.storage.staged_folder import next_aside
+from fastdb.storage.set_aside import next_aside
 
 BEAT = 120.0
 """Seconds between renewals; three may fail within `QUIET`."""

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from fastdb.runtime import machine
 from fastdb.storage.atomic_write import write_bytes
-from fastdb.storage.staged_folder import ASIDE as SET_ASIDE
+from fastdb.storage.set_aside import ASIDE as SET_ASIDE
 
 FILE = "in-use.json"
 SIZE = 1536

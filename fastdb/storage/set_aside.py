@@ -1,14 +1,23 @@
-"""Numbered folders for files that are moved out of the way."""
+"""Numbered names for files and folders that are moved out of the way."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from fastdb.storage.atomic_write import explained
 
 ASIDE = "set-aside-"
-"""Beginning of the folder names; a number follows."""
+"""Start of the names; a number follows."""
+
+
+def next_aside(folder: Path, before: str = "") -> Path:
+    """Return the first of `<before>set-aside-1`, `<before>set-aside-2`, … that does not exist in `folder`."""
+    number = 1
+    while os.path.lexists(path := folder / f"{before}{ASIDE}{number}"):
+        number += 1
+    return path
 
 
 def move_aside(folder: Path, paths: Sequence[Path]) -> Path | None:
@@ -23,10 +32,7 @@ def move_aside(folder: Path, paths: Sequence[Path]) -> Path | None:
     if not paths:
         return None
     with explained(folder):
-        number = 1
-        while (folder / f"{ASIDE}{number}").exists():
-            number += 1
-        aside = folder / f"{ASIDE}{number}"
+        aside = next_aside(folder)
         aside.mkdir()
         for path in reversed(paths):
             path.rename(aside / path.name)

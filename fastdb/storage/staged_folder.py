@@ -1,4 +1,4 @@
-"""Folders that appear whole, and free names for folders that make way."""
+"""Folders that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from pathlib import Path
 
 from fastdb.storage.atomic_write import explained, flush
 from fastdb.storage.delete import remove
-
-ASIDE = "set-aside-"
-"""Start of the name, before a number, of folders and files that nothing reads any more and nobody asked to delete."""
 
 
 @contextmanager
@@ -41,11 +38,3 @@ def staged_folder(path: Path, hidden: Path) -> Iterator[Path]:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
             raise
         flush(path.parent)
-
-
-def next_aside(folder: Path, before: str = "") -> Path:
-    """Return the first of `<before>set-aside-1`, `<before>set-aside-2`, … that does not exist in `folder`."""
-    number = 1
-    while os.path.lexists(path := folder / f"{before}{ASIDE}{number}"):
-        number += 1
-    return path

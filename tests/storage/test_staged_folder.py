@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fastdb.errors import StorageError
-from fastdb.storage.staged_folder import next_aside, staged_folder
+from fastdb.storage.set_aside import next_aside
+from fastdb.storage.staged_folder import staged_folder
 
 
 def test_a_staged_folder_appears_whole(tmp_path: Path) -> None:
