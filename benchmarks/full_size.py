@@ -130,7 +130,7 @@ def main() -> None:
     }
     began = time.perf_counter()
     session = sessions.new(name, base, photos(chosen.folder / "photos"), root=root, settings=settings)
-    print(f"new session: {time.perf_counter() - began:.1f} s")
+    print(f"New session: {time.perf_counter() - began:.1f} s")
     began = time.perf_counter()
     steps, saves, peak = follow(process.start(session))
     print(f"training in all: {time.perf_counter() - began:.1f} s, peak of the trainer {format_bytes(int(peak))}")

@@ -32,6 +32,7 @@ ORDER = [
     "cli",
     "notebook",
     "demo",
+    "interactive",
     "commands",
     "sharing",
     "evaluation",

@@ -1,6 +1,7 @@
 """fastdb: fast DreamBooth. Teach Stable Diffusion a new subject from a handful of photos.
 
-Importing does nothing: each name below is loaded when it is first used.
+Importing loads nothing: each name below is loaded when it is first used. The verbs here print what they report; those
+of `fastdb.commands` take a `fastdb.reporting.Report` instead.
 """
 
 from __future__ import annotations
@@ -11,12 +12,21 @@ from typing import TYPE_CHECKING, Any
 from fastdb.version import __version__
 
 if TYPE_CHECKING:
-    from fastdb.commands.results import evaluate, export, generate
-    from fastdb.commands.sessions import add_images, list_sessions, new, open_or_new, show
-    from fastdb.commands.training import stop, train
     from fastdb.config import Config
     from fastdb.errors import FastDBError
     from fastdb.inference.engine import Engine, Request
+    from fastdb.interactive import (
+        add_images,
+        evaluate,
+        export,
+        generate,
+        list_sessions,
+        new,
+        open_or_new,
+        show,
+        stop,
+        train,
+    )
     from fastdb.sessions.session import Session
 
 __all__ = [
@@ -44,16 +54,16 @@ _MODULES = {
     "FastDBError": "errors",
     "Request": "inference.engine",
     "Session": "sessions.session",
-    "add_images": "commands.sessions",
-    "evaluate": "commands.results",
-    "export": "commands.results",
-    "generate": "commands.results",
-    "list_sessions": "commands.sessions",
-    "new": "commands.sessions",
-    "open_or_new": "commands.sessions",
-    "show": "commands.sessions",
-    "stop": "commands.training",
-    "train": "commands.training",
+    "add_images": "interactive",
+    "evaluate": "interactive",
+    "export": "interactive",
+    "generate": "interactive",
+    "list_sessions": "interactive",
+    "new": "interactive",
+    "open_or_new": "interactive",
+    "show": "interactive",
+    "stop": "interactive",
+    "train": "interactive",
 }
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL.Image import Image
 
-from fastdb import console
+from fastdb import console, interactive
 from fastdb.checkpoints.progress import steps_of
-from fastdb.commands import results, sessions, training
+from fastdb.commands.sessions import open_session
 from fastdb.errors import TrainingError
 from fastdb.evaluation.prompts import CLASS, CONTEXT, OTHERS, SUBJECT, Shot
 from fastdb.images.contact_sheet import Cell, Row, arrowed, contact_sheet
@@ -82,15 +82,17 @@ def run_demo(root: Path | None = None, name: str = "demo") -> Path:
     began, root = time.monotonic(), Path(root or "fastdb-demo").absolute()
     name = _free(root, name)
     console.say(f"1. The model that ships, five photos of a {CLASS_WORD} it has never seen, a new session")
-    session = sessions.new(name, MINI, demo_photos(), token=TOKEN, class_word=CLASS_WORD, root=root, settings=SETTINGS)
+    session = interactive.new(
+        name, MINI, demo_photos(), token=TOKEN, class_word=CLASS_WORD, root=root, settings=SETTINGS
+    )
     part("2. What the model makes of the prompts before it has learned anything")
     before = pictures(session)
     part("3. Two-stage training, and in the midst of it the trainer is killed on purpose")
     killed = train_and_kill(session)
     part("4. The same command again: it goes on from the last checkpoint")
-    training.train(session)
+    interactive.train(session)
     part("5. One file in the original layout, twice")
-    files = results.export(session)
+    files = interactive.export(session)
     part("6. What the exported file makes of the same prompts and seeds")
     after = pictures(files[0])
     sheet = session.path / "contact_sheet.png"
@@ -170,7 +172,7 @@ def train_and_kill(session: Session) -> int:
 
 def draw(session: Session, killed: int, before: Sequence[Taken], after: Sequence[Taken]) -> Image:
     """The contact sheet: the photos, the mug before and after, and what should have stayed as it was."""
-    went_on = sessions.open_session(session).record.runs[-1].begins.rsplit(" ", 1)[-1]
+    went_on = open_session(session).record.runs[-1].begins.rsplit(" ", 1)[-1]
     asked_first, asked_then = _firsts(before, SUBJECT, CONTEXT), _firsts(after, SUBJECT, CONTEXT)
     return contact_sheet(
         [

@@ -15,8 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
-from fastdb import console
-from fastdb.commands import results, sessions, space, training
+from fastdb import console, interactive
+from fastdb.commands import results, space
 from fastdb.errors import FastDBError, ImageError, ModelError, SessionBusy, StorageError
 from fastdb.images.faces import fetch_yunet
 from fastdb.runtime.drive import colab, leave_drive, mount_drive
@@ -33,102 +33,102 @@ Ending = Literal["nothing", "download the safetensors", "download the ckpt", "di
 
 _SAMPLE = re.compile(r"(?P<stage>[a-z_]+)-(?P<step>\d+)-(?P<number>\d+)")
 _COLUMNS, _WIDTH = 6, 960
-"""What fits beside each other in a notebook: pictures, and their pixels."""
+"""Images side by side in a notebook, and their total width in pixels."""
 
 
 def begin() -> None:
-    """Say what runs here: the version, the GPU, or how to get one, and in Colab fetch the better face detector."""
+    """Show the version and the GPU, and in Colab download the better face detector."""
     gpu = _gpu()
-    console.say(f"fastdb {__version__}, Python {platform.python_version()}, {gpu or 'no NVIDIA GPU to be seen'}")
+    console.say(f"fastdb {__version__}, Python {platform.python_version()}, {gpu or 'no NVIDIA GPU found'}")
     if gpu is None and colab("runtime") is not None:
-        console.say("training wants a GPU: choose one under Runtime, Change runtime type, and run this cell again")
+        console.say("Training needs a GPU: choose one under Runtime > Change runtime type, and run this cell again")
     if colab("runtime") is not None:
         try:
-            console.say(f"face detector: YuNet ({fetch_yunet(timeout=10)})")
+            console.say(f"Face detector: YuNet ({fetch_yunet(timeout=10)})")
         except FastDBError as error:
-            console.say(f"face detector: the built-in one, for {error}")
+            console.say(f"Face detector: built in, because {error}")
 
 
 def open_drive() -> None:
-    """Mount Google Drive where there is one, list the sessions that lie there, or on this machine, and the free space.
+    """Mount Google Drive in Colab; show the sessions and the free space.
 
     Raises:
-        StorageError: Drive was refused, or did not appear.
+        StorageError: access to Drive was refused, or it did not appear.
     """
     drive = mount_drive()
-    console.say(f"Google Drive: {drive}" if drive else "no Google Drive here: sessions stay on this machine")
-    sessions.list_sessions()
-    for line in space.disks([sessions_root()]):
-        console.say(line)
+    console.say(f"Google Drive: {drive}" if drive else "No Google Drive here: sessions stay on this machine")
+    interactive.list_sessions()
+    for disk in space.disks([sessions_root()]):
+        console.say(console.free_space(disk))
 
 
 def add_images(session: Session, folder: str = "", *, upload_more: bool = False) -> Image | None:
-    """Add the photos of a folder, or those a browser uploads, and give the picture of the crops to look at.
+    """Add photos of a folder, or uploaded by the browser, and return the contact sheet of the crops.
 
-    A browser is asked, in Colab, when no folder is named and the session holds no images yet or more are
-    wanted. Photos the session knows already are not doubled. While it is being trained, nothing is added.
+    In Colab the browser uploads photos if no folder is given and the session has no images yet, or more are wanted.
+    Photos that the session has already are not added again. During training nothing is added.
 
     Raises:
-        ImageError: there are no photos, or some could not be used (after the others were added).
+        ImageError: no photos, or some cannot be used (after the others were added).
     """
     from fastdb.training.process import find
 
     sheet = session.path / "instance_images.png"
     if find(session) is not None:
-        console.say(f"{session.name} is being trained: its images stay as they are")
+        console.say(f"{session.name} is being trained; no photos were added")
         return _picture(sheet)
     if folder:
-        return _picture(sessions.add_images(session, [folder]))
+        return _picture(interactive.add_images(session, [folder]))
     if sheet.exists() and not upload_more:
-        console.say(f"the images {session.name} holds already; name a folder or tick upload_more to add others")
+        console.say(f"{session.name} has images already. Name a folder or tick upload_more to add others")
         return _picture(sheet)
     with TemporaryDirectory() as place:
         photos = _uploaded(Path(place))
         if photos:
-            return _picture(sessions.add_images(session, photos))
-    raise ImageError("has no new photos", where=session.name, fix="Write the folder of your photos into the form.")
+            return _picture(interactive.add_images(session, photos))
+    raise ImageError("no photos were given", where=session.name, fix="Write the folder of your photos into the form.")
 
 
 def samples(session: Session) -> Image | None:
-    """One picture of the samples made so far, stage by stage in the order of their steps."""
+    """Return a contact sheet of the samples so far, by stage and step."""
     from fastdb.checkpoints.progress import STAGES
     from fastdb.images.contact_sheet import Cell
 
-    found: dict[str, list[Cell]] = {stage: [] for stage in STAGES}
+    cells: dict[str, list[Cell]] = {stage: [] for stage in STAGES}
     for path in sorted(session.samples.glob("*.png"), key=_sample_key):
         name = _SAMPLE.fullmatch(path.stem)
-        if name and name["stage"] in found:
+        if name and name["stage"] in cells:
             image = results.pictures_of([path])[0]
-            found[name["stage"]].append(Cell(image, f"step {int(name['step'])}"))
-    if not any(found.values()):
-        console.say(f"{session.name} has no samples yet; set sample_every above 0 before training")
+            cells[name["stage"]].append(Cell(image, f"step {int(name['step'])}"))
+    if not any(cells.values()):
+        console.say(f"{session.name} has no samples yet. Set sample_every above 0 before training")
         return None
-    return _sheet({stage.replace("_", " "): cells for stage, cells in found.items()})
+    return _sheet({stage.replace("_", " "): row for stage, row in cells.items()})
 
 
 def compare(session: Session, seeds: int) -> Image | None:
-    """Evaluate the checkpoints with `seeds` pictures of each prompt; gives the grid, and the curves below it.
+    """Evaluate the checkpoints with `seeds` images per prompt; return the grid with the curves below it.
 
-    With 0 seeds it is left out.
+    With 0 seeds nothing is evaluated.
 
     Raises:
-        FastDBError: there is nothing to evaluate, or a model that measures cannot be had.
+        FastDBError: nothing to evaluate, or a measuring model is not available.
     """
     from fastdb.images.contact_sheet import stacked
 
     if not seeds:
-        console.say("left out: choose how many pictures of each prompt to compare the checkpoints by")
+        console.say("Skipped. Set pictures_of_each to 2 or more to compare")
         return None
-    results.evaluate(session, seeds=seeds)
+    interactive.evaluate(session, seeds=seeds)
     sheets = [session.path / "evaluation" / name for name in ("grid.png", "curves.png")]
     return stacked([picture for picture in map(_picture, sheets) if picture is not None])
 
 
 def pictures(paths: Sequence[Path]) -> Image:
-    """One picture of several, each with its file's name.
+    """Return a contact sheet of images with their file names.
 
     Raises:
-        ImageError: one of them cannot be read.
+        ImageError: an image cannot be read.
     """
     from fastdb.images.contact_sheet import Cell
 
@@ -137,15 +137,15 @@ def pictures(paths: Sequence[Path]) -> Image:
 
 
 def finish(session: Session, act: Ending) -> None:
-    """Let the browser download an export, or give the machine back after everything reached Drive.
+    """Let the browser download an export, or release the machine after everything was uploaded to Drive.
 
     Raises:
-        ModelError: there is no such export yet.
-        SessionBusy: it is being trained, and would be lost with the machine.
-        StorageError: Drive did not take everything.
+        ModelError: no such export yet.
+        SessionBusy: the session is being trained, and would be lost with the machine.
+        StorageError: Drive did not upload everything.
     """
     if act == "nothing":
-        console.say(f"everything is in {session.path}")
+        console.say(f"Everything is in {session.path}")
     elif act == "disconnect":
         _disconnect(session)
     else:
@@ -153,24 +153,24 @@ def finish(session: Session, act: Ending) -> None:
 
 
 def _gpu() -> str | None:
-    """Name and memory of the first NVIDIA GPU, asked without torch, which would keep some of that memory."""
-    asked = shutil.which("nvidia-smi")
-    if asked is None:
+    """Return name and memory of the first NVIDIA GPU, without torch, which would occupy some of that memory."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
         return None
-    query = [asked, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
     answer = subprocess.run(query, capture_output=True, text=True, check=False)
     return answer.stdout.splitlines()[0] if answer.returncode == 0 and answer.stdout.strip() else None
 
 
 def _download(session: Session, file: Path) -> None:
     if not file.exists():
-        raise ModelError("is not there yet", where=file, fix="Run the cell that exports first.")
+        raise ModelError("does not exist yet", where=file, fix="Run the export cell first.")
     files = colab("files")
     if files is None:
-        console.say(f"no browser to send it to outside Colab; it is {file}")
+        console.say(f"Outside Colab there is no download; the file is {file}")
         return
     files.download(str(file))
-    console.say(f"your browser is fetching {file.name}: leave this page open until it is done")
+    console.say(f"Your browser is downloading {file.name}: leave this page open until it has finished")
 
 
 def _disconnect(session: Session) -> None:
@@ -178,28 +178,28 @@ def _disconnect(session: Session) -> None:
 
     runtime = colab("runtime")
     if runtime is None:
-        console.say(f"only Colab's machines can be given back; everything is in {session.path}")
+        console.say(f"Only Colab machines can be released. Everything is in {session.path}")
         return
     if find(session) is not None:
-        raise SessionBusy("is being trained", where=session.name, fix="Let it end, or stop it, and disconnect then.")
-    training.publish(session)
-    console.say("waiting until Google Drive has uploaded everything")
+        raise SessionBusy("is being trained", where=session.name, fix="Wait or stop it, and disconnect then.")
+    interactive.publish(session)
+    console.say("Waiting until Google Drive has uploaded everything")
     if not leave_drive():
         raise StorageError(
-            "lies on this machine only and would be lost with it",
+            "is on this machine only and would be lost with it",
             where=session.path,
             fix="Download what you need, then disconnect in the Runtime menu.",
         )
-    console.say("everything is on Google Drive; giving the machine back")
+    console.say("Everything is on Google Drive; releasing the machine")
     runtime.unassign()
 
 
 def _uploaded(place: Path) -> list[Path]:
-    """What the person chooses in the browser, under its own name; nothing outside Colab or when they cancel."""
+    """Return the photos a person uploads in the browser; none outside Colab or on cancel."""
     files = colab("files")
     if files is None:
         return []
-    # Colab saves into the current folder and renames what is there already: an empty one keeps every name.
+    # Colab saves into the current folder and renames duplicates; in an empty folder every name is kept.
     with chdir(place):
         return [place / name for name in files.upload()]
 
@@ -209,7 +209,7 @@ def _picture(path: Path) -> Image | None:
 
 
 def _sheet(groups: dict[str, list[Cell]]) -> Image:
-    """Rows of a few cells under one label each, thumbs as large as a notebook's column takes."""
+    """Return a contact sheet with labelled rows, thumbnails as large as a notebook's column allows."""
     from fastdb.images.contact_sheet import Row, contact_sheet
 
     rows = [
@@ -217,7 +217,7 @@ def _sheet(groups: dict[str, list[Cell]]) -> Image:
         for label, cells in groups.items()
         for first in range(0, len(cells), _COLUMNS)
     ]
-    columns = max(len(row.cells) for row in rows) + any(groups)  # a column for the labels
+    columns = max(len(row.cells) for row in rows) + any(groups)  # plus the labels
     return contact_sheet(rows, thumb=min(512, _WIDTH // columns))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastdb import interactive
 from fastdb.commands import sessions, sharing, training
 from fastdb.commands.sessions import list_sessions, show
 from fastdb.errors import FastDBError
@@ -138,15 +139,15 @@ def test_as_photos_and_captions(
     refused: list[str], awkward: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = {"captions.caption_files": True}
-    session = sessions.new("dog", "mini", token="sks", settings=settings)
+    session = interactive.new("dog", "mini", token="sks", settings=settings)
     prompt = session.config.captions.instance_prompt
     given = [path for path in sorted(awkward.iterdir()) if path.suffix == ".png"]
     try:
-        sessions.add_images(session, given)
+        interactive.add_images(session, given)
     except FastDBError as error:
         refused.append(str(error))
     said = capsys.readouterr().out
-    left_out = [line for line in said.split("\n") if line.startswith("not added: ")]
+    left_out = [line for line in said.split("\n") if line.startswith("Skipping photo ")]
     assert not any(map(LINES.search, said.split("\n")))
     pictures = instance_images_of(session.instance_images, session.captions, prompt)
     assert len(pictures) + len(left_out) == len(given)
@@ -155,14 +156,14 @@ def test_as_photos_and_captions(
     _, left = files_of(session.path)
     assert left == []
     show(session)
-    adopted = sharing.adopt(sharing.share(session, tmp_path / "a.zip"), "again")
+    adopted = interactive.adopt(interactive.share(session, tmp_path / "a.zip"), "again")
     again = instance_images_of(adopted.instance_images, adopted.captions, prompt)
     assert [(one.path.name, one.prompt) for one in again] == [(one.path.name, one.prompt) for one in pictures]
-    by_one = sessions.new("one", "mini")
+    by_one = interactive.new("one", "mini")
     shutil.rmtree(session.path)
     for path in given[:40]:
         try:
-            sessions.add_images(by_one, [path])
+            interactive.add_images(by_one, [path])
         except FastDBError as error:
             refused.append(str(error))
 

@@ -80,8 +80,8 @@ def made(mini: Path, photos: list[Path], tmp_path_factory: pytest.TempPathFactor
     words = ["--token", "sks", "--class", "cup"]
     done = fastdb("new", "cup", photos[2], "--base", mini, *words, *SMALL, "--root", root)
     assert (done.code, "error" in done.err) == (0, False), done
-    assert f"new session: {root / 'cup'}" in done.out
-    assert "instance prompt: 'a photo of sks cup', from the token and the class word" in done.out
+    assert f"New session: {root / 'cup'}" in done.out
+    assert "Instance prompt: 'a photo of sks cup', from the token and the class word" in done.out
     return root / "cup"
 
 
@@ -117,8 +117,8 @@ def trained(made: Path, tmp_path_factory: pytest.TempPathFactory, no_trainer_lef
     os.killpg(first.pid, signal.SIGINT)  # Ctrl-C goes to everything that runs in the terminal
     out, err = first.communicate(timeout=60)
     assert first.returncode == 0, err
-    assert "asking the trainer to save and stop" in out
-    assert out.endswith(f"stopped; go on with: fastdb train {session.name}\n")
+    assert "Stopping: saving a checkpoint first" in out
+    assert out.endswith(f"Training stopped. Resume with: fastdb train {session.name}\n")
     assert "Traceback" not in err
     [stopped] = complete(session / "checkpoints")
     assert 3 <= stopped.step < 60
@@ -200,7 +200,7 @@ def test_sessions_and_show_say_what_is_there(session: Path, sessions_folder: Pat
     lines = listed.out.splitlines()
     assert lines[0] == f"1 session in {sessions_folder}"
     assert re.split(" {2,}", lines[2])[:3] == ["cup", "text_encoder 0/60, unet 0/60", "1"]
-    assert lines[3].startswith(f"cannot be opened: {sessions_folder / 'broken'}: there is no session.yaml")
+    assert lines[3].startswith(f"Cannot open: {sessions_folder / 'broken'}: there is no session.yaml")
     shown = fastdb("show", "cup")
     assert (shown.code, shown.err) == (0, "")
     facts = dict(line.split("  ", 1) for line in shown.out.splitlines() if "  " in line)
@@ -236,15 +236,15 @@ def bad(photos: list[Path], tmp_path: Path) -> Path:
 def test_a_bad_photo_is_named_and_changes_nothing(name: str, reason: str, bad: Path, session: Path) -> None:
     before = tree(session)
     done = fastdb("add-images", "cup", bad / name)
-    assert done.error.startswith("error: cup: 1 of 1 photos could not be used, 0 were added. ")
-    assert f"not added: {bad / name}: {reason}" in done.out
+    assert done.error.startswith("error: cup: 1 of 1 photos cannot be used; 0 were added. ")
+    assert f"Skipping photo {bad / name}: {reason}" in done.out
     assert tree(session) == before
 
 
 def test_good_photos_among_bad_ones_come_in(bad: Path, session: Path, photos: list[Path]) -> None:
     done = fastdb("add-images", "cup", bad / "cut.jpg", photos[0], bad / "text.jpg")
-    assert "2 of 3 photos could not be used, 1 were added" in done.error
-    assert f"not added: {bad / 'cut.jpg'}: " in done.out
+    assert "2 of 3 photos cannot be used; 1 were added" in done.error
+    assert f"Skipping photo {bad / 'cut.jpg'}: " in done.out
     assert sorted(path.name for path in (session / "originals").glob("*.*g")) == ["cat.png", "cup.png"]
     assert (session / "instance_images" / "cat.png").is_file()
 
@@ -331,7 +331,7 @@ def test_a_base_model_that_is_gone_is_said_and_nothing_changes(session: Path, mi
 def test_without_a_base_the_model_that_ships_is_taken_with_what_fits_it(sessions_folder: Path) -> None:
     done = fastdb("new", "x", "--token", "sks", "--class", "mug", "--set", "unet.steps=9")
     assert done.code == 0, done
-    assert "its base model is mini, which knows a small drawn world only" in done.out
+    assert "The base model is mini, which knows a small drawn world only" in done.out
     session = Session.open("x")
     assert session.record.base_model.folder == "mini", "by its name: the package lies elsewhere on the next machine"
     assert (session.config.resolution, session.config.unet.steps) == (64, 9)
@@ -484,7 +484,7 @@ def test_an_interrupted_and_orphaned_training_ends_whole_and_is_exported(trained
     assert "text_encoder 60/60, unet 60/60" in fastdb("show", "cup").out
     done = fastdb("export", "cup")
     assert done.code == 0, done
-    assert "exporting cup as trained so far: text_encoder 60/60, unet 60/60" in done.out
+    assert "Exporting cup: text_encoder 60/60, unet 60/60" in done.out
     assert (session / "cup.safetensors").is_file()
     assert (session / "cup.ckpt").is_file()
 

@@ -191,10 +191,10 @@ def test_an_interruption_while_a_bar_is_made_leaves_the_console_whole(
     monkeypatch.setattr(tqdm, "refresh", interrupted)
     with pytest.raises(KeyboardInterrupt):
         view.show({"event": "stage", "stage": "unet", "step": 0, "steps": 5})
-    say("asking the trainer to save and stop")
+    say("Stopping: saving a checkpoint first")
     monkeypatch.setattr(tqdm, "refresh", honest)
     view.show({"event": "step", "stage": "unet", "step": 1, "steps": 5, "loss": 1.0, "learning_rate": 1e-6})
     view.close()
     said = capsys.readouterr()
-    assert "asking the trainer to save and stop\n" in said.out
+    assert "Stopping: saving a checkpoint first\n" in said.out
     assert "1/5" in said.err

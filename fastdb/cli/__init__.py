@@ -1,4 +1,7 @@
-"""`fastdb <verb>`: the command line. Verbs import what they need when they are called, so that --help is quick."""
+"""The command line: `fastdb <verb>`.
+
+Verbs import what they need when they are called, so that --help is quick.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from fastdb.version import __version__
 
 app = typer.Typer(
     name="fastdb",
-    help="Teach Stable Diffusion a new subject from a handful of photos; stop and go on at any time.",
+    help="Teach Stable Diffusion a new subject from a handful of photos.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -31,7 +34,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     pass
@@ -40,9 +43,9 @@ def _main(
 @app.command()
 def demo(
     root: Root = None,
-    name: Annotated[str, typer.Option(help="The new session's name.")] = "demo",
+    name: Annotated[str, typer.Option(help="Name of the new session.")] = "demo",
 ) -> None:
-    """The whole journey on a small model, offline: photos to checkpoint file, with an interruption on purpose."""
+    """Run the whole journey on a small model, offline."""
     with boundary():
         from fastdb.demo import run_demo
 
@@ -75,6 +78,6 @@ for verb in (
 
 def main() -> None:
     """Run the command line."""
-    # What libraries tell developers while they load would stand around the lines a person is to read.
+    # Before a verb loads libraries whose warnings would surround its output.
     hush_libraries()
     app()

@@ -1,4 +1,4 @@
-"""Verbs for model files."""
+"""Verbs about model files: convert, inspect."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 
 from fastdb.cli.options import Precision, Render
-from fastdb.console import boundary
+from fastdb.console import ConsoleReport, boundary, table
 from fastdb.errors import ConfigError
 
 
 class Layout(StrEnum):
-    """What a model can be converted to."""
+    """Layouts a model can be converted to."""
 
     safetensors = "safetensors"
     ckpt = "ckpt"
@@ -22,33 +22,32 @@ class Layout(StrEnum):
 
 
 class Prediction(StrEnum):
-    """What a UNet may predict."""
+    """Prediction types of a UNet."""
 
     epsilon = "epsilon"
     v_prediction = "v_prediction"
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="A .safetensors, a .ckpt, or a diffusers folder.", show_default=False)],
-    target: Annotated[Path, typer.Argument(help="The new file, or the new folder.", show_default=False)],
-    to: Annotated[
-        Layout | None, typer.Option(help="Layout; what the target's ending says when not given.", show_default=False)
-    ] = None,
-    half: Annotated[bool, typer.Option("--half", help="The same as --precision fp16.")] = False,
+    source: Annotated[Path, typer.Argument(help="A .safetensors, a .ckpt or a diffusers folder.", show_default=False)],
+    target: Annotated[Path, typer.Argument(help="The file or folder to write.", show_default=False)],
+    to: Annotated[Layout | None, typer.Option(help="Layout to write.", show_default="by the target's suffix")] = None,
+    half: Annotated[bool, typer.Option("--half", help="Same as --precision fp16.")] = False,
     precision: Annotated[
-        Precision | None, typer.Option(help="As the source has it when not given.", show_default=False)
+        Precision | None, typer.Option(help="Precision to write.", show_default="as in the source")
     ] = None,
-    ema: Annotated[bool, typer.Option("--ema", help="Take the running averages of the UNet's weights.")] = False,
-    vae: Annotated[Path | None, typer.Option(help="File of another autoencoder.", show_default=False)] = None,
+    ema: Annotated[bool, typer.Option("--ema", help="Use the EMA weights of the UNet.")] = False,
+    vae: Annotated[Path | None, typer.Option(help="File with another VAE.", show_default=False)] = None,
     like: Annotated[
-        Path | None, typer.Option(help="A diffusers folder of the same kind of model.", show_default=False)
+        Path | None,
+        typer.Option(help="Diffusers folder with the configurations to use.", show_default=False),
     ] = None,
     prediction: Annotated[
-        Prediction | None, typer.Option(help="Of an SD 2.x; found out when not given.", show_default=False)
+        Prediction | None, typer.Option(help="Prediction type of an SD 2.x.", show_default="detected")
     ] = None,
     render: Render = False,
 ) -> None:
-    """Write a model in another layout or precision: original file to file or diffusers folder, folder to file."""
+    """Convert a model to another layout or precision."""
     with boundary():
         from fastdb.commands import models
 
@@ -62,35 +61,36 @@ def convert(
             like=like,
             prediction=prediction.value if prediction else None,
             render=render,
+            report=ConsoleReport(),
         )
 
 
 def _target(target: Path, to: Layout | None) -> Path:
-    """The target with the ending of its layout.
+    """Return the target with the suffix of its layout.
 
     Raises:
-        ConfigError: it has the ending of another one.
+        ConfigError: it has the suffix of another layout.
     """
     endings = {Layout.safetensors: ".safetensors", Layout.ckpt: ".ckpt"}
-    said = next((layout for layout, ending in endings.items() if target.suffix == ending), None)
-    if to is None or to == said or (to == Layout.diffusers and said is None):
+    own = next((layout for layout, ending in endings.items() if target.suffix == ending), None)
+    if to is None or to == own or (to == Layout.diffusers and own is None):
         return target
-    if said is not None:
-        raise ConfigError(f"is not {to.value}", where=target, fix="Give it another ending, or leave out --to.")
+    if own is not None:
+        raise ConfigError(f"does not end as {to.value}", where=target, fix="Change the suffix, or leave out --to.")
     return target.with_name(f"{target.name}{endings[to]}")
 
 
 def inspect(
-    file: Annotated[
-        Path, typer.Argument(help="A model file, or a folder in the diffusers layout.", show_default=False)
-    ],
+    file: Annotated[Path, typer.Argument(help="Model file or diffusers folder.", show_default=False)],
     probe: Annotated[
         bool,
-        typer.Option("--probe", help="Load the UNet of an SD 2.x and ask what it predicts, if nothing else tells."),
+        typer.Option("--probe", help="Run the UNet of an SD 2.x if its prediction type is not recorded."),
     ] = False,
 ) -> None:
-    """Say what a model file is: family, precision, LoRA, VAE and so on. Nothing is loaded, and nothing in it runs."""
+    """Show what a model file contains, without running code in it."""
     with boundary():
         from fastdb.commands import models
+        from fastdb.commands.inspection_rows import inspection_rows
 
-        models.inspect(file, probe=probe)
+        inspection = models.inspect(file, probe=probe, report=ConsoleReport())
+        table(("", inspection.path.name), inspection_rows(inspection))

@@ -1,4 +1,4 @@
-"""Arguments and options that several verbs of the command line have in common."""
+"""Arguments and options shared by several verbs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ import typer
 
 from fastdb.errors import ConfigError
 
-Name = Annotated[str, typer.Argument(help="The session's name, or its folder.", show_default=False)]
-Root = Annotated[Path | None, typer.Option("--root", help="The folder that holds the sessions.", envvar="FASTDB_ROOT")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", help="A setting, such as unet.steps=800; may be given many times.")
-]
-Render = Annotated[bool, typer.Option("--render", help="Make a picture with source and result, and compare them.")]
+Name = Annotated[str, typer.Argument(help="Session name or folder.", show_default=False)]
+Root = Annotated[Path | None, typer.Option("--root", help="Folder of the sessions.", envvar="FASTDB_ROOT")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="A setting, such as unet.steps=800; repeatable.")]
+Render = Annotated[bool, typer.Option("--render", help="Generate an image with source and result, and compare them.")]
 
 
 class Precision(StrEnum):
@@ -27,7 +25,7 @@ class Precision(StrEnum):
 
 
 class Schedule(StrEnum):
-    """How the rate of further steps goes."""
+    """Learning rate schedules of added steps."""
 
     hold = "hold"
     rewarm = "rewarm"
@@ -35,18 +33,22 @@ class Schedule(StrEnum):
 
 
 def settings_of(pairs: list[str] | None) -> dict[str, Any]:
-    """`unet.steps=800` pairs as a mapping; a list is read as YAML, everything else by its setting's kind."""
+    """Parse `unet.steps=800` pairs; a list is parsed as YAML, other values by the type of their setting.
+
+    Raises:
+        ConfigError: a pair has no equals sign.
+    """
     import yaml
 
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for pair in pairs or ():
         name, equals, value = pair.partition("=")
         if not equals:
-            raise ConfigError("is no setting and value", where=repr(pair), fix="Write it as --set unet.steps=800.")
-        found[name.strip()] = value.strip()
+            raise ConfigError("is not a setting and a value", where=repr(pair), fix="Write it as --set unet.steps=800.")
+        settings[name.strip()] = value.strip()
         if value.strip().startswith("["):
             try:
-                found[name.strip()] = yaml.safe_load(value)
+                settings[name.strip()] = yaml.safe_load(value)
             except (yaml.YAMLError, ValueError):
-                continue  # Refused with its name and value when the settings are built.
-    return found
+                continue  # Reported with its name and value when the settings are built.
+    return settings

@@ -1,4 +1,4 @@
-"""Verbs that make sessions, list them and show what is in them."""
+"""Verbs about sessions: new, sessions, show, check, add-images."""
 
 from __future__ import annotations
 
@@ -8,29 +8,36 @@ from typing import Annotated
 import typer
 
 from fastdb.cli.options import Name, Root, Set, settings_of
-from fastdb.console import boundary
+from fastdb.console import ConsoleReport, boundary, show_overview, show_sessions
 
 
 def new(
-    name: Annotated[str, typer.Argument(help="The new session's name.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="Name of the new session.", show_default=False)],
     photos: Annotated[
         list[Path] | None, typer.Argument(help="Photos, or folders of photos.", show_default=False)
     ] = None,
     base: Annotated[
         str,
-        typer.Option(help="The base model: `sd15`, a Hub repository, a link, a file or diffusers folder, or `mini`."),
+        typer.Option(help="Base model: sd15, a Hub repository, a link, a file, a diffusers folder, or mini."),
     ] = "mini",
     token: Annotated[str, typer.Option(help="A rare word for the subject, such as sks.")] = "",
     class_word: Annotated[str, typer.Option("--class", help="The subject's class, such as dog.")] = "",
     root: Root = None,
     settings: Set = None,
 ) -> None:
-    """Make a session, and add photos to it."""
+    """Create a session and add photos to it."""
     with boundary():
         from fastdb.commands import sessions
 
         sessions.new(
-            name, base, photos or (), token=token, class_word=class_word, root=root, settings=settings_of(settings)
+            name,
+            base,
+            photos or (),
+            token=token,
+            class_word=class_word,
+            root=root,
+            settings=settings_of(settings),
+            report=ConsoleReport(),
         )
 
 
@@ -39,28 +46,28 @@ def sessions(root: Root = None) -> None:
     with boundary():
         from fastdb.commands import sessions
 
-        sessions.list_sessions(root)
+        show_sessions(sessions.list_sessions(root))
 
 
 def show(name: Name, root: Root = None) -> None:
-    """Say what a session holds and how far its training is."""
+    """Show what a session contains and how far its training is."""
     with boundary():
         from fastdb.commands import sessions
 
-        sessions.show(name, root)
+        show_overview(sessions.show(name, root))
 
 
 def check(
     name: Name,
-    quick: Annotated[bool, typer.Option("--quick", help="Look at sizes, and do not read everything.")] = False,
-    accept: Annotated[bool, typer.Option("--accept", help="Take what you changed by hand for right.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Compare sizes only.")] = False,
+    accept: Annotated[bool, typer.Option("--accept", help="Accept the current files, with your changes.")] = False,
     root: Root = None,
 ) -> None:
-    """Read everything a session holds, and say what is damaged or was changed since it came."""
+    """Verify every file of a session against its checksum."""
     with boundary():
         from fastdb.commands import sessions
 
-        sessions.check(name, quick=quick, accept=accept, root=root)
+        sessions.check(name, quick=quick, accept=accept, root=root, report=ConsoleReport())
 
 
 def add_images(
@@ -68,8 +75,8 @@ def add_images(
     photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", show_default=False)],
     root: Root = None,
 ) -> None:
-    """Clean, crop and add photos; a .txt beside a photo becomes its caption."""
+    """Clean, crop and add photos. A .txt beside a photo becomes its caption."""
     with boundary():
         from fastdb.commands import sessions
 
-        sessions.add_images(name, photos, root)
+        sessions.add_images(name, photos, root, report=ConsoleReport())

@@ -1,4 +1,4 @@
-"""Verbs that give sessions away and take them in."""
+"""Verbs that move sessions: share, adopt, duplicate."""
 
 from __future__ import annotations
 
@@ -8,62 +8,62 @@ from typing import Annotated
 import typer
 
 from fastdb.cli.options import Name, Root
-from fastdb.console import boundary
+from fastdb.console import ConsoleReport, boundary
 
 Checkpoints = Annotated[
-    bool, typer.Option("--checkpoints", help="Checkpoints, class images and logs too: training goes on from them.")
+    bool, typer.Option("--checkpoints", help="Include checkpoints, class images and logs, to resume from.")
 ]
 
 
 def share(
     name: Name,
     target: Annotated[
-        Path | None, typer.Argument(help="The zip to write.", show_default="<name>.zip in this folder")
+        Path | None, typer.Argument(help="Zip file to write.", show_default="<name>.zip in this folder")
     ] = None,
     checkpoints: Checkpoints = False,
     root: Root = None,
 ) -> None:
-    """Write a session as a zip to give away: photos, captions, settings."""
+    """Write a session to a zip: photos, captions, settings."""
     with boundary():
         from fastdb.commands import sharing
 
-        sharing.share(name, target, checkpoints=checkpoints, root=root)
+        sharing.share(name, target, checkpoints=checkpoints, root=root, report=ConsoleReport())
 
 
 def adopt(
     source: Annotated[
         str,
         typer.Argument(
-            help="A zip, a folder, a link to one of these, or a session of the classic notebook.",
+            help="Zip, folder, link to either, or session of the classic notebook.",
             show_default=False,
         ),
     ],
-    name: Annotated[str | None, typer.Argument(help="The new session's name.", show_default="the one it has")] = None,
+    name: Annotated[str | None, typer.Argument(help="Name of the new session.", show_default="its own")] = None,
     base: Annotated[
         str | None,
-        typer.Option(help="Its base model, as it lies here.", show_default="what it says; a classic session: mini"),
+        typer.Option(help="Base model to use on this machine.", show_default="as recorded; classic: mini"),
     ] = None,
     root: Root = None,
 ) -> None:
-    """Make a session of one that comes from elsewhere; nothing is changed there."""
+    """Create a session from a zip, a folder or a link."""
     with boundary():
         from fastdb.commands import sharing
 
-        sharing.adopt(source, name, base=base, root=root)
+        sharing.adopt(source, name, base=base, root=root, report=ConsoleReport())
 
 
 def duplicate(
     name: Name,
-    new: Annotated[str, typer.Argument(help="The new session's name.", show_default=False)],
+    new: Annotated[str, typer.Argument(help="Name of the new session.", show_default=False)],
     checkpoints: Checkpoints = False,
     from_step: Annotated[
         int | None,
-        typer.Option("--from-step", min=0, help="Checkpoints too, up to this step of the UNet's stage."),
+        typer.Option("--from-step", min=0, help="Include checkpoints up to this step of the UNet stage."),
     ] = None,
     root: Root = None,
 ) -> None:
-    """Make a new session with the photos, captions and settings of another."""
+    """Copy photos, captions and settings to a new session."""
     with boundary():
         from fastdb.commands import sharing
 
-        sharing.duplicate(name, new, checkpoints=checkpoints, from_step=from_step, root=root)
+        sharing.duplicate(name, new, checkpoints=checkpoints, from_step=from_step, root=root, report=ConsoleReport())

@@ -1,4 +1,4 @@
-"""Verbs that tell what sessions cost, and give space back."""
+"""Verbs about disk space: space, free."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from fastdb.cli.options import Root
-from fastdb.console import boundary
+from fastdb.console import ConsoleReport, boundary, show_removal, show_usage
 from fastdb.errors import ConfigError
 
 
 class What(StrEnum):
-    """Kinds of files that can be removed."""
+    """Kinds of files that can be deleted."""
 
     set_aside = "set-aside"
     exports = "exports"
@@ -26,46 +26,53 @@ class What(StrEnum):
 def space(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[SESSION]...", help="Sessions to look at closely.", show_default=False),
+        typer.Argument(metavar="[SESSION]...", help="Sessions to show in detail.", show_default=False),
     ] = None,
     root: Root = None,
 ) -> None:
-    """Say what sessions, their checkpoints and the models on this machine cost, and what is free."""
+    """Show the disk usage of sessions and cached models."""
     with boundary():
         from fastdb.commands import space as verbs
 
-        verbs.space(names or (), root)
+        show_usage(verbs.space(names or (), root), details=bool(names))
 
 
 def free(
     name: Annotated[
-        str | None, typer.Argument(metavar="[SESSION]", help="The session's name, or its folder.", show_default=False)
+        str | None, typer.Argument(metavar="[SESSION]", help="Session name or folder.", show_default=False)
     ] = None,
-    what: Annotated[list[What] | None, typer.Option(help="Kind of files; may be given many times.")] = None,
-    models: Annotated[bool, typer.Option("--models", help="Fetched base models, least recently used first.")] = False,
+    what: Annotated[list[What] | None, typer.Option(help="Kind of files; repeatable.")] = None,
+    models: Annotated[bool, typer.Option("--models", help="Cached base models, least recently used first.")] = False,
     unfinished: Annotated[
-        bool, typer.Option("--unfinished", help="Folders that were to become sessions and never did, a day old.")
+        bool, typer.Option("--unfinished", help="Unfinished session folders older than one day.")
     ] = False,
-    wanted: Annotated[float, typer.Option("--gb", help="With --models: stop after so many GB; 0 removes all.")] = 0,
+    wanted: Annotated[float, typer.Option("--gb", help="With --models: GB to delete; 0 deletes all.")] = 0,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     root: Root = None,
 ) -> None:
-    """Remove files for good, after a question. What training needs to go on is never among them."""
+    """Delete files for good after a confirmation.
+
+    Files that training needs to resume are never deleted.
+    """
     with boundary():
         from fastdb.commands import space as verbs
 
-        def confirm(question: str) -> bool:
+        report = ConsoleReport()
+
+        def confirm(removal: verbs.Removal) -> bool:
+            question = show_removal(removal)
             return yes or typer.confirm(question)
 
         if (name is not None) + models + unfinished != 1 or (what and name is None):
             raise ConfigError(
-                "takes either a session and --what, or --models, or --unfinished",
+                "needs either a session and --what, or --models, or --unfinished",
                 where="fastdb free",
-                fix="Name one of them.",
+                fix="Give exactly one of the three.",
             )
         if models:
-            verbs.free_models(confirm=confirm, wanted=int(wanted * 1e9))
+            verbs.free_models(confirm=confirm, wanted=int(wanted * 1e9), report=report)
         elif unfinished:
-            verbs.free_unfinished(confirm=confirm, root=root)
+            verbs.free_unfinished(confirm=confirm, root=root, report=report)
         else:
-            verbs.free(name or "", [kind.value for kind in what or ()], confirm=confirm, root=root)
+            kinds = [kind.value for kind in what or ()]
+            verbs.free(name or "", kinds, confirm=confirm, root=root, report=report)

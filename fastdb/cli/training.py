@@ -1,4 +1,4 @@
-"""Verbs that start and stop a trainer."""
+"""Verbs that train: train, extend, publish, stop."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import Annotated
 import typer
 
 from fastdb.cli.options import Name, Root, Schedule, Set, settings_of
-from fastdb.console import boundary
+from fastdb.console import ConsoleReport, boundary
 
 
 def train(
     name: Name,
     settings: Set = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Set the checkpoints aside and begin anew.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Set checkpoints aside and start from step 0.")] = False,
     from_step: Annotated[
         int | None,
         typer.Option(
-            "--from-step", min=0, help="Go on from this step of the UNet's stage; newer checkpoints are set aside."
+            "--from-step", min=0, help="Resume from this step of the UNet stage; set newer checkpoints aside."
         ),
     ] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Start the trainer and do not follow it.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Start the trainer without following it.")] = False,
     take_over: Annotated[
-        bool, typer.Option("--take-over", help="Train it here even if another machine does, which then stops.")
+        bool, typer.Option("--take-over", help="Train here even if another machine does; that one stops.")
     ] = False,
     root: Root = None,
 ) -> None:
-    """Train, or go on where training stopped. Ctrl-C saves and stops; closing the terminal leaves it running."""
+    """Train a session, or resume. Ctrl-C saves and stops; closing the terminal does not."""
     with boundary():
         from fastdb.commands import training
 
@@ -38,33 +38,35 @@ def train(
             take_over=take_over,
             follow=not detach,
             root=root,
+            report=ConsoleReport(),
         )
 
 
 def extend(
     name: Name,
-    steps: Annotated[int, typer.Option(help="How many more steps of the UNet's stage.", show_default=False)],
+    steps: Annotated[int, typer.Option(help="Steps to add to the UNet stage.", show_default=False)],
     schedule: Annotated[
-        Schedule, typer.Option(help="hold: the rate stays; decay: it falls to 0; rewarm: it rises first, then falls.")
+        Schedule, typer.Option(help="Learning rate: hold is constant, decay falls to 0, rewarm rises first.")
     ] = Schedule.rewarm,
     rate: Annotated[
-        float | None, typer.Option(help="Their highest learning rate.", show_default="half of unet.learning_rate")
+        float | None,
+        typer.Option(help="Highest learning rate of the added steps.", show_default="half of unet.learning_rate"),
     ] = None,
     root: Root = None,
 ) -> None:
-    """Give a session more steps, which `fastdb train` then takes; what was trained so far stays."""
+    """Add steps to a session; `fastdb train` then runs them."""
     with boundary():
         from fastdb.commands import training
 
-        training.extend(name, steps, schedule=schedule.value, learning_rate=rate, root=root)
+        training.extend(name, steps, schedule=schedule.value, learning_rate=rate, root=root, report=ConsoleReport())
 
 
 def publish(name: Name, root: Root = None) -> None:
-    """Bring checkpoints that lie on this machine alone into the session's folder; training does so by itself."""
+    """Publish local checkpoints to the session. Training does this itself."""
     with boundary():
         from fastdb.commands import training
 
-        training.publish(name, root)
+        training.publish(name, root, report=ConsoleReport())
 
 
 def stop(name: Name, root: Root = None) -> None:
@@ -72,4 +74,4 @@ def stop(name: Name, root: Root = None) -> None:
     with boundary():
         from fastdb.commands import training
 
-        training.stop(name, root)
+        training.stop(name, root, report=ConsoleReport())

@@ -1,35 +1,88 @@
-"""The verbs about sessions: new, list, show, add-images, check. None of them needs torch before it trains or draws."""
+"""Verbs about sessions: new, add-images, list, show, check."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastdb import console
 from fastdb.checkpoints.checkpoint import Checkpoint, complete, fault_in
 from fastdb.checkpoints.leftovers import leftovers
+from fastdb.checkpoints.progress import how_far, progress_of
+from fastdb.checkpoints.publish import pending
 from fastdb.config import Config, build
 from fastdb.errors import FastDBError, ImageError, SessionBusy, SessionNotFound, StorageError
 from fastdb.images.photo_files import find_photos, photos_in, png_fault
+from fastdb.reporting import SILENT, Note, Report
+from fastdb.runtime.paths import expanded, sessions_root
 from fastdb.sessions import file_hashes
 from fastdb.sessions.lease_status import in_use, refuse_elsewhere
 from fastdb.sessions.session import Session, check_free, check_name
-from fastdb.sessions.session_yaml import BaseModelRecord, Subject
+from fastdb.sessions.session_yaml import BaseModelRecord, Extended, Subject
 from fastdb.storage.atomic_write import explained
 from fastdb.storage.delete import bytes_of
+from fastdb.storage.drive_uploads import waits_for_upload
 from fastdb.storage.set_aside import ASIDE
 
 SessionLike = Session | str | Path
 
 
+@dataclass(frozen=True)
+class SessionRow:
+    """A session in a listing."""
+
+    session: Session
+    progress: str
+    """Steps done of each stage, such as `text_encoder 350/350, unet 40/220`."""
+    in_use: str
+    """Where another machine trains it; empty if none does."""
+    images: int
+
+
+@dataclass(frozen=True)
+class SessionList:
+    """The sessions below a folder, and the errors of those that cannot be opened."""
+
+    root: Path
+    rows: tuple[SessionRow, ...]
+    errors: tuple[FastDBError, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overview:
+    """What a session contains and how far its training is."""
+
+    session: Session
+    in_use: str
+    """Where another machine trains it; empty if none does."""
+    images: int
+    class_images: int
+    progress: str
+    """Steps done of each stage, such as `text_encoder 350/350, unet 40/220`."""
+    outcomes: tuple[str, ...]
+    """How each run ended; an empty outcome has no recorded end."""
+    extended: tuple[Extended, ...]
+    exports: tuple[str, ...]
+    unpublished: tuple[str, ...]
+    """Checkpoints on this machine only that another machine would need to resume."""
+    not_uploaded: tuple[str, ...]
+    """Files that Google Drive has not uploaded yet."""
+    skipped: tuple[Note, ...]
+    changed: tuple[Note, ...]
+    """Files that were edited or damaged since they were recorded."""
+    settings: tuple[str, ...]
+    """Settings that differ from the defaults."""
+
+
 def open_session(session: SessionLike, root: str | Path | None = None) -> Session:
-    """A session by its name, its folder, or itself.
+    """Open a session by name, folder or itself.
+
+    A session that is open already is read again: a trainer may have written to its record.
 
     Raises:
-        SessionError: there is none, or it cannot be opened.
+        SessionError: no such session, or it cannot be opened.
     """
-    # A session that was opened a while ago is read again: the trainer has written into its history since.
     return Session.open(session.path if isinstance(session, Session) else session, root)
 
 
@@ -42,15 +95,18 @@ def new(
     class_word: str = "",
     root: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
+    report: Report = SILENT,
 ) -> Session:
-    """Make a session: `base` is a file or diffusers folder, a link or a repository or file on the Hub, which is
-    fetched, a name such as `sd15`, or `mini`; `settings` are dotted names and values.
+    """Create a session and add photos to it.
 
-    With a token or class word and no prompt set, every instance image is called `a photo of <token> <class>`.
+    Args:
+        base: a file or diffusers folder, a link, a Hub repository or file, a name such as `sd15`, or `mini`.
+        token, class_word: together they make the instance prompt `a photo of <token> <class>`, unless one is set.
+        settings: dotted names and values.
 
     Raises:
-        SessionError, ModelError, ConfigError: with nothing made; so too where a photo is not there.
-        ImageError: a photo cannot be used; the session is made and the others are in it.
+        SessionError, ModelError, ConfigError: nothing was created; also if a photo does not exist.
+        ImageError: a photo cannot be used; the session was created with the other photos.
         StorageError: the folder cannot be written.
     """
     from fastdb.models.diffusers_folder import fingerprint, open_base_model
@@ -60,32 +116,29 @@ def new(
 
     check_name(name)
     config = Config().changed({**recommended(base, class_word), **(settings or {})})
-    subject = " ".join(word for word in (token, class_word) if word)
-    if subject and not config.captions.instance_prompt:
-        config = config.changed({"captions.instance_prompt": f"a photo of {subject}"})
-        console.say(f"instance prompt: {config.captions.instance_prompt!r}, from the token and the class word")
-    named = build(Subject, {"token": token, "class_word": class_word}, where="subject")
-    found = _found(photos)
-    # Before gigabytes are fetched for it.
+    words = " ".join(word for word in (token, class_word) if word)
+    if words and not config.captions.instance_prompt:
+        config = config.changed({"captions.instance_prompt": f"a photo of {words}"})
+        report.note(Note("instance prompt", config.captions.instance_prompt))
+    subject = build(Subject, {"token": token, "class_word": class_word}, where="subject")
+    files = _photo_files(photos)
+    # Checked before gigabytes are downloaded for it.
     check_free(name, root)
     if known := known_base(base):
         check_choice(known, resolution=config.resolution)
-    with console.bar("base model", "B") as update:
+    with report.progress("base model", "B") as update:
         model = resolve_base(base, update)
     opened = open_base_model(model.folder)
     if "resolution" not in (settings or {}) and config.resolution != opened.sample_size:
         config = config.changed({"resolution": opened.sample_size})
-        console.say(f"resolution: {opened.sample_size} px, which the base model was made for")
+        report.note(Note("resolution of base model", str(opened.sample_size)))
     record = BaseModelRecord(folder=model.named, fingerprint=fingerprint(model.folder), source=model.source)
-    session = Session.create(name, base_model=record, subject=named, config=config, root=root)
-    console.say(f"new session: {session.path}")
+    session = Session.create(name, base_model=record, subject=subject, config=config, root=root)
+    report.note(Note("session created", str(session.path)))
     if model.named == MINI:
-        console.say(
-            "its base model is mini, which knows a small drawn world only, to try things out: "
-            "name a real one with --base"
-        )
-    if found:
-        add_images(session, found)
+        report.note(Note("base model is mini"))
+    if files:
+        add_images(session, files, report=report)
     return session
 
 
@@ -97,237 +150,210 @@ def open_or_new(
     class_word: str = "",
     root: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
+    report: Report = SILENT,
 ) -> Session:
-    """Open the session of this name, which keeps its own base model, subject and settings, or make it: see `new`.
+    """Open the session of this name, which keeps its own base model, subject and settings, or create it; see `new`.
 
     Raises:
-        FastDBError: it cannot be opened, or cannot be made.
+        FastDBError: it cannot be opened or created.
     """
     try:
         session = open_session(name, root)
     except SessionNotFound:
-        session = new(name, base, token=token, class_word=class_word, root=root, settings=settings)
-    else:
-        console.say("going on with a session that is there already, as it was made:")
-    return show(session)
+        return new(name, base, token=token, class_word=class_word, root=root, settings=settings, report=report)
+    report.note(Note("existing session opened", session.name))
+    return session
 
 
-def add_images(session: SessionLike, photos: Sequence[str | Path], root: str | Path | None = None) -> Path:
-    """Clean, crop and add photos to a session; returns a picture of the crops to look at.
+def add_images(
+    session: SessionLike,
+    photos: Sequence[str | Path],
+    root: str | Path | None = None,
+    *,
+    report: Report = SILENT,
+) -> Path:
+    """Clean, crop and add photos to a session.
 
-    Photos that cannot be used are named, and the others added.
+    Photos that cannot be used are reported; the others are added.
+
+    Returns:
+        The contact sheet of the crops.
 
     Raises:
-        ImageError: nothing was found, or some could not be used (after the others were added).
+        ImageError: no photos, or some cannot be used (after the others were added).
         SessionBusy: the session is being trained.
     """
     from fastdb.images.contact_sheet import review_sheet
     from fastdb.images.intake import add_photos
     from fastdb.images.photos import save_png
-    from fastdb.sessions.file_hashes import record_files
     from fastdb.training.process import find
 
     session = open_session(session, root)
-    found = _found(photos)
-    if not found:
-        raise ImageError("no photos were named", where=session.name, fix="Name files or a folder of photos.")
+    files = _photo_files(photos)
+    if not files:
+        raise ImageError("no photos were given", where=session.name, fix="Name files or a folder of photos.")
     if find(session) is not None:
-        raise SessionBusy("is being trained", where=session.name, fix="Add photos when that is over.")
+        raise SessionBusy("is being trained", where=session.name, fix="Add photos when training has ended.")
     refuse_elsewhere(session.path, "Or stop it there, and add photos then.")
-    with console.bar("crop", "photo") as update:
+    with report.progress("crop", "photo") as update:
         intake = add_photos(
             session.originals,
             session.instance_images,
             session.captions,
-            found,
+            files,
             session.config.resolution,
             update,
         )
     for added in intake.added:
-        size, resolution = added.crop.size, session.config.resolution
-        if added.crop.whole:
-            console.say(f"{added.name}: used whole ({size} x {size}), trained at {resolution}")
-        else:
-            console.say(f"{added.name}: cropped to {size} x {size} ({added.crop.reason}), trained at {resolution}")
+        crop, size = added.crop, f"{added.crop.size} x {added.crop.size}"
+        details = f"({size})" if crop.whole else f"{size} ({crop.reason})"
+        details += f", trained at {session.config.resolution}"
+        report.note(Note("photo used whole" if crop.whole else "photo cropped", added.name, details))
     sheet = session.path / "instance_images.png"
     if intake.added:
         save_png(review_sheet(session.name, intake.added), sheet)
-        console.say(f"look at the crops: {sheet}")
-        record_files(session.path, [*_files_of(session, [added.name for added in intake.added]), sheet])
+        report.note(Note("crops saved", str(sheet)))
+        stems = {added.name for added in intake.added}
+        folders = (session.originals, session.instance_images, session.captions)
+        made = [path for folder in folders for path in folder.iterdir() if path.stem in stems]
+        file_hashes.record_files(session.path, [*made, sheet])
     if intake.refused:
         for refused in intake.refused:
-            console.say(f"not added: {refused.source}: {refused.reason}")
+            report.note(Note("photo skipped", str(refused.source), refused.reason))
         raise ImageError(
-            f"{len(intake.refused)} of {len(found)} photos could not be used, {len(intake.added)} were added",
+            f"{len(intake.refused)} of {len(files)} photos cannot be used; {len(intake.added)} were added",
             where=session.name,
             fix="Fix or remove the photos named above.",
         )
     return sheet
 
 
-def list_sessions(root: str | Path | None = None) -> list[Session]:
-    """List the sessions below `root` and show them; one that cannot be opened is shown with its reason."""
-    from fastdb.runtime.paths import sessions_root
-
-    good, rows, bad = [], [], []
+def list_sessions(root: str | Path | None = None) -> SessionList:
+    """List the sessions below `root`; a session that cannot be opened is listed with its error."""
+    rows, errors = [], []
     for session in Session.list(root):
         if isinstance(session, FastDBError):
-            bad.append(str(session))
-            continue
-        good.append(session)
-        stand = ", ".join(filter(None, (_stand(session), in_use(session.path))))
-        rows.append((session.name, stand, str(len(_photos(session.instance_images))), session.record.created))
-    console.say(
-        f"{len(good)} session{'s'[: len(good) != 1]} in {sessions_root(root)}"
-        if good
-        else f"no sessions in {sessions_root(root)}"
-    )
-    if rows:
-        console.table(("name", "training", "images", "created"), rows)
-    for line in bad:
-        console.say(f"cannot be opened: {line}")
-    return good
+            errors.append(session)
+        else:
+            images = len(_photos(session.instance_images))
+            rows.append(SessionRow(session, _progress(session), in_use(session.path), images))
+    return SessionList(sessions_root(root), tuple(rows), tuple(errors))
 
 
-def show(session: SessionLike, root: str | Path | None = None) -> Session:
-    """Say what a session holds."""
-    from fastdb.checkpoints.leftovers import leftovers
-    from fastdb.sessions.file_hashes import changes
+def show(session: SessionLike, root: str | Path | None = None) -> Overview:
+    """Return what a session contains and how far its training is.
 
+    Raises:
+        SessionError: no such session, or it cannot be opened.
+        StorageError: a folder cannot be read.
+    """
     session = open_session(session, root)
-    record, config = session.record, session.config
-    facts = [
-        ("folder", str(session.path)),
-        ("base model", record.base_model.folder),
-        ("subject", f"{record.subject.token} {record.subject.class_word}".strip() or "none set"),
-        ("instance prompt", config.captions.instance_prompt or "from file names"),
-        ("instance images", str(len(_photos(session.instance_images)))),
-        ("class images", f"{len(_photos(session.class_images))} of {config.prior.class_images}"),
-        ("training", _stand(session)),
-        ("runs", ", ".join(run.outcome or "no end noted" for run in record.runs) or "none"),
-        *(("extended", f"{one}, {one.when}") for one in record.extended),
-        ("exports", ", ".join(path.name for path in exports_of(session)) or "none"),
-    ]
-    if alone := _alone(session):
-        facts.append(("not published", f"{', '.join(alone)}: on this machine alone; fastdb publish {session.name}"))
-    facts += [("skipped", f"{note.subject}: {note.reason}") for note in leftovers(session)]
-    facts += [("changed", console.sentence(note)) for note in changes(session.path, quick=True)]
-    if used := in_use(session.path):
-        facts.insert(1, ("trained now", used))
-    if waiting := _waiting(session):
-        some = f"{', '.join(waiting[:3])}{f' and {len(waiting) - 3} more' if len(waiting) > 3 else ''}"
-        facts.append(("not uploaded", f"{some}: on this machine alone until Google Drive has taken them"))
-    changed = config.differences(Config())
-    facts.append(("set", "; ".join(f"{line.split(' -> ')[0]}" for line in changed) or "all as the classic recipe"))
-    console.table(("session", session.name), facts)
-    return session
+    return Overview(
+        session=session,
+        in_use=in_use(session.path),
+        images=len(_photos(session.instance_images)),
+        class_images=len(_photos(session.class_images)),
+        progress=_progress(session),
+        outcomes=tuple(run.outcome for run in session.record.runs),
+        extended=session.record.extended,
+        exports=tuple(path.name for path in exports_of(session)),
+        unpublished=tuple(checkpoint.path.name for checkpoint in pending(session)),
+        not_uploaded=tuple(_not_uploaded(session)),
+        skipped=tuple(leftovers(session)),
+        changed=tuple(file_hashes.changes(session.path, quick=True)),
+        settings=tuple(line.split(" -> ")[0] for line in session.config.differences(Config())),
+    )
 
 
 def check(
-    session: SessionLike, *, quick: bool = False, accept: bool = False, root: str | Path | None = None
-) -> list[str]:
-    """Hold every file of a session against what is known of it, and say what is not as it was, a line each.
+    session: SessionLike,
+    *,
+    quick: bool = False,
+    accept: bool = False,
+    root: str | Path | None = None,
+    report: Report = SILENT,
+) -> list[Note]:
+    """Verify every file of a session against its checksum.
 
     Args:
-        quick: look at sizes only, but for small files.
-        accept: take what was changed since it came for right, checkpoints aside.
+        quick: compare sizes only, except of small files.
+        accept: record the current files as correct first, except checkpoints.
 
-    Returns the lines of what is only worth knowing.
+    Returns:
+        What is skipped in the session and damages nothing.
 
     Raises:
-        SessionError: there is no such session, or it cannot be opened.
-        StorageError: something is damaged, was changed or is gone; or the disk does not answer.
+        SessionError: no such session, or it cannot be opened.
+        StorageError: a file is damaged, was edited or is missing; or the disk does not answer.
     """
     session = open_session(session, root)
     if accept:
         file_hashes.accept_changes(session.path)
-        console.say(f"taken for right: the files of {session.name} as they are now")
-    there = [*complete(session.checkpoints), *_set_aside(session)]
-    remarks = _remarks(session)
-    with explained(session.path), console.bar("check", "B") as update:
+        report.note(Note("files accepted", session.name))
+    checkpoints = [*complete(session.checkpoints), *_set_aside(session)]
+    damaged = {checkpoint.path.name for checkpoint in complete(session.checkpoints)}
+    remarks = [note for note in leftovers(session) if note.subject not in damaged]
+    with explained(session.path), report.progress("check", "B") as update:
         total, done = bytes_of(session.path), 0
 
-        def more(size: int) -> None:
+        def advance(size: int) -> None:
             nonlocal done
             done = min(done + size, total)
             update(done, total)
 
-        wrong = [console.sentence(note) for note in file_hashes.changes(session.path, quick=quick, progress=more)]
-        wrong += [line for path in file_hashes.unlisted(session.path) if (line := _unlisted(session, path))]
-        for checkpoint in there:
+        faults = list(file_hashes.changes(session.path, quick=quick, progress=advance))
+        checked = len(file_hashes.known_files(session.path) or {})
+        for path in file_hashes.unlisted(session.path):
+            checked += 1
+            if path.suffix.lower() == ".png" and (clause := png_fault(path.read_bytes())):
+                faults.append(Note("file damaged", path.relative_to(session.path).as_posix(), clause))
+        for checkpoint in checkpoints:
             if clause := fault_in(checkpoint, quick=quick):
-                wrong.append(f"{checkpoint.path.relative_to(session.path).as_posix()}: {clause}")
-            more(bytes_of(checkpoint.path))
-    for line in (*wrong, *remarks):
-        console.say(line)
-    if wrong:
+                faults.append(Note("file damaged", checkpoint.path.relative_to(session.path).as_posix(), clause))
+            checked += sum(path.is_file() for path in checkpoint.path.iterdir())
+            advance(bytes_of(checkpoint.path))
+    for note in (*faults, *remarks):
+        report.note(note)
+    if faults:
         raise StorageError(
-            f"{len(wrong)} of its files {'is' if len(wrong) == 1 else 'are'} not as they were",
+            f"{len(faults)} file{'s were' if len(faults) > 1 else ' was'} changed or damaged",
             where=session.name,
-            fix=f"Put them back from a copy; what you changed yourself is taken for right with: "
-            f"fastdb check {session.name} --accept",
+            fix=f"Restore from a copy; to keep your own changes run: fastdb check {session.name} --accept",
         )
-    console.say(f"{session.name}: all is as it was{', by the sizes' if quick else ', every byte of it'}")
+    report.note(Note("sizes match" if quick else "files match", session.name, str(checked)))
     return remarks
 
 
+def as_notes(findings: Iterable[Note | str]) -> list[Note]:
+    """Return findings as notes, sentences among them as the reason of a `remark`."""
+    return [finding if isinstance(finding, Note) else Note("remark", "", finding) for finding in findings]
+
+
 def exports_of(session: Session) -> list[Path]:
-    """The exported files of a session."""
+    """Return the exported files of a session."""
     return [path for path in sorted(session.path.glob(f"{session.name}*")) if path.suffix in {".safetensors", ".ckpt"}]
 
 
-def _files_of(session: Session, stems: Sequence[str]) -> list[Path]:
-    """The files that came in under those stems."""
-    folders = (session.originals, session.instance_images, session.captions)
-    return [path for folder in folders for path in folder.iterdir() if path.stem in stems]
-
-
-def _found(photos: Sequence[str | Path]) -> list[Path]:
-    from fastdb.runtime.paths import expanded
-
+def _photo_files(photos: Sequence[str | Path]) -> list[Path]:
     return find_photos([expanded(photo) for photo in photos]) if photos else []
 
 
-def _alone(session: Session) -> list[str]:
-    """The checkpoints that lie on this machine only and that another would need to go on."""
-    from fastdb.checkpoints.publish import pending
-
-    return [one.path.name for one in pending(session)]
-
-
-def _waiting(session: Session) -> list[str]:
-    """What of a session would go with this machine, as far as Google Drive's mount tells: the newest first."""
-    from fastdb.checkpoints.checkpoint import complete
-    from fastdb.storage.atomic_write import explained
-    from fastdb.storage.drive_uploads import waits_for_upload
-
-    there = [checkpoint.path for checkpoint in reversed(complete(session.checkpoints))]
-    there += [*exports_of(session), session.instance_images]
+def _not_uploaded(session: Session) -> list[str]:
+    """Return the names of what Google Drive has not uploaded yet, newest first."""
+    paths = [checkpoint.path for checkpoint in reversed(complete(session.checkpoints))]
+    paths += [*exports_of(session), session.instance_images]
     with explained(session.path):
-        return [path.name for path in there if path.exists() and waits_for_upload(path)]
+        return [path.name for path in paths if path.exists() and waits_for_upload(path)]
 
 
 def _photos(folder: Path) -> list[Path]:
     return photos_in(folder) if folder.is_dir() else []
 
 
-def _stand(session: Session) -> str:
-    from fastdb.checkpoints.progress import how_far, progress_of
-
+def _progress(session: Session) -> str:
     return how_far(session, progress_of(session))
 
 
 def _set_aside(session: Session) -> list[Checkpoint]:
     folders = sorted(session.checkpoints.glob(f"{ASIDE}*")) if session.checkpoints.is_dir() else []
     return [checkpoint for folder in folders for checkpoint in complete(folder)]
-
-
-def _remarks(session: Session) -> list[str]:
-    """Return the sentences of skipped files that are no damaged checkpoints."""
-    return [console.sentence(note) for note in leftovers(session) if note.kind != "checkpoint skipped"]
-
-
-def _unlisted(session: Session, path: Path) -> str:
-    """What is wrong with a file of which nothing is known, as far as it says itself."""
-    clause = png_fault(path.read_bytes()) if path.suffix.lower() == ".png" else ""
-    return f"{path.relative_to(session.path).as_posix()} {clause}" if clause else ""

@@ -1,7 +1,4 @@
-"""Verbs that take a session elsewhere: share it as an archive, adopt one that has come, duplicate it.
-
-Nothing here needs torch.
-"""
+"""Verbs that move sessions: share, adopt, duplicate."""
 
 from __future__ import annotations
 
@@ -10,19 +7,19 @@ import re
 import shutil
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from fastdb import console
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.progress import check_step
 from fastdb.checkpoints.publish import pending
-from fastdb.commands.sessions import SessionLike, exports_of, open_session
+from fastdb.commands.sessions import SessionLike, as_notes, exports_of, open_session
 from fastdb.config import Config
 from fastdb.errors import ImageError, SessionBusy, SessionError, StorageError
-from fastdb.reporting import format_bytes
+from fastdb.reporting import SILENT, Note, Report, format_bytes
 from fastdb.runtime.paths import cache_folder, expanded
 from fastdb.sessions.file_hashes import changes, record_files
+from fastdb.sessions.lease_status import refuse_elsewhere
 from fastdb.sessions.session import Session, check_name, lay_out, near_name, now
 from fastdb.sessions.session_yaml import BaseModelRecord, Record, new_lineage, read_record, write_record
 from fastdb.sharing.incoming import Found, locate, locate_in, read_come, settle, without_history
@@ -40,10 +37,38 @@ from fastdb.sharing.untrusted_zip import MOST_BYTES, Archive, Member, opened
 from fastdb.storage.manifest import MANIFEST
 from fastdb.storage.set_aside import ASIDE
 
-if TYPE_CHECKING:
-    from fastdb.models.resolve import Base
-
 ENDING = ".zip"
+
+
+@dataclass(frozen=True)
+class _Adoption:
+    """What a person asked for when adopting a session."""
+
+    name: str | None
+    base: str | Path | None
+    root: str | Path | None
+    report: Report
+
+    def named(self, own: str, where: object) -> str:
+        """Return the new session's name, made from the one it has where none was given.
+
+        Raises:
+            SessionError: nothing in its own name can be used.
+        """
+        if self.name is not None:
+            return self.name
+        name = near_name(own)
+        if not name:
+            raise SessionError(
+                f"{own!r} cannot be used as a session name", where=where, fix="Name it: fastdb adopt ... NAME"
+            )
+        if name != own:
+            self.report.note(Note("session renamed", own, name))
+        return name
+
+    def base_record(self) -> BaseModelRecord | None:
+        """Return the record of the base model that was asked for, if any."""
+        return None if self.base is None else _base_record(self.base, self.report)[0]
 
 
 def share(
@@ -52,31 +77,30 @@ def share(
     *,
     checkpoints: bool = False,
     root: str | Path | None = None,
+    report: Report = SILENT,
 ) -> Path:
-    """Write a session as a zip, with sizes and hashes of its files inside; it is read back before it gets its name.
+    """Write a session to a zip with sizes and checksums of its files; it is verified before it gets its name.
 
-    Exported models stay behind; so do checkpoints, class images and logs, unless `checkpoints` asks for them. The
-    target is `<name>.zip` in the current folder where none is given.
+    Exported models are left out; so are checkpoints, class images and logs by default.
+
+    Args:
+        target: `<name>.zip` in the current folder by default.
+        checkpoints: include checkpoints, class images and logs.
 
     Raises:
-        SessionError: a file has a name that other disks do not take, or changed meanwhile.
-        SessionBusy: its checkpoints are wanted, and it is being trained.
-        StorageError: there is a file of the target's name, or it cannot be written.
+        SessionError: a file has a name that other disks do not support, or changed meanwhile.
+        SessionBusy: checkpoints are wanted while the session is being trained.
+        StorageError: the target exists, or cannot be written.
     """
     session = open_session(session, root)
-    _check_still(session.path, session.name, checkpoints)
+    _check_not_trained(session.path, session.name, checkpoints)
     name = near_name(session.name) or "session"
     path = _target(session, target, f"{name}{ENDING}")
-    _say_changed(session.path)
-    files, said = files_of(session.path, state=checkpoints, exports=False)
-    for line in said:
-        console.say(line)
-    with console.bar(path.name, "B") as update:
+    files = _files(session.path, report, state=checkpoints, exports=False)
+    with report.progress(path.name, "B") as update:
         size = write_archive(session.path, files, path, name, update)
-    console.say(f"verified {path}: {len(files)} files, {format_bytes(size)}")
-    if not checkpoints:
-        _say_left(session)
-    _say_alone(session, checkpoints)
+    report.note(Note("archive verified", str(path), f"{len(files)} files, {format_bytes(size)}"))
+    _report_left_out(session, checkpoints, report)
     return path
 
 
@@ -86,42 +110,46 @@ def adopt(
     *,
     base: str | Path | None = None,
     root: str | Path | None = None,
+    report: Report = SILENT,
 ) -> Session:
-    """Make a session of one that has come: a zip, a folder, the link of a zip or of a shared folder on Google Drive, or
-    the folder of a session of the classic notebook. It appears whole or not at all, and nothing is changed where it
-    came from.
+    """Create a session from a zip, a folder, a link to a zip or to a shared Google Drive folder, or a classic session.
 
-    `name` is the one it has where none is given. `base` names its base model as it lies here; for a classic session,
-    which does not say what it was trained from, it is `mini` where none is given.
+    It appears whole or not at all, and the source is not changed.
+
+    Args:
+        name: its own by default.
+        base: its base model on this machine; a session of the classic notebook does not record one, its default is
+            `mini`.
 
     Raises:
-        SessionError: it is no session, damaged, or does what no archive of a session does.
-        SessionExists: there is a session of that name already.
-        ImageError: no picture of a classic session can be used.
-        ModelError: the base model, or a file on Google Drive, cannot be had.
+        SessionError: not a session, damaged, or an archive that is not safe.
+        SessionExists: a session of that name exists.
+        ImageError: no photo of a classic session can be used.
+        ModelError: the base model, or a file on Google Drive, is not available.
         StorageError: a disk is full or cannot be written.
     """
     from fastdb.sharing.drive_folder import fetch_folder, folder_number
 
     if name is not None:
         check_name(name)
+    adoption = _Adoption(name, base, root, report)
     if number := folder_number(str(source)):
         coming = cache_folder() / "coming" / uuid.uuid4().hex[:12]
         try:
-            with console.bar("Google Drive", "file") as update:
-                called = fetch_folder(number, coming, update)
-            session = _adopt_folder(coming, name, called, base, root, str(source))
+            with report.progress("Google Drive", "file") as update:
+                folder_name = fetch_folder(number, coming, update)
+            session = _adopt_folder(coming, folder_name, adoption, str(source))
         finally:
             shutil.rmtree(coming, ignore_errors=True)
             shutil.rmtree(coming.with_name(f"{coming.name}.coming"), ignore_errors=True)
     elif re.match(r"https?://", str(source)):
-        session = _adopt_link(str(source), name, base, root)
+        session = _adopt_link(str(source), adoption)
     elif (path := expanded(source).absolute()).is_dir():
-        session = _adopt_folder(path, name, path.name, base, root, path)
+        session = _adopt_folder(path, path.name, adoption, path)
     else:
-        session = _adopt_archive(path, name, base, root)
-    console.say(f"new session: {session.path}")
-    console.say(f"its base model: {session.record.base_model.folder}")
+        session = _adopt_archive(path, adoption)
+    report.note(Note("session created", str(session.path)))
+    report.note(Note("base model", session.record.base_model.folder))
     return session
 
 
@@ -132,143 +160,150 @@ def duplicate(
     checkpoints: bool = False,
     from_step: int | None = None,
     root: str | Path | None = None,
+    report: Report = SILENT,
 ) -> Session:
-    """Make a new session with the photos, captions and settings of another one, and with all its training stands on
-    where `checkpoints` is true; where `from_step` is given, with that up to this step of the UNet's stage.
+    """Create a session with the photos, captions and settings of another.
+
+    Args:
+        checkpoints: copy checkpoints, class images and logs too.
+        from_step: copy them up to this step of the UNet stage.
 
     Raises:
-        ConfigError, TrainingError: there is no checkpoint of that step, or it does not verify.
-        SessionError: a file has a name that other disks do not take, or changed meanwhile.
-        SessionExists: there is a session of that name already.
-        SessionBusy: its checkpoints are wanted, and it is being trained.
+        ConfigError, TrainingError: no valid checkpoint of that step.
+        SessionError: a file has a name that other disks do not support, or changed meanwhile.
+        SessionExists: a session of that name exists.
+        SessionBusy: checkpoints are wanted while the session is being trained.
         StorageError: the disk is full or cannot be written.
     """
     session, checkpoints = open_session(session, root), checkpoints or from_step is not None
-    _check_still(session.path, session.name, checkpoints)
-    _say_changed(session.path)
-    files, said = files_of(session.path, state=checkpoints, exports=False)
+    _check_not_trained(session.path, session.name, checkpoints)
+    files = _files(session.path, report, state=checkpoints, exports=False)
     if from_step is not None:
         check_step(session, from_step, [session.checkpoints])
-        files = _up_to(session, from_step, files)
-    for line in said:
-        console.say(line)
-    with staged(name, root) as (beside, path), console.bar("copy", "B") as update:
+        newer = [one.path.name for one in complete(session.checkpoints, "unet") if one.step > from_step]
+        left_out = (f"checkpoints/{ASIDE}", *(f"checkpoints/{folder}/" for folder in newer))
+        files = [file for file in files if not file.startswith(left_out)]
+    with staged(name, root) as (beside, path), report.progress("copy", "B") as update:
         copy_files(session.path, files, beside, update)
         settle(beside, name, None, session.path)
         if not checkpoints:
             without_history(Session(beside, read_record(beside)))
         record_files(beside, lock=False)
-    console.say(f"new session: {path}")
-    if not checkpoints:
-        _say_left(session)
-    _say_alone(session, checkpoints)
+    report.note(Note("session created", str(path)))
+    _report_left_out(session, checkpoints, report)
     return Session(path, read_record(path))
 
 
-def _say_alone(session: Session, checkpoints: bool) -> None:
-    """Say which checkpoints did not come along because they are not in the session's folder yet."""
-    if checkpoints and (alone := [one.path.name for one in pending(session)]):
-        console.say(f"without {', '.join(alone)}, on this machine alone as yet: fastdb publish {session.name}")
+def _files(folder: Path, report: Report, *, state: bool = True, exports: bool = True) -> list[str]:
+    """Return the files to copy; report those that were changed, and those that are left out."""
+    for note in changes(folder):
+        report.note(note)
+    files, skipped = files_of(folder, state=state, exports=exports)
+    for note in as_notes(skipped):
+        report.note(note)
+    return files
 
 
-def _up_to(session: Session, step: int, files: Sequence[str]) -> list[str]:
-    """The files of a session without checkpoints after a step of the UNet's stage, and without what was set aside."""
-    newer = {one.path.name for one in complete(session.checkpoints, "unet") if one.step > step}
-    gone = tuple(f"checkpoints/{name}/" for name in newer)
-    return [name for name in files if not name.startswith((f"checkpoints/{ASIDE}", *gone))]
+def _report_left_out(session: Session, checkpoints: bool, report: Report) -> None:
+    if checkpoints:
+        if local := [checkpoint.path.name for checkpoint in pending(session)]:
+            report.note(Note("unpublished left out", session.name, ", ".join(local)))
+        return
+    heavy = [name for name in HEAVY if any(path.name != README for path in _children(session.path / name))]
+    if heavy:
+        report.note(Note("state left out", ", ".join(heavy)))
+    if exports := exports_of(session):
+        report.note(Note("exports left out", ", ".join(path.name for path in exports)))
 
 
-def _adopt_link(link: str, name: str | None, base: str | Path | None, root: str | Path | None) -> Session:
-    """Fetch a zip from the web and adopt it; what an earlier try left of it is gone on from.
+def _children(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _adopt_link(link: str, adoption: _Adoption) -> Session:
+    """Download a zip and adopt it; a partial download is resumed.
 
     Raises:
-        ModelError: it cannot be had.
+        ModelError: it is not available.
         SessionError: it is larger than any session, or cannot be adopted.
     """
     from fastdb.downloads.civitai_and_drive import remote_of
     from fastdb.downloads.download import download
     from fastdb.downloads.source import CivitaiFile, DriveFile, WebFile, parse
 
-    named = parse(link)
-    if not isinstance(named, DriveFile | WebFile) or isinstance(named, CivitaiFile):
-        raise SessionError("is the link of a model and of no session", where=named, fix="Give the link of a zip.")
-    coming = cache_folder() / "coming" / hashlib.sha256(str(named).encode()).hexdigest()[:12]
-    with console.bar("download", "B") as update:
+    source = parse(link)
+    if not isinstance(source, DriveFile | WebFile) or isinstance(source, CivitaiFile):
+        raise SessionError("is the link of a model, not of a session", where=source, fix="Give the link of a zip.")
+    folder = cache_folder() / "coming" / hashlib.sha256(str(source).encode()).hexdigest()[:12]
+    with adoption.report.progress("download", "B") as update:
 
         def arrived(done: int, total: int) -> None:
             if max(done, total) > MOST_BYTES:
-                raise SessionError("is larger than any session", where=named, fix="Ask for a smaller one.")
+                raise SessionError("is larger than any session", where=source, fix="Ask for a smaller archive.")
             update(done, total)
 
-        path = download(remote_of(named), coming, arrived)
-    session = _adopt_archive(path, name, base, root)
-    # What cannot be adopted stays for another try with other words; it is fetched once.
-    shutil.rmtree(coming, ignore_errors=True)
+        path = download(remote_of(source), folder, arrived)
+    session = _adopt_archive(path, adoption)
+    # An archive that cannot be adopted is kept for another try with other arguments.
+    shutil.rmtree(folder, ignore_errors=True)
     return session
 
 
-def _adopt_archive(path: Path, name: str | None, base: str | Path | None, root: str | Path | None) -> Session:
+def _adopt_archive(path: Path, adoption: _Adoption) -> Session:
     with opened(path) as archive:
-        found = locate((member.name for member in archive.members), path)
-        name = name or _name(found.name or path.stem, path)
-        inside = [member for member in archive.members if member.name.startswith(found.prefix)]
-        known = None if found.classic else _base(base)
-        with staged(name, root) as (beside, final):
-            if found.classic:
+        place = locate((member.name for member in archive.members), path)
+        name = adoption.named(place.name or path.stem, path)
+        members = [member for member in archive.members if member.name.startswith(place.prefix)]
+        base = None if place.classic else adoption.base_record()
+        with staged(name, adoption.root) as (beside, final):
+            if place.classic:
                 unpacked = beside / ".unpacked"
-                inside = [member for member in inside if not member.name.endswith(EXPORTS)]
-                _unpack(archive, inside, unpacked, found)
-                _take_classic(unpacked, beside, name, base, path)
+                members = [member for member in members if not member.name.endswith(EXPORTS)]
+                _unpack(archive, members, unpacked, place, adoption.report)
+                _import_classic(unpacked, beside, name, adoption, path)
                 shutil.rmtree(unpacked)
             else:
-                _unpack(archive, inside, beside, found)
+                _unpack(archive, members, beside, place, adoption.report)
                 if not check_manifest(beside, path):
-                    console.say("it has no manifest: that it is what was shared cannot be told")
-                settle(beside, name, known, path, (found.name,))
+                    adoption.report.note(Note("no manifest", str(path)))
+                settle(beside, name, base, path, (place.name,))
             record_files(beside, lock=False)
     return Session(final, read_record(final))
 
 
-def _unpack(archive: Archive, inside: Sequence[Member], folder: Path, found: Found) -> None:
+def _unpack(archive: Archive, members: Sequence[Member], folder: Path, place: Found, report: Report) -> None:
     folder.mkdir(exist_ok=True)
-    with console.bar("unpack", "B") as update:
-        archive.unpack(inside, folder, found.prefix, update)
+    with report.progress("extract", "B") as update:
+        archive.unpack(members, folder, place.prefix, update)
 
 
-def _adopt_folder(
-    top: Path, name: str | None, called: str, base: str | Path | None, root: str | Path | None, where: object
-) -> Session:
-    found = locate_in(top, where)
-    folder = top / found.prefix
-    name = name or _name(found.name or called, where)
-    known = None if found.classic else _base(base)
-    with staged(name, root) as (beside, final):
-        if found.classic:
-            _take_classic(folder, beside, name, base, where)
+def _adopt_folder(top: Path, own_name: str, adoption: _Adoption, where: object) -> Session:
+    place = locate_in(top, where)
+    folder = top / place.prefix
+    name = adoption.named(place.name or own_name, where)
+    base = None if place.classic else adoption.base_record()
+    with staged(name, adoption.root) as (beside, final):
+        if place.classic:
+            _import_classic(folder, beside, name, adoption, where)
         else:
-            _check_still(folder, str(where), True)
-            _say_changed(folder)
+            _check_not_trained(folder, str(where), True)
             read_come(folder, where)
-            files, said = files_of(folder)
-            for line in said:
-                console.say(line)
-            whole = [*files, MANIFEST] if (folder / MANIFEST).is_file() else files
-            with console.bar("copy", "B") as update:
-                copy_files(folder, whole, beside, update)
+            files = _files(folder, adoption.report)
+            with adoption.report.progress("copy", "B") as update:
+                copy_files(folder, [*files, MANIFEST] if (folder / MANIFEST).is_file() else files, beside, update)
             check_manifest(beside, where)
-            settle(beside, name, known, where, (found.name, called))
+            settle(beside, name, base, where, (place.name, own_name))
         record_files(beside, lock=False)
     return Session(final, read_record(final))
 
 
-def _take_classic(folder: Path, beside: Path, name: str, base: str | Path | None, where: object) -> None:
-    """Make the session in `beside` out of a classic one's images and captions.
+def _import_classic(folder: Path, beside: Path, name: str, adoption: _Adoption, where: object) -> None:
+    """Create the session in `beside` from the images and captions of a classic session.
 
     Raises:
-        ImageError: no picture can be used.
-        ModelError: the base model cannot be had.
+        ImageError: no photo can be used.
+        ModelError: the base model is not available.
     """
-    from fastdb.models.diffusers_folder import open_base_model
     from fastdb.models.mini_settings import recommended
     from fastdb.models.resolve import MINI
     from fastdb.sharing.classic_notebook import (
@@ -279,18 +314,19 @@ def _take_classic(folder: Path, beside: Path, name: str, base: str | Path | None
         unzipped,
     )
 
+    report, base = adoption.report, adoption.base or MINI
     unpacked = beside / ".images"
     if only_zipped(folder):
         unzipped(folder, unpacked)
         folder = unpacked
-    classic, model = read_classic(folder), _resolve(base or MINI)
-    size = open_base_model(model.folder).sample_size
-    config = Config().changed({**recommended(base or MINI, ""), "resolution": size})
+    classic = read_classic(folder)
+    base_record, size = _base_record(base, report)
+    config = Config().changed({**recommended(base, ""), "resolution": size})
     lay_out(beside)
-    record = Record(name=name, created=now(), lineage=new_lineage(), base_model=_record(model), config=config)
+    record = Record(name=name, created=now(), lineage=new_lineage(), base_model=base_record, config=config)
     session = Session(beside, write_record(beside, record))
-    with console.bar("photos", "photo") as update:
-        intake, said = add_classic(
+    with report.progress("photos", "photo") as update:
+        intake, remarks = add_classic(
             classic,
             session.originals,
             session.instance_images,
@@ -299,96 +335,57 @@ def _take_classic(folder: Path, beside: Path, name: str, base: str | Path | None
             update,
         )
     for refused in intake.refused:
-        console.say(f"left out: {refused.source.name}: {refused.reason}")
-    for line in said:
-        console.say(line)
+        report.note(Note("photo skipped", refused.source.name, refused.reason))
+    for note in as_notes(remarks):
+        report.note(note)
     if not intake.added:
-        raise ImageError("none of its pictures can be used", where=where, fix="Mend those named above.")
-    console.say(f"a session of the classic notebook: {len(intake.added)} of {len(classic.photos)} images are in")
+        raise ImageError("no photo can be used", where=where, fix="Fix or remove the photos named above.")
+    report.note(Note("classic session imported", name, f"{len(intake.added)} of {len(classic.photos)}"))
     if concept := add_concept_images(classic, session.class_images, size):
-        console.say(f"its {concept} concept images are class images now: prior.class_images={concept} trains with them")
+        report.note(Note("concept images imported", name, str(concept)))
     shutil.rmtree(unpacked, ignore_errors=True)
     for path in classic.models:
-        console.say(f"to go on from what was trained in it, adopt it under another name with --base {path}")
+        report.note(Note("classic model found", str(path)))
 
 
-def _base(base: str | Path | None) -> BaseModelRecord | None:
-    return None if base is None else _record(_resolve(base))
-
-
-def _resolve(base: str | Path) -> Base:
+def _base_record(base: str | Path, report: Report) -> tuple[BaseModelRecord, int]:
+    """Return the record of a base model, downloaded where needed, and its image size in pixels."""
+    from fastdb.models.diffusers_folder import fingerprint, open_base_model
     from fastdb.models.resolve import resolve_base
 
-    with console.bar("base model", "B") as update:
-        return resolve_base(base, update)
-
-
-def _record(model: Base) -> BaseModelRecord:
-    from fastdb.models.diffusers_folder import fingerprint
-
-    return BaseModelRecord(folder=model.named, fingerprint=fingerprint(model.folder), source=model.source)
-
-
-def _name(called: str, where: object) -> str:
-    """A name for what is `called` so where it came from.
-
-    Raises:
-        SessionError: no session can be called anything like it.
-    """
-    name = near_name(called)
-    if not name:
-        raise SessionError("has no name that a session can have", where=where, fix="Give it one: fastdb adopt ... NAME")
-    if name != called:
-        console.say(f"it is called {name} here")
-    return name
+    with report.progress("base model", "B") as update:
+        model = resolve_base(base, update)
+    record = BaseModelRecord(folder=model.named, fingerprint=fingerprint(model.folder), source=model.source)
+    return record, open_base_model(model.folder).sample_size
 
 
 def _target(session: Session, target: str | Path | None, usual: str) -> Path:
-    """Where the archive of a session goes.
+    """Return the path of the archive.
 
     Raises:
-        StorageError: there is something already, or it is no place for it.
+        StorageError: the path exists or cannot be used.
     """
     path = expanded(target if target is not None else usual).absolute()
     if path.is_dir():
         path = path / usual
     if path.suffix.lower() != ENDING:
-        raise StorageError("is no name of a zip", where=path, fix=f"Give it the ending {ENDING}.")
+        raise StorageError("does not end in .zip", where=path, fix=f"Give it the suffix {ENDING}.")
     if path.is_relative_to(session.path.resolve()) or path.is_relative_to(session.path):
-        raise StorageError("lies in the session itself", where=path, fix="Choose a place outside it.")
+        raise StorageError("is inside the session itself", where=path, fix="Choose a place outside it.")
     if path.exists():
-        raise StorageError("is there already", where=path, fix="Choose another name, or remove it.")
+        raise StorageError("exists already", where=path, fix="Choose another name, or remove it.")
     return path
 
 
-def _check_still(folder: Path, called: str, state: bool) -> None:
-    """Make sure that no trainer writes what is to be copied, on this machine or, as far as is seen here, on another.
+def _check_not_trained(folder: Path, name: str, state: bool) -> None:
+    """Check that no trainer writes what is to be copied.
 
     Raises:
-        SessionBusy: one does.
+        SessionBusy: a trainer does, on this machine or, as far as the lease shows, on another.
     """
-    from fastdb.sessions.lease_status import refuse_elsewhere
     from fastdb.training.process import is_training
 
     if state and is_training(folder):
-        raise SessionBusy("is being trained", where=called, fix=f"Stop that first: fastdb stop {called}")
+        raise SessionBusy("is being trained", where=name, fix=f"Stop it first: fastdb stop {name}")
     if state:
         refuse_elsewhere(folder, "Or stop it there.")
-
-
-def _say_changed(folder: Path) -> None:
-    """Tell what will be copied as it is, though it is not as it came."""
-    for note in changes(folder):
-        console.say(f"warning: {console.sentence(note)}")
-
-
-def _say_left(session: Session) -> None:
-    left = [name for name in HEAVY if any(path.name != README for path in _children(session.path / name))]
-    if left:
-        console.say(f"left out: {', '.join(left)}; --checkpoints takes them along")
-    if exports := exports_of(session):
-        console.say(f"left out: {', '.join(path.name for path in exports)}")
-
-
-def _children(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []

@@ -1,7 +1,29 @@
 """The only room that prints: lines, tables, progress bars, and the sentences of notes."""
 
 from fastdb.console.sentences import SENTENCES, sentence
+from fastdb.console.tables import (
+    free_space,
+    show_overview,
+    show_removal,
+    show_sessions,
+    show_usage,
+)
 from fastdb.console.terminal import bar, boundary, complain, say, table
 from fastdb.console.views import ConsoleReport, TrainingView
 
-__all__ = ["SENTENCES", "ConsoleReport", "TrainingView", "bar", "boundary", "complain", "say", "sentence", "table"]
+__all__ = [
+    "SENTENCES",
+    "ConsoleReport",
+    "TrainingView",
+    "bar",
+    "boundary",
+    "complain",
+    "free_space",
+    "say",
+    "sentence",
+    "show_overview",
+    "show_removal",
+    "show_sessions",
+    "show_usage",
+    "table",
+]

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from fastdb import interactive
 from fastdb.commands import sessions, sharing, space
 from fastdb.errors import ModelError, SessionError
 from fastdb.runtime.paths import cache_folder
@@ -65,15 +66,13 @@ def killed(path: Path, sessions: Path) -> Path:
     return left
 
 
-def test_what_a_killed_adoption_left_is_told_and_removed_after_a_day(
-    zipped: Path, sessions_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_a_killed_adoption_left_is_told_and_removed_after_a_day(zipped: Path, sessions_folder: Path) -> None:
     left = killed(zipped, sessions_folder)
-    sharing.adopt(zipped)
-    asked: list[str] = []
+    interactive.adopt(zipped)
+    asked: list[space.Removal] = []
 
-    def yes(question: str) -> bool:
-        asked.append(question)
+    def yes(removal: space.Removal) -> bool:
+        asked.append(removal)
         return True
 
     assert rests(sessions_folder) == []
@@ -83,10 +82,8 @@ def test_what_a_killed_adoption_left_is_told_and_removed_after_a_day(
     assert space.free_unfinished(confirm=yes) == 0, "something in it is new"
     assert asked == []
     age(left, TWO_DAYS)
-    capsys.readouterr()
-    space.space()
-    assert f"{left.name}: " in capsys.readouterr().out
-    assert space.free_unfinished(confirm=lambda question: False) == 0
+    assert [name for name, _ in space.space().unfinished] == [left.name]
+    assert space.free_unfinished(confirm=lambda removal: False) == 0
     assert left.is_dir()
     assert space.free_unfinished(confirm=yes) > 1000
     assert len(asked) == 1

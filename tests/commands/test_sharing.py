@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fastdb import interactive
 from fastdb.checkpoints.checkpoint import save
 from fastdb.commands import sessions, sharing, training
 from fastdb.errors import (
@@ -181,11 +182,11 @@ def test_a_duplicate_has_no_history_unless_its_checkpoints_come_along(session: S
 
 
 def test_what_is_left_out_is_said(session: Session, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sharing.share(session, tmp_path)
+    interactive.share(session, tmp_path)
     said = capsys.readouterr().out
     assert "left out: 'link' is a link or no plain file" in said
-    assert "left out: checkpoints, class_images, logs; --checkpoints takes them along" in said
-    assert "left out: cat.safetensors" in said
+    assert "Left out: checkpoints, class_images, logs. Include them with --checkpoints" in said
+    assert "Left out: cat.safetensors" in said
     assert f"verified {tmp_path / 'cat.zip'}: " in said
 
 
@@ -386,12 +387,12 @@ def test_a_session_of_the_classic_notebook_is_adopted_as_it_is(
     classic: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(classic)
-    session = sharing.adopt(classic)
+    session = interactive.adopt(classic)
     said = capsys.readouterr().out
     assert contents(classic) == before
     assert (session.name, session.record.base_model.folder) == ("my_dog", "mini")
-    assert "a session of the classic notebook: 4 of 5 images are in" in said
-    assert "left out: sks (5).jpg: is not a supported image file" in said
+    assert "Imported 4 of 5 images of a session of the classic notebook" in said
+    assert "Skipping photo sks (5).jpg: is not a supported image file" in said
     assert "caption left out: sks (3).txt: the caption is not UTF-8 text" in said
     assert f"--base {classic / 'my dog.ckpt'}" in said
     for number in (1, 2, 3):
@@ -407,7 +408,7 @@ def test_a_session_of_the_classic_notebook_is_adopted_as_it_is(
     assert size_of(session.class_images / "concept-0001.png") == (64, 64)
     assert not (session.path / "my dog.ckpt").exists()
     with pytest.raises(SessionExists, match="my_dog_2 is free"):
-        sharing.adopt(classic)
+        interactive.adopt(classic)
     assert listed(session.path.parent) == ["my_dog"]
 
 
@@ -424,7 +425,7 @@ def test_a_zip_of_a_classic_session_is_adopted_too(classic: Path, tmp_path: Path
 def test_a_classic_session_without_a_usable_picture_is_none(classic: Path, sessions_folder: Path) -> None:
     for path in (classic / "instance_images").glob("*.*g"):
         path.write_bytes(b"no photo")
-    with pytest.raises(ImageError, match="none of its pictures can be used"):
+    with pytest.raises(ImageError, match="no photo can be used"):
         sharing.adopt(classic)
     for path in (classic / "instance_images").glob("*.*g"):
         path.unlink()

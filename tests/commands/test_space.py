@@ -16,6 +16,7 @@ import pytest
 from fastdb.checkpoints.checkpoint import complete, save
 from fastdb.checkpoints.disk_usage import KINDS, REMOVABLE, costs_of
 from fastdb.commands import space
+from fastdb.console import ConsoleReport
 from fastdb.downloads.model_cache import entries, locked, note_use, place, remember
 from fastdb.errors import ConfigError, SessionBusy
 from fastdb.sessions.session import Session
@@ -89,7 +90,7 @@ def session(sessions_folder: Path) -> Session:
 
 
 def test_all_bytes_are_told_once_under_their_kind(session: Session) -> None:
-    [spent] = space.space(["dog"])
+    [spent] = space.space(["dog"]).sessions.sessions
     assert spent.bytes == sum(path.stat().st_size for path in session.path.rglob("*") if path.is_file())
     assert {cost.kind for cost in spent.costs} <= set(KINDS)
     assert spent.of("set-aside") == 70_000
@@ -110,8 +111,8 @@ def test_the_commands_show_it(session: Session, sessions_folder: Path, tmp_path:
     head = re.split(" {2,}", lines[1])
     row = dict(zip(head, re.split(" {2,}", lines[3]), strict=True))
     assert (row["session"], row["set-aside"], row["exports"]) == ("dog", "70.0 kB", "90.0 kB")
-    assert lines[4].startswith("all ")
-    assert any(line.startswith("free: ") for line in lines)
+    assert lines[4].startswith("total ")
+    assert any(" free on the disk of " in line for line in lines)
     done = fastdb("space", "dog")
     assert re.search(r"^  checkpoints/unet-000050 +\d", done.stdout, re.MULTILINE)
     assert re.search(r"^  checkpoints/set-aside-1 +70.0 kB$", done.stdout, re.MULTILINE)
@@ -147,7 +148,7 @@ print(sum(path.endswith("checkpoints") for path in listed), sum(opened.values())
 def gone(session: Session, kind: str) -> set[str]:
     """What `free` took, of the whole folder."""
     before = names(session.path)
-    told = space.free(session, [kind], confirm=yes)
+    told = space.free(session, [kind], confirm=yes, report=ConsoleReport())
     after = names(session.path)
     assert after <= before
     assert (told > 0) == (before > after)
@@ -191,20 +192,20 @@ def test_the_checkpoint_that_the_evaluation_names_stays(session: Session, capsys
     gone(session, "checkpoints")
     assert [one.step for one in complete(session.checkpoints, "unet")] == [10, 30, 40, 50]
     assert gone(session, "checkpoints") == set()
-    assert "verify, nor that of step 10, which its evaluation says to use" in capsys.readouterr().out
+    assert "newest valid checkpoints and the one of step 10, which the evaluation chose" in capsys.readouterr().out
 
 
 def test_class_images_stay_while_checkpoints_need_them(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
     session = session.with_config(session.config.changed({"unet.steps": 60}))
     assert gone(session, "class-images") == set()
-    assert "go on only with the very images they began with" in capsys.readouterr().out
+    assert "Class images cannot be deleted before training ends" in capsys.readouterr().out
 
 
 def test_it_asks_first_and_says_what_would_go(session: Session) -> None:
     before = names(session.path)
     for said in ("n\n", ""):
         done = fastdb("free", "dog", "--what", "exports", "--what", "set-aside", said=said)
-        assert "would go of exports: 90.0 kB in 3" in done.stdout
+        assert "exports: 3 files or folders, 90.0 kB" in done.stdout
         assert "  dog_step_20.ckpt  30.0 kB" in done.stdout
         assert "remove 160 kB of dog for good?" in done.stdout + done.stderr
         assert names(session.path) == before
@@ -229,7 +230,7 @@ def test_nothing_goes_while_it_is_trained(session: Session) -> None:
     assert trainer.stdout.readline() == "held\n"
     before = names(session.path)
     for kind in REMOVABLE:
-        with pytest.raises(SessionBusy, match="is being trained, so nothing is removed"):
+        with pytest.raises(SessionBusy, match="is being trained; nothing was deleted"):
             space.free(session, [kind], confirm=yes)
     with pytest.raises(SessionBusy, match="may need any of its models"):
         space.free_models(confirm=yes)
@@ -244,7 +245,7 @@ def test_nothing_goes_that_changed_while_the_question_was_open(session: Session)
         return True
 
     before = names(session.path)
-    with pytest.raises(SessionBusy, match="has changed since you were asked"):
+    with pytest.raises(SessionBusy, match="changed while the question was open"):
         space.free(session, ["checkpoints"], confirm=train_meanwhile)
     assert before <= names(session.path)
 
@@ -266,7 +267,7 @@ def test_what_cannot_be_removed_is_refused(session: Session) -> None:
     for command in (["free"], ["free", "dog", "--models"], ["free", "--models", "--what", "exports"]):
         done = fastdb(*command)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert "takes either a session and --what, or --models" in done.stderr
+        assert "needs either a session and --what, or --models" in done.stderr
 
 
 def test_a_removal_that_fails_is_one_line(session: Session, small_disk: Callable[[str], Path]) -> None:
@@ -323,7 +324,7 @@ def test_models_go_by_their_last_use(models: dict[str, Path]) -> None:
     assert done.returncode == 0, done
     assert order() == ["mid"]
     assert "https://example.org/new" in done.stdout
-    assert "fetched again" in fastdb("free", "--models", said="n\n").stdout
+    assert "of base models for good" in fastdb("free", "--models", said="n\n").stdout
     assert order() == ["mid"]
     assert space.free_models(confirm=yes) > 10_000
     assert space.free_models(confirm=yes) == 0
@@ -339,11 +340,11 @@ def test_a_model_that_is_being_fetched_stays(models: dict[str, Path], capsys: py
     )
     assert other.stdout is not None
     assert other.stdout.readline() == "held\n"
-    space.free_models(confirm=yes)
+    space.free_models(confirm=yes, report=ConsoleReport())
     assert [path.exists() for path in models.values()] == [True, False, False]
-    assert "stays, for it is being fetched: https://example.org/old" in capsys.readouterr().out
+    assert "Kept (download in progress): https://example.org/old" in capsys.readouterr().out
     other.communicate("\n")
-    space.free_models(confirm=yes)
+    space.free_models(confirm=yes, report=ConsoleReport())
     assert not models["old"].exists()
 
 

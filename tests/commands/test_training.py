@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from fastdb import interactive
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.compressed_checkpoint import raw_file
 from fastdb.commands import results, sessions, training
@@ -160,10 +161,10 @@ def test_new_says_the_prompt_it_made_up(session: Session, mini: Path, capsys: py
     assert session.config.captions.instance_prompt == "a photo of sks cup"
     cases = [({"token": "sks"}, "a photo of sks"), ({"class_word": "dog"}, "a photo of dog"), ({}, "")]
     for number, (words, prompt) in enumerate(cases):
-        made = sessions.new(f"s{number}", mini, **words)
+        made = interactive.new(f"s{number}", mini, **words)
         assert made.config.captions.instance_prompt == prompt
-        assert (f"instance prompt: {prompt!r}" in capsys.readouterr().out) == bool(prompt)
-    kept = sessions.new("kept", mini, token="sks", settings={"captions.instance_prompt": "sks at sea"})
+        assert (f"Instance prompt: {prompt!r}" in capsys.readouterr().out) == bool(prompt)
+    kept = interactive.new("kept", mini, token="sks", settings={"captions.instance_prompt": "sks at sea"})
     assert kept.config.captions.instance_prompt == "sks at sea"
 
 
@@ -173,11 +174,11 @@ def test_a_photo_that_cannot_be_used_is_named_and_the_others_come_in(
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(photos[0].read_bytes()[:5000])
     with pytest.raises(ImageError) as caught:
-        sessions.add_images(session, [photos[0], broken, photos[1]])
+        interactive.add_images(session, [photos[0], broken, photos[1]])
     assert str(caught.value) == (
-        "cup: 1 of 3 photos could not be used, 2 were added. Fix or remove the photos named above."
+        "cup: 1 of 3 photos cannot be used; 2 were added. Fix or remove the photos named above."
     )
-    assert f"not added: {broken}: " in capsys.readouterr().out
+    assert f"Skipping photo {broken}: " in capsys.readouterr().out
     names = ["astronaut.png", "cat.png", "cup.png"]
     for folder in (session.originals, session.instance_images):
         assert sorted(path.name for path in folder.glob("*.*g")) == names
@@ -189,9 +190,9 @@ def test_a_photo_that_cannot_be_used_is_named_and_the_others_come_in(
 def test_when_no_photo_can_be_used_nothing_changes(session: Session, tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     before = tree(session.path)
-    with pytest.raises(ImageError, match="1 of 1 photos could not be used, 0 were added"):
+    with pytest.raises(ImageError, match="1 of 1 photos cannot be used; 0 were added"):
         sessions.add_images(session, [tmp_path / "broken.jpg"])
-    with pytest.raises(ImageError, match="no photos were named"):
+    with pytest.raises(ImageError, match="no photos were given"):
         sessions.add_images(session, [])
     assert tree(session.path) == before
 
@@ -251,8 +252,8 @@ def test_an_export_says_how_far_the_session_is(trained: Session, capsys: pytest.
     ):
         if stage:
             shutil.rmtree(trained.checkpoints / stage)
-        (file,) = results.export("cup", formats=["safetensors"])
-        assert f"exporting cup as trained so far: {stands}\n" in capsys.readouterr().out
+        (file,) = interactive.export("cup", formats=["safetensors"])
+        assert f"Exporting cup: {stands}\n" in capsys.readouterr().out
         with safe_open(file, framework="pt") as opened:
             told = opened.metadata()
         assert told["fastdb.trained"] == stands
@@ -261,7 +262,7 @@ def test_an_export_says_how_far_the_session_is(trained: Session, capsys: pytest.
     before = file.read_bytes()
     shutil.rmtree(trained.checkpoints / "text_encoder-000003")
     with pytest.raises(TrainingError, match=r"^cup: there is no valid checkpoint to export"):
-        results.export("cup")
+        interactive.export("cup")
     assert file.read_bytes() == before
 
 
@@ -269,9 +270,9 @@ def test_an_earlier_checkpoint_is_exported_by_its_step(
     trained: Session, mini: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What `fastdb evaluate` names can be had."""
-    (newest,), (file,) = (results.export("cup", formats=["safetensors"], step=step) for step in (None, 3))
+    (newest,), (file,) = (interactive.export("cup", formats=["safetensors"], step=step) for step in (None, 3))
     assert file.name == "cup_step_3.safetensors"
-    assert "exporting cup as trained so far: text_encoder 4/4, unet 3/6\n" in capsys.readouterr().out
+    assert "Exporting cup: text_encoder 4/4, unet 3/6\n" in capsys.readouterr().out
     kept = load_file(raw_file(trained.checkpoints / "unet-000003" / "unet.packed", mini))["conv_in.weight"].half()
     exported = {path: load_file(path)["model.diffusion_model.input_blocks.0.0.weight"] for path in (file, newest)}
     assert torch.equal(exported[file], kept)
@@ -279,19 +280,19 @@ def test_an_earlier_checkpoint_is_exported_by_its_step(
     assert [path.name for path in sessions.exports_of(trained)] == ["cup.safetensors", "cup_step_3.safetensors"]
     before = tree(trained.path)
     with pytest.raises(ConfigError, match=r"no checkpoint of the UNet stage at step 5\. Existing steps: 3, 6\."):
-        results.export("cup", step=5)
+        interactive.export("cup", step=5)
     (trained.checkpoints / "unet-000003" / "state.json").write_text("{")
     with pytest.raises(TrainingError, match=r"no valid checkpoint of the UNet stage \(unet-000003: "):
-        results.export("cup", step=3)
+        interactive.export("cup", step=3)
     (trained.checkpoints / "unet-000003" / "state.json").write_bytes(before["checkpoints/unet-000003/state.json"])
     shutil.rmtree(trained.checkpoints / "text_encoder-000004")
     with pytest.raises(TrainingError, match="the text encoder of step 4, with which the UNet was trained"):
-        results.export("cup", step=3)
+        interactive.export("cup", step=3)
 
 
 def test_an_export_draws_what_its_session_draws(trained: Session, capsys: pytest.CaptureFixture[str]) -> None:
     for precision, most in (("fp32", 1), ("fp16", 16)):
-        file, _ = results.export("cup", precision=precision, render=True)  # type: ignore[arg-type]
+        file, _ = interactive.export("cup", precision=precision, render=True)  # type: ignore[arg-type]
         said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("draws what its source")]
         assert len(said) == 2
         assert all(int(line.split()[7]) <= most and f"({most} allowed)" in line for line in said)
@@ -334,7 +335,7 @@ def test_a_request_that_cannot_be_is_said_before_a_model_is_loaded(
     session: Session, asked: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        results.generate("cup", "a cup", **asked)
+        interactive.generate("cup", "a cup", **asked)
     assert str(caught.value).startswith(said)
     assert "loading" not in capsys.readouterr().out
     assert not (session.path / "generated").exists()
@@ -347,11 +348,11 @@ def test_a_file_in_place_of_the_output_folder_is_said(session: Session, tmp_path
 
 
 def test_what_there_is_is_shown(trained: Session, mini: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sessions.new("dog", mini, settings={"unet.steps": 7})
+    interactive.new("dog", mini, settings={"unet.steps": 7})
     (trained.path.parent / "broken").mkdir()
     (trained.path.parent / "broken" / "session.yaml").write_text("{")
     capsys.readouterr()
-    assert [session.name for session in sessions.list_sessions()] == ["cup", "dog"]
+    assert [session.name for session in interactive.list_sessions()] == ["cup", "dog"]
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"2 sessions in {trained.path.parent}"
     assert said[1].split() == ["name", "training", "images", "created"]
@@ -360,24 +361,24 @@ def test_what_there_is_is_shown(trained: Session, mini: Path, capsys: pytest.Cap
         ["cup", "text_encoder 4/4, unet 6/6", "1"],
         ["dog", "text_encoder 0/350, unet 0/7", "0"],
     ]
-    assert said[4].startswith("cannot be opened: ")
+    assert said[4].startswith("Cannot open: ")
     assert len(said) == 5
 
 
 def test_that_there_is_nothing_is_said(sessions_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sessions.list_sessions() == []
-    assert capsys.readouterr().out == f"no sessions in {sessions_folder}\n"
+    assert interactive.list_sessions() == []
+    assert capsys.readouterr().out == f"No sessions in {sessions_folder}\n"
     assert not sessions_folder.exists()
 
 
 def test_a_session_is_shown_with_all_that_matters(trained: Session, capsys: pytest.CaptureFixture[str]) -> None:
-    results.export("cup", formats=["ckpt"])
+    interactive.export("cup", formats=["ckpt"])
     capsys.readouterr()
-    assert sessions.show("cup").path == trained.path
+    assert interactive.show("cup").path == trained.path
     rows = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
     facts = {name: value.strip() for name, value in rows.items()}
     assert facts.pop("base model") == trained.record.base_model.folder
-    assert facts.pop("set").startswith("resolution 64; text_encoder.steps 4; unet.steps 6")
+    assert facts.pop("settings").startswith("resolution 64; text_encoder.steps 4; unet.steps 6")
     assert facts == {
         "session": "cup",
         "folder": str(trained.path),
@@ -408,6 +409,6 @@ def test_open_or_new_keeps_what_is_there(session: Session, mini: Path) -> None:
 
 
 def test_stopping_says_whether_there_was_one(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
-    assert training.stop("cup") is False
+    assert interactive.stop("cup") is False
     assert "cup is not being trained on this machine" in capsys.readouterr().out
-    assert training.stop(session) is False
+    assert interactive.stop(session) is False

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fastdb import interactive
 from fastdb.commands import sessions
 from fastdb.errors import ConfigError, ModelError, SessionExists, TrainingError
 from fastdb.models.diffusers_folder import fingerprint, open_base_model
@@ -181,7 +182,7 @@ def test_a_name_of_the_registry_tries_its_repositories_in_order(
     files = {path.relative_to(mini).as_posix(): path.read_bytes() for path in sorted(mini.rglob("*")) if path.is_file()}
     hub.add("stable-diffusion-v1-5/stable-diffusion-v1-5", files)
     for number, name in enumerate(("sd15", "runwayml/stable-diffusion-v1-5", "Stable Diffusion 1.5")):
-        session = sessions.new(f"dog{number}", name, settings={"resolution": 512})
+        session = interactive.new(f"dog{number}", name, settings={"resolution": 512})
         assert session.record.base_model.source == f"stable-diffusion-v1-5/stable-diffusion-v1-5@{COMMIT}"
 
 

@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch")
 from filelock import FileLock
 from PIL import Image
 
-from fastdb import notebook
+from fastdb import interactive, notebook
 from fastdb.checkpoints.retention import retention
 from fastdb.commands import results
 from fastdb.errors import (
@@ -264,7 +264,7 @@ def test_the_exported_file_gives_the_same_figures(
     evaluated: Session, again: Callable[..., Report], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before, last = pictures(evaluated), told(evaluated)["checkpoints"][-1]
-    file = results.export(evaluated, formats=["safetensors"], precision="fp32")[0]
+    file = interactive.export(evaluated, formats=["safetensors"], precision="fp32")[0]
     capsys.readouterr()
     report = again(evaluated, file=file)
     said = capsys.readouterr().out
@@ -277,7 +277,7 @@ def test_the_exported_file_gives_the_same_figures(
     assert (evaluated.path / "evaluation" / "cup.safetensors-grid.png").is_file()
     made = {name: data for name, data in pictures(evaluated).items() if name not in before}
     assert len(made) == 8
-    half = results.export(evaluated, formats=["safetensors"], precision="fp16")[0]
+    half = interactive.export(evaluated, formats=["safetensors"], precision="fp16")[0]
     again(evaluated, file=half)
     for name, value in told(evaluated, "cup.safetensors.json")["checkpoints"][1]["figures"].items():
         assert value["mean"] == pytest.approx(last["figures"][name]["mean"], abs=0.02), name
@@ -286,7 +286,7 @@ def test_the_exported_file_gives_the_same_figures(
 def test_an_export_is_not_compared_with_what_was_asked_otherwise(
     evaluated: Session, again: Callable[..., Report], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = results.export(evaluated, formats=["safetensors"])[0]
+    file = interactive.export(evaluated, formats=["safetensors"])[0]
     again(evaluated, file=file, steps=2)
     assert "not compared with its checkpoint: that was not evaluated with the same" in capsys.readouterr().out
     (evaluated.path / "evaluation" / "evaluation.json").unlink()

@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 
 from PIL import Image
 
+from fastdb import interactive
 from fastdb.commands import results
 from fastdb.errors import ConfigError
 from fastdb.evaluation.measures import Taken, Value
@@ -153,7 +154,7 @@ def test_a_session_on_mini_is_read_and_not_compared(
     drawn: Path, sessions_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     session = Session.open(shutil.copytree(drawn, sessions_folder / "mug"))
-    report = results.evaluate(session, seeds=1, steps=4)
+    report = interactive.evaluate(session, seeds=1, steps=4)
     said = capsys.readouterr().out
     assert "evaluating step 0, step 4, step 8; measured by the drawn world's readings, subject: mug" in said
     assert [group.name for group in report.protocol.groups] == ["subject", "context", "class", COLOURED, "others"]

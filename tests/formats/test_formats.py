@@ -68,9 +68,9 @@ def test_it_opens_where_nothing_can_be_written(first: Session, forbidden: list[s
         path.chmod(0o555 if path.is_dir() else 0o444)
     script = """
 import sys
-from fastdb.commands import sessions
+from fastdb import interactive
 from fastdb.errors import StorageError
-session = sessions.show(sys.argv[1])
+session = interactive.show(sys.argv[1])
 try:
     session.with_run_begun("unet step 4")
 except StorageError as error:
@@ -154,7 +154,7 @@ def test_checkpoints_of_format_1_are_gone_on_from(first: Session) -> None:
     assert newest(first.checkpoints, "unet", LINEAGE) == (there[1], [])
     stands = standing(first)
     assert (stands.skipped, stands.done("text_encoder"), stands.done("unet")) == ((), 2, 4)
-    assert sessions.show(first).record == first.record
+    assert sessions.show(first).session.record == first.record
     assert tree(first.path) == before
 
 

@@ -18,13 +18,10 @@ torch = pytest.importorskip("torch")
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from fastdb import interactive
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.compressed_checkpoint import raw_file, tensors_of
 from fastdb.checkpoints.progress import Standing, standing
-from fastdb.commands import (
-    results,
-    sessions,
-)
 from fastdb.sessions.session import Session
 from fastdb.storage.manifest import faults, sha256
 from fastdb.training import process
@@ -96,7 +93,7 @@ def test_the_session_opens_with_its_progress(session: Session, capsys: pytest.Ca
     progress = standing(session)
     assert (progress.skipped, progress.done("text_encoder"), progress.done("unet")) == ((), 4, 4)
     assert {path.suffix for path in progress.weights.values()} == {".packed"}
-    sessions.show(session)
+    interactive.show(session)
     assert "text_encoder 4/4, unet 4/8" in capsys.readouterr().out
 
 
@@ -147,7 +144,7 @@ def test_it_resumes_to_the_bit_and_exports(
         end[file] = tensors_of(checkpoints[checkpoint], f"{stem}.safetensors", BASE)
     exports = {}
     for precision in ("fp16", "fp32"):
-        (exported,) = results.export(Session.open(session.path), formats=["safetensors"], precision=precision)
+        (exported,) = interactive.export(Session.open(session.path), formats=["safetensors"], precision=precision)
         with safe_open(exported, "pt") as opened:
             assert opened.metadata()["fastdb.trained"] == "text_encoder 4/4, unet 8/8"
         exports[precision] = load_file(exported)

@@ -38,7 +38,7 @@ def test_open_or_new_makes_then_opens(session, capsys):
     assert (again.path, again.config.resolution, again.record.subject.token) == (session.path, 64, "sks")
     assert len(again.record.runs) == 1
     said = capsys.readouterr().out
-    assert "going on with a session that is there already" in said
+    assert "Opened session mug with its own base model" in said
     assert "sks mug" in said
 
 
@@ -72,11 +72,11 @@ def test_photos_come_in_once(session, photos, capsys):
     assert stems(session) == ["astronaut", "cat", "coffee"]
     capsys.readouterr()
     assert notebook.add_images(session).size == sheet.size
-    assert "the images mug holds already" in capsys.readouterr().out
+    assert "mug has images already" in capsys.readouterr().out
 
 
 def test_without_photos_the_cell_says_what_to_do(session):
-    with pytest.raises(ImageError, match=r"^mug: has no new photos\. Write the folder"):
+    with pytest.raises(ImageError, match=r"^mug: no photos were given\. Write the folder"):
         notebook.add_images(session)
 
 
@@ -95,7 +95,7 @@ def test_a_browser_uploads_and_the_same_photos_are_not_doubled(session, photos, 
 
 
 def test_an_upload_that_is_cancelled_is_told(session, colab):
-    with pytest.raises(ImageError, match="no new photos"):
+    with pytest.raises(ImageError, match="no photos were given"):
         notebook.add_images(session)
     assert colab.asked == ["upload"]
 
@@ -109,7 +109,7 @@ def test_images_stay_as_they_are_while_they_are_trained_on(session, photos, monk
     finally:
         (photos / "lion.png").unlink()
     assert stems(session) == ["astronaut", "cat", "coffee"]
-    assert "is being trained: its images stay as they are" in capsys.readouterr().out
+    assert "is being trained; no photos were added" in capsys.readouterr().out
 
 
 def test_samples_stand_in_the_order_of_their_steps(session, capsys, monkeypatch):
@@ -151,25 +151,25 @@ def test_the_gpu_is_named_or_missed(monkeypatch, colab, capsys, tmp_path):
 
     assert "Tesla T4, 15360 MiB\n" in answering(0, "Tesla T4, 15360 MiB\n")
     said = answering(9, "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.")
-    assert "no NVIDIA GPU to be seen" in said
+    assert "no NVIDIA GPU found" in said
     assert "Change runtime type" in said
     monkeypatch.setattr(shutil, "which", lambda name: None)
     notebook.begin()
-    assert "no NVIDIA GPU to be seen" in capsys.readouterr().out
+    assert "no NVIDIA GPU found" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("colab")
 def test_colab_gets_the_better_face_detector_or_a_line_why_not(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(notebook, "fetch_yunet", lambda timeout: tmp_path / "yunet.onnx")
     notebook.begin()
-    assert f"face detector: YuNet ({tmp_path / 'yunet.onnx'})" in capsys.readouterr().out
+    assert f"Face detector: YuNet ({tmp_path / 'yunet.onnx'})" in capsys.readouterr().out
 
     def refused(timeout):
         raise ImageError("the face detector could not be downloaded (refused)", fix="Try again later.")
 
     monkeypatch.setattr(notebook, "fetch_yunet", refused)
     notebook.begin()
-    assert "face detector: the built-in one, for the face detector could not be downloaded" in capsys.readouterr().out
+    assert "Face detector: built in, because the face detector could not be downloaded" in capsys.readouterr().out
 
 
 def test_finishing_outside_colab_says_where_everything_is(session, capsys):
@@ -181,7 +181,7 @@ def test_finishing_outside_colab_says_where_everything_is(session, capsys):
 
 
 def test_downloading_needs_an_export(session, colab):
-    with pytest.raises(ModelError, match=r"mug\.safetensors: is not there yet\. Run the cell that exports first"):
+    with pytest.raises(ModelError, match=r"mug\.safetensors: does not exist yet\. Run the export cell first"):
         notebook.finish(session, "download the safetensors")
     (session.path / "mug.safetensors").touch()
     notebook.finish(session, "download the safetensors")
@@ -189,7 +189,7 @@ def test_downloading_needs_an_export(session, colab):
 
 
 def test_the_machine_goes_only_when_everything_is_safe(session, colab, monkeypatch):
-    with pytest.raises(StorageError, match="lies on this machine only"):
+    with pytest.raises(StorageError, match="is on this machine only"):
         notebook.finish(session, "disconnect")
     (colab.mountpoint / "MyDrive").mkdir(parents=True)
     with monkeypatch.context() as busy:

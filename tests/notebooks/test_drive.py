@@ -26,7 +26,7 @@ def test_drive_is_mounted_and_sessions_live_there(colab, capsys):
     open_drive()
     said = capsys.readouterr().out
     *lines, free = said.splitlines()
-    assert lines == [f"Google Drive: {colab.mountpoint / 'MyDrive'}", f"no sessions in {sessions_root()}"]
+    assert lines == [f"Google Drive: {colab.mountpoint / 'MyDrive'}", f"No sessions in {sessions_root()}"]
     assert re.fullmatch(rf"free: .+ of .+, where {re.escape(str(sessions_root()))} lies", free)
 
 

@@ -62,7 +62,7 @@ def test_the_first_hour_and_the_next_evening(home, photos):
         second.run("set-up", "drive")
         assert "1 session in" in text(cells["drive"])
         second.run("session", "session")
-        assert "going on with a session that is there already" in text(cells["session"])
+        assert "Opened session mug with its own base model" in text(cells["session"])
         assert "text_encoder 4/4, unet 6/6" in text(cells["session"])
         assert "'finished'" in text(second.run("train", "train"))
         assert "unet stage: done, 6 steps" in text(cells["train"])

@@ -9,9 +9,9 @@ import pytest
 
 pytest.importorskip("torch")
 
+from fastdb import interactive
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.progress import standing
-from fastdb.commands import training
 from fastdb.reporting import Note
 from fastdb.sessions.session import Session
 
@@ -22,10 +22,10 @@ def test_a_checkpoint_of_an_earlier_lineage_is_skipped(
     make_session: Callable[..., Session], capsys: pytest.CaptureFixture[str]
 ) -> None:
     session = make_session("again", **SHORT)
-    assert training.train(session) == "finished"
+    assert interactive.train(session) == "finished"
     old = session.record.lineage
     assert {(one.state["format"], one.state["lineage"]) for one in complete(session.checkpoints)} == {(2, old)}
-    assert training.train(session, restart=True, settings={"unet.learning_rate": 1e-3}) == "finished"
+    assert interactive.train(session, restart=True, settings={"unet.learning_rate": 1e-3}) == "finished"
     session = Session.open(session.path)
     new = session.record.lineage
     assert new != old
@@ -38,6 +38,8 @@ def test_a_checkpoint_of_an_earlier_lineage_is_skipped(
     reason = "it belongs to another session or to an earlier start of this one"
     assert stands.skipped == (Note("checkpoint skipped", "unet-000009", reason),)
     capsys.readouterr()
-    assert training.train(session, settings={"checkpoints.every_steps": 1}) == "finished", "its recipe is not looked at"
+    assert interactive.train(session, settings={"checkpoints.every_steps": 1}) == "finished", (
+        "its recipe is not looked at"
+    )
     assert reason in capsys.readouterr().out
     assert (session.checkpoints / "unet-000009").is_dir()

@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+from fastdb import interactive
 from fastdb.checkpoints.progress import standing
 from fastdb.commands import sessions, training
 from fastdb.commands.results import export, generate
@@ -63,9 +64,9 @@ def noticed(session: Session, name: str) -> bool:
     """Whether `fastdb check` names the file, in lines and with no traceback."""
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastdb.console.say", said.append)
+        patch.setattr("fastdb.console.views.say", said.append)
         try:
-            sessions.check(session.path)
+            interactive.check(session.path)
         except FastDBError as error:
             said.append(str(error))
         else:
@@ -139,7 +140,7 @@ def test_what_was_changed_before_training_is_told_and_is_no_refusal(
     (tmp_path / "cat.txt").write_text("on a chair\n")
     shutil.copy(photos[0], tmp_path / "cat.png")
     (session.class_images / "mine.png").write_bytes(photos[1].read_bytes())
-    sessions.add_images(session, [tmp_path / "cat.png"])
+    interactive.add_images(session, [tmp_path / "cat.png"])
     [path] = [one for one in (session.path / folder).iterdir() if one.stem in ("cat", "mine")]
     if path.suffix == ".txt":
         path.write_text("on a table\n")
@@ -148,13 +149,13 @@ def test_what_was_changed_before_training_is_told_and_is_no_refusal(
 
         Image.open(path).rotate(90).save(path)
     capsys.readouterr()
-    assert training.train(session) == "finished"
+    assert interactive.train(session) == "finished"
     line = f"'{folder}/{path.name}' was edited or damaged since it was added"
     assert line in capsys.readouterr().out
-    with pytest.raises(FastDBError, match="1 of its files is not as they were"):
-        sessions.check(session)
-    sessions.check(session, accept=True)
-    sessions.check(session)
+    with pytest.raises(FastDBError, match="1 file was changed or damaged"):
+        interactive.check(session)
+    interactive.check(session, accept=True)
+    interactive.check(session)
 
 
 @pytest.mark.parametrize("kind", ["instance_images", pytest.param("class_images", marks=pytest.mark.full)])
@@ -192,10 +193,9 @@ def test_a_flipped_session_yaml_is_told_or_refused(
 def test_a_share_of_damaged_files_says_so(
     whole: Session, copy: Callable[[Session], Session], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from fastdb.commands import sharing
 
     session = copy(whole)
     path = next(iter(session.originals.glob("*.png")))
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    sharing.share(session, tmp_path / "a.zip")
-    assert f"warning: 'originals/{path.name}' was edited or damaged" in capsys.readouterr().out
+    interactive.share(session, tmp_path / "a.zip")
+    assert f"'originals/{path.name}' was edited or damaged" in capsys.readouterr().out

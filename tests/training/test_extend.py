@@ -10,9 +10,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from fastdb import interactive
 from fastdb.checkpoints.export_parts import export_metadata
 from fastdb.checkpoints.progress import how_far, progress_of, standing, steps_of
-from fastdb.commands import sessions, training
+from fastdb.commands import training
 from fastdb.errors import ConfigError, SessionBusy, TrainingError
 from fastdb.models.resolve import ensure_base
 from fastdb.sessions.session import Session
@@ -139,7 +140,7 @@ def test_it_is_in_the_history_and_in_the_export(base: Session, capsys: pytest.Ca
     ]
     assert [run.begins for run in session.record.runs] == ["text_encoder step 0"]
     capsys.readouterr()
-    sessions.show(session)
+    interactive.show(session)
     out = capsys.readouterr().out
     when = session.record.extended[0].when
     assert re.search(rf"extended +after step 4 by 4 steps, rewarm at 0\.0004, {re.escape(when)}\n", out), out
@@ -257,7 +258,9 @@ def test_a_session_that_is_being_trained_is_not_extended(make_session: Made) -> 
     session = make_session("busy", **{**SHORT, "unet__steps": 2000})
     running = process.start(session)
     try:
-        with pytest.raises(SessionBusy, match=r"is being trained, to an end that is settled.*fastdb stop busy"):
+        with pytest.raises(
+            SessionBusy, match=r"training is running; its step count cannot be changed now.*fastdb stop busy"
+        ):
             training.extend(session, 5)
     finally:
         running.stop()

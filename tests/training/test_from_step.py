@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+from fastdb import interactive
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.commands import sharing, training
 from fastdb.errors import ConfigError, FastDBError, TrainingError
@@ -53,7 +54,7 @@ def test_it_goes_on_from_there_and_ends_where_it_ended(
 ) -> None:
     session = copy(finished)
     before, last = result(session), (session.checkpoints / "unet-000005" / "unet.packed").read_bytes()
-    assert training.train(session, from_step=2) == "finished"
+    assert interactive.train(session, from_step=2) == "finished"
     out = capsys.readouterr().out
     aside = session.checkpoints / "set-aside-1"
     assert f"checkpoints after step 2 of the UNet's stage are kept in {aside}\n" in out
@@ -85,14 +86,14 @@ def test_from_0_the_stage_begins_again_with_what_it_is_to_have(
     with pytest.raises(
         TrainingError, match=r"or restart the UNet stage with --from-step 0, or everything with --restart"
     ):
-        training.train(session, settings={"unet.steps": 2, "unet.extensions": []})
-    assert training.train(session, settings={"unet.steps": 2, "unet.extensions": []}, from_step=0) == "finished"
+        interactive.train(session, settings={"unet.steps": 2, "unet.extensions": []})
+    assert interactive.train(session, settings={"unet.steps": 2, "unet.extensions": []}, from_step=0) == "finished"
     assert "text_encoder stage: done, 2 steps" in capsys.readouterr().out
     assert steps(session) == [1, 2]
     assert {name: data for name, data in tree(session).items() if "text_encoder-" in name} == encoder
     capsys.readouterr()
-    assert training.train(session, from_step=2) == "finished"
-    assert "there were no checkpoints after step 2 of the UNet's stage" in capsys.readouterr().out
+    assert interactive.train(session, from_step=2) == "finished"
+    assert "There were no checkpoints after step 2 of the UNet's stage" in capsys.readouterr().out
     assert not (session.checkpoints / "set-aside-2").exists()
 
 
@@ -118,7 +119,7 @@ def test_from_0_the_stage_begins_again_with_what_it_is_to_have(
             ConfigError,
             "cup has no checkpoint of the UNet stage at step 9. Existing steps: 1, 2, 3, 4, 5.",
         ),
-        ({"from_step": 2, "restart": True}, ConfigError, "--from-step: is no way to begin anew. Give it, or --restart"),
+        ({"from_step": 2, "restart": True}, ConfigError, "--from-step and --restart cannot be combined."),
         ({"from_step": 2, "settings": {"unet.steps": -1}}, ConfigError, "unet.steps is -1"),
     ],
 )

@@ -13,10 +13,11 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file
 
+from fastdb import interactive
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.export_parts import export_parts
 from fastdb.checkpoints.progress import Standing, standing
-from fastdb.commands import results, sessions, training
+from fastdb.commands import training
 from fastdb.errors import TrainingError
 from fastdb.inference.source import open_source
 from fastdb.models.loading import load_part, load_tokenizer
@@ -163,9 +164,9 @@ def test_the_text_encoder_is_found_wherever_weights_are_looked_for(
 
 
 def test_it_is_said_in_the_overview_and_is_in_the_export(joint: Session, capsys: pytest.CaptureFixture[str]) -> None:
-    sessions.show(joint)
+    interactive.show(joint)
     assert "unet 7/7 with the text encoder" in capsys.readouterr().out
-    [file] = results.export(joint, formats=["safetensors"], precision="fp32")
+    [file] = interactive.export(joint, formats=["safetensors"], precision="fp32")
     exported, trained = load_file(file), weights(joint, 7, "text_encoder")
     assert all(torch.equal(exported[to], trained[name]) for name, to in originals("text_encoder", trained).items())
 

@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("torch")
 
+from fastdb import interactive
 from fastdb.checkpoints.progress import standing
-from fastdb.commands import training
 from fastdb.sessions.session import Session
 from fastdb.training import process
 from tests.leftovers import CASES, expected
@@ -85,7 +85,7 @@ def test_copies_of_photos_that_drive_makes_are_not_trained_on(
     for folder in (session.instance_images, session.class_images):
         path = sorted(folder.glob("*.png"))[0]
         shutil.copy(path, path.with_name(f"{path.stem} (1).png"))
-    assert training.train(session) == "finished"
+    assert interactive.train(session) == "finished"
     said = capsys.readouterr().out
     assert said.count(": copy of another image") == 2
     assert result(session) == result(straight)

@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file
 
+from fastdb import interactive
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.compressed_checkpoint import raw_file
 from fastdb.checkpoints.progress import standing
@@ -296,7 +297,7 @@ def test_a_second_trainer_is_refused_and_a_second_caller_follows(make_session: M
     assert found is not None
     assert found.pid == running.pid
     with pytest.raises(SessionBusy):
-        training.train(session, settings={"unet.steps": 61})
+        interactive.train(session, settings={"unet.steps": 61})
     os.kill(running.pid, signal.SIGINT)
     assert outcome(running) == "stopped"
     assert process.find(session) is None

@@ -1,0 +1,144 @@
+"""Tables of what verbs return."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fastdb.console.sentences import sentence
+from fastdb.console.terminal import say, table
+from fastdb.reporting import format_bytes
+
+if TYPE_CHECKING:
+    from fastdb.commands.sessions import Overview, SessionList
+    from fastdb.commands.space import Disk, Removal, SessionUsage, Usage
+
+LONGEST = 20
+"""Files listed by name before a deletion; of more only the number is shown."""
+
+
+def show_sessions(listing: SessionList) -> None:
+    """Print the sessions of a folder."""
+    count = len(listing.rows)
+    say(f"{count} session{'s'[: count != 1]} in {listing.root}" if count else f"No sessions in {listing.root}")
+    if listing.rows:
+        rows = [
+            (row.session.name, ", ".join(filter(None, (row.progress, row.in_use))), str(row.images), _created(row))
+            for row in listing.rows
+        ]
+        table(("name", "training", "images", "created"), rows)
+    for error in listing.errors:
+        say(f"Cannot open: {error}")
+
+
+def _created(row: object) -> str:
+    return str(row.session.record.created)  # type: ignore[attr-defined]
+
+
+def show_overview(overview: Overview) -> None:
+    """Print what a session contains."""
+    session, record = overview.session, overview.session.record
+    rows = [("folder", str(session.path))]
+    if overview.in_use:
+        rows.append(("trained now", overview.in_use))
+    rows += [
+        ("base model", record.base_model.folder),
+        ("subject", f"{record.subject.token} {record.subject.class_word}".strip() or "none set"),
+        ("instance prompt", session.config.captions.instance_prompt or "from file names"),
+        ("instance images", str(overview.images)),
+        ("class images", f"{overview.class_images} of {session.config.prior.class_images}"),
+        ("training", overview.progress),
+        ("runs", ", ".join(_outcomes(overview)) or "none"),
+        *(("extended", f"{extension}, {extension.when}") for extension in overview.extended),
+        ("exports", ", ".join(overview.exports) or "none"),
+    ]
+    if overview.unpublished:
+        names = ", ".join(overview.unpublished)
+        rows.append(("not published", f"{names}: on this machine only; run fastdb publish {session.name}"))
+    rows += [("skipped", sentence(note)) for note in overview.skipped]
+    rows += [("changed", sentence(note)) for note in overview.changed]
+    if overview.not_uploaded:
+        rows.append(("not uploaded", f"{_some(overview.not_uploaded)}: Google Drive has not uploaded them yet"))
+    rows.append(("settings", "; ".join(overview.settings) or "all defaults"))
+    table(("session", session.name), rows)
+
+
+def _outcomes(overview: Overview) -> list[str]:
+    """Return the runs' outcomes; only the last run can still be running."""
+    last = len(overview.outcomes) - 1
+    return [
+        outcome or ("running or crashed" if number == last else "crashed")
+        for number, outcome in enumerate(overview.outcomes)
+    ]
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+
+
+def show_usage(usage: Usage, *, details: bool) -> None:
+    """Print disk usage; with details a table for each session, with its checkpoints and exports."""
+    if details:
+        for session in usage.sessions:
+            _show_session_usage(session, usage.kinds)
+    else:
+        _show_sessions_usage(usage)
+        for name, size in usage.unfinished:
+            say(f"{name}: {format_bytes(size)} of a session that was never finished")
+        if usage.unfinished:
+            say("Delete them with: fastdb free --unfinished")
+    if usage.cache:
+        say()
+        table(("cached on this machine", "size"), [(name, format_bytes(size)) for name, size in usage.cache])
+    for disk in usage.disks:
+        say(free_space(disk))
+
+
+def free_space(disk: Disk) -> str:
+    """Return a sentence about the free space of a disk."""
+    return f"{format_bytes(disk.free)} of {format_bytes(disk.total)} free on the disk of {disk.folder}"
+
+
+def _show_sessions_usage(usage: Usage) -> None:
+    sessions = usage.sessions
+    say(f"{len(sessions)} session{'s'[: len(sessions) != 1]} in {usage.root}")
+    if not sessions:
+        return
+    shown = [kind for kind in usage.kinds if any(session.of(kind) for session in sessions)]
+    rows = [
+        [session.path.name, *(_size(session.of(kind)) for kind in shown), format_bytes(session.bytes)]
+        for session in sessions
+    ]
+    if len(sessions) > 1:
+        sums = [_size(sum(session.of(kind) for session in sessions)) for kind in shown]
+        rows.append(["total", *sums, format_bytes(sum(session.bytes for session in sessions))])
+    table(("session", *shown, "total"), rows)
+
+
+def _show_session_usage(session: SessionUsage, kinds: Sequence[str]) -> None:
+    rows = []
+    for kind in kinds:
+        costs = [cost for cost in session.costs if cost.kind == kind and cost.bytes]
+        if not costs:
+            continue
+        rows.append((kind, format_bytes(session.of(kind))))
+        if kind in ("checkpoints", "set-aside", "unfinished", "exports"):
+            names = [cost.path.relative_to(session.path).as_posix() for cost in costs]
+            rows += [(f"  {name}", format_bytes(cost.bytes)) for name, cost in zip(names, costs, strict=True)]
+    table((session.path.name, "size"), [*rows, ("total", format_bytes(session.bytes))])
+    say()
+
+
+def _size(count: int) -> str:
+    return format_bytes(count) if count else "-"
+
+
+def show_removal(removal: Removal) -> str:
+    """Print what would be deleted; return the question to a person."""
+    for kind in dict.fromkeys(kind for kind, _, _ in removal.files):
+        files = [(name, size) for other, name, size in removal.files if other == kind]
+        total = format_bytes(sum(size for _, size in files))
+        say(f"{kind}: {len(files)} file{'s'[: len(files) != 1]} or folder{'s'[: len(files) != 1]}, {total}")
+        for name, size in files if len(files) <= LONGEST else ():
+            say(f"  {name}  {format_bytes(size)}")
+    return f"Delete {format_bytes(removal.bytes)} of {removal.subject} for good?"

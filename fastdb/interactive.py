@@ -1,0 +1,61 @@
+"""The verbs for Python sessions and notebooks, which print what they report."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from fastdb.commands import results, sessions, sharing, training
+from fastdb.console import ConsoleReport, show_overview, show_sessions
+from fastdb.sessions.session import Session
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _printing(verb: Callable[P, T]) -> Callable[P, T]:
+    """Return the verb with a report that prints."""
+
+    @functools.wraps(verb)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        kwargs.setdefault("report", ConsoleReport())
+        return verb(*args, **kwargs)
+
+    return call
+
+
+new = _printing(sessions.new)
+add_images = _printing(sessions.add_images)
+check = _printing(sessions.check)
+train = _printing(training.train)
+extend = _printing(training.extend)
+stop = _printing(training.stop)
+publish = _printing(training.publish)
+export = _printing(results.export)
+generate = _printing(results.generate)
+evaluate = _printing(results.evaluate)
+share = _printing(sharing.share)
+adopt = _printing(sharing.adopt)
+duplicate = _printing(sharing.duplicate)
+
+
+def open_or_new(name: str, base: str | Path, **given: Any) -> Session:
+    """Open the session of this name or create it, and show it; see `fastdb.commands.sessions.open_or_new`."""
+    session = _printing(sessions.open_or_new)(name, base, **given)
+    return show(session)
+
+
+def list_sessions(root: str | Path | None = None) -> list[Session]:
+    """List the sessions below `root` and show them; a session that cannot be opened is shown with its error."""
+    listing = sessions.list_sessions(root)
+    show_sessions(listing)
+    return [row.session for row in listing.rows]
+
+
+def show(session: sessions.SessionLike, root: str | Path | None = None) -> Session:
+    """Show what a session contains and how far its training is."""
+    overview = sessions.show(session, root)
+    show_overview(overview)
+    return overview.session
