@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastdb.checkpoints.checkpoint import Checkpoint, complete, fault_in
 from fastdb.checkpoints.leftovers import leftovers
@@ -24,6 +24,9 @@ from fastdb.storage.atomic_write import explained
 from fastdb.storage.delete import bytes_of
 from fastdb.storage.drive_uploads import waits_for_upload
 from fastdb.storage.set_aside import ASIDE
+
+if TYPE_CHECKING:
+    from fastdb.images.intake import Added
 
 SessionLike = Session | str | Path
 
@@ -213,10 +216,7 @@ def add_images(
     if intake.added:
         save_png(review_sheet(session.name, intake.added), sheet)
         report.note(Note("crops saved", str(sheet)))
-        stems = {added.name for added in intake.added}
-        folders = (session.originals, session.instance_images, session.captions)
-        made = [path for folder in folders for path in folder.iterdir() if path.stem in stems]
-        file_hashes.record_files(session.path, [*made, sheet])
+        file_hashes.record_files(session.path, [*_photo_files_of(session, intake.added), sheet])
     if intake.refused:
         for refused in intake.refused:
             report.note(Note("photo skipped", str(refused.source), refused.reason))
@@ -336,6 +336,13 @@ def exports_of(session: Session) -> list[Path]:
 
 def _photo_files(photos: Sequence[str | Path]) -> list[Path]:
     return find_photos([expanded(photo) for photo in photos]) if photos else []
+
+
+def _photo_files_of(session: Session, added: Sequence[Added]) -> list[Path]:
+    """Return the original, instance image and caption of each photo that was added."""
+    stems = {photo.name for photo in added}
+    folders = (session.originals, session.instance_images, session.captions)
+    return [path for folder in folders for path in folder.iterdir() if path.stem in stems]
 
 
 def _not_uploaded(session: Session) -> list[str]:
