@@ -1,10 +1,11 @@
-"""What saving and publishing cost training: how long the loop waits, and how fast it is meanwhile.
+"""Measure how long training waits for saving, and how fast it is while checkpoints are published.
 
     python benchmarks/publishing.py FOLDER [--model mini] [--steps 24] [--every 6] [--optimizer adamw8bit]
 
-Trains the UNet stage of a new session in FOLDER once, checkpoints every `--every` steps, and reads what the trainer
-says. A step counts as *beside* a checkpoint that is saved or published if it ran at any moment of it, else as *alone*.
-`sd15` is Stable Diffusion 1.5 at its full size with random weights, built in FOLDER, which needs 25 GB then.
+Trains the UNet stage of a new session in FOLDER once, with a checkpoint every `--every` steps, and reads the trainer's
+events. A step counts as *beside* a checkpoint if the checkpoint was being saved or published during any part of it,
+otherwise as *alone*. `sd15` is Stable Diffusion 1.5 at its full size with random weights, built in FOLDER, which then
+needs 25 GB.
 """
 
 from __future__ import annotations
@@ -54,11 +55,11 @@ def main() -> None:
 
 
 def report(events: list[Event], steps: int) -> None:
-    """Print what the events say."""
+    """Print the figures of the events."""
     saves = [event for event in events if event["event"] == "saved"]
     published = [event for event in events if event["event"] == "published"]
-    # The last one is saved and published when there are no more steps to wait for.
-    spans = [(one["time"] - one["seconds"], one["time"]) for one in saves[:-1] + published[:-1]]
+    # The last checkpoint is saved and published after the last step.
+    spans = [(event["time"] - event["seconds"], event["time"]) for event in saves[:-1] + published[:-1]]
     beside, alone = [], []
     for event in (event for event in events if event["event"] == "step" and event["step"] > 1):
         began, ended = event["time"] - event["seconds"], event["time"]
@@ -69,12 +70,12 @@ def report(events: list[Event], steps: int) -> None:
     if beside:
         slow = statistics.median(beside)
         print(f"a step beside a checkpoint {slow:.3f} s (median of {len(beside)}): {step / slow:.2f} of the rate")
-    for one in saves[:-1]:
-        share = one["blocked"] / step
-        waited = f"the loop waited {one['blocked']:.2f} s, {share:.2f} of a step"
-        print(f"saved {Path(one['path']).name} in {one['seconds']:.1f} s: {waited}")
-    for one in published:
-        print(f"published {Path(one['path']).name}: {format_bytes(one['bytes'])} in {one['seconds']:.1f} s")
+    for event in saves[:-1]:
+        share = event["blocked"] / step
+        waited = f"the loop waited {event['blocked']:.2f} s, {share:.2f} of a step"
+        print(f"saved {Path(event['path']).name} in {event['seconds']:.1f} s: {waited}")
+    for event in published:
+        print(f"published {Path(event['path']).name}: {format_bytes(event['bytes'])} in {event['seconds']:.1f} s")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""How little room exact training state takes, and what packing, checking and restoring it cost.
+"""Measure the size of compressed checkpoints and the cost of compressing, verifying and restoring them.
 
     python benchmarks/small_state.py session FOLDER        a session's newest checkpoints, against its base model
     python benchmarks/small_state.py full FOLDER [--rate 1e-5] [--steps 6] [--base fp16]   SD 1.5's UNet
-    python benchmarks/small_state.py moved                 bits a weight by how far weights moved
+    python benchmarks/small_state.py moved                 bits per weight by distance from the base
 
-`full` has the UNet's true shapes, and weights and gradients drawn at random: weights as wide as torch initialises them,
-rounded to fp16, gradients of rows and columns of different sizes. Real AdamW8bit makes `--steps` updates of `--rate`,
-which stand for a whole run: what counts is how far weights have moved in the end, and that is told. FOLDER needs 14 GB.
-Every tensor that was packed is read again and compared bit by bit. Seconds are of the CPU, of all threads; peak memory
-is that of this process, the mapped pages of the files it reads included.
+`full` has the UNet's true shapes with random weights and gradients: weights with the standard deviation of torch's
+initialisation, rounded to fp16, gradients of rows and columns of different sizes. AdamW8bit makes `--steps` updates of
+`--rate`, which stand for a whole run: only the distance that the weights have moved matters, and it is printed. FOLDER
+needs 14 GB. Every compressed tensor is read again and compared bit by bit. Seconds are CPU time of all threads; peak
+memory is that of this process, including mapped pages of the files it reads.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
 
 def main() -> None:
-    """Measure what was asked for."""
+    """Run the chosen measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["session", "full", "moved"])
     parser.add_argument("folder", type=Path, nargs="?", default=Path())
@@ -59,7 +58,7 @@ def main() -> None:
 
 
 def of_session(folder: Path) -> None:
-    """Pack the files of the newest checkpoint of each stage beside the session."""
+    """Compress the files of the newest checkpoint of each stage, beside the session."""
     session = open_session(folder.name, folder.parent)
     model = ensure_base(session).folder
     for stage, checkpoint in standing(session).checkpoints.items():
@@ -70,65 +69,64 @@ def of_session(folder: Path) -> None:
 
 
 def full(folder: Path, rate: float, steps: int, base_type: torch.dtype) -> None:
-    """Make the UNet's base, weights and moments, unless they lie in the folder, and pack them."""
+    """Compress the UNet's weights and moments, which are created unless the folder contains them."""
     folder.mkdir(parents=True, exist_ok=True)
     base, weights, moments = (folder / f"{name}.safetensors" for name in ("base", "unet", "optimizer"))
     if not moments.is_file():
         make(base, weights, moments, rate, steps, base_type)
-    told_movement(base, weights)
+    print_movement(base, weights)
     known = Base.of(base)
     total = sum(measure(file.stem, file, file.with_suffix(".packed"), known) for file in (weights, moments))
     print(f"together {total / 1e9:.3f} GB")
 
 
 def measure(name: str, file: Path, target: Path, base: Base | None) -> int:
-    """Pack one file, check it, restore it, compare it; returns the bytes stored."""
+    """Compress, verify, restore and compare a file; return the size of the compressed file in bytes."""
     source = open_tensors(file)
 
     def tensors() -> Iterator[tuple[str, Numbers]]:
-        for one in source.tensors:
-            yield one, source.numbers(one)
+        for name in source.tensors:
+            yield name, source.numbers(name)
             source.forget()
 
-    with taken() as packing:
-        beside = {one: partial(source.numbers, one) for one in source.tensors}
-        meant = write_packed(target, tensors(), base=base, beside=beside, threads=THREADS)
-    with taken() as checking:
-        if sha256(target) != meant.sha256:
-            raise SystemExit("what was read back is not what was written")
+    with timed() as compressing:
+        written = write_packed(target, tensors(), base=base, threads=THREADS)
+    with timed() as verifying:
+        if sha256(target) != written.sha256:
+            raise SystemExit("the file does not match what was written")
     packed = Packed.open(target, base, threads=THREADS)
-    with taken() as restoring:
-        for one in packed.names:
-            packed.read(one)
-    for one, tensor in packed.items():
-        if not torch.equal(tensor.flatten().view(torch.uint8), source.read(one).flatten().view(torch.uint8)):
-            raise SystemExit(f"{one} came back as another")
+    with timed() as restoring:
+        for tensor in packed.tensors:
+            packed.numbers(tensor)
+    for tensor in packed.tensors:
+        if packed.numbers(tensor).bits.tobytes() != source.numbers(tensor).bits.tobytes():
+            raise SystemExit(f"{tensor} was not restored exactly")
         source.forget()
     raw = file.stat().st_size
     print(
-        f"{name}: {raw / 1e6:.2f} MB -> {meant.bytes / 1e6:.2f} MB ({meant.bytes / raw:.3f}); CPU s (wall s): "
-        f"packing {packing()}, checking {checking()}, restoring {restoring()}; peak {format_bytes(peak())}",
+        f"{name}: {raw / 1e6:.2f} MB -> {written.bytes / 1e6:.2f} MB ({written.bytes / raw:.3f}); CPU s (wall s): "
+        f"compressing {compressing()}, verifying {verifying()}, restoring {restoring()}; peak {format_bytes(peak())}",
         flush=True,
     )
-    return meant.bytes
+    return written.bytes
 
 
 @contextmanager
-def taken() -> Iterator[Callable[[], str]]:
-    """Time what is done within, on the CPU and by the clock."""
+def timed() -> Iterator[Callable[[], str]]:
+    """Measure CPU time and wall time of the block."""
     cpu, clock = time.process_time(), time.perf_counter()
-    found: list[float] = []
-    yield lambda: f"{found[0]:.2f} ({found[1]:.2f})"
-    found += [time.process_time() - cpu, time.perf_counter() - clock]
+    seconds: list[float] = []
+    yield lambda: f"{seconds[0]:.2f} ({seconds[1]:.2f})"
+    seconds += [time.process_time() - cpu, time.perf_counter() - clock]
 
 
 def peak() -> int:
-    """The most memory this process ever held, in bytes, mapped files included."""
+    """Return the peak memory of this process in bytes, including mapped files."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """The UNet's tensors in the order of its parameters."""
+    """Return the shapes of the UNet's tensors in the order of its parameters."""
     from diffusers import UNet2DConditionModel
 
     config = read_config(resolve_base("mini").folder / "unet" / "config.json") | WIDTHS["unet"]
@@ -162,7 +160,7 @@ def make(base: Path, weights: Path, moments: Path, rate: float, steps: int, base
 
 
 def drawn(named: dict[str, tuple[int, ...]], dtype: torch.dtype) -> Iterator[torch.Tensor]:
-    """Weights as wide as torch initialises them; those of norms about 1."""
+    """Yield weights with the standard deviation of torch's initialisation, and weights of norms about 1."""
     torch.manual_seed(0)
     for name, shape in named.items():
         inputs = torch.Size(shape[1:]).numel()
@@ -171,7 +169,7 @@ def drawn(named: dict[str, tuple[int, ...]], dtype: torch.dtype) -> Iterator[tor
 
 
 def update(weight: torch.Tensor, rate: float, steps: int, seed: int) -> tuple[torch.Tensor, dict[str, Any]]:
-    """A tensor after some updates by AdamW in 8 bit, and its moments."""
+    """Return a tensor after some updates by AdamW in 8 bit, and its moments."""
     import bitsandbytes
 
     torch.manual_seed(seed + 1)
@@ -187,8 +185,8 @@ def update(weight: torch.Tensor, rate: float, steps: int, seed: int) -> tuple[to
     return parameter.detach(), state_tensors(optimizer)[0]
 
 
-def told_movement(base: Path, weights: Path) -> None:
-    """Say how far the weights lie from the base, on average."""
+def print_movement(base: Path, weights: Path) -> None:
+    """Print the mean distance of the weights from the base."""
     before, after = open_tensors(base), open_tensors(weights)
     total, count = 0.0, 0
     for name in after.tensors:
@@ -200,7 +198,7 @@ def told_movement(base: Path, weights: Path) -> None:
 
 
 def moved() -> None:
-    """Bits a weight of 1,280 x 1,280 weights, by how far they moved from a base in either precision."""
+    """Print bits per weight of 1,280 x 1,280 weights by their distance from a base in either precision."""
     torch.manual_seed(0)
     target = Path("moved.packed")
     start = torch.randn(1280, 1280) * (3 * 1280) ** -0.5
@@ -210,7 +208,7 @@ def moved() -> None:
             known = start.to(dtype)
             weight = known.float() + torch.randn_like(start) * distance * (torch.pi / 2) ** 0.5
             base = Base("0" * 64, {"weight": lambda known=known: Numbers.of(known)})
-            stored = write_packed(target, {"weight": Numbers.of(weight)}, base=base).bytes
+            stored = write_packed(target, [("weight", Numbers.of(weight))], base=base).bytes
             row.append(f"{stored * 8 / start.numel():.2f}")
         print(f"moved {distance:.1e}: {' / '.join(row)} bits a weight from a base in {' / '.join(DTYPES)}")
     target.unlink()
