@@ -22,10 +22,7 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file
 
 from fastdb.checkpoints import compressed_checkpoint
-from fastdb.checkpoints.checkpoint import (
-    Checkpoint,
-    complete,
-)
+from fastdb.checkpoints.checkpoint import Checkpoint, complete
 from fastdb.checkpoints.checkpoint import save as save_checkpoint
 from fastdb.checkpoints.compressed_checkpoint import compress, open_packed, raw_file, raw_sha256
 from fastdb.checkpoints.compressed_file import Packed
