@@ -32,6 +32,8 @@ def profile(frame, event, argument):
     code = frame.f_code
     if event != "call" or not code.co_flags & inspect.CO_OPTIMIZED:
         return
+    if code.co_name.startswith("<") and frame.f_back.f_code.co_name == "<module>":
+        return  # a comprehension at a module's top level
     if code.co_filename.startswith(package + os.sep):
         name = os.path.basename(code.co_filename)
         # `read` of an opened tensor file was in tensor_file.py before it moved to reader.py.

@@ -1,4 +1,4 @@
-"""Good files of every kind: what is listed is there, and what is read equals what torch reads."""
+"""Valid files of every format are read as torch reads them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ import hostile
 
 
 class Callback:
-    """Stands for what Lightning leaves in a checkpoint."""
+    """An object such as Lightning leaves in a checkpoint."""
 
     def __init__(self) -> None:
         self.best, self.weights = 0.25, torch.ones(2)
@@ -93,7 +93,7 @@ def test_files_of_torch_are_read_as_torch_reads_them(tmp_path: Path, new: bool) 
     assert [name.rpartition(".")[2] for name in found.neutralised] == ["Callback"]
 
 
-def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+def test_numpy_numbers_are_read_as_python_numbers(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     values = {"a": np.float64(2.5), "b": np.int64(-3), "c": np.float32(0.5), "d": np.bool_(True), "e": np.uint8(200)}
     torch.save({**values, "t": torch.ones(1)}, path, pickle_protocol=2)
@@ -116,7 +116,7 @@ def test_every_protocol_of_pickle_is_read(tmp_path: Path, protocol: int) -> None
     assert all(equal(found.read(name), tensor) for name, tensor in tensors().items())
 
 
-def test_newer_types_are_read(tmp_path: Path) -> None:
+def test_newer_dtypes_are_read(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     state = {"u16": torch.tensor([1, 65535], dtype=torch.uint16), "f8": torch.ones(3).to(torch.float8_e4m3fn)}
     torch.save(state, path)
@@ -126,7 +126,7 @@ def test_newer_types_are_read(tmp_path: Path) -> None:
     assert torch.equal(found.read("f8").float(), torch.ones(3))
 
 
-def test_our_own_files_are_read(tmp_path: Path) -> None:
+def test_files_of_our_writers_are_read(tmp_path: Path) -> None:
     weights = {name: tensors()[name].contiguous() for name in ("fp32", "fp16", "int64", "transposed", "empty")}
     entries = [Entry(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in weights.items()]
     ckpt_writer.write_ckpt(tmp_path / "a.ckpt", entries, iter(weights.values()))
@@ -140,7 +140,7 @@ def test_our_own_files_are_read(tmp_path: Path) -> None:
 
 
 def test_a_record_with_a_zip64_header_is_found(tmp_path: Path) -> None:
-    """As torch.save and Python's zipfile write large records: sizes in an extra field, or behind the data."""
+    """torch.save and zipfile write the sizes of large records in an extra field or after the data."""
     weights = {name: tensors()[name] for name in ("fp32", "int64")}
     entries = [Entry(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in weights.items()]
     ckpt_writer.write_ckpt(tmp_path / "plain.ckpt", entries, iter(weights.values()))
@@ -152,7 +152,7 @@ def test_a_record_with_a_zip64_header_is_found(tmp_path: Path) -> None:
 
 
 class Sparse(io.FileIO):
-    """A file in which a megabyte or more, which is always zeros here, becomes a hole that takes no room."""
+    """A file in which writes of a megabyte or more, here always zeros, become holes."""
 
     def write(self, data: Any) -> int:
         if len(data) < 1 << 20:
@@ -180,8 +180,8 @@ def test_a_record_beyond_4_gib_is_found(tmp_path: Path, monkeypatch: pytest.Monk
     assert found.read("large").shape == (count,)
 
 
-def test_what_is_read_is_the_file_itself(tmp_path: Path) -> None:
-    """Mapped: two tensors of one storage are one memory, and writing to them leaves the file as it is."""
+def test_tensors_are_mapped_copy_on_write(tmp_path: Path) -> None:
+    """Two tensors of a storage share memory, and writing to them does not change the file."""
     path = tmp_path / "a.ckpt"
     torch.save({"state_dict": tensors()}, path)
     before = path.read_bytes()
@@ -192,7 +192,7 @@ def test_what_is_read_is_the_file_itself(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_a_file_that_changed_is_not_read(tmp_path: Path) -> None:
+def test_a_missing_tensor_or_a_changed_file_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_tensors(path, {"a": torch.ones(4)})
     found = open_tensors(path)
@@ -203,7 +203,7 @@ def test_a_file_that_changed_is_not_read(tmp_path: Path) -> None:
         found.read("a")
 
 
-def test_no_torch_is_needed_to_list(tmp_path: Path) -> None:
+def test_tensors_are_listed_without_torch(tmp_path: Path) -> None:
     save_tensors(tmp_path / "a.safetensors", {"a": torch.ones(4)})
     torch.save({"a": torch.ones(4)}, tmp_path / "a.ckpt")
     code = """

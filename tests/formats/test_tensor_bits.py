@@ -1,4 +1,4 @@
-"""Tensors as their bits: read as torch reads them, and brought from type to type as torch does it, to the bit."""
+"""Bits of tensors are read and converted between types exactly as torch does."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fastdb.formats.reader import open_tensors
 from fastdb.formats.tensor_bits import Numbers
 
 EVERY = np.arange(1 << 16, dtype=np.uint16)
-"""All bits of 16."""
+"""All 16-bit patterns."""
 
 
 def drawn(dtype: str) -> torch.Tensor:
-    """All numbers of a type of 16 bits; of a wider one some of every exponent, and those half way between two of a
-    narrower one, with what is one bit beside them.
+    """Return all numbers of a 16-bit type; of a wider type some of every exponent, and those half way between two
+    numbers of a narrower type, with their neighbours.
     """
     if dtype in ("float16", "bfloat16"):
         bits = EVERY.copy()
@@ -39,7 +39,7 @@ def drawn(dtype: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("to", EXPONENTS)
 @pytest.mark.parametrize("of", EXPONENTS)
-def test_numbers_are_brought_to_another_type_as_torch_does_it(of: str, to: str) -> None:
+def test_numbers_are_converted_as_in_torch(of: str, to: str) -> None:
     tensor = drawn(of)
     assert len(tensor) > 50_000 or of == "float32"
     assert tensor.isinf().any()
@@ -51,7 +51,7 @@ def test_numbers_are_brought_to_another_type_as_torch_does_it(of: str, to: str) 
 
 
 @pytest.mark.parametrize("of", EXPONENTS)
-def test_nan_is_brought_to_no_other_type(of: str) -> None:
+def test_nan_is_not_converted(of: str) -> None:
     tensor = torch.tensor([1.0, float("nan")]).to(getattr(torch, of))
     numbers = Numbers.of(tensor)
     for to in EXPONENTS:
@@ -61,7 +61,7 @@ def test_nan_is_brought_to_no_other_type(of: str) -> None:
 
 @pytest.mark.parametrize("shape", [(), (0,), (2, 0, 3), (5,), (3, 4)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "uint8", "bool", "complex128", "float8_e5m2"])
-def test_a_tensor_becomes_numbers_and_a_tensor_again(dtype: str, shape: tuple[int, ...]) -> None:
+def test_a_tensor_survives_the_round_trip_through_numbers(dtype: str, shape: tuple[int, ...]) -> None:
     kind = getattr(torch, dtype)
     tensor = (torch.arange(torch.Size(shape).numel()) * 0.75).reshape(shape).to(kind)
     numbers = Numbers.of(tensor.requires_grad_() if dtype == "float32" else tensor)
@@ -72,7 +72,7 @@ def test_a_tensor_becomes_numbers_and_a_tensor_again(dtype: str, shape: tuple[in
 
 
 @pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
-def test_a_file_gives_the_numbers_of_its_tensors(tmp_path: Path, suffix: str) -> None:
+def test_a_file_returns_the_numbers_of_its_tensors(tmp_path: Path, suffix: str) -> None:
     whole = torch.arange(24, dtype=torch.float32).reshape(4, 6)
     tensors = {"odd": torch.arange(3, dtype=torch.uint8), "whole": whole, "none": torch.zeros(0, 3)}
     tensors |= {"one": torch.tensor(5, dtype=torch.int64), "half": whole.half(), "other": whole.bfloat16() / 3}

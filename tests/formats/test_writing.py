@@ -1,4 +1,4 @@
-"""Blocks past the page cache and zips written in one go, on a real disk, on one without O_DIRECT, and beyond 4 GiB."""
+"""Direct I/O on disks with and without O_DIRECT, and zips beyond 4 GiB."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.faultfs.mount import Mount
 
 LENGTHS = [0, 1, 4095, 4096, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 3 * BLOCK + 4096, 3 * BLOCK + 5000]
 WITHOUT = Path("/dev/shm")
-"""A file system in memory, which old systems open without O_DIRECT only."""
+"""A file system in memory; old kernels do not support O_DIRECT there."""
 
 
 def content(length: int) -> bytes:
@@ -27,7 +27,7 @@ def content(length: int) -> bytes:
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("where", ["disk", "memory", "refused at writing"])
-def test_what_goes_in_lies_there(where: str, length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_written_bytes_are_read_back(where: str, length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, data, real = tmp_path / "a", content(length), os.write
     refused = 0
     if where == "memory":
@@ -37,7 +37,7 @@ def test_what_goes_in_lies_there(where: str, length: int, tmp_path: Path, monkey
     if where == "refused at writing":
 
         def picky(file: int, block: Any) -> int:
-            """Some file systems open with O_DIRECT and refuse it when it comes to it."""
+            """Refuse O_DIRECT only when writing, as some file systems do."""
             nonlocal refused
             import fcntl
 
@@ -59,12 +59,12 @@ def test_what_goes_in_lies_there(where: str, length: int, tmp_path: Path, monkey
         assert written.bytes == length
     finally:
         path.unlink()
-    assert refused <= 1, "asked once"
+    assert refused <= 1, "O_DIRECT is tried once"
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_what_goes_through_a_mount_in_user_space_lies_there(length: int, tmp_path: Path) -> None:
-    """It passes O_DIRECT on to a disk that then refuses its memory, as others may."""
+def test_bytes_written_through_a_fuse_mount_are_read_back(length: int, tmp_path: Path) -> None:
+    """The mount passes O_DIRECT on to a disk that rejects its unaligned memory."""
     with Mount(tmp_path) as drive, Sink(drive.path / "a") as sink:
         sink.write(content(length))
         sink.finish()
@@ -73,7 +73,7 @@ def test_what_goes_through_a_mount_in_user_space_lies_there(length: int, tmp_pat
 
 
 class Far:
-    """A sink that begins behind a hole."""
+    """A sink that starts after a hole."""
 
     def __init__(self, file: Any, start: int) -> None:
         self.file = file
@@ -89,7 +89,7 @@ class Far:
 
 
 @pytest.mark.parametrize("start", [0, 0xFFFFFFFF - 100, 0xFFFFFFFF, 1 << 33])
-def test_a_zip_is_read_by_others_also_beyond_4_gib(start: int, tmp_path: Path) -> None:
+def test_zipfile_reads_a_zip_beyond_4_gib(start: int, tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     records = {"archive/data.pkl": b"pickle", "archive/data/0": content(1000), "archive/data/1": b""}
     with path.open("wb") as file:
@@ -106,7 +106,7 @@ def test_a_zip_is_read_by_others_also_beyond_4_gib(start: int, tmp_path: Path) -
             assert info.flag_bits == 0
 
 
-def test_many_records(tmp_path: Path) -> None:
+def test_a_zip_may_have_70_000_records(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     with path.open("wb") as file:
         write_zip(Far(file, 0), ((str(number), b"", "") for number in range(70_000)), 1)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Layouts of every family: the keys and shapes of the real models, there and back, against an independent account."""
+"""Layouts of every family, compared with real models and an independent list of names and shapes."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ SPARE = {
         "conditioner.embedders.1.model.logit_scale",
     },
 }
-"""What published files hold beyond that, out of the independent account."""
+"""Optional keys in published files, from the independent list."""
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 def full(family: str) -> Shapes:
-    """What the independent account says that a file must have."""
+    """Return the required keys and shapes according to the independent list."""
     return {key: shape for key, shape in original_names.whole(family).items() if key not in SPARE[family]}
 
 
 @pytest.fixture(scope="module")
 def real() -> dict[str, dict[str, Shapes]]:
-    """Family -> part -> name -> shape, of the real sizes, from diffusers and transformers."""
+    """Shapes of the real models by family, part and name, from diffusers and transformers."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("diffusers")
     found = {}
@@ -66,7 +66,7 @@ def real() -> dict[str, dict[str, Shapes]]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_account_has_the_known_counts_and_parameters(family: str) -> None:
+def test_the_independent_list_has_the_published_counts(family: str) -> None:
     keys = full(family)
     assert len(keys) == COUNTS[family]
     assert len(original_names.whole(family)) == COUNTS[family] + len(SPARE[family])
@@ -89,7 +89,7 @@ def test_the_table_has_exactly_the_keys_of_the_original(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_real_model_goes_to_the_original_key_by_key_and_shape_by_shape(
+def test_the_real_model_converts_to_the_original_keys_and_shapes(
     real: dict[str, dict[str, Shapes]], family: str
 ) -> None:
     moves = layout_of(family).to_original(real[family])
@@ -100,7 +100,7 @@ def test_the_real_model_goes_to_the_original_key_by_key_and_shape_by_shape(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_and_the_original_goes_to_the_real_model_the_same_way(real: dict[str, dict[str, Shapes]], family: str) -> None:
+def test_the_original_converts_back_to_the_real_model(real: dict[str, dict[str, Shapes]], family: str) -> None:
     back: dict[str, Shapes] = {part: {} for part in real[family]}
     for move in layout_of(family).to_diffusers(original_names.whole(family)):
         back[move.line.part] |= dict(zip(move.line.names, move.shapes, strict=True))
@@ -111,8 +111,8 @@ def test_and_the_original_goes_to_the_real_model_the_same_way(real: dict[str, di
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_meta_tensors_go_there_and_back(real: dict[str, dict[str, Shapes]], family: str) -> None:
-    """The shapes of tensors that were joined and split are those that were announced."""
+def test_meta_tensors_convert_in_both_directions(real: dict[str, dict[str, Shapes]], family: str) -> None:
+    """Joined and split tensors have the planned shapes."""
     torch = pytest.importorskip("torch")
     layout = layout_of(family)
     for move in layout.to_original(real[family]):
@@ -131,8 +131,8 @@ def full_shape(family: str, key: str) -> tuple[int, ...]:
     return FULL[family][key]
 
 
-def test_known_places_of_sdxl_and_sd2() -> None:
-    """Names and shapes that anyone can look up in sd_xl_base_1.0 and v2-1_768-ema-pruned."""
+def test_known_tensors_of_sdxl_and_sd2() -> None:
+    """Names and shapes from the published files sd_xl_base_1.0 and v2-1_768-ema-pruned."""
     xl, two = layout_of("sdxl"), layout_of("sd2")
     unet, second = "model.diffusion_model", "conditioner.embedders.1.model"
     assert xl.lines[f"{unet}.label_emb.0.0.weight"].names == ("add_embedding.linear_1.weight",)
@@ -152,13 +152,13 @@ def test_known_places_of_sdxl_and_sd2() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_file_may_have_more_but_nothing_unheard_of(family: str) -> None:
+def test_a_file_may_contain_optional_keys_but_no_unknown_keys(family: str) -> None:
     layout, file = layout_of(family), original_names.whole(family)
     schedule = ["betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "posterior_mean_coef2"]
     schedule += ["sqrt_one_minus_alphas_cumprod", "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod"]
     schedule += ["sqrt_recipm1_alphas_cumprod", "posterior_variance", "posterior_log_variance_clipped"]
-    more = dict.fromkeys([*schedule, "model_ema.decay", "model_ema.num_updates", ema_key(CONV_IN)], (1000,))
-    assert len(layout.to_diffusers(file | more)) == COUNTS[family]
+    optional = dict.fromkeys([*schedule, "model_ema.decay", "model_ema.num_updates", ema_key(CONV_IN)], (1000,))
+    assert len(layout.to_diffusers(file | optional)) == COUNTS[family]
     assert SPARE[family] == {key for key in file if layout.optional.fullmatch(key)}
     assert [key for key in layout.lines if layout.optional.fullmatch(key)] == []
     strange = "control_model.zero_convs.0.0.weight"
@@ -166,13 +166,13 @@ def test_a_file_may_have_more_but_nothing_unheard_of(family: str) -> None:
         layout.to_diffusers(file | {strange: (1,)})
 
 
-def test_a_running_average_lies_where_the_original_kept_it() -> None:
+def test_a_running_average_has_the_key_of_the_original() -> None:
     key = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_out.0.bias"
     assert ema_key(key) == "model_ema.diffusion_modelinput_blocks11transformer_blocks0attn1to_out0bias"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_missing_is_named(family: str) -> None:
+def test_the_error_names_a_missing_tensor(family: str) -> None:
     layout, file = layout_of(family), full(family)
     gone = "model.diffusion_model.out.2.bias"
     del file[gone]
@@ -184,8 +184,8 @@ def test_what_is_missing_is_named(family: str) -> None:
         layout.to_original({part: {} for part in layout.parts})
 
 
-def test_one_block_less_in_the_text_encoder_of_sd2_is_no_sd2() -> None:
-    """24 blocks are read as 23; 22 are too few, and 25 are another model."""
+def test_an_sd2_text_encoder_must_have_23_or_24_blocks() -> None:
+    """The last of 24 blocks is not used; 22 are too few, and 25 belong to another model."""
     file = original_names.whole("sd2")
     last = {key: shape for key, shape in file.items() if ".resblocks.22." in key}
     assert len(last) == 12
@@ -196,7 +196,7 @@ def test_one_block_less_in_the_text_encoder_of_sd2_is_no_sd2() -> None:
         layout_of("sd2").to_diffusers(file | more)
 
 
-def test_nine_channels_are_inpainting_and_four_are_not() -> None:
+def test_inpainting_has_nine_input_channels_and_other_models_four() -> None:
     plain, inpainting = full("sd1"), full("sd1-inpainting")
     assert {key for key in plain if plain[key] != inpainting[key]} == {CONV_IN}
     with pytest.raises(ModelError, match=f"{CONV_IN}: the UNet has 9 input channels, but .* has 4. .* inpainting"):
@@ -205,19 +205,19 @@ def test_nine_channels_are_inpainting_and_four_are_not() -> None:
         layout_of("sd1-inpainting").to_diffusers(plain)
 
 
-def test_the_parts_of_another_channel_count_are_refused(real: dict[str, dict[str, Shapes]]) -> None:
+def test_parts_with_another_channel_count_are_rejected(real: dict[str, dict[str, Shapes]]) -> None:
     with pytest.raises(ModelError, match="has 9 input channels"):
         layout_of("sd1").to_original(real["sd1-inpainting"])
 
 
-@pytest.mark.parametrize(("one", "other"), [("sd1", "sd2"), ("sd2", "sd1"), ("sd1", "sdxl"), ("sdxl", "sd2")])
-def test_a_file_of_one_family_is_not_taken_for_another(one: str, other: str) -> None:
+@pytest.mark.parametrize(("given", "expected"), [("sd1", "sd2"), ("sd2", "sd1"), ("sd1", "sdxl"), ("sdxl", "sd2")])
+def test_a_file_of_another_family_is_rejected(given: str, expected: str) -> None:
     with pytest.raises(ModelError, match="unexpected tensor"):
-        layout_of(other).to_diffusers(full(one))
+        layout_of(expected).to_diffusers(full(given))
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_a_text_encoder_without_its_prefix_is_read_and_written_with_it(
+def test_a_text_encoder_without_prefix_is_read_and_written_with_prefix(
     real: dict[str, dict[str, Shapes]], family: str
 ) -> None:
     layout = layout_of(family)
@@ -248,7 +248,7 @@ def test_a_text_encoder_without_its_prefix_is_read_and_written_with_it(
         ("sdxl", "first_stage_model.decoder.mid.attn_1.proj_out.weight", (8, 8, 1, 1), (8, 8)),
     ],
 )
-def test_a_pointwise_weight_is_understood_in_any_form_and_written_in_its_own(
+def test_a_pointwise_weight_is_read_in_any_form_and_written_in_its_own(
     family: str, key: str, there: tuple[int, ...], back: tuple[int, ...]
 ) -> None:
     torch = pytest.importorskip("torch")
@@ -262,7 +262,7 @@ def test_a_pointwise_weight_is_understood_in_any_form_and_written_in_its_own(
             line.shapes(wrong)
 
 
-def test_three_are_one_and_one_is_three_in_the_order_of_the_original() -> None:
+def test_query_key_and_value_are_fused_in_the_order_of_the_original() -> None:
     torch = pytest.importorskip("torch")
     lines = layout_of("sd2").lines
     place = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj"
@@ -297,7 +297,7 @@ def test_a_transposed_matrix_has_rows_and_columns_exchanged() -> None:
         line.shapes((3,))
 
 
-def test_old_names_of_the_autoencoder_are_read_in_every_family(real: dict[str, dict[str, Shapes]]) -> None:
+def test_old_autoencoder_names_are_read_in_every_family(real: dict[str, dict[str, Shapes]]) -> None:
     new = ("to_q", "to_k", "to_v", "to_out.0")
     for family in FAMILIES:
         old: dict[str, Any] = {}
@@ -309,12 +309,12 @@ def test_old_names_of_the_autoencoder_are_read_in_every_family(real: dict[str, d
         assert len(layout_of(family).to_original(real[family] | {"vae": old})) == COUNTS[family]
 
 
-def test_a_family_without_a_layout_is_said() -> None:
+def test_an_unsupported_family_is_an_error() -> None:
     with pytest.raises(ModelError, match=r"flux: unsupported model family\. Use sd1"):
         layout_of("flux")
 
 
-def test_shapes_need_no_torch() -> None:
+def test_layouts_and_shapes_work_without_torch() -> None:
     code = "import sys; from fastdb.models.layouts.families import layout_of; l = layout_of('sdxl'); "
     code += "l.lines['conditioner.embedders.1.model.text_projection'].shapes((2, 2)); "
     code += "print([m for m in ('torch', 'numpy', 'diffusers') if m in sys.modules])"
@@ -322,7 +322,7 @@ def test_shapes_need_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_line_cannot_be_changed() -> None:
+def test_a_line_is_immutable() -> None:
     line = next(iter(layout_of("sd1").lines.values()))
     assert isinstance(line, Line)
     with pytest.raises(AttributeError):

@@ -1,4 +1,4 @@
-"""Layouts on narrow models of every family: all tensors there and back, and diffusers as an independent reader."""
+"""Layouts with the weights of narrow models of every family, with diffusers as an independent reader."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class Narrow:
     family: str
     parts: dict[str, Any]
     states: dict[str, State]
-    """What the folder holds, in the names it has there."""
+    """Tensors of the folder, by the names in its files."""
     configs: Path
     """The folder without the weights."""
     file: Path
     pipeline: Any
-    """What diffusers makes of the file."""
+    """Pipeline that diffusers loads from the file."""
 
 
 @pytest.fixture(scope="module", params=list(COUNTS))
@@ -104,7 +104,7 @@ def split(family: str, file: State) -> dict[str, State]:
 
 
 def read(family: str, file: Path, configs: Path) -> Any:
-    """The file as diffusers reads it, which knows its keys from its own tables; the folder holds no weights."""
+    """Return the pipeline that diffusers loads from the file by its own tables; the folder contains no weights."""
     kind = getattr(diffusers, PIPELINES[family])
     more = {} if family == "sdxl" else {"safety_checker": None}
     pipeline = kind.from_single_file(str(file), config=str(configs), local_files_only=True, **more)
@@ -121,7 +121,7 @@ def test_the_file_has_the_keys_and_shapes_of_a_narrow_original(narrow: Narrow) -
     assert found == {key: shape for key, shape in account.items() if key in found}
 
 
-def test_every_tensor_comes_back_as_it_was(narrow: Narrow) -> None:
+def test_every_tensor_survives_the_round_trip(narrow: Narrow) -> None:
     back = split(narrow.family, load_file(narrow.file))
     assert set(back) == set(narrow.states)
     for part, state in narrow.states.items():
@@ -142,7 +142,7 @@ def test_diffusers_reads_the_file_as_the_same_model(narrow: Narrow) -> None:
 
 @torch.no_grad()
 def computed(parts: dict[str, Any]) -> State:
-    """What a model's parts make of the same noise and the same words."""
+    """Return outputs of a model's parts for fixed noise and text."""
     numbers = torch.Generator().manual_seed(1)
     noise = torch.randn(2, parts["unet"].config.in_channels, 8, 8, generator=numbers)
     words = torch.randint(0, 792, (2, 77), generator=numbers)
@@ -162,7 +162,7 @@ def computed(parts: dict[str, Any]) -> State:
     return made
 
 
-def test_the_model_that_was_read_computes_the_same(narrow: Narrow) -> None:
+def test_the_loaded_model_computes_the_same(narrow: Narrow) -> None:
     expected = computed(narrow.parts)
     found = computed({part: getattr(narrow.pipeline, part) for part in narrow.parts})
     assert len(expected) == (7 if narrow.family == "sdxl" else 5)
@@ -172,8 +172,8 @@ def test_the_model_that_was_read_computes_the_same(narrow: Narrow) -> None:
         assert torch.equal(found[name], tensor), name
 
 
-def test_more_in_the_file_changes_nothing(narrow: Narrow, tmp_path: Path) -> None:
-    """Position numbers, and of SD 2 what lies behind the state that is read: published files have them."""
+def test_optional_tensors_in_the_file_change_nothing(narrow: Narrow, tmp_path: Path) -> None:
+    """Published files contain position numbers and, for SD 2, unused layers."""
     state = load_file(narrow.file)
     account = original_names.whole(narrow.family, "narrow")
     spare = sorted(set(account) - set(state))
@@ -193,8 +193,8 @@ def test_more_in_the_file_changes_nothing(narrow: Narrow, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("narrow", ["sdxl"], indirect=True)
-def test_a_projection_that_is_not_transposed_would_show(narrow: Narrow, tmp_path: Path) -> None:
-    """It is square: nothing but its numbers tells. A file with it as diffusers has it is read as another model."""
+def test_a_projection_must_be_transposed(narrow: Narrow, tmp_path: Path) -> None:
+    """It is square, so only its numbers differ: without the transposition the file is another model."""
     state, mine = load_file(narrow.file), narrow.parts["text_encoder_2"].text_projection.weight
     assert torch.equal(state[f"{SECOND}.text_projection"], mine.t())
     assert not torch.allclose(mine, mine.t())
@@ -205,8 +205,8 @@ def test_a_projection_that_is_not_transposed_would_show(narrow: Narrow, tmp_path
     assert not torch.equal(wrong.text_projection.weight, mine)
 
 
-def test_a_folder_without_the_prefix_gives_the_same_file(narrow: Narrow) -> None:
-    """Which transformers 5 writes; diffusers then needs it in the file."""
+def test_a_folder_without_the_clip_prefix_gives_the_same_file(narrow: Narrow) -> None:
+    """transformers 5 writes such folders; diffusers needs the prefix in the file."""
     bare = {part: dict(state) for part, state in narrow.states.items()}
     bare["text_encoder"] = {name.removeprefix("text_model."): t for name, t in bare["text_encoder"].items()}
     prefixed = bare | {"text_encoder": {f"text_model.{name}": t for name, t in bare["text_encoder"].items()}}
@@ -218,16 +218,14 @@ def test_a_folder_without_the_prefix_gives_the_same_file(narrow: Narrow) -> None
         assert all(torch.equal(tensor, expected[key]) for key, tensor in found.items())
 
 
-def test_a_folder_opens_as_a_base_model_where_the_registry_calls_its_family_trainable(
-    narrow: Narrow, tmp_path: Path
-) -> None:
+def test_a_folder_opens_as_a_base_model_if_its_family_can_be_trained(narrow: Narrow, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(narrow.configs, folder)
     for part in PARTS:
-        (folder / part / f"{WEIGHTS[part]}.safetensors").touch()  # only looked for
-    if FAMILIES[narrow.family].trainable:
+        (folder / part / f"{WEIGHTS[part]}.safetensors").touch()  # only its existence is checked
+    if not FAMILIES[narrow.family].obstacle:
         assert open_base_model(folder).cross_attention_dim == 24
     else:
         with pytest.raises(ModelError, match=r"not a StableDiffusionPipeline|its UNet"):
             open_base_model(folder)
-    assert FAMILIES["sd1"].trainable
+    assert not FAMILIES["sd1"].obstacle
