@@ -162,7 +162,7 @@ CASES: dict[str, Case] = {
     "manifest that leads out": Case(lambda f, n: names_elsewhere(f, n, "../../elsewhere"), LEADS_OUT),
     "manifest that leads away": Case(lambda f, n: names_elsewhere(f, n, "{}"), LEADS_OUT),
     "manifest of Windows": Case(lambda f, n: names_elsewhere(f, n, "C:\\elsewhere"), LEADS_OUT),
-    "link that leads out": Case(link_out, "{file} is a link that leads out of it"),
+    "link that leads out": Case(link_out, "{file} is a link to another folder"),
     "state that is a list": Case(lambda f, n: other_state(f, n, "[1]"), "its state.json cannot be read"),
     "state of another step": Case(
         lambda f, n: other_state(f, n, json.dumps({"stage": "unet", "step": 2})),

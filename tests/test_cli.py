@@ -275,7 +275,7 @@ SAID = [
     (["new", "x", "--base", "{bad}/gone"], "{bad}/gone: there is no such file or folder. Give a Stable Diffusion 1.x"),
     (["new", "x", "--base", "{bad}"], "{bad}"),
     (["new", "x", "{bad}/empty"], "{bad}/empty: the folder contains no photos."),
-    (["new", "x", "--root", "/proc/x"], "/proc/x: no folder can be made there. Choose another folder."),
+    (["new", "x", "--root", "/proc/x"], "/proc/x: a folder cannot be created here. Choose another folder."),
     (["new", "x", "--root", "{bad}/text.jpg"], "{bad}/text.jpg: is not a folder. Choose another folder."),
     (["generate", "cup", "a cup", "--sampler", "euler b"], "sampler 'euler b': there is no such sampler. Did you mean"),
     (["export", "cup"], "cup: there is no valid checkpoint to export. Train it first: "),
@@ -374,12 +374,12 @@ def test_a_read_only_session_is_said_and_can_be_looked_at(
     ):
         error = fastdb(*command, before=forbidden).error
         assert error.startswith(f"error: {session}"), command
-        assert "cannot be written: it is read-only for you. Make the folder writable" in error
+        assert "permission denied. Make the folder writable" in error
         assert tree(session) == before
     for command in (["sessions"], ["show", "cup"]):
         assert fastdb(*command, before=forbidden).code == 0
     sessions_folder.chmod(0o555)
-    assert "read-only for you" in fastdb("new", "x", before=forbidden).error
+    assert "permission denied" in fastdb("new", "x", before=forbidden).error
     sessions_folder.chmod(0o755)
     for path in (session, *session.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
@@ -395,7 +395,7 @@ def test_a_full_disk_makes_no_session(small_disk: Callable[[str], Path], photos:
     disk = small_disk("1m")
     fill(disk, leave=16384)
     done = fastdb("new", "x", photos[0], "--root", disk)
-    assert "the disk is full; what was there before is untouched. Free some space" in done.error
+    assert "the disk is full; existing files are unchanged. Free some space" in done.error
     assert os.listdir(disk) == ["filling"]
 
 
@@ -452,7 +452,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_others(
     *_, end = start(opened.with_config(opened.config.changed({**steps, "checkpoints.patience_minutes": 0.02}))).follow()
     assert end["outcome"] == "failed"
     assert "unet-000002 could not be published and exists on this machine only" in end["message"]
-    assert "the disk is full; what was there before is untouched" in end["message"]
+    assert "the disk is full; existing files are unchanged" in end["message"]
     assert sorted(os.listdir(session / "checkpoints")) == ["README.txt", "text_encoder-000002"]
     assert faults(session / "checkpoints" / "text_encoder-000002") == []
     changing = (".files.json", "session.yaml", "logs", "checkpoints/text_encoder-000002")
@@ -469,7 +469,7 @@ def test_an_export_that_does_not_fit_leaves_the_old_one(trained: Path, small_dis
     before = tree(session)
     for kind in ("safetensors", "ckpt"):
         done = fastdb("export", session, "--format", kind)
-        assert "the disk is full; what was there before is untouched. Free some space" in done.error
+        assert "the disk is full; existing files are unchanged. Free some space" in done.error
         assert tree(session) == before
 
 

@@ -1,4 +1,4 @@
-"""Google Drive in Colab: mount it when it is not there yet, and let go of it without losing what is on its way."""
+"""Mounting and unmounting Google Drive in Colab."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from fastdb.errors import StorageError
 from fastdb.runtime import paths
 
 COLAB = Path("/var/colab/hostname")
-"""Google's own machines have it. The `google.colab` package alone proves nothing: it can be installed anywhere."""
+"""File of Colab's machines. The `google.colab` package alone proves nothing: it can be installed anywhere."""
 
 ELSEWHERE = ("KAGGLE_KERNEL_RUN_TYPE", "VERTEX_PRODUCT")
-"""Set on hosts whose images hold `google.colab` too, and where it cannot do its work."""
+"""Variables of hosts whose images contain `google.colab` although it does not work there."""
 
 
 def colab(part: str) -> ModuleType | None:
-    """The module `google.colab.<part>`, or None anywhere but on Google Colab."""
+    """Return the module `google.colab.<part>`, or None outside Colab."""
     if any(name in os.environ for name in ELSEWHERE) or not COLAB.exists():
         return None
     try:
@@ -28,15 +28,15 @@ def colab(part: str) -> ModuleType | None:
 
 
 def mount_drive() -> Path | None:
-    """Make the person's Google Drive appear as a folder; asks for consent only when it does not lie there yet.
+    """Mount Google Drive unless it is mounted, which asks the user for consent.
 
     Returns:
-        The folder `MyDrive`, or None where there is no Drive to be had: anywhere but on Google Colab.
+        The folder `MyDrive`; None outside Colab.
 
     Raises:
-        StorageError: consent was refused, or Drive did not appear.
+        StorageError: consent was refused, or mounting failed.
     """
-    # isdir says no to a mount whose other end has died, and mounting again is what helps then.
+    # isdir is False for a mount whose server died, and mounting again repairs it.
     mounted = next((drive for drive in paths.DRIVES if os.path.isdir(drive)), None)
     if mounted is not None:
         return mounted
@@ -47,15 +47,15 @@ def mount_drive() -> Path | None:
     try:
         drive.mount(str(wanted.parent))
     except Exception as error:
-        # ValueError, MessageError on refusal, pexpect's own on a timeout: to the person they are one thing.
+        # ValueError, MessageError on refusal, and pexpect's errors on a timeout mean the same to the user.
         raise StorageError(
             f"Google Drive could not be mounted ({_reason(error)})",
             where=wanted.parent,
-            fix="Run this cell again and allow it; without Drive everything is lost when Colab takes the machine back.",
+            fix="Run this cell again and grant access; without Drive all files are lost when Colab ends the session.",
         ) from error
     if not os.path.isdir(wanted):
         raise StorageError(
-            "Google Drive was mounted, but My Drive is not in it",
+            "Google Drive is mounted, but My Drive is missing",
             where=wanted.parent,
             fix="Restart the runtime and run this cell again.",
         )
@@ -63,12 +63,12 @@ def mount_drive() -> Path | None:
 
 
 def leave_drive() -> bool:
-    """Wait until all of Drive is uploaded, then unmount it; says whether there was one.
+    """Upload all pending files to Drive and unmount it, and return whether it was mounted.
 
-    The last act on a machine: Drive cannot be mounted again there.
+    Drive cannot be mounted again on the same machine.
 
     Raises:
-        StorageError: something could not be uploaded.
+        StorageError: a file could not be uploaded.
     """
     drive = colab("drive")
     if drive is None or not any(os.path.isdir(path) for path in paths.DRIVES):
@@ -77,14 +77,14 @@ def leave_drive() -> bool:
         drive.flush_and_unmount()
     except (ValueError, NotImplementedError) as error:
         raise StorageError(
-            f"Google Drive did not take everything that was written ({_reason(error)})",
+            f"some files could not be uploaded to Google Drive ({_reason(error)})",
             where=paths.DRIVES[0].parent,
-            fix="Keep this machine, look whether your Drive is full, and try again.",
+            fix="Keep this machine running, free space on Drive if it is full, and try again.",
         ) from error
     return True
 
 
 def _reason(error: Exception) -> str:
-    """An exception of another package as a clause."""
-    said = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+    """Return an exception of another package as a clause."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

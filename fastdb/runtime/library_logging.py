@@ -1,4 +1,4 @@
-"""Remarks of libraries that a person can do nothing about."""
+"""Log levels of libraries."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import os
 
 
 def hush_libraries() -> None:
-    """Leave only errors of transformers, its Hub and bitsandbytes; call it before they are loaded.
+    """Silence warnings of transformers, huggingface_hub and bitsandbytes; call it before they are imported.
 
-    transformers says for each image processor that torchvision is absent, which we do not use, the Hub each time
-    that it tries again without a network, and bitsandbytes that a kernel for 4-bit inference on a CPU is absent.
+    transformers warns for each image processor that torchvision is absent, huggingface_hub for each retry without a
+    network, and bitsandbytes that a kernel for 4-bit inference on a CPU is absent. Users can act on none of them.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")

@@ -1,4 +1,4 @@
-"""Which machine this is, in words that mean something on a disk that others see too; its processes and its clocks."""
+"""Identity, processes and clocks of this machine."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import socket
 import time
 import uuid
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,20 +19,20 @@ _PROCESSES = Path("/proc/self/ns/pid")
 
 
 def wall() -> datetime:
-    """The time of day in UTC, as this machine's clock has it: it may be wrong by years, and it may jump."""
+    """Return the time in UTC by this machine's clock, which may be wrong by years and may jump."""
     return datetime.now(UTC)
 
 
 def ticking() -> float:
-    """Seconds since some moment, by a clock that nobody sets; where the system has one that counts sleep too, that."""
+    """Return seconds of a monotonic clock, which includes sleep where the system has such a clock."""
     boot = getattr(time, "CLOCK_BOOTTIME", None)
     return time.clock_gettime(boot) if boot is not None else time.monotonic()
 
 
 def machine_number() -> str:
-    """A number this machine's cache was given once, 32 hex digits.
+    """Return the number of this machine's cache, 32 hex digits, which is created once.
 
-    Where the cache lies on a shared disk, several machines have one number; `host_name` and `boot` tell them apart.
+    Machines with a cache on a shared disk have the same number; `host_name` and `boot` distinguish them.
 
     Raises:
         OSError: the cache cannot be written.
@@ -46,41 +47,43 @@ def machine_number() -> str:
             number = path.read_bytes()[:33].decode("ascii", "replace")
             if len(number) == 32 and number.isalnum():
                 return number
-            # Another process is about to write it, or was killed before it did.
+            # Another process is writing it, or was killed before it did.
             time.sleep(0.02)
     path.write_text(fresh := uuid.uuid4().hex, encoding="ascii")
     return fresh
 
 
 def host_name() -> str:
-    """The name by which this machine goes."""
-    return socket.gethostname() or "a machine without a name"
+    """Return the host name."""
+    return socket.gethostname() or "unknown host"
 
 
 def user_name() -> str:
-    """Who runs this, as the system has it; on Colab everybody is root."""
+    """Return the user name; on Colab every user is root."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
-        return "somebody"
+        return "unknown user"
 
 
 def boot() -> str:
-    """What changes when this machine starts anew, and differs between containers: where numbers of processes count."""
-    said = []
-    for ask in (lambda: _BOOT.read_text(encoding="ascii").strip(), lambda: os.readlink(_PROCESSES)):
-        try:
-            said.append(ask())
-        except OSError:
-            continue  # Not Linux: the host's name has to do.
-    return " ".join(said)
+    """Return an identifier of this boot and container, within which process IDs are unique."""
+    parts = []
+    # Elsewhere than on Linux the host name has to suffice.
+    with suppress(OSError):
+        parts.append(_BOOT.read_text(encoding="ascii").strip())
+    with suppress(OSError):
+        parts.append(os.readlink(_PROCESSES))
+    return " ".join(parts)
 
 
 def began(pid: int) -> int | None:
-    """When a process of this machine began, in the kernel's ticks; 0 where the system does not tell, None for one that
-    is not there or has ended and only waits for its parent to look."""
+    """Return when a process of this machine began, in the kernel's ticks.
+
+    The result is 0 if the system does not report it, and None if the process has ended, zombies included.
+    """
     try:
-        # The name in brackets may hold anything; what follows the last bracket are numbers, the state first.
+        # The name in brackets may contain brackets and spaces; the state follows the last bracket.
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         return None if fields[0] in (b"Z", b"X") else int(fields[19])
     except (OSError, IndexError, ValueError):

@@ -1,4 +1,4 @@
-"""How much memory there is to be had on this machine."""
+"""Available memory of this machine."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from pathlib import Path
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
-"""Where a container's own limit is told (cgroup v2)."""
+"""Limits of a container (cgroup v2)."""
 
 
 def memory_to_be_had() -> int | None:
-    """Bytes this process may still take without the machine, or its container, running out; None where nobody tells."""
-    told = [count for count in (_available(), _left_in_container()) if count is not None]
-    return min(told, default=None)
+    """Return the bytes available to this process on the machine or in its container; None if unknown."""
+    counts = [count for count in (_available(), _left_in_container()) if count is not None]
+    return min(counts, default=None)
 
 
 def _available() -> int | None:
@@ -28,7 +28,7 @@ def _available() -> int | None:
 
 
 def _left_in_container() -> int | None:
-    """What the limit leaves, what the kernel only keeps of files counted as free: it gives that back when asked."""
+    """Return the bytes below the container's limit; the page cache counts as free, because the kernel reclaims it."""
     try:
         limit = (CGROUP / "memory.max").read_text(encoding="ascii").strip()
         used = int((CGROUP / "memory.current").read_text(encoding="ascii"))

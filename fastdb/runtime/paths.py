@@ -1,4 +1,4 @@
-"""Folders of this host: where sessions live, where this machine may keep what can be made again."""
+"""Folders of sessions and caches."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 
 DRIVES = (Path("/content/drive/MyDrive"), Path("/content/gdrive/MyDrive"))
-"""Where Google Drive appears in Colab once it is mounted: Google's own notebooks, the classic notebook."""
+"""Mount points of Google Drive in Colab, of Google's notebooks and of the classic notebook."""
 
 
 def expanded(path: Path | str) -> Path:
-    """A path with `~` replaced by the home folder; a name that only begins like one stays as it is."""
+    """Return a path with `~` replaced by the home folder, and other names unchanged."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -19,7 +19,7 @@ def expanded(path: Path | str) -> Path:
 
 
 def sessions_root(root: Path | str | None = None) -> Path:
-    """The folder that holds the sessions: as given, else `FASTDB_ROOT`, else Drive, else the home folder."""
+    """Return the folder of sessions: `root`, else `FASTDB_ROOT`, else Drive, else the home folder."""
     chosen = root or os.environ.get("FASTDB_ROOT")
     if chosen:
         return expanded(chosen).absolute()
@@ -28,16 +28,15 @@ def sessions_root(root: Path | str | None = None) -> Path:
 
 
 def cache_folder() -> Path:
-    """The folder on this machine for what can be made or fetched again: `FASTDB_CACHE`, else `~/.cache/fastdb`."""
+    """Return the cache folder: `FASTDB_CACHE`, else `~/.cache/fastdb`."""
     chosen = os.environ.get("FASTDB_CACHE")
     return expanded(chosen).absolute() if chosen else Path.home() / ".cache" / "fastdb"
 
 
 def work_folder(session: Path) -> Path:
-    """The folder on this machine's own disk for what the trainer of `session` writes all the time.
+    """Return the folder on this machine's own disk for the working files of a session's trainer.
 
-    Logs that grow and locks live here and not in the session: under Google Drive's mount a file that
-    stays open is never uploaded, and locks do not work.
+    Growing logs and locks are kept here: Google Drive's mount never uploads an open file, and locks do not work there.
     """
     name = hashlib.sha256(os.fsencode(session.resolve())).hexdigest()[:16]
     return cache_folder() / "work" / name

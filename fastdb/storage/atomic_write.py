@@ -20,29 +20,29 @@ _UNFIT = (errno.ENAMETOOLONG, errno.EISDIR, errno.ELOOP, errno.EFBIG, errno.EBUS
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusal to read or write `path` into one clear line.
+    """Convert errors of the operating system about `path` into `StorageError`.
 
-    That something is missing, or is there already, keeps its own exception: only the caller knows what it means.
+    FileNotFoundError and FileExistsError pass through, because only the caller knows their meaning.
 
     Raises:
-        StorageError: the disk is full, read-only, forbidden, failing or gone, or cannot take such a name.
+        StorageError: the disk is full, read-only, forbidden, failing or gone, or does not accept the name.
     """
     try:
         yield
     except OSError as error:
-        # A name of ours that is only there while we write would puzzle whoever reads it.
+        # A temporary name would mean nothing to the reader.
         where = path if error.filename is None or str(error.filename).endswith(TEMPORARY) else error.filename
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError(
-                "the disk is full; what was there before is untouched",
+                "the disk is full; existing files are unchanged",
                 where=where,
                 fix="Free some space and run the same command again.",
             ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise StorageError(
-                "cannot be written: it is read-only for you",
+                "permission denied",
                 where=where,
-                fix="Make the folder writable, or choose another with --root.",
+                fix="Make the folder writable, or choose another folder with --root.",
             ) from error
         if error.errno in (errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT):
             raise StorageError(
@@ -58,10 +58,10 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, unless it is there.
+    """Create a folder and its parents if they do not exist.
 
     Raises:
-        StorageError: it cannot be made, or something else has its name.
+        StorageError: it cannot be created, or a file has its name.
     """
     try:
         with explained(path):
@@ -69,34 +69,34 @@ def make_folder(path: Path) -> None:
     except (FileExistsError, NotADirectoryError) as error:
         raise StorageError("is not a folder", where=error.filename, fix="Choose another folder.") from error
     except FileNotFoundError as error:
-        raise StorageError("no folder can be made there", where=path, fix="Choose another folder.") from error
+        raise StorageError("a folder cannot be created here", where=path, fix="Choose another folder.") from error
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write to; on leaving without an error it takes `path`'s place.
+    """Yield a temporary path that replaces `path` if the block ends without an error.
 
-    The bytes are flushed to the disk before the rename, and the folder after it. After an error the
-    half-written file is removed and `path` is as it was.
+    The file is flushed to the disk before the rename, and the folder after it. After an error the temporary file is
+    removed and `path` is unchanged.
 
     Raises:
         StorageError: the disk is full, read-only, forbidden, failing or gone.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         with explained(path):
             try:
-                yield beside
-                flush(beside)
-                os.replace(beside, path)
+                yield temporary
+                flush(temporary)
+                os.replace(temporary, path)
                 flush(path.parent)
             finally:
-                beside.unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
     except (FileNotFoundError, NotADirectoryError) as error:
         if path.parent.is_dir():
             raise
         raise StorageError(
-            "there is no such folder, or no longer", where=path.parent, fix="Put it back, or choose another."
+            "there is no such folder", where=path.parent, fix="Restore it, or choose another folder."
         ) from error
 
 
@@ -112,12 +112,12 @@ def unfinished(path: Path) -> list[Path]:
 
 
 def flush(path: Path) -> None:
-    """Ask the operating system to put a file or folder on the disk now."""
+    """Flush a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network and user-space file systems cannot sync a folder and say so; that is no failed write.
+        # Some network and user-space file systems reject fsync of a folder; the write has succeeded.
         if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP, errno.EBADF)):
             raise
     finally:
@@ -125,17 +125,17 @@ def flush(path: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`, whole or not at all.
+    """Replace `path` by `data` atomically.
 
     Raises:
         StorageError: see `writing`.
     """
-    with writing(path) as beside:
-        beside.write_bytes(data)
+    with writing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in UTF-8, whole or not at all.
+    """Replace `path` by `text` in UTF-8 atomically.
 
     Raises:
         StorageError: see `writing`.
@@ -144,7 +144,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by `value` as indented JSON, whole or not at all.
+    """Replace `path` by `value` as indented JSON atomically.
 
     Raises:
         StorageError: see `writing`.

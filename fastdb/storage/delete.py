@@ -1,4 +1,4 @@
-"""What files take, and giving it back for real: on Google Drive what is deleted goes to the trash and still counts."""
+"""Disk usage, and deletion that bypasses the trash of Google Drive, whose files still count."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fastdb.storage.manifest import MANIFEST
 
 
 def bytes_of(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder, as their sizes say; links are not followed.
+    """Return the size in bytes of a file, or of all files below a folder, without following links.
 
-    Nothing is opened. What vanishes meanwhile counts nothing.
+    Files that vanish meanwhile count as 0.
 
     Raises:
-        OSError: a folder may not be read.
+        OSError: a folder cannot be read.
     """
     try:
         if not path.is_dir() or path.is_symlink():
@@ -27,19 +27,19 @@ def bytes_of(path: Path) -> int:
 
 
 def remove(path: Path, first: str = MANIFEST, mapped: Collection[int] | None = None) -> int:
-    """Remove a file, or a folder with all below it, and give its space back; returns the bytes.
+    """Delete a file or folder, and return its bytes.
 
-    Each file is cut to nothing before it is deleted, so that a trash keeps nothing of it. The file `first` of a folder
-    goes before the others: what is left of a removal that was cut off is never taken for whole. A link goes and what
-    it points to stays; a file with a second name, or one that a process has mapped, is deleted without being cut:
-    whoever reads it by the other name or through the map would lose it.
+    Files are truncated first, because Google Drive keeps deleted files in its trash, where they still count. Hard links
+    and files that a process has mapped are not truncated: other readers would lose their data. Of a link only the link
+    is deleted.
 
     Args:
-        first: name of the file of a folder that goes first.
-        mapped: what `mapped_files` gave a moment ago, for whoever removes many.
+        first: name of the file in the folder to delete first, so that a folder whose deletion was cut off does not look
+            complete.
+        mapped: result of a recent `mapped_files`, to save time when deleting many files.
 
     Raises:
-        OSError: it cannot be removed; what was removed before is gone.
+        OSError: it cannot be deleted; other files may be gone.
     """
     if not os.path.lexists(path):
         return 0
@@ -66,7 +66,7 @@ def _remove_file(path: Path, mapped: Collection[int]) -> int:
     facts = path.lstat()
     alone = facts.st_nlink == 1 and not path.is_symlink()
     if alone and facts.st_size and mapped_is_known and facts.st_ino not in mapped:
-        # What forbids cutting may still let it be deleted; what forbids both is told by the deletion.
+        # A file that cannot be truncated may still be deletable; unlink reports it if not.
         with suppress(OSError):
             os.truncate(path, 0)
     path.unlink()
@@ -74,18 +74,18 @@ def _remove_file(path: Path, mapped: Collection[int]) -> int:
 
 
 mapped_is_known = os.path.isdir("/proc/self")
-"""Whether this system tells which files are mapped. To cut one that is would end the process that reads it."""
+"""Whether mapped files can be found. A process that reads a truncated mapping is killed by SIGBUS."""
 
 
 def mapped_files() -> set[int]:
-    """The inodes of the files that processes of this machine have mapped, as far as they may be looked at."""
-    found: set[int] = set()
+    """Return the inodes of all files that readable processes of this machine have mapped."""
+    inodes: set[int] = set()
     for process in os.listdir("/proc") if mapped_is_known else ():
         if process.isdecimal():
-            # It has ended meanwhile, or is somebody else's.
+            # The process has ended or belongs to another user.
             with suppress(OSError), open(f"/proc/{process}/maps", encoding="utf-8", errors="replace") as maps:
-                found.update(int(line.split(maxsplit=5)[4]) for line in maps)
-    return found
+                inodes.update(int(line.split(maxsplit=5)[4]) for line in maps)
+    return inodes
 
 
 def _below(folder: Path | str) -> int:

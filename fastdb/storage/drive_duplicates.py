@@ -1,23 +1,23 @@
-"""Second things of a name, as Google Drive shows them where one was made twice: `cat (1).png`, `unet-000100 (1)`."""
+"""Duplicates with numbered names, such as `cat (1).png`, which Google Drive makes."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-_TWIN = re.compile(r"(?P<stem>.+) \(\d{1,3}\)(?P<ending>\.[^. ]+)?")
+_NUMBERED = re.compile(r"(?P<stem>.+) \(\d{1,3}\)(?P<ending>\.[^. ]+)?")
 
 
 def first_name(name: str) -> str:
-    """The name whose second one `name` would be; empty where it is not called like one."""
-    found = _TWIN.fullmatch(name)
-    return f"{found['stem']}{found['ending'] or ''}" if found else ""
+    """Return the name of the original that a numbered name refers to; empty for other names."""
+    parts = _NUMBERED.fullmatch(name)
+    return f"{parts['stem']}{parts['ending'] or ''}" if parts else ""
 
 
 def is_copy(path: Path) -> bool:
-    """Whether a file is called like a second one and holds the very bytes of the first, which lies beside it.
+    """Return whether a file has a numbered name and equals the original beside it byte for byte.
 
-    People number photos in the same way: `sks (1).png` with other bytes, or with nothing beside it, is a photo.
+    People number photos in the same way, so `sks (1).png` with other bytes or without an original is a photo.
 
     Raises:
         OSError: one of them cannot be read.

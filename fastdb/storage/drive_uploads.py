@@ -1,4 +1,4 @@
-"""Whether files that lie in Google Drive's mount have left this machine."""
+"""Upload state of files in Google Drive's mount."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 DRIVE_ID = "user.drive.id"
 LOCAL = b"local"
-"""How the attribute begins while a file is not uploaded."""
+"""Start of the attribute while a file is not uploaded."""
 
 
 def waits_for_upload(path: Path) -> bool:
-    """Whether a file, or one in a folder at any depth, is known to be on this machine alone as yet.
+    """Return whether a file, or any file below a folder, is not uploaded yet.
 
-    Google Drive's mount uploads later and in no order; what was written, flushed and renamed is lost with the machine
-    until then. Where nothing tells, as on an ordinary disk, no file is known to wait.
+    Google Drive's mount uploads later and in no order; until then even flushed files are lost with the machine. On an
+    ordinary disk the result is False.
 
     Raises:
         OSError: the folder cannot be listed.
@@ -34,7 +34,7 @@ def _is_local(path: str) -> bool:
     try:
         return os.getxattr(path, DRIVE_ID).startswith(LOCAL)
     except OSError:
-        # No such attribute here: nothing is known.
+        # The file system has no such attribute.
         return False
 
 

@@ -1,4 +1,4 @@
-"""What a folder holds, by size and hash, written last: without it a folder is not complete."""
+"""Manifests with the sizes and checksums of a folder's files, written last."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from fastdb.storage.atomic_write import explained, write_json
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
 LARGEST = 1 << 24
-"""Bytes of a manifest; one of thousands of files has a tenth of it."""
+"""Bytes of a manifest; that of thousands of files has a tenth of it."""
 GONE = (errno.ENOTCONN, errno.ESTALE, errno.ENODEV)
-"""What a disk answers that was taken away, such as a mount whose server died."""
+"""Errors of a disk that is gone, such as a mount whose server died."""
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file in hexadecimal, read in blocks of 1 MiB."""
+    """Return the SHA-256 of a file in hexadecimal, read in blocks of 1 MiB."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -32,12 +32,13 @@ def sha256(path: Path) -> str:
 
 
 def write_manifest(folder: Path, meant: Mapping[str, str] | None = None) -> None:
-    """Read every file of `folder` back from the disk and write their sizes and hashes beside them.
+    """Read every file of `folder` back from the disk, and write the manifest.
 
-    `meant` maps file names to the SHA-256 of what should have been written.
+    Args:
+        meant: the expected SHA-256 of files by name.
 
     Raises:
-        StorageError: a file cannot be read or differs from what was meant, or the manifest cannot be written.
+        StorageError: a file cannot be read or does not match, or the manifest cannot be written.
     """
     with explained(folder):
         files = {
@@ -48,21 +49,23 @@ def write_manifest(folder: Path, meant: Mapping[str, str] | None = None) -> None
     for name, digest in (meant or {}).items():
         if files.get(name, {}).get("sha256") != digest:
             raise StorageError(
-                "what was read back is not what was written",
+                "the file does not match its checksum after writing",
                 where=folder / name,
-                fix="Check the disk and run the same command again; earlier checkpoints are untouched.",
+                fix="Check the disk and run the same command again; earlier checkpoints are unchanged.",
             )
     write_json(folder / MANIFEST, {"format": FORMAT, "files": files})
 
 
 def faults(folder: Path, *, quick: bool = False) -> list[str]:
-    """What is wrong with `folder` by its manifest, each as a clause; nothing wrong gives an empty list.
+    """Return why `folder` does not match its manifest, as clauses; empty if it matches.
 
-    Every byte is read again; with `quick` those of JSON files only, and of others the sizes. Files the manifest does
-    not name are no fault.
+    Files that the manifest does not list are ignored.
+
+    Args:
+        quick: compare the checksums of JSON files only, and the sizes of others.
 
     Raises:
-        StorageError: the disk is gone. That says nothing of what lies on it.
+        StorageError: the disk is gone, so the state of the folder is unknown.
     """
     try:
         record = _read(folder)
@@ -90,7 +93,7 @@ def named(folder: Path) -> frozenset[str]:
 
 
 def _read(folder: Path) -> Any:
-    """A folder's manifest as it stands there.
+    """Return a folder's manifest as plain data.
 
     Raises:
         OSError, ValueError: it cannot be read.
@@ -99,12 +102,12 @@ def _read(folder: Path) -> Any:
     path = folder / MANIFEST
     with _gone_explained(folder):
         if not stat.S_ISREG(path.stat().st_mode) or path.stat().st_size > LARGEST:
-            raise ValueError("no plain file, or too large for one")
+            raise ValueError("not a regular file, or too large")
         return json.loads(path.read_text(encoding="utf-8"))
 
 
 def hashes_in(folder: Path) -> dict[str, str]:
-    """The SHA-256, in hex, of each file that the manifest of `folder` names, which was held against the bytes before.
+    """Return the SHA-256, in hex, of each file that the manifest of `folder` lists.
 
     Raises:
         StorageError: the manifest cannot be read now.
@@ -115,7 +118,7 @@ def hashes_in(folder: Path) -> dict[str, str]:
         return {str(name): str(fact["sha256"]) for name, fact in record["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StorageError(
-            f"cannot be read any more ({type(error).__name__})",
+            f"cannot be read ({type(error).__name__})",
             where=folder / MANIFEST,
             fix="Check the disk and run the same command again.",
         ) from error
@@ -123,10 +126,10 @@ def hashes_in(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def _gone_explained(path: Path) -> Iterator[None]:
-    """Let a disk that was taken away be that, and not a fault of what was on it.
+    """Convert the errors of a disk that is gone, and pass others through.
 
     Raises:
-        StorageError: it was.
+        StorageError: the disk is gone.
     """
     try:
         yield
@@ -138,18 +141,18 @@ def _gone_explained(path: Path) -> Iterator[None]:
 
 
 def _fault(folder: Path, name: str, size: int, digest: str) -> str:
-    """What is wrong with a file; its bytes are read where there is a `digest`."""
+    """Return why a file does not match its entry, as a clause; its bytes are read only if `digest` is not empty."""
     plain = PurePosixPath(name)
     if name != str(plain) or plain.is_absolute() or ".." in plain.parts or PureWindowsPath(name).anchor:
-        return f"its manifest names {name[:80]!a}, which is no file in it"
+        return f"its manifest lists {name[:80]!a}, which is not a valid file name"
     path = folder / name
     try:
         with _gone_explained(path):
             facts = path.stat()
             if not stat.S_ISREG(facts.st_mode):
-                return f"{path.name} is no plain file"
+                return f"{path.name} is not a regular file"
             if not path.resolve().is_relative_to(folder.resolve()):
-                return f"{path.name} is a link that leads out of it"
+                return f"{path.name} is a link to another folder"
             if facts.st_size != size:
                 return f"{path.name} has {facts.st_size} bytes instead of {size}"
             if digest and sha256(path) != digest:

@@ -167,7 +167,7 @@ def test_on_a_read_only_mount_all_is_seen_and_nothing_written(tmp_path: Path) ->
         opened = Session.open("dog", drive.path / "sessions")
         assert standing(opened).done("unet") == 4
         show(opened)
-        with pytest.raises(StorageError, match="read-only"):
+        with pytest.raises(StorageError, match="permission denied"):
             put(session.checkpoints, 8)
         notes = prune(session.checkpoints, "unet")
         assert all(note.kind == "checkpoint not removed" for note in notes)
@@ -218,4 +218,4 @@ def test_a_pipe_among_checkpoints_does_not_hold_up_the_command() -> None:
     command = [sys.executable, "-m", "fastdb", "show", "dog"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"{LAST}: unet.safetensors is no plain file" in done.stdout
+    assert f"{LAST}: unet.safetensors is not a regular file" in done.stdout

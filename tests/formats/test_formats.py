@@ -82,7 +82,7 @@ except StorageError as error:
         path.chmod(0o755 if path.is_dir() else 0o644)
     assert done.stderr == ""
     assert "text_encoder 2/2, unet 4/4" in done.stdout
-    assert done.stdout.endswith("cannot be written: it is read-only for you\n")
+    assert done.stdout.endswith("permission denied\n")
     assert tree(first.path) == tree(SAMPLES / "session-1")
 
 

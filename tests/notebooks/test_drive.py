@@ -14,7 +14,7 @@ from fastdb.runtime.paths import sessions_root
 
 
 def test_elsewhere_there_is_no_drive_and_that_is_no_error(monkeypatch):
-    monkeypatch.setattr(drive.places, "DRIVES", ())
+    monkeypatch.setattr(drive.paths, "DRIVES", ())
     assert drive.mount_drive() is None
     assert drive.leave_drive() is False
 
@@ -37,7 +37,7 @@ def test_a_drive_that_is_mounted_asks_for_no_consent_again(colab):
 
 
 def test_the_classic_mount_counts_too(colab):
-    classic = drive.places.DRIVES[1]
+    classic = drive.paths.DRIVES[1]
     classic.mkdir(parents=True)
     assert drive.mount_drive() == classic
     assert colab.asked == []
@@ -65,8 +65,8 @@ def test_a_refusal_is_one_line_with_what_to_do(colab):
         drive.mount_drive()
     assert str(caught.value) == (
         f"{colab.mountpoint}: Google Drive could not be mounted (MessageError: Error: credential propagation was "
-        "unsuccessful). Run this cell again and allow it; without Drive everything is lost when Colab takes the "
-        "machine back."
+        "unsuccessful). Run this cell again and grant access; without Drive all files are lost when Colab ends "
+        "the session."
     )
 
 
@@ -78,7 +78,7 @@ def test_a_failed_mount_is_one_line(colab):
 
 def test_a_mount_that_says_yes_and_shows_nothing_is_not_believed(colab):
     colab.appears = False
-    with pytest.raises(StorageError, match="My Drive is not in it"):
+    with pytest.raises(StorageError, match="My Drive is missing"):
         drive.mount_drive()
 
 
@@ -99,5 +99,5 @@ def test_leaving_waits_for_the_upload(colab):
     assert drive.leave_drive() is True
     assert colab.asked[-1] == "flush"
     colab.fails_with = ValueError("flush_and_unmount failed")
-    with pytest.raises(StorageError, match=r"did not take everything .*flush_and_unmount failed.*Keep this machine"):
+    with pytest.raises(StorageError, match=r"could not be uploaded .*flush_and_unmount failed.*Keep this machine"):
         drive.leave_drive()

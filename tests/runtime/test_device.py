@@ -37,7 +37,7 @@ def test_a_t4_trains_in_fp16_though_it_says_yes_to_bf16(graphics: list[bool]) ->
 def test_a_newer_one_trains_in_bf16(graphics: list[bool]) -> None:
     graphics.append(True)
     assert choose_device().precision == "bf16"
-    assert choose_device("fp32") == Device("cuda", "Tesla T4", "fp32", "as asked")
+    assert choose_device("fp32") == Device("cuda", "Tesla T4", "fp32", "as requested")
 
 
 @pytest.mark.usefixtures("processor")
@@ -49,7 +49,7 @@ def test_a_processor_trains_in_fp32() -> None:
 
 @pytest.mark.usefixtures("processor")
 def test_fp16_without_a_gpu_is_refused() -> None:
-    with pytest.raises(TrainingError, match=r"^precision fp16: needs a GPU, and none is to be seen here"):
+    with pytest.raises(TrainingError, match=r"^precision fp16: needs a GPU, and this machine has none"):
         choose_device("fp16")
 
 

@@ -616,7 +616,7 @@ def there_in(path: Path) -> Lease:
 def test_a_folder_that_may_not_be_written_is_said(session: Path, machines: Any, forbidden: list[str]) -> None:
     session.chmod(0o555)
     said = machines("one").hold(session, before=forbidden)[1]
-    assert said.startswith(f"refused {session / FILE}: cannot be written: it is read-only for you.")
+    assert said.startswith(f"refused {session / FILE}: permission denied.")
 
 
 def test_a_folder_that_is_gone_is_said(session: Path) -> None:

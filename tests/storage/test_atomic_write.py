@@ -120,7 +120,7 @@ def test_killed_at_random_moments_it_is_whole_and_not_older_than_what_was_said(t
 def test_a_full_disk_leaves_the_old_file_alone(small_disk: Callable[[str], Path]) -> None:
     path = small_disk("1m") / "file"
     write_bytes(path, OLD)
-    with pytest.raises(StorageError, match=rf"^{path}: the disk is full; what was there before is untouched\. Free"):
+    with pytest.raises(StorageError, match=rf"^{path}: the disk is full; existing files are unchanged\. Free"):
         write_bytes(path, bytes(2_000_000))
     assert path.read_bytes() == OLD
     assert os.listdir(path.parent) == ["file"]
@@ -132,9 +132,9 @@ def test_a_read_only_disk_is_said(small_disk: Callable[[str], Path]) -> None:
     path = small_disk("1m") / "file"
     write_bytes(path, OLD)
     subprocess.run(["mount", "-o", "remount,ro", str(path.parent)], check=True)
-    with pytest.raises(StorageError, match=rf"^{path}: cannot be written: it is read-only for you\. Make"):
+    with pytest.raises(StorageError, match=rf"^{path}: permission denied\. Make"):
         write_bytes(path, NEW)
-    with pytest.raises(StorageError, match="read-only"):
+    with pytest.raises(StorageError, match="permission denied"):
         make_folder(path.parent / "inner")
     assert path.read_bytes() == OLD
 
@@ -148,7 +148,7 @@ def test_a_forbidden_folder_is_said(tmp_path: Path, forbidden: list[str]) -> Non
     script += "write_bytes(Path(sys.argv[1]), b'new')"
     command = [*forbidden, sys.executable, "-c", script, str(folder / "file")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert f"StorageError: {folder / 'file'}: cannot be written: it is read-only for you." in done.stderr
+    assert f"StorageError: {folder / 'file'}: permission denied." in done.stderr
     assert (folder / "file").read_bytes() == OLD
 
 
@@ -195,8 +195,8 @@ def test_names_that_cannot_be_written_are_said(tmp_path: Path) -> None:
     [
         (errno.ENOSPC, "the disk is full"),
         (errno.EDQUOT, "the disk is full"),
-        (errno.EROFS, "read-only for you"),
-        (errno.EACCES, "read-only for you"),
+        (errno.EROFS, "permission denied"),
+        (errno.EACCES, "permission denied"),
         (errno.EIO, "does not answer"),
         (errno.ENOTCONN, "does not answer"),
         (errno.ESTALE, "does not answer"),
