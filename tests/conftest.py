@@ -7,11 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import fork_server
 from tests.requires import missing_for_fuse
 
 # Before any test file loads torch: one thread each, so that the workers do not fight over the cores.
@@ -25,6 +27,27 @@ if importlib.util.find_spec("hypothesis"):
     # The same examples every time: no commit is to fail for what another one did. `make test-full` looks for new ones.
     settings.register_profile("same", derandomize=True)
     settings.load_profile("same")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--real-processes`."""
+    parser.addoption("--real-processes", action="store_true", help="fork no process from the fork server")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forked_processes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Processes of `python -m fastdb` are forked from one which has the imports behind it."""
+    if request.config.getoption("--real-processes") or not fork_server.usable():
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder, fork_server.forked_processes(Path(folder)):
+        yield
+
+
+@pytest.fixture
+def real_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that this test starts are real ones, with all their imports."""
+    monkeypatch.setattr(fork_server.ForkedPopen, "server", None)
 
 
 @pytest.fixture(scope="session")

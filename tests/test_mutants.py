@@ -100,6 +100,108 @@ MUTANTS = {
         "",
         [f"{PUBLISHING}::test_a_session_that_was_taken_over_gets_nothing"],
     ),
+    "the optimizer's state is not restored on resume": (
+        "training/checkpointing.py",
+        '    restore_state(optimizer, tensors_of(checkpoint, OPTIMIZER, base_folder), state["optimizer"])\n',
+        "",
+        ["tests/training/test_trainer.py", "-k", "sigterm"],
+    ),
+    "the noise does not depend on the step": (
+        "training/randomness.py",
+        "address.step, address.microbatch",
+        "0, address.microbatch",
+        ["tests/training/test_randomness.py"],
+    ),
+    "the learning rate stays constant": (
+        "training/schedules.py",
+        "max(0.0, 1.0 - step / steps)",
+        "1.0",
+        ["tests/training/test_loss.py"],
+    ),
+    "the loss of the class images is dropped": (
+        "training/loss.py",
+        "return instance + prior_weight * prior,",
+        "return instance,",
+        ["tests/training/test_loss.py"],
+    ),
+    "the UNet's stage ignores the trained text encoder": (
+        "training/stages.py",
+        "weights=text_encoder).to(",
+        "weights=None).to(",
+        ["tests/training/test_stages.py", "-k", "conditioned"],
+    ),
+    "the average of the weights is not updated": (
+        "training/loop.py",
+        "            self.stage.average.update()",
+        "            pass",
+        ["tests/training/test_ema.py"],
+    ),
+    "an export is not read back": (
+        "models/export.py",
+        "    read_back(path, written, lambda name: steps.step() if name else None)\n",
+        "",
+        ["tests/models/test_export.py"],
+    ),
+    "an unpickler lets a global of anything through": (
+        "formats/unpickler.py",
+        "if whole in CALLS or",
+        "if True or",
+        ["tests/formats/test_hostile.py"],
+    ),
+    "the names of an archive's members are not checked": (
+        "sharing/untrusted_zip.py",
+        'name_fault(name.removesuffix("/")) or ',
+        "",
+        ["tests/sharing/test_untrusted_zip.py"],
+    ),
+    "the lease of another machine is ignored": (
+        "sessions/lease.py",
+        "if verdict.alive and not take_over:",
+        "if False:",
+        ["tests/sessions/test_lease.py", "-k", "another_machine"],
+    ),
+    "the checksum of session.yaml is ignored": (
+        "storage/checksum_line.py",
+        "    return text != sealed(text)",
+        "    return False",
+        ["tests/training/test_bit_rot.py", "-k", "flipped_byte"],
+    ),
+    "a download resumes a file that has changed": (
+        "downloads/partial_file.py",
+        "return start == self.done and same and",
+        "return start == self.done and",
+        ["tests/downloads/test_download.py"],
+    ),
+    "a token goes to any server": (
+        "downloads/tokens.py",
+        " if origin(url) == self.origin else {}",
+        "",
+        ["tests/downloads/test_tokens.py"],
+    ),
+    "a model that predicts v counts as one that predicts noise": (
+        "models/prediction.py",
+        '        return "v_prediction", reason',
+        '        return "epsilon", reason',
+        ["tests/models/test_prediction.py"],
+    ),
+    "guidance is left out of pictures": (
+        "inference/engine.py",
+        "guidance_scale=request.guidance",
+        "guidance_scale=7.5",
+        ["tests/inference/test_engine.py"],
+    ),
+    "a crop ignores the face": (
+        "images/crop.py",
+        "    low, high = _span(side, length, first, last)",
+        "    low, high = 0, 0",
+        ["tests/images/test_crop.py"],
+    ),
+    "the last checkpoint is chosen rather than the best": (
+        "evaluation/choose.py",
+        "table.likeness[number].mean)",
+        "number)",
+        ["tests/evaluation/test_choose.py"],
+    ),
 }
 
 
