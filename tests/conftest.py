@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -32,6 +33,12 @@ if importlib.util.find_spec("hypothesis"):
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--real-processes`."""
     parser.addoption("--real-processes", action="store_true", help="fork no process from the fork server")
+
+
+def pytest_collection_finish() -> None:
+    """Keep the results of the imports out of later garbage collections, of which trainers ask for several."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

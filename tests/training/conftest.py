@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
+from PIL import Image
 
 torch = pytest.importorskip("torch")
 
@@ -22,6 +24,7 @@ from fastdb.checkpoints.compressed_checkpoint import raw_file
 from fastdb.checkpoints.publish import MADE_OF
 from fastdb.commands import sessions
 from fastdb.models.resolve import ensure_base
+from fastdb.runtime.paths import work_folder
 from fastdb.sessions.session import Session
 from fastdb.storage.manifest import sha256
 from fastdb.training import process
@@ -34,30 +37,65 @@ SETTINGS: dict[str, Any] = {
     "unet.steps": 16,
     "unet.learning_rate": 5e-4,
     "prior.class_images": 2,
+    "prior.steps": 4,
     "checkpoints.every_steps": 3,
 }
 
 
 @pytest.fixture(scope="session")
-def make_session(mini: Path, photos: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Session]:
+def small_photos(photos: list[Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The photos at 128 px, in which a subject is found in a fraction of the time."""
+    folder = tmp_path_factory.mktemp("small")
+    for path in photos:
+        with Image.open(path) as photo:
+            photo.resize((128, 128)).save(folder / path.name)
+    return [folder / path.name for path in photos]
+
+
+@pytest.fixture(scope="session")
+def make_session(
+    mini: Path, small_photos: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Session]:
     """Makes a small session, each in a root of its own."""
 
     def make(name: str = "cup", **settings: Any) -> Session:
         root = tmp_path_factory.mktemp("root")
         chosen = {**SETTINGS, **{key.replace("__", "."): value for key, value in settings.items()}}
-        return sessions.new(name, mini, photos, token="sks", class_word="cup", root=root, settings=chosen)
+        return sessions.new(name, mini, small_photos, token="sks", class_word="cup", root=root, settings=chosen)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def straight(make_session: Callable[..., Session]) -> Session:
+def trained_once(mini: Path, small_photos: list[Path], common: Path) -> Callable[..., Session]:
+    """Makes a session and trains it, once for all workers and tests with this `key`; they only copy it."""
+
+    def trained(key: str, train: Callable[[Session], object], name: str = "cup", **settings: Any) -> Session:
+        root = common / "trained" / key
+        root.mkdir(parents=True, exist_ok=True)
+        chosen = {**SETTINGS, **{key.replace("__", "."): value for key, value in settings.items()}}
+        with FileLock(root / "lock"):
+            if not (root / "done").exists():
+                session = sessions.new(
+                    name, mini, small_photos, token="sks", class_word="cup", root=root, settings=chosen
+                )
+                train(session)
+                (root / "done").touch()
+        return Session.open(root / name)
+
+    return trained
+
+
+@pytest.fixture(scope="session")
+def straight(trained_once: Callable[..., Session]) -> Session:
     """A session trained to its end by the real trainer process, without an interruption; steps 15 and 16 of its UNet
     are published.
     """
-    session = make_session(checkpoints__keep_every=15)
-    assert outcome(process.start(session)) == "finished"
-    return Session.open(session.path)
+
+    def train(session: Session) -> None:
+        assert outcome(process.start(session)) == "finished"
+
+    return trained_once("straight", train, checkpoints__keep_every=15)
 
 
 @pytest.fixture
@@ -66,6 +104,18 @@ def copy(tmp_path: Path) -> Callable[[Session], Session]:
 
     def copied(session: Session) -> Session:
         return Session.open(shutil.copytree(session.path, tmp_path / "copies" / session.name))
+
+    return copied
+
+
+@pytest.fixture
+def copy_here(copy: Callable[[Session], Session]) -> Callable[[Session], Session]:
+    """Copies a session with the checkpoints that it has on this machine's own disk."""
+
+    def copied(session: Session) -> Session:
+        made = copy(session)
+        shutil.copytree(work_folder(session.path), work_folder(made.path))
+        return made
 
     return copied
 

@@ -61,11 +61,13 @@ def from_the_beginning(make_session: Made) -> Session:
 
 
 @pytest.fixture
-def base(make_session: Made) -> Session:
+def base(trained_once: Made, copy_here: Callable[[Session], Session]) -> Session:
     """A session trained to the end it had at first."""
-    session = make_session("base", **SHORT)
-    assert Life(session).run() == "finished"
-    return Session.open(session.path)
+
+    def train(session: Session) -> None:
+        assert Life(session).run() == "finished"
+
+    return copy_here(trained_once("base", train, "base", **SHORT))
 
 
 def more(session: Session, one: dict[str, Any]) -> Session:

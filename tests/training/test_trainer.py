@@ -62,11 +62,14 @@ def at(stage: str, step: int) -> Callable[[dict[str, Any]], bool]:
 
 
 @pytest.fixture
-def half(make_session: Made) -> Session:
+def half(trained_once: Made, copy_here: Copied) -> Session:
     """A session stopped after two steps of the UNet stage."""
-    session = make_session("half", text_encoder__steps=3, unet__steps=6, prior__class_images=0)
-    assert Life(session, until=at("unet", 2)).run() == "stopped"
-    return Session.open(session.path)
+
+    def train(session: Session) -> None:
+        assert Life(session, until=at("unet", 2)).run() == "stopped"
+
+    settings = {"text_encoder__steps": 3, "unet__steps": 6, "prior__class_images": 0}
+    return copy_here(trained_once("half", train, "half", **settings))
 
 
 def test_sigterm_saves_the_step_it_is_in_and_going_on_equals_never_stopping(
@@ -162,11 +165,13 @@ def test_a_finished_session_is_left_as_it_is(straight: Session, copy: Copied) ->
 
 
 @pytest.fixture(scope="module")
-def kept(make_session: Made) -> Session:
+def kept(trained_once: Made) -> Session:
     """A session trained to its end, of which earlier checkpoints are kept for good too."""
-    session = make_session("kept", text_encoder__steps=3, unet__steps=7, checkpoints__keep_every=3)
-    assert Life(session).run() == "finished"
-    return Session.open(session.path)
+
+    def train(session: Session) -> None:
+        assert Life(session).run() == "finished"
+
+    return trained_once("kept", train, "kept", text_encoder__steps=3, unet__steps=7, checkpoints__keep_every=3)
 
 
 def test_a_damaged_newest_checkpoint_is_skipped_and_the_result_is_the_same(kept: Session, copy: Copied) -> None:
