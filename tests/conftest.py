@@ -17,6 +17,8 @@ import pytest
 from tests import fork_server
 from tests.requires import missing_for_fuse
 
+# Before any test file imports it by name. It starts real processes until it has a server.
+subprocess.Popen = fork_server.ForkedPopen  # type: ignore[misc]
 # Before any test file loads torch: one thread each, so that the workers do not fight over the cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 

@@ -1,9 +1,9 @@
-"""Processes of `python -m fastdb` forked from one that has imported torch, diffusers and transformers already.
+"""Processes of `python -m fastdb` forked from a server that has imported torch, diffusers and transformers.
 
 A small training takes one second of CPU time and the imports of its process take seven. Tests therefore start the
-command line and trainers through `ForkedPopen`, in the place of `subprocess.Popen`: the process is a child of a server
-that has done the imports, and like the real process in its arguments, environment, folder, streams, session, process
-group, signals and exit code. A trainer that such a process starts is forked as well.
+command line, notebook kernels and trainers through `ForkedPopen`, in the place of `subprocess.Popen`: the process is a
+child of a server that has done the imports, and like the real process in its arguments, environment, folder, streams,
+session, process group, signals and exit code. A trainer that such a process starts is forked as well.
 
 Real processes are started for all other commands (publishers too, which watch their parent and share its process
 group), where the environment would change what is imported, for tests with the fixture `real_processes`, and everywhere
@@ -35,7 +35,7 @@ from typing import Any
 
 RealPopen = subprocess.Popen
 
-PROGRAMS = {"fastdb", "fastdb.training"}
+PROGRAMS = {"fastdb", "fastdb.training", "ipykernel_launcher"}
 PRELOADED = (
     "fastdb.cli",
     "fastdb.inference.engine",
@@ -76,6 +76,7 @@ class ForkedPopen(RealPopen[Any]):
             "environment": environment,
             "folder": os.fspath(given["cwd"] or os.getcwd()),
             "new_session": given["start_new_session"],
+            "parent": os.getpid(),
             "group": os.getpgid(0),
         }
         streams = [number if pipe == -1 else pipe for number, pipe in enumerate(pipes)]
@@ -182,14 +183,12 @@ class LazyServer(Server):
 
 @contextmanager
 def forked_processes(folder: Path) -> Iterator[None]:
-    """Let `subprocess.Popen` fork `PROGRAMS`; the socket of the server lies in `folder`."""
+    """Let `ForkedPopen` fork `PROGRAMS`; the socket of the server lies in `folder`."""
     with closing(LazyServer(folder)) as server:
         ForkedPopen.server = server
-        subprocess.Popen = ForkedPopen  # type: ignore[misc]
         try:
             yield
         finally:
-            subprocess.Popen = RealPopen  # type: ignore[misc]
             ForkedPopen.server = None
 
 
@@ -255,11 +254,9 @@ def _accept(listener: socket.socket, children: selectors.BaseSelector) -> None:
                 if key.data is not None:
                     key.data[1].close()
             children.close()
-            connection.close()
-            _become(request, streams)
+            _become(request, streams, connection)
         for stream in streams:
             os.close(stream)
-        connection.sendall(_INT.pack(process))
         children.register(os.pidfd_open(process), selectors.EVENT_READ, (process, connection.dup()))
 
 
@@ -272,7 +269,7 @@ def _reap(key: selectors.SelectorKey, children: selectors.BaseSelector) -> None:
         connection.sendall(_INT.pack(status))
 
 
-def _become(request: dict[str, Any], streams: list[int]) -> None:
+def _become(request: dict[str, Any], streams: list[int], connection: socket.socket) -> None:
     """Be the process that was asked for, to its end."""
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
@@ -282,10 +279,15 @@ def _become(request: dict[str, Any], streams: list[int]) -> None:
     else:
         with suppress(PermissionError, ProcessLookupError):  # in another session: its own children would be alone
             os.setpgid(0, request["group"])
+    # Not before: whoever starts a process may ask for its group at once, and send a signal to all of it.
+    connection.sendall(_INT.pack(os.getpid()))
+    connection.close()
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    parent = os.pidfd_open(request["parent"])
+    os.getppid = lambda: 1 if select.select([parent], [], [], 0)[0] else request["parent"]
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=stream is sys.stderr or "PYTHONUNBUFFERED" in os.environ or stream.isatty())
     words = request["arguments"]

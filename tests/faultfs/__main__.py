@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +28,6 @@ class Served(Drive):
     def init_with_config(self, conn_info: Any, config_3: Any) -> None:
         """The kernel has mounted it."""
         threading.Thread(target=self.answer, daemon=True).start()
-        if self.uploader.uploads.clock == "seconds":
-            threading.Thread(target=self.run_clock, daemon=True).start()
-
-    def run_clock(self) -> None:
-        """Upload also while nobody asks for anything."""
-        while True:
-            time.sleep(0.01)
-            with self.turn:
-                self.tick()
 
     def answer(self) -> None:
         """Do what the owner says until it hangs up, also by dying; then unmount."""
@@ -67,12 +56,10 @@ class Served(Drive):
             return self.faults.log
         elif do == "settle":
             self.uploader.settle()
-        elif do in ("forget", "elsewhere", "hear"):
+        elif do in ("forget", "hear"):
             getattr(self.uploader, do)(**said)
-        elif do == "refuse":
-            self.uploader.full, self.uploader.stuck = said["full"], said["stuck"]
-        elif do == "empty":
-            os.truncate(self.real(said["path"]), 0)
+        elif do == "full":
+            self.uploader.full = True
         elif do == "waiting":
             return [*self.uploader.waiting, *self.uploader.open]
         elif do == "stop":

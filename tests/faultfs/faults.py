@@ -83,7 +83,6 @@ class Faults:
         """Nothing fails any more, and the disk has room."""
         self.script: list[Fault] = []
         self.room: int | None = None
-        self.seconds_per_mib = 0.0
         self.stale = 0
         self.read_only = False
         self.away_for = 0.0

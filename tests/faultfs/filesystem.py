@@ -6,7 +6,6 @@ import errno
 import os
 import stat
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +37,6 @@ class Drive(Operations):
         self.uploader = Uploader(disk, cloud, uploads)
         self.lost = False
         self.turn = threading.RLock()
-        self.began = time.monotonic()
         self.listings: dict[str, list[tuple[int, list[tuple[str, int, int]]]]] = {}
 
     def real(self, path: str) -> Path:
@@ -47,8 +45,7 @@ class Drive(Operations):
 
     def tick(self) -> None:
         """Let uploads go on to the present."""
-        seconds = self.uploader.uploads.clock == "seconds"
-        self.uploader.tick(time.monotonic() - self.began if seconds else self.faults.now)
+        self.uploader.tick(self.faults.now)
 
     @contextmanager
     def operation(self, kind: str, path: str) -> Iterator[str]:
@@ -161,7 +158,6 @@ class Drive(Operations):
 
     @overrides(Operations)
     def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
-        time.sleep(self.faults.seconds_per_mib * len(data) / (1 << 20))
         with self.operation("write", path) as struck:
             if struck == SHORT:
                 data = data[: max(1, len(data) // 2)]

@@ -132,27 +132,11 @@ class Mount:
 
     def full(self) -> None:
         """The account is full, and nothing says so: writes are taken, and what holds bytes is never uploaded."""
-        self.order("refuse", full=True, stuck=[])
-
-    def stuck(self, *parts: str) -> None:
-        """Files whose path holds one of these are not uploaded: they stay local, as their attribute tells."""
-        self.order("refuse", full=False, stuck=list(parts))
-
-    def roomy(self) -> None:
-        """Uploads that were refused are taken from the next `settle` on."""
-        self.order("refuse", full=False, stuck=[])
-
-    def empty(self, path: Path) -> None:
-        """A file has no bytes any more, behind everybody's back: a placeholder of what never came."""
-        self.order("empty", path=self._within(path))
+        self.order("full")
 
     def forget(self, path: Path) -> None:
         """The mount's listing has no such path any more, though the cloud has it, so it can be made a second time."""
         self.order("forget", path=self._within(path))
-
-    def elsewhere(self, path: Path, content: str | None = None) -> None:
-        """Another machine has made a folder, or a file of that content; this one hears of it with `hear`."""
-        self.order("elsewhere", path=self._within(path), content=content)
 
     def hear(self) -> None:
         """The listing is that of the cloud again: what was made a second time is now called `name (1).ext`."""
@@ -165,10 +149,6 @@ class Mount:
     def room(self, size: int) -> None:
         """The disk takes so many more bytes."""
         self.order("set", room=size)
-
-    def slow(self, seconds_per_mib: float) -> None:
-        """Writes take their time."""
-        self.order("set", seconds_per_mib=seconds_per_mib)
 
     def stale(self, operations: int) -> None:
         """A listing shows a folder as it was so many operations ago, though not as before this call."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -78,13 +77,6 @@ def test_the_nth_fails_and_with_it_all_later_ones_if_so_said(persistent: bool, t
         (drive.path / "after").mkdir()
 
 
-def test_what_cannot_fail_is_not_asked_to(tmp_path: Path) -> None:
-    with Mount(tmp_path) as drive:
-        for wrong in (("walk", 1, "EIO"), ("write", 0, "EIO"), ("write", 1, "ENOSUCH")):
-            with pytest.raises(ValueError, match=r"no such|from 1"):
-                drive.fail(*wrong)
-
-
 def test_a_short_write_reaches_the_program(tmp_path: Path) -> None:
     with Mount(tmp_path) as drive:
         file = os.open(drive.path / "file", os.O_CREAT | os.O_WRONLY)
@@ -113,82 +105,6 @@ def test_a_full_disk_takes_what_still_fits(tmp_path: Path) -> None:
             (drive.path / "other").write_bytes(b"x")
         drive.heal()
         (drive.path / "other").write_bytes(bytes(2000))
-
-
-def test_nothing_answers_until_it_is_mounted_again(tmp_path: Path) -> None:
-    with Mount(tmp_path) as drive:
-        (drive.path / "file").write_text("here")
-        with (drive.path / "file").open() as stream:
-            drive.disconnect()
-            for do in (stream.read, (drive.path / "file").stat, lambda: os.listdir(drive.path)):
-                with pytest.raises(OSError, match="not connected") as raised:
-                    do()
-                assert raised.value.errno == errno.ENOTCONN
-            drive.heal()
-            assert stream.read() == "here"
-
-
-def test_it_is_away_for_a_while_and_back(tmp_path: Path) -> None:
-    with Mount(tmp_path) as drive:
-        (drive.path / "file").write_text("here")
-        drive.away(0.5)
-        began = time.monotonic()
-        with pytest.raises(OSError, match="not connected"):
-            (drive.path / "file").read_text()
-        while not os.path.exists(drive.path / "file"):
-            time.sleep(0.01)
-        assert (drive.path / "file").read_text() == "here"
-        assert 0.4 < time.monotonic() - began < 10
-
-
-@pytest.mark.parametrize("error", ["EIO", "EACCES"])
-def test_a_folder_cannot_be_listed_and_its_files_can_be_read(error: str, tmp_path: Path) -> None:
-    with Mount(tmp_path) as drive:
-        for name in ("closed", "open"):
-            (drive.path / name / "inner").mkdir(parents=True)
-            (drive.path / name / "file").write_text("here")
-        drive.unreadable(drive.path / "closed", error)
-        for folder in (drive.path / "closed", drive.path / "closed" / "inner"):
-            with pytest.raises(OSError, match=r".") as raised:
-                os.listdir(folder)
-            assert raised.value.errno == getattr(errno, error)
-        assert (drive.path / "closed" / "file").read_text() == "here"
-        assert sorted(os.listdir(drive.path / "open")) == ["file", "inner"]
-        assert sorted(os.listdir(drive.path)) == ["closed", "open"]
-        drive.heal()
-        assert sorted(os.listdir(drive.path / "closed")) == ["file", "inner"]
-
-
-CHANGING: dict[str, Callable[[Path], object]] = {
-    **{kind: DO[kind] for kind in ("create", "write", "truncate", "rename", "unlink", "mkdir", "rmdir", "setattr")},
-    "append": lambda folder: (folder / "file").open("a").close(),
-}
-
-
-def test_a_read_only_one_is_read_and_takes_nothing(tmp_path: Path) -> None:
-    with Mount(tmp_path) as drive:
-        (drive.path / "empty").mkdir()
-        (drive.path / "file").write_bytes(b"content")
-        drive.read_only()
-        for kind, do in CHANGING.items():
-            with pytest.raises(OSError, match="Read-only") as raised:
-                do(drive.path)
-            assert raised.value.errno == errno.EROFS, kind
-        assert (drive.path / "file").read_bytes() == b"content"
-        assert sorted(os.listdir(drive.path)) == ["empty", "file"]
-        drive.heal()
-        (drive.path / "file").write_bytes(b"other")
-
-
-def test_slow_writes_take_their_time(tmp_path: Path) -> None:
-    with Mount(tmp_path) as drive:
-        times = []
-        for seconds in (0, 0.4):
-            drive.slow(seconds)
-            began = time.monotonic()
-            (drive.path / "file").write_bytes(bytes(1 << 20))
-            times.append(time.monotonic() - began)
-        assert times[1] >= 0.4 > times[0]
 
 
 def test_a_listing_is_as_old_as_it_was_made(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -93,17 +92,6 @@ def test_late_it_comes_in_another_order_and_whole_in_the_end(tmp_path: Path) -> 
         assert sum(places["small"]) < sum(places["large"])
 
 
-def test_late_by_the_clock(tmp_path: Path) -> None:
-    with Mount(tmp_path, Late(1, delay=1.0, clock="seconds")) as drive:
-        (drive.path / "file").write_bytes(bytes(50_000))
-        assert drive_id(drive.path / "file").startswith("local")
-        until = time.monotonic() + 20
-        while not tree(drive.cloud):
-            assert time.monotonic() < until
-            time.sleep(0.02)
-        assert not drive_id(drive.path / "file").startswith("local")
-
-
 def test_a_slow_line_falls_behind_and_takes_small_ones_first(tmp_path: Path) -> None:
     with Mount(tmp_path, Slow(1, rate=100)) as drive:
         (drive.path / "large").write_bytes(bytes(200_000))
@@ -184,36 +172,6 @@ def test_a_full_account_takes_everything_and_uploads_nothing(tmp_path: Path) -> 
         assert tree(drive.lose().path) == tree(drive.cloud)
 
 
-def test_what_was_refused_is_uploaded_once_there_is_room(tmp_path: Path) -> None:
-    with Mount(tmp_path, Late(1, delay=50)) as drive:
-        drive.full()
-        (drive.path / "file").write_bytes(b"content")
-        wait(drive.path, 200)
-        assert tree(drive.cloud) == {}
-        drive.roomy()
-        drive.settle()
-        assert tree(drive.cloud) == {"file": b"content"}
-        assert not drive_id(drive.path / "file").startswith("local")
-
-
-def test_an_upload_that_fails_stays_local_and_the_others_go_on(tmp_path: Path) -> None:
-    with Mount(tmp_path, AtOnce()) as drive:
-        drive.stuck("optimizer")
-        for name in ("weights", "optimizer", "state"):
-            (drive.path / name).write_bytes(b"x")
-        drive.settle()
-        assert set(tree(drive.cloud)) == {"weights", "state"}
-        assert [drive_id(drive.path / name).startswith("local") for name in ("weights", "optimizer")] == [False, True]
-
-
-def test_a_placeholder_has_a_name_and_no_bytes(tmp_path: Path) -> None:
-    with Mount(tmp_path, AtOnce()) as drive:
-        (drive.path / "file").write_bytes(b"content")
-        drive.empty(drive.path / "file")
-        assert (drive.path / "file").read_bytes() == b""
-        assert "truncate" not in drive.counts()
-
-
 def test_what_is_made_twice_becomes_a_twin(tmp_path: Path) -> None:
     """The mount forgot it, so nothing refused; the one made later gets the number, here and in the cloud."""
     with Mount(tmp_path, AtOnce()) as drive:
@@ -240,19 +198,3 @@ def test_what_is_made_twice_becomes_a_twin(tmp_path: Path) -> None:
         assert tree(drive.path) == expected
         (drive.path / "state.json").write_bytes(b"third")
         assert tree(drive.lose().path) == {**expected, "state.json": b"third"}
-
-
-def test_what_another_machine_makes_is_heard_of_later(tmp_path: Path) -> None:
-    with Mount(tmp_path, Late(1, delay=1e6)) as drive:
-        drive.elsewhere(drive.path / "folder")
-        drive.elsewhere(drive.path / "folder" / "file", "theirs")
-        drive.elsewhere(drive.path / "mine.txt", "theirs")
-        (drive.path / "mine.txt").write_text("ours")
-        assert os.listdir(drive.path) == ["mine.txt"]
-        drive.hear()
-        assert tree(drive.path) == {
-            "folder/": b"", "folder/file": b"theirs", "mine.txt": b"theirs", "mine (1).txt": b"ours"
-        }  # fmt: skip
-        assert drive_id(drive.path / "mine (1).txt").startswith("local")
-        drive.settle()
-        assert tree(drive.cloud) == tree(drive.path)

@@ -27,7 +27,7 @@ def twin(path: str) -> str:
 
 @dataclass(frozen=True)
 class Uploads:
-    """When what changed reaches the cloud, on a clock of operations or of seconds.
+    """When what changed reaches the cloud, on a clock of operations.
 
     delay: each path arrives at a random moment within so much time, small ones in the first quarter of it.
     rate: so many bytes per unit of time go through, shared by ten paths in random order; None for any number.
@@ -36,7 +36,6 @@ class Uploads:
     delay: float = 0
     rate: float | None = None
     seed: int = 0
-    clock: str = "operations"
 
 
 def AtOnce() -> Uploads:
@@ -44,14 +43,14 @@ def AtOnce() -> Uploads:
     return Uploads()
 
 
-def Late(seed: int, delay: float = 200, clock: str = "operations") -> Uploads:
+def Late(seed: int, delay: float = 200) -> Uploads:
     """Each change arrives after a random while, and not in order."""
-    return Uploads(delay=delay, seed=seed, clock=clock)
+    return Uploads(delay=delay, seed=seed)
 
 
-def Slow(seed: int, rate: float = 50, clock: str = "operations") -> Uploads:
+def Slow(seed: int, rate: float = 50) -> Uploads:
     """Changes go over a line of `rate` bytes per unit of time, not in order."""
-    return Uploads(rate=rate, seed=seed, clock=clock)
+    return Uploads(rate=rate, seed=seed)
 
 
 class Uploader:
@@ -70,8 +69,6 @@ class Uploader:
         """The paths of it."""
         self.full = False
         """The account has no room: what holds bytes is taken, and never uploaded."""
-        self.stuck: list[str] = []
-        """Files whose path holds one of these are never uploaded."""
         self.chance = random.Random(uploads.seed)
         self.open: set[str] = set()
         self.waiting: dict[str, float] = {}
@@ -143,9 +140,9 @@ class Uploader:
         if not self.waiting:
             self.room = 0  # what an idle line could have carried is gone
 
-    def refused(self, path: str, here: Path) -> bool:
+    def refused(self, here: Path) -> bool:
         """Whether a file is not taken by the cloud."""
-        return (self.full and here.stat().st_size > 0) or any(part in path for part in self.stuck)
+        return self.full and here.stat().st_size > 0
 
     def known_as(self, path: str) -> str:
         """A path as the cloud has it: what was made here under a name that it has already becomes a twin."""
@@ -160,17 +157,6 @@ class Uploader:
         aside.parent.mkdir(parents=True, exist_ok=True)
         os.rename(self.disk / path[1:], aside)
         self.unheard.add(path)
-
-    def elsewhere(self, path: str, content: str | None) -> None:
-        """Another machine made a folder, or a file of that content; this one has not heard of it."""
-        for place in (self.cloud / path[1:], self.unknown / path[1:]):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if content is None:
-                place.mkdir()
-            else:
-                place.write_text(content)
-        if self.known_as(path) == path:
-            self.unheard.add(path)
 
     def hear(self) -> None:
         """This machine's listing has all that the cloud has; what it made under names that were taken is renamed."""
@@ -198,7 +184,7 @@ class Uploader:
     def upload(self, path: str) -> None:
         """Make a path in the cloud as it is here."""
         here, there = self.disk / path[1:], self.cloud / self.known_as(path)[1:]
-        if here.is_file() and self.refused(path, here):
+        if here.is_file() and self.refused(here):
             self.waiting[path] = math.inf
             return
         self.waiting.pop(path, None)
