@@ -138,14 +138,14 @@ MUTANTS = {
     ),
     "an export is not read back": (
         "models/export.py",
-        "    read_back(path, written, lambda name: steps.step() if name else None)\n",
-        "",
+        "        read_back(",
+        "        str(",
         ["tests/models/test_export.py"],
     ),
     "an unpickler lets a global of anything through": (
         "formats/unpickler.py",
-        "if whole in CALLS or",
-        "if True or",
+        " if full in CALLS or",
+        " if True or",
         ["tests/formats/test_hostile.py"],
     ),
     "the names of an archive's members are not checked": (
@@ -167,9 +167,9 @@ MUTANTS = {
         ["tests/training/test_bit_rot.py", "-k", "flipped_byte"],
     ),
     "a download resumes a file that has changed": (
-        "downloads/partial_file.py",
-        "return start == self.done and same and",
-        "return start == self.done and",
+        "downloads/download.py",
+        "return start == part.done and same and",
+        "return start == part.done and",
         ["tests/downloads/test_download.py"],
     ),
     "a token goes to any server": (
@@ -180,8 +180,8 @@ MUTANTS = {
     ),
     "a model that predicts v counts as one that predicts noise": (
         "models/prediction.py",
-        '        return "v_prediction", reason',
-        '        return "epsilon", reason',
+        '"v_prediction" if mean < PROBE_LIMIT',
+        '"epsilon" if mean < PROBE_LIMIT',
         ["tests/models/test_prediction.py"],
     ),
     "guidance is left out of pictures": (

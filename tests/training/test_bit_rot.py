@@ -133,13 +133,16 @@ def test_what_the_result_depends_on_never_changes_it_in_silence(
     [*(pytest.param(name, marks=pytest.mark.full) for name in ("instance_images", "class_images")), "captions"],
 )
 def test_what_was_changed_before_training_is_told_and_is_no_refusal(
-    folder: str, make_session: Callable[..., Session], photos: list[Path], tmp_path: Path,
+    folder: str,
+    make_session: Callable[..., Session],
+    small_photos: list[Path],
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     session = make_session(captions__caption_files=True, text_encoder__steps=0, unet__steps=1, prior__class_images=1)
     (tmp_path / "cat.txt").write_text("on a chair\n")
-    shutil.copy(photos[0], tmp_path / "cat.png")
-    (session.class_images / "mine.png").write_bytes(photos[1].read_bytes())
+    shutil.copy(small_photos[0], tmp_path / "cat.png")
+    (session.class_images / "mine.png").write_bytes(small_photos[1].read_bytes())
     interactive.add_images(session, [tmp_path / "cat.png"])
     [path] = [one for one in (session.path / folder).iterdir() if one.stem in ("cat", "mine")]
     if path.suffix == ".txt":
