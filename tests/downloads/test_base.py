@@ -189,7 +189,7 @@ def test_a_name_of_the_registry_tries_its_repositories_in_order(
 def test_a_model_that_cannot_be_trained_or_was_made_for_another_size_is_refused_before_anything_is_fetched(
     hub: Hub, sessions_folder: Path
 ) -> None:
-    with pytest.raises(ModelError, match=r"SDXL is not trainable yet: .* Choose a model that is: sd15"):
+    with pytest.raises(ModelError, match=r"SDXL cannot be trained yet: .* Choose a model that can: sd15"):
         sessions.new("dog", "sdxl")
     with pytest.raises(
         ConfigError, match=r"resolution: Stable Diffusion 1\.5 was made for 512 px and takes .*, not 768"
