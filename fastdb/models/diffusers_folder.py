@@ -114,7 +114,7 @@ def weight_file(folder: Path, part: str) -> Path:
             where=folder / part,
             fix="Download the .safetensors files of this model, or save it again with safe_serialization=True.",
         )
-    raise ModelError(f"contains no {stem}.safetensors, only {_names(folder / part)}", where=folder / part, fix=DOWNLOAD)
+    raise ModelError(f"has no {stem}.safetensors; {_contents(folder / part)}", where=folder / part, fix=DOWNLOAD)
 
 
 def fingerprint(folder: Path) -> str:
@@ -161,14 +161,14 @@ def _check_kind(folder: Path) -> None:
             "there is no such folder", where=folder, fix="Check the path, or download the base model first."
         )
     if not (folder / "model_index.json").is_file():
-        what = f"contains no model_index.json, only {_names(folder)}"
+        what = f"has no model_index.json; {_contents(folder)}"
         raise ModelError(what, where=folder, fix="Give the folder that contains model_index.json.")
     pipeline = read_config(folder / "model_index.json").get("_class_name")
     if pipeline != "StableDiffusionPipeline":
         raise ModelError(f"is a {pipeline}, not a StableDiffusionPipeline", where=folder, fix=ANOTHER)
     for part in (*CONFIGS, "tokenizer"):
         if not (folder / part).is_dir():
-            raise ModelError(f"the {part} is missing; the folder contains {_names(folder)}", where=folder, fix=DOWNLOAD)
+            raise ModelError(f"the {part} is missing; {_contents(folder)}", where=folder, fix=DOWNLOAD)
 
 
 def _config(folder: Path, part: str) -> dict[str, Any]:
@@ -179,9 +179,9 @@ def _config(folder: Path, part: str) -> dict[str, Any]:
     return config
 
 
-def _names(folder: Path) -> str:
+def _contents(folder: Path) -> str:
     names = sorted(entry.name for entry in folder.iterdir())
-    return f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}" if names else "nothing"
+    return f"it contains {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}" if names else "it is empty"
 
 
 def _check_topology(where: Path, unet: Mapping[str, Any]) -> None:
@@ -210,7 +210,7 @@ def _check_tokenizer(folder: Path, vocabulary: int) -> None:
     if (folder / "added_tokens.json").is_file():
         numbers += [int(number) for number in read_config(folder / "added_tokens.json").values()]
     if not numbers:
-        what = f"contains neither vocab.json nor tokenizer.json, only {_names(folder)}"
+        what = f"has neither vocab.json nor tokenizer.json; {_contents(folder)}"
         raise ModelError(what, where=folder, fix=DOWNLOAD)
     if max(numbers) >= vocabulary:
         raise ModelError(

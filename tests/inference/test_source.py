@@ -133,7 +133,7 @@ def test_another_base_model_is_said(exported: Path, kind: str, mini: Path, tmp_p
 def test_a_base_model_that_is_none_is_said(exported: Path, tmp_path: Path) -> None:
     line = refused(exported / "cup.ckpt", tmp_path / "nowhere")
     assert line.startswith(f"{tmp_path}/nowhere: there is no such file or folder. Give a Stable Diffusion 1.x")
-    assert "contains no model_index.json, only nothing" in refused(exported / "cup.ckpt", tmp_path)
+    assert "has no model_index.json; it is empty" in refused(exported / "cup.ckpt", tmp_path)
 
 
 def half(file: Path, data: bytes) -> None:

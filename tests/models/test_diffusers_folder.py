@@ -84,7 +84,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (shutil.rmtree, "no such folder"),
     "no index": (
         lambda m: (m / "model_index.json").unlink(),
-        "no model_index.json, only scheduler, text_encoder",
+        "has no model_index.json; it contains scheduler",
     ),
     "sdxl": (
         lambda m: edit(m / "model_index.json", _class_name="StableDiffusionXLPipeline"),
@@ -92,7 +92,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no vae": (
         lambda m: shutil.rmtree(m / "vae"),
-        "the vae is missing; the folder contains .*scheduler, text_encoder, tokenizer, unet",
+        "the vae is missing; it contains .*scheduler, text_encoder, tokenizer, unet",
     ),
     "no config": (lambda m: (m / "unet" / "config.json").unlink(), "config.json: is missing"),
     "half a config": (lambda m: (m / "unet" / "config.json").write_text('{"act'), "contains invalid JSON"),
@@ -110,13 +110,13 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickle": (only_pickle, r"only as pickle \(pytorch_model.bin\).*safe_serialization"),
     "no weights": (
         lambda m: (m / "text_encoder" / "model.safetensors").unlink(),
-        "text_encoder: contains no model.safetensors, only config.json",
+        "text_encoder: has no model.safetensors; it contains config.json",
     ),
     "larger tokenizer": (larger_tokenizer, "the tokenizer has token"),
     "added token": (added_token, "the tokenizer has token 49408"),
     "no tokenizer": (
         lambda m: [f.unlink() for f in (m / "tokenizer").iterdir() if "config" not in f.name],
-        "contains neither vocab.json nor tokenizer.json, only tokenizer_config.json",
+        "has neither vocab.json nor tokenizer.json; it contains tokenizer_config.json",
     ),
     "narrow text": (lambda m: edit(m / "text_encoder" / "config.json", hidden_size=32), "32 wide, the UNet expects 64"),
     "prediction": (
