@@ -1,4 +1,4 @@
-"""HTTP servers for these tests, each in a thread: one that misbehaves in every way, and one that speaks the Hub's."""
+"""Local HTTP servers for these tests, a faulty file server and a Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class File:
     content_type: str = "application/octet-stream"
     ranges: bool = True
     if_range: bool = True
-    """Whether it minds If-Range; one that does not gives the rest of another file."""
+    """Whether If-Range is respected; without it the rest of another file is sent."""
     announced: int | None = None
     """What it says its length is, in place of the truth."""
     chunked: bool = False
@@ -69,16 +69,16 @@ class Server:
         return self.files.get(path)
 
     def asked(self, path: str) -> list[Asked]:
-        return [one for one in self.log if one.path.split("?")[0] == path]
+        return [request for request in self.log if request.path.split("?")[0] == path]
 
     @property
     def sent(self) -> int:
         """Bytes sent in answer to what is in the log: an answer nobody waits for any more adds nothing to the next."""
-        return sum(one.sent for one in self.log)
+        return sum(request.sent for request in self.log)
 
     def seen(self) -> str:
-        """Everything it was told, to look for what it should not know."""
-        return json.dumps([[one.path, one.headers] for one in self.log])
+        """All requests as text, to search for secrets."""
+        return json.dumps([[request.path, request.headers] for request in self.log])
 
     @contextmanager
     def running(self) -> Iterator[Server]:
@@ -226,13 +226,13 @@ class Hub(Server):
             return File(failing=[(404, {"X-Error-Code": "RevisionNotFound"})])
         siblings: list[dict[str, Any]] = []
         for path, data in self.repositories[name].items():
-            one: dict[str, Any] = {"rfilename": path, "size": len(data), "blobId": "0" * 40}
+            sibling: dict[str, Any] = {"rfilename": path, "size": len(data), "blobId": "0" * 40}
             if len(data) >= self.large:
                 digest = hashlib.sha256(data).hexdigest()
-                one["lfs"] = {"sha256": digest, "size": len(data), "pointerSize": 134}
-            siblings.append(one)
+                sibling["lfs"] = {"sha256": digest, "size": len(data), "pointerSize": 134}
+            siblings.append(sibling)
         commit = self.commit if revision == "main" else revision
-        told = {
+        info = {
             "_id": "1",
             "id": name,
             "modelId": name,
@@ -241,7 +241,7 @@ class Hub(Server):
             "siblings": siblings,
             "tags": [],
         }
-        return File(json.dumps(told).encode(), content_type="application/json", etag="")
+        return File(json.dumps(info).encode(), content_type="application/json", etag="")
 
     def _resolved(self, name: str, revision: str, path: str, headers: dict[str, str]) -> File | None:
         closed = self._closed(name, headers)

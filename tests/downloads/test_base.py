@@ -1,4 +1,4 @@
-"""A repository on the Hub as a base model: fetched for a new session, noted in it, and fetched again elsewhere."""
+"""Base models from the Hub, recorded in a session and downloaded again on another machine."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def session(offered: dict[str, bytes]) -> Session:
 
 
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another machine: what this one kept is not there."""
+    """Another machine, without the cache of this machine."""
     shutil.rmtree(tmp_path / "cache")
     monkeypatch.setenv("FASTDB_CACHE", str(tmp_path / "other-cache"))
 
 
-def test_a_new_session_notes_the_commit_and_where_it_lies(session: Session, mini: Path, tmp_path: Path) -> None:
+def test_a_new_session_records_the_commit_and_the_folder(session: Session, mini: Path, tmp_path: Path) -> None:
     record = yaml.safe_load((session.path / "session.yaml").read_text("utf-8"))["base_model"]
     assert record["source"] == f"{NAME}@{COMMIT}"
     assert record["fingerprint"] == fingerprint(mini)
@@ -55,7 +55,7 @@ def test_a_new_session_notes_the_commit_and_where_it_lies(session: Session, mini
     assert not list(folder.rglob("*.ckpt"))
 
 
-def test_another_machine_fetches_the_same_commit(
+def test_another_machine_downloads_the_same_commit(
     session: Session, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere(tmp_path, monkeypatch)
@@ -70,7 +70,7 @@ def test_another_machine_fetches_the_same_commit(
     assert (session.path / "session.yaml").read_bytes() == before
 
 
-def test_what_was_fetched_again_has_to_be_the_same(
+def test_weights_downloaded_again_must_be_the_same(
     session: Session, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("torch")
@@ -85,7 +85,7 @@ def test_what_was_fetched_again_has_to_be_the_same(
         check_base(session, ensure_base(session))
 
 
-def test_a_place_that_a_person_wrote_into_the_session_goes_first(session: Session, hub: Hub, tmp_path: Path) -> None:
+def test_a_path_written_into_the_session_takes_precedence(session: Session, hub: Hub, tmp_path: Path) -> None:
     own = shutil.copytree(ensure_base(session).folder, tmp_path / "own")
     path = session.path / "session.yaml"
     path.write_text(path.read_text("utf-8").replace(session.record.base_model.folder, str(own)), "utf-8")
@@ -95,7 +95,7 @@ def test_a_place_that_a_person_wrote_into_the_session_goes_first(session: Sessio
     assert hub.log == []
 
 
-def test_where_it_cannot_be_fetched_again_the_source_is_named(
+def test_a_failed_download_names_the_source(
     session: Session, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere(tmp_path, monkeypatch)
@@ -104,7 +104,7 @@ def test_where_it_cannot_be_fetched_again_the_source_is_named(
         ensure_base(session)
 
 
-def test_a_session_from_before_has_no_source(session: Session, tmp_path: Path) -> None:
+def test_an_old_session_has_no_source(session: Session, tmp_path: Path) -> None:
     path = session.path / "session.yaml"
     data = yaml.safe_load(path.read_text("utf-8"))
     data["format"] = 1
@@ -118,20 +118,20 @@ def test_a_session_from_before_has_no_source(session: Session, tmp_path: Path) -
         ensure_base(old)
 
 
-def test_a_folder_of_ones_own_is_noted_without_a_source(mini: Path, tmp_path: Path) -> None:
+def test_a_local_folder_is_recorded_without_a_source(mini: Path, tmp_path: Path) -> None:
     own = shutil.copytree(mini, tmp_path / "own")
     assert sessions.new("cat", own, settings=SETTINGS).record.base_model.source == ""
     assert sessions.new("cow", "mini").record.base_model.source == ""
 
 
-def test_nothing_is_fetched_for_a_name_that_is_taken(session: Session, hub: Hub) -> None:
+def test_nothing_is_downloaded_for_an_existing_session_name(session: Session, hub: Hub) -> None:
     hub.log.clear()
     with pytest.raises(SessionExists):
         sessions.new("dog", "owner/other", settings=SETTINGS)
     assert hub.log == []
 
 
-def test_a_single_file_that_is_no_model_comes_and_is_refused_honestly(
+def test_a_downloaded_file_that_is_not_a_model_is_refused(
     offered: dict[str, bytes], server: Server, tmp_path: Path, sessions_folder: Path
 ) -> None:
     server.files["/model.ckpt"] = File(b"c" * 2000)
@@ -139,9 +139,9 @@ def test_a_single_file_that_is_no_model_comes_and_is_refused_honestly(
     for base in (f"{NAME}/model.ckpt", f"{server.url}/model.ckpt", "own.ckpt"):
         with pytest.raises(ModelError) as caught:
             sessions.new("dog", base, settings=SETTINGS)
-        said = str(caught.value)
-        assert "unknown file format, which begins with b'cccccccc" in said
-        assert Path(said.split(": invalid model file")[0]).read_bytes() == b"c" * 2000
+        message = str(caught.value)
+        assert "unknown file format, which begins with b'cccccccc" in message
+        assert Path(message.split(": invalid model file")[0]).read_bytes() == b"c" * 2000
     assert not sessions_folder.exists()
 
 
@@ -153,7 +153,7 @@ def test_another_pipeline_is_refused_before_its_weights(offered: dict[str, bytes
     assert other.log == []
 
 
-def test_the_command_line_says_it_in_one_line_and_hides_the_token(
+def test_the_command_line_prints_one_line_without_the_token(
     offered: dict[str, bytes], hub: Hub, sessions_folder: Path
 ) -> None:
     def fastdb(*words: str) -> subprocess.CompletedProcess[str]:
@@ -178,7 +178,7 @@ def test_the_command_line_says_it_in_one_line_and_hides_the_token(
 def test_a_name_of_the_registry_tries_its_repositories_in_order(
     hub: Hub, mini: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The repository everybody knew is gone; whoever names it gets the one that took its place."""
+    """The well-known repository is gone, so its name leads to the replacement."""
     files = {path.relative_to(mini).as_posix(): path.read_bytes() for path in sorted(mini.rglob("*")) if path.is_file()}
     hub.add("stable-diffusion-v1-5/stable-diffusion-v1-5", files)
     for number, name in enumerate(("sd15", "runwayml/stable-diffusion-v1-5", "Stable Diffusion 1.5")):

@@ -67,7 +67,7 @@ def test_civitai_names_the_file_itself(civitai: Server, other: Server, data: byt
 
 
 @pytest.mark.parametrize("way", ["environment", "link"])
-def test_civitais_token_is_a_header_for_civitai_alone(
+def test_civitais_token_is_sent_to_civitai_only(
     way: str,
     civitai: Server,
     other: Server,
@@ -93,11 +93,11 @@ def test_civitais_token_is_a_header_for_civitai_alone(
     assert [file for file in files if b"s3cr3t" in file.read_bytes() or "s3cr3t" in str(file)] == []
 
 
-def test_civitais_gate_says_where_a_key_is_made(civitai: Server) -> None:
+def test_a_refusal_of_civitai_explains_how_to_create_a_key(civitai: Server) -> None:
     civitai.files[DOWNLOAD] = File(token="s3cr3t0")
-    said = refused(PAGE)
-    assert said.startswith("https://civitai.com/api/download/models/128713: the server requires a login (401). Create")
-    assert "Create an API key in your account settings on civitai.com, set it as CIVITAI_TOKEN" in said
+    message = refused(PAGE)
+    assert message.startswith("https://civitai.com/api/download/models/128713: the server requires a login (401).")
+    assert "Create an API key in your account settings on civitai.com, set it as CIVITAI_TOKEN" in message
     assert "the token is invalid or has no access" in refused(
         "https://civitai.com/api/download/models/128713?token=s3cr3t1"
     )
@@ -106,18 +106,24 @@ def test_civitais_gate_says_where_a_key_is_made(civitai: Server) -> None:
     assert "the server requires a login (302). Create an API key" in refused(PAGE)
 
 
-def test_google_drives_page_before_a_large_file_is_passed(google: Server, other: Server, data: bytes) -> None:
+def test_google_drives_confirmation_page_is_followed(google: Server, other: Server, data: bytes) -> None:
     google.files["/uc"] = File(CONFIRM.format(url=other.url).encode(), content_type="text/html; charset=utf-8", etag="")
     other.files["/download"] = File(data, disposition='attachment; filename="my model.ckpt"', drop_every=400_000)
     path = fetch(SHARED)
     assert (path.name, path.read_bytes()) == ("my model.ckpt", data)
     assert google.log[0].path == f"/uc?export=download&id={DRIVE}"
-    assert [one.headers.get("range") for one in other.log] == [None, "bytes=400000-", "bytes=800000-", "bytes=1200000-"]
-    assert all("confirm=t" in one.path for one in other.log)
+    ranges = [request.headers.get("range") for request in other.log]
+    assert ranges == [
+        None,
+        "bytes=400000-",
+        "bytes=800000-",
+        "bytes=1200000-",
+    ]
+    assert all("confirm=t" in request.path for request in other.log)
     assert came_from(path) == f"https://drive.google.com/file/d/{DRIVE}/view"
 
 
-def test_a_small_file_comes_from_google_drive_at_once(google: Server) -> None:
+def test_a_small_file_on_google_drive_needs_no_confirmation(google: Server) -> None:
     google.files["/uc"] = File(b"x" * 700, disposition='attachment; filename="a.safetensors"')
     assert fetch(f"https://drive.google.com/uc?id={DRIVE}").read_bytes() == b"x" * 700
 
@@ -134,13 +140,13 @@ def test_a_small_file_comes_from_google_drive_at_once(google: Server) -> None:
     ],
     ids=["quota", "not shared", "no address"],
 )
-def test_google_drives_other_pages_have_their_lines(page: str, line: str, google: Server, tmp_path: Path) -> None:
+def test_other_pages_of_google_drive_are_explained(page: str, line: str, google: Server, tmp_path: Path) -> None:
     google.files["/uc"] = File(page.encode(), content_type="text/html; charset=utf-8")
     assert refused(SHARED).startswith(f"https://drive.google.com/file/d/{DRIVE}/view: {line}")
     assert list(tmp_path.rglob("*.part")) == []
 
 
-def test_any_link(server: Server, data: bytes) -> None:
+def test_a_link_is_downloaded_once(server: Server, data: bytes) -> None:
     server.files["/get"] = File(data, disposition="attachment; filename=a.ckpt")
     path = fetch(f"{server.url}/get?id=5")
     assert (path.name, path.read_bytes()) == ("a.ckpt", data)
@@ -148,10 +154,10 @@ def test_any_link(server: Server, data: bytes) -> None:
     assert len(server.log) == 1
     assert fetch(f"{server.url}/get?id=6") != path
     path.write_bytes(b"cut")
-    assert fetch(f"{server.url}/get?id=5").read_bytes() == data, "one that was damaged here comes again"
+    assert fetch(f"{server.url}/get?id=5").read_bytes() == data, "a damaged file is downloaded again"
 
 
-def test_what_is_secret_in_a_link_is_sent_and_not_said(
+def test_secrets_in_a_link_are_sent_but_never_shown_or_stored(
     server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")
@@ -166,7 +172,7 @@ def test_what_is_secret_in_a_link_is_sent_and_not_said(
     assert [file for file in files if b"s3cr3t" in file.read_bytes() or "s3cr3t" in str(file)] == []
 
 
-def test_mirrors_of_different_kinds(server: Server, data: bytes, tmp_path: Path, civitai: Server) -> None:
+def test_mirrors_may_be_of_different_kinds(server: Server, data: bytes, tmp_path: Path, civitai: Server) -> None:
     server.files["/model.ckpt"] = File(data)
     path = fetch(PAGE, mirrors=[f"{server.url}/gone.ckpt", f"{server.url}/model.ckpt"])
     assert path.read_bytes() == data
@@ -174,14 +180,14 @@ def test_mirrors_of_different_kinds(server: Server, data: bytes, tmp_path: Path,
     assert fetch(PAGE, mirrors=[str(tmp_path / "here.ckpt")]) == tmp_path / "here.ckpt"
 
 
-def test_a_path_is_given_back_as_it_is(tmp_path: Path) -> None:
+def test_a_local_path_is_returned_unchanged(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     assert fetch("folder") == fetch(tmp_path / "folder") == tmp_path / "folder"
     assert came_from(tmp_path / "folder") == ""
     assert refused("nowhere").startswith(f"{tmp_path}/nowhere: no such file or folder. Name a Hub repository")
 
 
-def test_two_that_want_the_same_get_it_once(server: Server, data: bytes, tmp_path: Path) -> None:
+def test_two_processes_download_the_same_file_once(server: Server, data: bytes, tmp_path: Path) -> None:
     import subprocess
     import sys
 
@@ -189,13 +195,13 @@ def test_two_that_want_the_same_get_it_once(server: Server, data: bytes, tmp_pat
     code = "import sys; from fastdb.downloads.fetch import fetch; print(fetch(sys.argv[1]))"
     command = [sys.executable, "-c", code, f"{server.url}/model.ckpt"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [one.communicate(timeout=60)[0] for one in both]
-    assert said[0] == said[1] != ""
-    assert Path(said[0].strip()).read_bytes() == data
+    outputs = [process.communicate(timeout=60)[0] for process in both]
+    assert outputs[0] == outputs[1] != ""
+    assert Path(outputs[0].strip()).read_bytes() == data
     assert len(server.log) == 1
 
 
-def test_progress_shows_bytes_a_speed_and_what_is_left(
+def test_progress_shows_bytes_and_speed(
     server: Server, data: bytes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fastdb.console import terminal
@@ -206,7 +212,7 @@ def test_progress_shows_bytes_a_speed_and_what_is_left(
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     with terminal.bar("model.ckpt", "B") as update:
         fetch(f"{server.url}/model.ckpt", progress=update)
-    said = capsys.readouterr().err
-    assert "model.ckpt: 100%" in said
-    assert "1.30M/1.30M" in said
-    assert "MB/s" in said
+    message = capsys.readouterr().err
+    assert "model.ckpt: 100%" in message
+    assert "1.30M/1.30M" in message
+    assert "MB/s" in message

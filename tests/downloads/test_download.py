@@ -1,4 +1,4 @@
-"""A download arrives whole or says why not: resumed, refused, cut short, lied to."""
+"""Downloads from a faulty local server, resumed, verified or refused."""
 
 from __future__ import annotations
 
@@ -59,16 +59,16 @@ def begun(server: Server, data: bytes, tmp_path: Path) -> Callable[[int], Path]:
     return begin
 
 
-def test_it_comes_whole_with_progress_and_leaves_nothing_else(server: Server, data: bytes, tmp_path: Path) -> None:
+def test_a_download_reports_progress_and_leaves_only_the_file(server: Server, data: bytes, tmp_path: Path) -> None:
     server.files["/model.ckpt"] = File(data)
-    told: list[tuple[int, int]] = []
-    path = download(at(server, sha256=hash_of(data)), tmp_path / "to", lambda *numbers: told.append(numbers))
+    calls: list[tuple[int, int]] = []
+    path = download(at(server, sha256=hash_of(data)), tmp_path / "to", lambda *call: calls.append(call))
     assert path == tmp_path / "to" / "model.ckpt"
     assert path.read_bytes() == data
     assert left(tmp_path / "to") == ["model.ckpt"]
-    assert told[-1] == (len(data), len(data))
-    assert [done for done, _ in told] == sorted({done for done, _ in told})
-    assert len(told) > 5
+    assert calls[-1] == (len(data), len(data))
+    assert [done for done, _ in calls] == sorted({done for done, _ in calls})
+    assert len(calls) > 5
 
 
 def test_the_final_name_comes_only_after_the_last_byte(begun: Callable[[int], Path], data: bytes) -> None:
@@ -77,18 +77,18 @@ def test_the_final_name_comes_only_after_the_last_byte(begun: Callable[[int], Pa
     assert (folder / "model.ckpt.part").read_bytes() == data[: (folder / "model.ckpt.part").stat().st_size]
 
 
-def test_it_goes_on_where_it_stopped(begun: Callable[[int], Path], server: Server, data: bytes) -> None:
+def test_an_interrupted_download_is_resumed(begun: Callable[[int], Path], server: Server, data: bytes) -> None:
     folder = begun(500_000)
     done = (folder / "model.ckpt.part").stat().st_size
     assert done >= 400_000
     assert download(at(server), folder).read_bytes() == data
-    assert [one.headers["range"] for one in server.log] == [f"bytes={done}-"]
+    assert [request.headers["range"] for request in server.log] == [f"bytes={done}-"]
     assert server.log[0].headers["if-range"] == '"one"'
     assert server.sent == len(data) - done
 
 
 @pytest.mark.parametrize("if_range", [True, False], ids=["minds If-Range", "ignores If-Range"])
-def test_a_file_that_changed_meanwhile_is_not_glued_to_the_old_one(
+def test_a_part_is_discarded_if_the_file_changed_on_the_server(
     begun: Callable[[int], Path], server: Server, data: bytes, if_range: bool
 ) -> None:
     folder = begun(500_000)
@@ -97,14 +97,14 @@ def test_a_file_that_changed_meanwhile_is_not_glued_to_the_old_one(
     assert download(at(server), folder).read_bytes() == new
 
 
-def test_a_date_tells_versions_apart_where_there_is_no_etag(server: Server, data: bytes, tmp_path: Path) -> None:
+def test_a_date_identifies_the_version_without_a_strong_etag(server: Server, data: bytes, tmp_path: Path) -> None:
     date = "Mon, 02 Nov 2026 10:00:00 GMT"
     server.files["/model.ckpt"] = File(data, etag='W/"weak"', last_modified=date, drop_every=400_000)
     assert download(at(server), tmp_path).read_bytes() == data
-    assert [one.headers.get("if-range") for one in server.log] == [None, date, date, date]
+    assert [request.headers.get("if-range") for request in server.log] == [None, date, date, date]
 
 
-def test_without_anything_to_tell_versions_apart_another_run_begins_anew(
+def test_without_etag_and_date_another_run_starts_over(
     begun: Callable[[int], Path], server: Server, data: bytes
 ) -> None:
     server.files["/model.ckpt"].etag = ""
@@ -113,7 +113,7 @@ def test_without_anything_to_tell_versions_apart_another_run_begins_anew(
     assert "range" not in server.log[0].headers
 
 
-def test_a_server_that_ignores_range_is_asked_for_the_whole(
+def test_a_server_without_ranges_sends_the_whole_file(
     begun: Callable[[int], Path], server: Server, data: bytes
 ) -> None:
     folder = begun(500_000)
@@ -122,14 +122,14 @@ def test_a_server_that_ignores_range_is_asked_for_the_whole(
     assert len(server.log) == 1
 
 
-def test_a_proxy_that_drops_every_64_kb_is_outlasted(server: Server, data: bytes, tmp_path: Path) -> None:
+def test_a_connection_that_drops_every_64_kb_is_resumed_each_time(server: Server, data: bytes, tmp_path: Path) -> None:
     server.files["/model.ckpt"] = File(data, drop_every=65536)
     assert download(at(server), tmp_path).read_bytes() == data
     assert len(server.log) == -(-len(data) // 65536)
     assert server.sent == len(data)
 
 
-def test_one_that_ignores_range_and_drops_is_given_up(server: Server, data: bytes, tmp_path: Path) -> None:
+def test_a_server_without_ranges_that_drops_is_given_up(server: Server, data: bytes, tmp_path: Path) -> None:
     server.files["/model.ckpt"] = File(data, drop_every=65536, ranges=False)
     with pytest.raises(
         ModelError, match=r"the download stopped after 65\.5 kB of 1\.3 MB: the connection broke, 5 times"
@@ -138,13 +138,13 @@ def test_one_that_ignores_range_and_drops_is_given_up(server: Server, data: byte
     assert len(server.log) == 6
 
 
-def test_a_body_in_chunks_that_breaks_off_is_taken_up_again(server: Server, data: bytes, tmp_path: Path) -> None:
+def test_a_chunked_body_is_resumed(server: Server, data: bytes, tmp_path: Path) -> None:
     server.files["/model.ckpt"] = File(data, chunked=True, drop_every=500_000)
     assert download(at(server), tmp_path).read_bytes() == data
     assert len(server.log) == 3
 
 
-def test_a_server_that_announces_more_than_it_has(server: Server, data: bytes, tmp_path: Path) -> None:
+def test_a_length_that_is_too_large_is_refused(server: Server, data: bytes, tmp_path: Path) -> None:
     server.files["/model.ckpt"] = File(data, announced=len(data) + 1000)
     message = f"the server first announced {len(data) + 1000} bytes and then {len(data)}"
     with pytest.raises(ModelError, match=message):
@@ -153,7 +153,7 @@ def test_a_server_that_announces_more_than_it_has(server: Server, data: bytes, t
     assert len(server.log) == 2
 
 
-def test_a_server_that_always_stops_at_the_same_place(server: Server, data: bytes, tmp_path: Path) -> None:
+def test_a_server_that_always_stops_at_the_same_byte_is_given_up(server: Server, data: bytes, tmp_path: Path) -> None:
     server.files["/model.ckpt"] = File(data, drop_every=500_000, chunked=True, etag="")
     server.files["/model.ckpt"].ranges = False
     with pytest.raises(ModelError) as caught:
@@ -163,21 +163,21 @@ def test_a_server_that_always_stops_at_the_same_place(server: Server, data: byte
     assert left(tmp_path) == ["model.ckpt.part", "model.ckpt.part.json"]
 
 
-def test_a_server_that_announces_less_than_is_known(server: Server, data: bytes, tmp_path: Path) -> None:
+def test_a_length_that_differs_from_the_known_size_is_refused(server: Server, data: bytes, tmp_path: Path) -> None:
     server.files["/model.ckpt"] = File(data, announced=len(data) - 1000)
     with pytest.raises(ModelError, match=rf"the server announced {len(data) - 1000} bytes \(expected {len(data)}\)"):
         download(at(server, size=len(data)), tmp_path)
     assert left(tmp_path) == []
 
 
-def test_a_server_that_sends_without_end_is_stopped(server: Server, data: bytes, tmp_path: Path) -> None:
+def test_more_bytes_than_expected_are_refused(server: Server, data: bytes, tmp_path: Path) -> None:
     server.files["/model.ckpt"] = File(data, chunked=True)
     with pytest.raises(ModelError, match=r"the server sent more bytes than it announced \(expected 70000\)"):
         download(at(server, size=70_000), tmp_path)
     assert left(tmp_path) == []
 
 
-def test_a_safetensors_file_that_was_cut_short_there_is_found_out(server: Server, tmp_path: Path) -> None:
+def test_a_truncated_safetensors_file_is_detected(server: Server, tmp_path: Path) -> None:
     header = json.dumps({"a": {"dtype": "U8", "shape": [5000], "data_offsets": [0, 5000]}}).encode()
     whole = struct.pack("<Q", len(header)) + header + bytes(5000)
     server.files["/a.safetensors"] = File(whole[:-1])
@@ -187,14 +187,14 @@ def test_a_safetensors_file_that_was_cut_short_there_is_found_out(server: Server
     assert download(at(server, "/a.safetensors"), tmp_path).read_bytes() == whole
 
 
-def test_an_empty_answer_is_no_file(server: Server, tmp_path: Path) -> None:
+def test_an_empty_file_is_refused_unless_expected(server: Server, tmp_path: Path) -> None:
     server.files["/model.ckpt"] = File(b"")
     with pytest.raises(ModelError, match="the downloaded file is empty"):
         download(at(server), tmp_path)
     assert download(at(server, size=0), tmp_path).read_bytes() == b"", "unless it is known to be so"
 
 
-def test_another_hash_is_another_file(server: Server, data: bytes, tmp_path: Path) -> None:
+def test_a_checksum_mismatch_is_refused(server: Server, data: bytes, tmp_path: Path) -> None:
     server.files["/model.ckpt"] = File(data)
     message = "the downloaded file does not match the expected checksum"
     with pytest.raises(ModelError, match=rf"{message} \(SHA-256 {hash_of(data)} instead of {'0' * 64}\)\."):
@@ -203,7 +203,7 @@ def test_another_hash_is_another_file(server: Server, data: bytes, tmp_path: Pat
     assert len(server.log) == 1
 
 
-def test_a_spoilt_beginning_is_thrown_away_once(begun: Callable[[int], Path], server: Server, data: bytes) -> None:
+def test_a_damaged_part_is_downloaded_again(begun: Callable[[int], Path], server: Server, data: bytes) -> None:
     folder = begun(500_000)
     with (folder / "model.ckpt.part").open("r+b") as stream:
         stream.write(b"spoilt")
@@ -219,7 +219,7 @@ WEB_PAGES = {
 
 
 @pytest.mark.parametrize("kind", WEB_PAGES)
-def test_a_web_page_is_no_model(kind: str, begun: Callable[[int], Path], server: Server) -> None:
+def test_a_web_page_is_refused_and_the_part_is_kept(kind: str, begun: Callable[[int], Path], server: Server) -> None:
     folder = begun(500_000)
     done = (folder / "model.ckpt.part").stat().st_size
     page, content_type = WEB_PAGES[kind]
@@ -240,7 +240,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("status", REFUSALS)
-def test_a_refusal_is_said_at_once_with_what_to_do(status: int, server: Server, tmp_path: Path) -> None:
+def test_a_refusal_fails_at_once_with_the_remedy(status: int, server: Server, tmp_path: Path) -> None:
     server.files["/model.ckpt"] = File(failing=[(status, {})] * 3)
     with pytest.raises(ModelError) as caught:
         download(at(server, gate="Go there."), tmp_path)
@@ -248,26 +248,26 @@ def test_a_refusal_is_said_at_once_with_what_to_do(status: int, server: Server, 
     assert len(server.log) == 1
 
 
-def test_a_token_that_does_not_open_it_is_said_so(server: Server, tmp_path: Path) -> None:
+def test_a_rejected_token_is_reported(server: Server, tmp_path: Path) -> None:
     server.files["/model.ckpt"] = File(token="right")
     with pytest.raises(ModelError, match=r"\(403\); the token is invalid or has no access to this model"):
         download(at(server, token=Token("wr0ng-one", origin(server.url))), tmp_path)
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
-def test_a_passing_fault_is_waited_out(status: int, server: Server, data: bytes, tmp_path: Path) -> None:
+def test_temporary_failures_are_retried(status: int, server: Server, data: bytes, tmp_path: Path) -> None:
     server.files["/model.ckpt"] = File(data, failing=[(status, {})] * 4)
     assert download(at(server), tmp_path).read_bytes() == data
 
 
-def test_a_lasting_fault_is_given_up(server: Server, tmp_path: Path) -> None:
+def test_a_permanent_failure_is_given_up(server: Server, tmp_path: Path) -> None:
     server.files["/model.ckpt"] = File(failing=[(503, {})] * 50)
     with pytest.raises(ModelError, match=r"the server answered 503, 5 times in a row\. Check the network"):
         download(at(server), tmp_path)
     assert len(server.log) == 5
 
 
-def test_waits_double_and_what_the_server_asks_for_is_honoured(
+def test_waits_double_and_retry_after_is_respected(
     server: Server, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
@@ -281,7 +281,7 @@ def test_waits_double_and_what_the_server_asks_for_is_honoured(
         download(at(server), tmp_path)
 
 
-def test_a_wait_may_be_a_date(server: Server, data: bytes, tmp_path: Path) -> None:
+def test_retry_after_may_be_a_date(server: Server, data: bytes, tmp_path: Path) -> None:
     for value in ("Mon, 02 Nov 2020 10:00:00 GMT", "soon", "", "-5"):
         server.files["/model.ckpt"] = File(data, failing=[(503, {"Retry-After": value})])
         assert download(at(server), tmp_path / (value or "none")).read_bytes() == data
@@ -290,14 +290,14 @@ def test_a_wait_may_be_a_date(server: Server, data: bytes, tmp_path: Path) -> No
         download(at(server), tmp_path)
 
 
-def test_nobody_there_is_said(server: Server, tmp_path: Path) -> None:
+def test_an_unreachable_server_is_reported(server: Server, tmp_path: Path) -> None:
     with Server().running() as gone:
         remote = at(gone)
     with pytest.raises(ModelError, match=r"/model\.ckpt: the server could not be reached, 5 times in a row\. Check"):
         download(remote, tmp_path)
 
 
-def test_a_server_that_falls_silent_is_given_up(
+def test_a_silent_server_is_given_up(
     server: Server, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastdb.downloads.http_client.TIMEOUT", 0.1)
@@ -307,13 +307,13 @@ def test_a_server_that_falls_silent_is_given_up(
         download(at(server), tmp_path)
 
 
-def test_a_slow_server_is_no_fault(server: Server, data: bytes, tmp_path: Path) -> None:
+def test_a_slow_server_is_waited_for(server: Server, data: bytes, tmp_path: Path) -> None:
     server.files["/model.ckpt"] = File(data, delay=0.02)
     assert download(at(server), tmp_path).read_bytes() == data
     assert len(server.log) == 1
 
 
-def test_a_disk_without_room_is_said_before_the_first_byte(
+def test_too_little_disk_space_is_reported_before_the_first_byte(
     server: Server, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
@@ -325,9 +325,7 @@ def test_a_disk_without_room_is_said_before_the_first_byte(
     assert (tmp_path / "model.ckpt.part").exists() is False
 
 
-def test_a_disk_that_fills_up_is_said_and_gone_on_from(
-    server: Server, data: bytes, small_disk: Callable[[str], Path]
-) -> None:
+def test_a_part_is_kept_if_the_disk_fills_up(server: Server, data: bytes, small_disk: Callable[[str], Path]) -> None:
     folder = small_disk("1m")
     server.files["/model.ckpt"] = File(data, chunked=True)
     with pytest.raises(StorageError, match=r"model\.ckpt\.part: the disk is full"):
@@ -337,14 +335,16 @@ def test_a_disk_that_fills_up_is_said_and_gone_on_from(
     assert (folder / "model.ckpt.part").read_bytes() == data[:done]
 
 
-def test_encoded_bytes_are_decoded_and_never_continued(server: Server, data: bytes, tmp_path: Path) -> None:
+def test_compressed_bodies_are_decoded(server: Server, data: bytes, tmp_path: Path) -> None:
     text = data.hex().encode()
     server.files["/model.ckpt"] = File(gzip.compress(text))
     server.files["/model.ckpt"].content_type = "text/plain\r\nContent-Encoding: gzip"
     assert download(at(server), tmp_path).read_bytes() == text
 
 
-def test_redirects_are_followed_and_circles_are_not(server: Server, other: Server, data: bytes, tmp_path: Path) -> None:
+def test_redirects_that_loop_or_leave_http_are_refused(
+    server: Server, other: Server, data: bytes, tmp_path: Path
+) -> None:
     other.files["/b.ckpt"] = File(data)
     server.files["/a"] = File(location="/a2")
     server.files["/a2"] = File(location=f"{other.url}/b.ckpt")
@@ -374,27 +374,27 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize(("said", "name"), NAMES, ids=[said or "nothing" for said, _ in NAMES])
-def test_the_server_names_the_file_and_never_its_place(said: str, name: str, server: Server, tmp_path: Path) -> None:
-    server.files["/model.ckpt"] = File(b"x" * 600, disposition=said)
+@pytest.mark.parametrize(("header", "name"), NAMES, ids=[header or "nothing" for header, _ in NAMES])
+def test_the_server_chooses_the_name_but_not_the_folder(header: str, name: str, server: Server, tmp_path: Path) -> None:
+    server.files["/model.ckpt"] = File(b"x" * 600, disposition=header)
     assert download(at(server), tmp_path / "to") == tmp_path / "to" / name
     assert left(tmp_path / "to") == [name]
     assert left(tmp_path) == ["to"]
 
 
 @pytest.mark.parametrize(
-    "said", ["a" * 1000 + ".safetensors", "é" * 500 + ".ckpt", "x." + "y" * 1000, "/" * 50, "\u202e"]
+    "long", ["a" * 1000 + ".safetensors", "é" * 500 + ".ckpt", "x." + "y" * 1000, "/" * 50, "\u202e"]
 )
-def test_any_name_fits_a_disk(said: str, tmp_path: Path) -> None:
-    name = safe_name(said)
+def test_every_name_is_shortened_to_fit(long: str, tmp_path: Path) -> None:
+    name = safe_name(long)
     assert len(name.encode()) <= 160
     if name:
         (tmp_path / f"{name}.part.json").touch()
-    if said.endswith((".safetensors", ".ckpt")):
+    if long.endswith((".safetensors", ".ckpt")):
         assert name.endswith((".safetensors", ".ckpt"))
 
 
-def test_damaged_memory_is_no_obstacle(begun: Callable[[int], Path], server: Server, data: bytes) -> None:
+def test_a_damaged_record_of_a_part_is_ignored(begun: Callable[[int], Path], server: Server, data: bytes) -> None:
     for number, text in enumerate(["", "[]", "{", '{"name": 5}', "\x00"]):
         folder = begun(500_000)
         (folder / "model.ckpt.part.json").write_text(text)
@@ -402,7 +402,9 @@ def test_damaged_memory_is_no_obstacle(begun: Callable[[int], Path], server: Ser
         (folder / "model.ckpt").unlink()
 
 
-def test_a_failing_disk_is_said(server: Server, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_disk_is_reported(
+    server: Server, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
@@ -422,14 +424,14 @@ def test_a_token_goes_to_its_own_origin_only(
     other.files["/b"] = File(location=f"{server.url.replace('127.0.0.1', 'localhost')}/c")
     server.files["/c"] = File(data, drop_every=600_000)
     assert download(at(server, token=token), tmp_path).read_bytes() == data
-    assert {one.headers.get("authorization") for one in server.asked("/model.ckpt")} == {"Bearer s3cr3t-token"}
-    assert all("authorization" not in one.headers for one in [*server.asked("/c"), *other.log])
+    assert {request.headers.get("authorization") for request in server.asked("/model.ckpt")} == {"Bearer s3cr3t-token"}
+    assert all("authorization" not in request.headers for request in [*server.asked("/c"), *other.log])
     assert len(server.asked("/c")) == 3
     assert "s3cr3t" not in other.seen() + caplog.text + repr(token)
     assert token.headers(server.url.replace("http:", "https:")) == {}
 
 
-def test_cut_at_each_point_it_is_the_whole_file_or_none_and_nothing_is_left_over(
+def test_a_crash_at_any_point_leaves_the_whole_file_or_none(
     cut_everywhere: Callable[[str], list[Path]], server: Server, data: bytes
 ) -> None:
     server.files["/model.ckpt"] = File(data[:200_000])

@@ -1,4 +1,4 @@
-"""Repositories on the Hub: only what is needed, fetched once, and each refusal in one line."""
+"""Downloads of repositories and single files from a local imitation of the Hub."""
 
 from __future__ import annotations
 
@@ -104,16 +104,16 @@ def there(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_only_what_is_needed_comes(hub: Hub, files: dict[str, bytes]) -> None:
-    told: list[tuple[int, int]] = []
-    folder = fetch(NAME, progress=lambda *numbers: told.append(numbers))
+def test_only_needed_files_are_downloaded(hub: Hub, files: dict[str, bytes]) -> None:
+    calls: list[tuple[int, int]] = []
+    folder = fetch(NAME, progress=lambda *call: calls.append(call))
     assert there(folder) == {name: files[name] for name in NEEDED}
     total = sum(len(files[name]) for name in NEEDED - {"model_index.json"})
-    assert told[-1] == (total, total)
-    assert {whole for _, whole in told} == {total}
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert calls[-1] == (total, total)
+    assert {whole for _, whole in calls} == {total}
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
     assert came_from(folder) == f"{NAME}@{COMMIT}"
-    assert all(COMMIT in one.path for one in hub.log if "/resolve/" in one.path)
+    assert all(COMMIT in request.path for request in hub.log if "/resolve/" in request.path)
 
 
 def test_half_precision_is_downloaded_only_if_there_is_no_other(hub: Hub, files: dict[str, bytes]) -> None:
@@ -143,17 +143,17 @@ def test_sharded_weights_are_downloaded_with_their_index(hub: Hub) -> None:
         assert set(there(fetch(name))) == {"model_index.json", *expected}, name
 
 
-def test_it_is_fetched_once(hub: Hub, other: Server, files: dict[str, bytes]) -> None:
+def test_a_repository_is_downloaded_once(hub: Hub, other: Server, files: dict[str, bytes]) -> None:
     folder = fetch(NAME)
     before = other.sent
     hub.log.clear()
     assert fetch(NAME) == folder
     assert fetch(f"{NAME}@{COMMIT}") == folder
-    assert [one.path.split("?")[0] for one in hub.log] == [f"/api/models/{NAME}"]
+    assert [request.path.split("?")[0] for request in hub.log] == [f"/api/models/{NAME}"]
     assert other.sent == before
 
 
-def test_a_later_commit_is_another_model(hub: Hub, files: dict[str, bytes]) -> None:
+def test_a_new_commit_is_another_model(hub: Hub, files: dict[str, bytes]) -> None:
     first = fetch(NAME)
     hub.commit = LATER
     later = fetch(NAME)
@@ -162,7 +162,7 @@ def test_a_later_commit_is_another_model(hub: Hub, files: dict[str, bytes]) -> N
     assert fetch(f"{NAME}@{COMMIT}") == first
 
 
-def test_a_repository_that_is_gone_serves_from_this_machine(hub: Hub, files: dict[str, bytes]) -> None:
+def test_a_removed_repository_is_used_from_the_cache(hub: Hub, files: dict[str, bytes]) -> None:
     folder = fetch(NAME)
     hub.repositories.clear()
     assert fetch(NAME) == folder
@@ -171,7 +171,7 @@ def test_a_repository_that_is_gone_serves_from_this_machine(hub: Hub, files: dic
         fetch(NAME)
 
 
-def test_what_an_earlier_run_left_is_gone_on_from(hub: Hub, other: Server, files: dict[str, bytes]) -> None:
+def test_an_interrupted_repository_is_resumed(hub: Hub, other: Server, files: dict[str, bytes]) -> None:
     class Stop(Exception):
         pass
 
@@ -185,10 +185,10 @@ def test_what_an_earlier_run_left_is_gone_on_from(hub: Hub, other: Server, files
     assert there(fetch(NAME)) == {name: files[name] for name in NEEDED}
     large = [name for name in NEEDED if name.endswith(".safetensors")]
     assert len(large) == 3
-    assert other.sent - before < 200_000, "two of three were there, one of them in part"
+    assert other.sent - before < 200_000, "two of three existed, the second in part"
 
 
-def test_a_damaged_file_of_an_earlier_run_comes_again(hub: Hub, files: dict[str, bytes]) -> None:
+def test_damaged_files_of_an_earlier_run_are_downloaded_again(hub: Hub, files: dict[str, bytes]) -> None:
     folder = fetch(NAME)
     (folder / ".fetched.json").unlink()
     (folder / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"\x00" * 150_008)
@@ -196,7 +196,9 @@ def test_a_damaged_file_of_an_earlier_run_comes_again(hub: Hub, files: dict[str,
     assert there(fetch(NAME)) == {name: files[name] for name in NEEDED}
 
 
-def test_a_proxy_that_drops_and_a_wrong_hash(hub: Hub, other: Server, files: dict[str, bytes]) -> None:
+def test_dropped_connections_are_resumed_and_checksums_verified(
+    hub: Hub, other: Server, files: dict[str, bytes]
+) -> None:
     hub.behaviour = File(drop_every=65536)
     assert there(fetch(NAME)) == {name: files[name] for name in NEEDED}
     files["unet/diffusion_pytorch_model.safetensors"] = b"\x01" * 150_008
@@ -207,7 +209,7 @@ def test_a_proxy_that_drops_and_a_wrong_hash(hub: Hub, other: Server, files: dic
         fetch(NAME)
 
 
-def test_a_hub_that_is_busy_is_waited_for(hub: Hub, files: dict[str, bytes]) -> None:
+def test_a_busy_hub_is_retried(hub: Hub, files: dict[str, bytes]) -> None:
     hub.failing = [(503, {}), (429, {})]
     assert there(fetch(NAME)) == {name: files[name] for name in NEEDED}
     hub.failing = [(503, {})] * 9
@@ -223,42 +225,50 @@ def refused(named: str, **known: Any) -> str:
     return str(caught.value)
 
 
-def test_each_refusal_in_one_line(hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    said = refused("owner/none")
-    assert said.startswith("owner/none: no such local folder, and no such repository on the Hub unless it is private")
+def test_each_refusal_is_one_line_with_the_remedy(
+    hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = refused("owner/none")
+    assert message.startswith(
+        "owner/none: no such local folder, and no such repository on the Hub unless it is private"
+    )
     assert refused(f"{NAME}@v9").startswith(f"{NAME}@v9: the repository has no revision 'v9'. Omit the revision")
     hub.gated[NAME] = "hf_right"
-    said = refused(NAME)
-    assert said.startswith(
+    message = refused(NAME)
+    assert message.startswith(
         f"{NAME}: the license must be accepted (401). Sign in on huggingface.co, accept the license on "
     )
-    assert f"https://huggingface.co/{NAME}, and set a token: HF_TOKEN" in said
+    assert f"https://huggingface.co/{NAME}, and set a token: HF_TOKEN" in message
     monkeypatch.setenv("HF_TOKEN", "hf_s3cr3t-and-wrong")
-    said = refused(NAME)
-    assert said.startswith(f"{NAME}: the account of this token has not accepted the license (403). Sign in")
-    assert "s3cr3t" not in said
+    message = refused(NAME)
+    assert message.startswith(f"{NAME}: the account of this token has not accepted the license (403). Sign in")
+    assert "s3cr3t" not in message
     monkeypatch.setenv("HF_TOKEN", "hf_right")
     assert there(fetch(NAME))
 
 
-def test_a_gate_before_the_files_alone(hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repository_may_be_gated_for_downloads_only(
+    hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub.gated[NAME], hub.listing_closed = "hf_right", False
-    said = refused(NAME)
-    assert said.startswith(f"{NAME}@{COMMIT}/model_index.json: the server requires a login (401). Sign in")
-    assert f"accept the license on https://huggingface.co/{NAME}, and set a token" in said
+    message = refused(NAME)
+    assert message.startswith(f"{NAME}@{COMMIT}/model_index.json: the server requires a login (401). Sign in")
+    assert f"accept the license on https://huggingface.co/{NAME}, and set a token" in message
     monkeypatch.setenv("HF_TOKEN", "hf_s3cr3t-and-wrong")
     assert "(403); the token is invalid or has no access to this model. Sign in on huggingface.co" in refused(NAME)
     monkeypatch.setenv("HF_TOKEN", "hf_right")
     assert there(fetch(NAME))
 
 
-def test_a_token_the_hub_does_not_know(hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_rejected_by_the_hub_is_reported(
+    hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_s3cr3t")
     hub.failing = [(401, {"X-Error-Message": "Invalid credentials in Authorization header"})]
     assert refused(NAME).startswith(f"{NAME}: the Hub rejected the token (401). Sign in")
 
 
-def test_nobody_answers(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
@@ -267,7 +277,7 @@ def test_nobody_answers(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
 
-def test_a_machine_that_is_to_stay_offline(hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_uses_the_cache_only(hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     folder = fetch(NAME)
@@ -283,10 +293,10 @@ def test_a_machine_that_is_to_stay_offline(hub: Hub, files: dict[str, bytes], mo
         _http.close_session()
 
 
-def test_what_is_no_diffusers_model_is_said(hub: Hub, files: dict[str, bytes]) -> None:
+def test_repositories_that_are_not_diffusers_models_are_refused(hub: Hub, files: dict[str, bytes]) -> None:
     hub.add("owner/singles", {"a.safetensors": b"a" * 2000, "b.ckpt": b"b" * 2000, "README.md": b""})
-    said = refused("owner/singles")
-    assert said.startswith(
+    message = refused("owner/singles")
+    assert message.startswith(
         "owner/singles: the repository has no model_index.json, only single files: a.safetensors, b.ckpt. Name a"
     )
     hub.add("owner/words", {"README.md": b""})
@@ -302,7 +312,7 @@ def test_what_is_no_diffusers_model_is_said(hub: Hub, files: dict[str, bytes]) -
     assert "the unet exists only as diffusion_pytorch_model.bin, which is not supported" in refused("owner/pickles")
 
 
-def test_a_repository_cannot_write_outside(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_repository_cannot_write_outside_its_folder(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
     for name in ("unet/../../../../evil.json", "/etc/evil.json", "unet/..\\..\\evil.json", "../evil.json"):
         files[name] = b"{}"
     index = {**INDEX, "..": ["x", "y"], "/etc": ["x", "y"], "a/../..": ["x", "y"]}
@@ -311,7 +321,7 @@ def test_a_repository_cannot_write_outside(hub: Hub, files: dict[str, bytes], tm
     assert list(tmp_path.rglob("*evil*")) == []
 
 
-def test_a_disk_without_room_is_said_before_the_weights(
+def test_too_little_disk_space_is_reported_before_the_weights(
     hub: Hub, other: Server, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
@@ -321,16 +331,16 @@ def test_a_disk_without_room_is_said_before_the_weights(
     assert other.sent == 0
 
 
-def test_mirrors_in_order(hub: Hub, files: dict[str, bytes]) -> None:
+def test_mirrors_are_tried_in_order(hub: Hub, files: dict[str, bytes]) -> None:
     folder = fetch("vanished/model", mirrors=["gone/too", NAME, "never/asked"])
     assert came_from(folder) == f"{NAME}@{COMMIT}"
     assert "never" not in hub.seen()
-    said = refused("vanished/model", mirrors=["gone/too"])
-    assert said.startswith("all 2 sources failed (vanished/model: no such local folder, and no such repository")
-    assert "; gone/too: no such" in said
+    message = refused("vanished/model", mirrors=["gone/too"])
+    assert message.startswith("all 2 sources failed (vanished/model: no such local folder, and no such repository")
+    assert "; gone/too: no such" in message
 
 
-def test_a_single_file_in_a_repository(hub: Hub, files: dict[str, bytes]) -> None:
+def test_a_single_file_of_a_repository_is_downloaded_once(hub: Hub, files: dict[str, bytes]) -> None:
     path = fetch(f"{NAME}/v1-5-pruned.safetensors")
     assert path.name == "v1-5-pruned.safetensors"
     assert path.read_bytes() == files["v1-5-pruned.safetensors"]
@@ -345,14 +355,14 @@ def test_a_single_file_in_a_repository(hub: Hub, files: dict[str, bytes]) -> Non
     assert len(hub.log) == 1
 
 
-def test_a_file_that_a_repository_has_not(hub: Hub, files: dict[str, bytes]) -> None:
-    said = refused(f"{NAME}/v1-5.safetensors")
-    assert said.startswith(
+def test_a_missing_file_lists_the_files_of_the_repository(hub: Hub, files: dict[str, bytes]) -> None:
+    message = refused(f"{NAME}/v1-5.safetensors")
+    assert message.startswith(
         f"{NAME}/v1-5.safetensors: the repository has no such file; it contains v1-5-pruned.ckpt, v1-5-pruned."
     )
 
 
-def test_the_token_reaches_the_hub_alone_and_no_text(
+def test_the_token_is_sent_to_the_hub_only_and_never_shown(
     hub: Hub,
     other: Server,
     files: dict[str, bytes],
@@ -366,9 +376,9 @@ def test_the_token_reaches_the_hub_alone_and_no_text(
     hub.gated[NAME] = "hf_s3cr3t"
     hub.behaviour = File(drop_every=65536)
     fetch(NAME)
-    assert {one.headers.get("authorization") for one in hub.log} == {"Bearer hf_s3cr3t"}
+    assert {request.headers.get("authorization") for request in hub.log} == {"Bearer hf_s3cr3t"}
     assert len(other.log) >= 9
-    assert all("authorization" not in one.headers for one in other.log)
+    assert all("authorization" not in request.headers for request in other.log)
     assert "s3cr3t" not in other.seen() + caplog.text + "".join(capfd.readouterr())
     assert [path for path in tmp_path.rglob("*") if path.is_file() and b"s3cr3t" in path.read_bytes()] == []
     assert tokens.hub_token("https://huggingface.co").headers(hub.url) == {}  # type: ignore[union-attr]

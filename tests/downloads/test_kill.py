@@ -1,4 +1,4 @@
-"""Killed anywhere and run again, a download is the file that the server has, and nothing comes twice."""
+"""Downloads resumed after their process was killed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def start(named: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("number", points())
-def test_killed_anywhere_and_run_again_it_is_the_right_file(
+def test_a_killed_download_is_resumed_without_loss(
     number: int, slow: Server, hub: Hub, other: Server, tmp_path: Path
 ) -> None:
     chance, data = random.Random(number), random.Random(100 + number).randbytes(SIZE)
@@ -70,8 +70,8 @@ def test_killed_anywhere_and_run_again_it_is_the_right_file(
         time.sleep(0.001)
     time.sleep(chance.uniform(0, 0.01))
     os.kill(victim.pid, signal.SIGKILL)
-    said, error = victim.communicate()
-    assert (victim.returncode, said) == (-signal.SIGKILL, ""), f"it ended before it could be killed {error}"
+    output, error = victim.communicate()
+    assert (victim.returncode, output) == (-signal.SIGKILL, ""), f"it ended before it could be killed {error}"
     # Hidden ones are the memory beside a part, half-written: they go when it is written anew.
     parts = [path for path in tmp_path.rglob("*.part") if not path.name.startswith(".")]
     begun = [path.stat().st_size for path in parts if path.stat().st_size]
@@ -80,19 +80,20 @@ def test_killed_anywhere_and_run_again_it_is_the_right_file(
     serving.log.clear()
 
     again = start(named)
-    said, error = again.communicate(timeout=60)
+    output, error = again.communicate(timeout=60)
     assert again.returncode == 0, error
-    path = Path(said.strip())
+    path = Path(output.strip())
     if number % 2:
         assert there(path) == hub.repositories[NAME]
     else:
         assert hashlib.sha256(path.read_bytes()).hexdigest() == hashlib.sha256(data).hexdigest()
-    assert [one.headers.get("range") for one in serving.log][: len(begun)] == [f"bytes={size}-" for size in begun]
+    ranges = [request.headers.get("range") for request in serving.log]
+    assert ranges[: len(begun)] == [f"bytes={size}-" for size in begun]
     large = 3 if number % 2 else 1
-    assert len({one.path for one in serving.log}) == large - len(whole), "and does not come again"
+    assert len({request.path for request in serving.log}) == large - len(whole), "and does not come again"
     assert list(tmp_path.rglob("*.part*")) == []
 
 
-def test_every_point_is_there() -> None:
+def test_the_default_run_covers_files_and_repositories() -> None:
     assert len(points()) == POINTS
     assert {number % 2 for number in BY_DEFAULT} == {0, 1}

@@ -1,4 +1,4 @@
-"""A base model that is one file: a session on it, found again on another machine; and files that are no base model."""
+"""Base models in a single file, used for sessions or refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ REFUSED: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
 
 @pytest.fixture(scope="module")
 def exported(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """mini as one file, as anybody's model comes."""
+    """mini as a single file."""
     file = tmp_path_factory.mktemp("single") / "dreamshaper.safetensors"
     export_model({part: weight_file(mini, part) for part in PARTS}, file, dtype="fp16", metadata={})
     return file
@@ -55,12 +55,12 @@ def weights(folder: Path) -> dict[str, Any]:
     }
 
 
-def alike(one: Path, other: Path) -> bool:
-    first, second = weights(one), weights(other)
+def alike(first_path: Path, second_path: Path) -> bool:
+    first, second = weights(first_path), weights(second_path)
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_session_goes_from_a_file(exported: Path, mini: Path, tmp_path: Path) -> None:
+def test_a_session_can_start_from_a_single_file(exported: Path, mini: Path, tmp_path: Path) -> None:
     own = shutil.copy(exported, tmp_path / "mine.safetensors")
     session = sessions.new("dog", own)
     assert session.record.base_model.folder == str(own)
@@ -74,12 +74,12 @@ def test_a_session_goes_from_a_file(exported: Path, mini: Path, tmp_path: Path) 
     assert weight_file(folder, "unet").stat().st_mtime_ns == before, "made once"
 
 
-def test_the_same_weights_whatever_the_kind_of_file(exported: Path, tmp_path: Path) -> None:
+def test_every_file_format_gives_the_same_weights(exported: Path, tmp_path: Path) -> None:
     convert(exported, tmp_path / "a.ckpt")
     assert fingerprint(resolve_base(tmp_path / "a.ckpt").folder) == fingerprint(resolve_base(exported).folder)
 
 
-def test_a_file_that_changed_is_another_base(exported: Path, tmp_path: Path) -> None:
+def test_a_changed_file_is_another_base_model(exported: Path, tmp_path: Path) -> None:
     own = Path(shutil.copy(exported, tmp_path / "mine.safetensors"))
     session = sessions.new("dog", own)
     tensors = load_file(own)
@@ -89,7 +89,7 @@ def test_a_file_that_changed_is_another_base(exported: Path, tmp_path: Path) -> 
     assert fingerprint(ensure_base(session).folder) != session.record.base_model.fingerprint
 
 
-def test_a_folder_that_was_cut_short_is_made_again(
+def test_an_incomplete_conversion_is_repeated(
     exported: Path, mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
@@ -101,10 +101,10 @@ def test_a_folder_that_was_cut_short_is_made_again(
     folder = resolve_base(exported).folder
     assert alike(folder, mini)
     weight_file(folder, "vae").unlink()
-    assert alike(resolve_base(exported).folder, mini), "and one that lost a file"
+    assert alike(resolve_base(exported).folder, mini), "also after a file was lost"
 
 
-def test_precision_is_kept_and_a_mixture_loses_nothing(exported: Path, tmp_path: Path) -> None:
+def test_precision_is_kept_and_mixed_precision_loses_nothing(exported: Path, tmp_path: Path) -> None:
     tensors = load_file(exported)
     assert open_base_model(resolve_base(exported).folder)
     tensors[WORD] = tensors[WORD].float() + 1e-6
@@ -115,7 +115,7 @@ def test_precision_is_kept_and_a_mixture_loses_nothing(exported: Path, tmp_path:
     assert torch.equal(table, tensors[WORD])
 
 
-def test_a_file_behind_a_link_is_fetched_again_on_another_machine(
+def test_a_file_behind_a_link_is_downloaded_again_on_another_machine(
     exported: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.files["/m/dream.safetensors"] = File(exported.read_bytes(), drop_every=3_000_000)
@@ -128,12 +128,12 @@ def test_a_file_behind_a_link_is_fetched_again_on_another_machine(
     assert fingerprint(again) == session.record.base_model.fingerprint
 
 
-def test_a_file_in_a_repository(exported: Path, hub: Hub, mini: Path) -> None:
+def test_a_file_in_a_repository_can_be_a_base_model(exported: Path, hub: Hub, mini: Path) -> None:
     hub.add(NAME, {"merge.safetensors": exported.read_bytes()})
     assert alike(resolve_base(f"{NAME}/merge.safetensors").folder, mini)
 
 
-def test_vocabularies_come_from_whichever_repository_has_them(hub: Hub) -> None:
+def test_vocabularies_are_downloaded_from_the_first_repository_that_has_them(hub: Hub) -> None:
     for name in diffusers_configs.VOCABULARY:
         with pytest.raises(ModelError, match="openai/clip-vit-large-patch14"):
             diffusers_configs._vocabulary(name)
@@ -143,22 +143,22 @@ def test_vocabularies_come_from_whichever_repository_has_them(hub: Hub) -> None:
     assert diffusers_configs._vocabulary("merges.txt") == b"#version", "from the cache"
 
 
-def test_what_is_no_vocabulary_is_refused(hub: Hub) -> None:
+def test_an_invalid_vocabulary_is_refused(hub: Hub) -> None:
     hub.add("openai/clip-vit-large-patch14", {"vocab.json": b"[1, 2]"})
     with pytest.raises(ModelError, match="is no vocabulary"):
         diffusers_configs._vocabulary("vocab.json")
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_no_whole_model_is_refused_with_nothing_made(kind: str, tmp_path: Path) -> None:
+def test_an_incomplete_model_is_refused_before_anything_is_written(kind: str, tmp_path: Path) -> None:
     shapes, why = REFUSED[kind]
     file = tmp_path / "style.safetensors"
     save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, file)
     with pytest.raises(
         ModelError, match=rf"^{re.escape(str(file))}: cannot be trained as a base model: ({why})"
-    ) as one:
+    ) as caught:
         sessions.new("dog", file)
-    assert one.value.fix
+    assert caught.value.fix
     assert sorted(path.name for path in tmp_path.iterdir()) == ["style.safetensors"]
 
 
@@ -171,7 +171,7 @@ def test_inpainting_is_refused_with_its_reason(exported: Path, tmp_path: Path) -
         resolve_base(tmp_path / "inpainting.safetensors")
 
 
-def test_a_full_disk_is_told_before_anything_is_written(
+def test_too_little_disk_space_is_reported_before_anything_is_written(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resolve, "SPARE", 1 << 60)
@@ -181,14 +181,14 @@ def test_a_full_disk_is_told_before_anything_is_written(
 
 
 @pytest.mark.parametrize(
-    ("said", "answer"),
+    ("message", "answer"),
     [("sd14", "Did you mean sd15?"), ("flux-pro", "Flux cannot be trained yet"), ("xyzzy", "Choose from sd15, ")],
 )
-def test_a_name_that_is_not_known_is_answered_with_the_nearest(said: str, answer: str) -> None:
+def test_an_unknown_name_suggests_the_nearest(message: str, answer: str) -> None:
     with pytest.raises(FastDBError, match=re.escape(answer)):
-        resolve_base(said)
+        resolve_base(message)
 
 
-def test_a_mirror_that_is_one_file_serves_where_the_folders_are_gone(exported: Path, hub: Hub, mini: Path) -> None:
+def test_a_single_file_mirror_is_used_if_the_folders_are_gone(exported: Path, hub: Hub, mini: Path) -> None:
     hub.add("Comfy-Org/stable-diffusion-v1-5-archive", {"v1-5-pruned-emaonly-fp16.safetensors": exported.read_bytes()})
     assert alike(resolve_base("sd15").folder, mini)

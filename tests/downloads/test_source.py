@@ -1,4 +1,4 @@
-"""What a person may name, and what is made of it, without any network."""
+"""Parsing of sources, without network access."""
 
 from __future__ import annotations
 
@@ -58,17 +58,17 @@ KNOWN: list[tuple[str, Source]] = [
 ]
 
 
-@pytest.mark.parametrize(("said", "meant"), KNOWN, ids=[said.strip() for said, _ in KNOWN])
-def test_it_is_understood(said: str, meant: Source) -> None:
-    assert parse(said) == (LocalPath(meant.path.absolute()) if isinstance(meant, LocalPath) else meant)
+@pytest.mark.parametrize(("text", "meant"), KNOWN, ids=[text.strip() for text, _ in KNOWN])
+def test_sources_are_parsed(text: str, meant: Source) -> None:
+    assert parse(text) == (LocalPath(meant.path.absolute()) if isinstance(meant, LocalPath) else meant)
 
 
-@pytest.mark.parametrize(("said", "meant"), KNOWN, ids=[said.strip() for said, _ in KNOWN])
-def test_its_text_means_the_same_again(said: str, meant: Source) -> None:
-    assert parse(str(parse(said))) == parse(said)
+@pytest.mark.parametrize(("text", "meant"), KNOWN, ids=[text.strip() for text, _ in KNOWN])
+def test_the_text_of_a_source_parses_to_the_same_source(text: str, meant: Source) -> None:
+    assert parse(str(parse(text))) == parse(text)
 
 
-def test_a_path_that_is_there_goes_first(tmp_path: Path) -> None:
+def test_an_existing_path_takes_precedence(tmp_path: Path) -> None:
     (tmp_path / "owner" / "name").mkdir(parents=True)
     (tmp_path / "owner" / "name" / "model.ckpt").touch()
     assert parse("owner/name") == LocalPath(tmp_path / "owner" / "name")
@@ -77,13 +77,13 @@ def test_a_path_that_is_there_goes_first(tmp_path: Path) -> None:
     assert parse(Path("owner")) == LocalPath(tmp_path / "owner")
 
 
-def test_another_hub_has_links_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_links_of_another_hub_endpoint_are_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "https://hub.example.com:8443/")
     assert parse("https://hub.example.com:8443/owner/name") == HubRepository("owner/name")
     assert isinstance(parse("https://hub.example.com/owner/name"), WebFile)
 
 
-NONSENSE = [
+UNSUPPORTED = [
     ("", "'': not a name of a base model. Name a Hub repository (owner/name)"),
     (" \n", "not a name of a base model"),
     ("owner/name\x07", "not a name of a base model"),
@@ -105,23 +105,23 @@ NONSENSE = [
 ]
 
 
-@pytest.mark.parametrize(("said", "line"), NONSENSE, ids=[said.strip() or "blank" for said, _ in NONSENSE])
-def test_nonsense_gets_one_line(said: str, line: str) -> None:
+@pytest.mark.parametrize(("text", "line"), UNSUPPORTED, ids=[text.strip() or "blank" for text, _ in UNSUPPORTED])
+def test_unsupported_sources_are_refused_in_one_line(text: str, line: str) -> None:
     with pytest.raises(ModelError) as caught:
-        parse(said)
+        parse(text)
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_every_kind_has_its_cases() -> None:
+def test_every_kind_of_source_has_cases() -> None:
     assert {type(meant).__name__ for _, meant in KNOWN} == {
         "HubRepository", "HubFile", "CivitaiFile", "DriveFile", "WebFile", "LocalPath"
     }  # fmt: skip
-    assert len(NONSENSE) >= 15
+    assert len(UNSUPPORTED) >= 15
 
 
 @pytest.mark.parametrize(
-    "said",
+    "text",
     [
         "https://civitai.com/api/download/models/7?token=s3cr3t",
         "https://civitai.com/models/7?token=s3cr3t",
@@ -132,10 +132,10 @@ def test_every_kind_has_its_cases() -> None:
         "ftp://example.com/model.ckpt?sig=s3cr3t",
     ],
 )
-def test_what_is_secret_in_a_link_is_in_no_text(said: str) -> None:
+def test_secrets_in_a_link_never_appear_in_text(text: str) -> None:
     found: object
     try:
-        found = parse(said)
+        found = parse(text)
     except ModelError as error:
         found = error
     assert "s3cr3t" not in f"{found} {found!r}"

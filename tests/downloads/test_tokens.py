@@ -1,4 +1,4 @@
-"""Tokens: where they are looked for, in which order, and where they never are."""
+"""Tokens, their order of precedence and their secrecy."""
 
 from __future__ import annotations
 
@@ -55,9 +55,7 @@ def userdata(monkeypatch: pytest.MonkeyPatch) -> Userdata:
     return made
 
 
-def test_the_order_in_which_they_are_looked_for(
-    userdata: Userdata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tokens_are_read_in_a_fixed_order(userdata: Userdata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     my_drive, login = tmp_path / "drive", tmp_path / "login"
     my_drive.mkdir()
     monkeypatch.setattr(paths, "DRIVES", (my_drive,))
@@ -75,14 +73,14 @@ def test_the_order_in_which_they_are_looked_for(
     assert value() == "hf_environment"
 
 
-def test_the_hubs_login_is_where_the_hub_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_login_of_huggingface_hub_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.undo()
     assert tokens._login_file() == Path(constants.HF_TOKEN_PATH)
 
 
 @pytest.mark.parametrize("fault", ["SecretNotFoundError", "NotebookAccessError", "TimeoutException"])
-def test_colab_that_gives_none_is_no_fault(fault: str, userdata: Userdata) -> None:
+def test_a_missing_colab_secret_is_not_an_error(fault: str, userdata: Userdata) -> None:
     userdata.fault = getattr(Userdata, fault)
     assert value() == ""
     assert civitai_token("https://civitai.com") is None
@@ -95,7 +93,7 @@ def test_a_bug_in_colab_is_not_swallowed(userdata: Userdata) -> None:
         value()
 
 
-def test_colab_is_asked_on_the_main_thread_of_a_notebook_only(
+def test_colab_secrets_are_requested_on_the_main_thread_only(
     userdata: Userdata, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     userdata.kept["HF_TOKEN"] = "hf_colab"
@@ -108,7 +106,7 @@ def test_colab_is_asked_on_the_main_thread_of_a_notebook_only(
     assert (value(), userdata.threads) == ("", set())
 
 
-def test_civitais_own(userdata: Userdata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_civitai_has_its_own_token(userdata: Userdata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def found(given: str = "") -> str:
         token = civitai_token("https://civitai.com", given)
         assert token is None or token.origin == "https://civitai.com:443"
@@ -124,7 +122,7 @@ def test_civitais_own(userdata: Userdata, tmp_path: Path, monkeypatch: pytest.Mo
     assert found("link-s") == "link-s"
 
 
-def test_a_token_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_token_file_of_another_program_is_ignored(tmp_path: Path) -> None:
     for text in (b"ghp_of_another_site", b"", b"\xff\xfe\x00", b"two words"):
         (tmp_path / "token.txt").write_bytes(text)
         assert value() == ""
@@ -133,7 +131,7 @@ def test_a_token_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert value() == ""
 
 
-def test_what_is_no_token_is_said_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_malformed_token_is_refused_without_showing_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for text in ("hf_s3cr3t and more", "hf_s3cr3t\nX-Evil: 1", "hf_s3cr3té", "s3c"):
         monkeypatch.setenv("HF_TOKEN", text)
         with pytest.raises(ModelError) as caught:
@@ -142,7 +140,7 @@ def test_what_is_no_token_is_said_without_it(monkeypatch: pytest.MonkeyPatch) ->
         assert "s3c" not in str(caught.value)
 
 
-def test_a_token_is_for_one_origin(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_is_sent_to_its_origin_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_value")
     token = hub_token(HUB)
     assert token is not None
@@ -173,5 +171,5 @@ def test_a_token_is_for_one_origin(monkeypatch: pytest.MonkeyPatch) -> None:
         ("no link?token=t", "no link?token=t"),
     ],
 )
-def test_a_link_without_its_secrets(link: str, shown: str) -> None:
+def test_secrets_are_removed_from_links(link: str, shown: str) -> None:
     assert redacted(link) == shown

@@ -23,7 +23,7 @@ from fastdb.images.captions import instance_images_of, prompt_from_name, read_ca
         ("кружка_5", "кружка"),
     ],
 )
-def test_the_classic_rule(stem: str, prompt: str) -> None:
+def test_names_become_prompts_by_the_classic_rule(stem: str, prompt: str) -> None:
     assert prompt_from_name(stem) == prompt
 
 
@@ -52,7 +52,7 @@ def test_an_empty_prompt_is_refused_with_the_remedy(tmp_path: Path) -> None:
         prompts(tmp_path, "20240101", "\n", None)
 
 
-def test_caption_files(tmp_path: Path) -> None:
+def test_caption_files_are_read_as_utf_8(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     assert read_caption(path) == ""
     path.write_bytes("\ufeffeine Tasse, grün\r\n".encode())
@@ -67,6 +67,6 @@ def test_a_caption_in_another_encoding_is_refused(encoding: str, tmp_path: Path)
         read_caption(path)
 
 
-def test_a_folder_in_a_captions_place(tmp_path: Path) -> None:
+def test_a_folder_instead_of_a_caption_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="the caption cannot be read"):
         read_caption(tmp_path)

@@ -20,7 +20,7 @@ def ink(sheet: Image.Image, box: tuple[int, int, int, int]) -> int:
     return int((np.asarray(sheet.crop(box)).min(axis=2) < 250).sum())
 
 
-def test_pictures_labels_captions_and_boxes_are_there(gallery: Gallery) -> None:
+def test_images_labels_captions_and_boxes_are_drawn(gallery: Gallery) -> None:
     red = Image.new("RGB", (300, 300), (200, 0, 0))
     blue = Image.new("RGB", (300, 150), (0, 0, 200))
     plain = contact_sheet([Row("", [Cell(red), Cell(blue)])], thumb=100)
@@ -36,7 +36,7 @@ def test_pictures_labels_captions_and_boxes_are_there(gallery: Gallery) -> None:
     assert {33, 34, 35} >= {int(rows.max() - rows.min() + 1), int(columns.max() - columns.min() + 1)}
 
 
-def test_a_note_and_a_remark_under_a_label_push_nothing_aside() -> None:
+def test_notes_and_remarks_do_not_overlap_images() -> None:
     """They take room of their own: the pictures are whole, and each text adds ink where it belongs."""
     red = Image.new("RGB", (100, 100), (200, 0, 0))
     plain = contact_sheet([Row("label", [Cell(red)])], "Title", 100)
@@ -55,7 +55,7 @@ def test_a_note_and_a_remark_under_a_label_push_nothing_aside() -> None:
     assert long.height > plain.height, "the row grows with its remark"
 
 
-def test_an_arrow_leads_from_the_first_to_the_second() -> None:
+def test_an_arrow_points_from_the_first_to_the_second_image() -> None:
     red, blue = Image.new("RGB", (64, 64), (200, 0, 0)), Image.new("RGB", (30, 30), (0, 0, 200))
     both = np.asarray(arrowed(red, blue, side=80))
     assert both.shape == (80, 180, 3)
@@ -66,7 +66,7 @@ def test_an_arrow_leads_from_the_first_to_the_second() -> None:
     assert 0 < tall[4] < tall[12] > tall[15] > 0, "a shaft, and a head that comes to a point on the right"
 
 
-def test_nothing_is_drawn_outside_its_place(gallery: Gallery) -> None:
+def test_nothing_is_drawn_in_the_margins(gallery: Gallery) -> None:
     long = "a photo of sks cup on a red background, very long, " * 6 + "x" * 200
     rows = [Row(long, [Cell(gallery("coffee"), long, (-50, -50, 9000, 9000)) for _ in range(n)]) for n in (3, 1, 0)]
     sheet = contact_sheet(rows, long, thumb=120)
@@ -75,7 +75,7 @@ def test_nothing_is_drawn_outside_its_place(gallery: Gallery) -> None:
     assert ink(sheet, (0, sheet.height - 20, sheet.width, sheet.height)) == 0
 
 
-def test_a_box_beyond_the_picture_is_drawn_around_it() -> None:
+def test_a_box_larger_than_the_image_is_clipped() -> None:
     white = Image.new("RGB", (100, 100), "white")
     sheet = np.asarray(contact_sheet([Row("", [Cell(white, "", (-40, -40, 140, 140))])], thumb=100))
     rows, columns = np.nonzero((sheet == (255, 59, 48)).all(axis=2))
@@ -89,19 +89,19 @@ def test_long_captions_end_in_an_ellipsis_after_four_lines() -> None:
 
 
 @pytest.mark.parametrize("thumb", [48, 192, 512])
-def test_any_mode_any_shape_any_thumb(thumb: int) -> None:
+def test_every_mode_shape_and_thumb_size_is_drawn(thumb: int) -> None:
     cells = [Cell(Image.new(mode, size), "é ü ß 1:2") for mode in ("L", "RGBA", "P") for size in ((5, 900), (64, 64))]
     sheet = contact_sheet([Row("row", cells)], thumb=thumb)
     assert sheet.mode == "RGB"
     assert sheet.width > 6 * thumb
 
 
-def test_an_empty_sheet_is_a_picture() -> None:
+def test_an_empty_sheet_is_an_image() -> None:
     assert min(contact_sheet([]).size) > 0
     assert min(contact_sheet([Row("alone", [])], "title").size) > 0
 
 
-def test_saved_as_png(tmp_path: Path, gallery: Gallery) -> None:
+def test_a_sheet_is_saved_as_png(tmp_path: Path, gallery: Gallery) -> None:
     sheet = contact_sheet([Row("cup", [Cell(gallery("coffee"), "as it came")])], "One cup")
     save_png(sheet, tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as saved:

@@ -31,7 +31,7 @@ def in_picture(crop: Crop, image: Image.Image) -> bool:
 @pytest.mark.parametrize("detector", ["YuNet", "LBP"], indirect=True)
 @pytest.mark.parametrize("name", ["obama.jpg", "biden.jpg", "two_people.jpg"])
 @pytest.mark.parametrize("size", [0, 512])
-def test_the_largest_face_is_wholly_in_the_square(name: str, size: int, detector: str, shared: Shared) -> None:
+def test_the_largest_face_is_inside_the_crop(name: str, size: int, detector: str, shared: Shared) -> None:
     photo = read_photo(shared(f"data/faces/{name}"))
     crop = choose_crop(photo, size=size)
     assert inside(crop.faces[0], crop)
@@ -42,7 +42,7 @@ def test_the_largest_face_is_wholly_in_the_square(name: str, size: int, detector
         assert not inside(crop.faces[1], crop)
 
 
-def test_a_face_cut_by_the_frame(yunet: None, shared: Shared) -> None:
+def test_a_face_cut_by_the_frame_is_inside_the_crop(yunet: None, shared: Shared) -> None:
     photo = read_photo(shared("data/faces/obama_partial_face.jpg"))
     crop = choose_crop(photo)
     assert inside(crop.faces[0], crop)
@@ -50,7 +50,7 @@ def test_a_face_cut_by_the_frame(yunet: None, shared: Shared) -> None:
     assert crop.top <= 83
 
 
-def test_head_and_shoulders_not_the_whole_picture_and_not_blown_up(gallery: Gallery) -> None:
+def test_a_face_crop_has_head_and_shoulders_without_much_enlargement(gallery: Gallery) -> None:
     astronaut = gallery("astronaut")
     crop = choose_crop(astronaut)
     (face,) = crop.faces
@@ -65,7 +65,7 @@ def faces_are(monkeypatch: pytest.MonkeyPatch, *faces: Face) -> None:
     monkeypatch.setattr(crops, "detect_faces", lambda image, least: [face for face in faces if face.score >= least])
 
 
-def test_every_place_of_a_face_keeps_it_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_face_at_any_position_is_inside_the_crop(monkeypatch: pytest.MonkeyPatch) -> None:
     for width, height in ((300, 200), (200, 300), (250, 250)):
         photo = Image.new("RGB", (width, height))
         for face_height in (20, 60, 150, 200):
@@ -94,7 +94,7 @@ def test_a_face_larger_than_the_picture_is_wide(monkeypatch: pytest.MonkeyPatch)
     assert 90 <= crop.top <= 190
 
 
-def test_a_person_goes_before_a_larger_pet(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_person_takes_precedence_over_a_larger_pet(monkeypatch: pytest.MonkeyPatch) -> None:
     pet, person = Face(500, 200, 800, 500, 0.75, "YuNet"), Face(100, 100, 180, 200, 0.93, "YuNet")
     faces_are(monkeypatch, pet, person)
     crop = choose_crop(Image.new("RGB", (900, 600)))
@@ -103,7 +103,7 @@ def test_a_person_goes_before_a_larger_pet(monkeypatch: pytest.MonkeyPatch) -> N
     assert inside(person, crop)
 
 
-def test_a_passer_by_is_kept_in_but_not_zoomed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_face_is_kept_in_view_without_zoom(monkeypatch: pytest.MonkeyPatch) -> None:
     photo = Image.new("RGB", (900, 600))
     faces_are(monkeypatch, Face(850, 100, 890, 150, 0.95, "YuNet"))
     crop = choose_crop(photo)
@@ -127,7 +127,7 @@ def test_a_passer_by_is_kept_in_but_not_zoomed_on(monkeypatch: pytest.MonkeyPatc
     ],
 )
 @pytest.mark.parametrize("wide", [True, False])
-def test_no_dog_or_cat_loses_its_head(
+def test_heads_of_dogs_and_cats_are_kept(
     name: str, head: tuple[int, int, int, int], wide: bool, detector: str, shared: Shared
 ) -> None:
     """Wide and tall pictures cut from the square ones, off the middle, so that the crop has to look."""
@@ -149,7 +149,7 @@ def test_no_dog_or_cat_loses_its_head(
     assert cut <= 0.12 * (stop - start), (crop, head)
 
 
-def test_the_subject_off_the_middle_is_followed(gallery: Gallery) -> None:
+def test_an_off_centre_subject_is_followed(gallery: Gallery) -> None:
     cup = gallery("coffee").crop((100, 0, 500, 400)).resize((300, 300))
     for at in (0, 150, 500, 700):
         wide = Image.new("RGB", (1000, 300), (92, 60, 40))
@@ -160,16 +160,16 @@ def test_the_subject_off_the_middle_is_followed(gallery: Gallery) -> None:
         assert abs(choose_crop(tall).top - at) < 60, at
 
 
-def test_nothing_to_see_gives_the_middle_and_squares_stay(gallery: Gallery) -> None:
+def test_plain_photos_are_cropped_at_the_expected_place_and_squares_kept(gallery: Gallery) -> None:
     assert choose_crop(Image.new("RGB", (500, 300), "white")) == Crop(100, 0, 300, "most detail")
     assert choose_crop(Image.new("RGB", (300, 300), "white")) == Crop(0, 0, 300, "used whole", whole=True)
 
 
-def test_the_choice_is_the_same_every_time(gallery: Gallery) -> None:
+def test_the_crop_is_deterministic(gallery: Gallery) -> None:
     assert choose_crop(gallery("coffee")) == choose_crop(gallery("coffee"))
 
 
-def test_the_square_is_cut_and_resized(gallery: Gallery) -> None:
+def test_the_crop_is_resized(gallery: Gallery) -> None:
     photo = gallery("coffee")
     crop = Crop(150, 20, 380, "by hand")
     square = crop_square(photo, crop, 256)

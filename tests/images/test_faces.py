@@ -44,7 +44,7 @@ def test_people_are_found(name: str, boxes: list[tuple[int, int, int, int]], det
 
 
 @pytest.mark.parametrize("detector", ["YuNet", "LBP"], indirect=True)
-def test_the_astronaut_is_found_and_cat_coffee_and_rocket_are_nobody(detector: str, gallery: Gallery) -> None:
+def test_the_astronaut_is_detected_but_not_cat_coffee_or_rocket(detector: str, gallery: Gallery) -> None:
     (face,) = detect_faces(gallery("astronaut"))
     assert overlap(face, (180, 55, 275, 180)) > 0.6
     assert face.detector == detector
@@ -53,18 +53,18 @@ def test_the_astronaut_is_found_and_cat_coffee_and_rocket_are_nobody(detector: s
 
 
 @pytest.mark.parametrize("detector", ["YuNet", "LBP"], indirect=True)
-def test_no_dog_or_cat_is_a_person(detector: str, shared: Shared) -> None:
+def test_dogs_and_cats_are_not_detected_as_people(detector: str, shared: Shared) -> None:
     photos = sorted([*shared("data/dog").glob("*.jpg"), *shared("data/cat").glob("*.jpg")])
     assert len(photos) == 10
     assert [photo.name for photo in photos if detect_faces(read_photo(photo))] == []
 
 
-def test_yunet_sees_likely_heads_when_asked(yunet: None, shared: Shared) -> None:
+def test_yunet_returns_likely_heads_on_request(yunet: None, shared: Shared) -> None:
     (face,) = detect_faces(read_photo(shared("data/dog/01.jpg")), least=LIKELY)
     assert overlap(face, (190, 105, 540, 410)) > 0.8
 
 
-def test_the_cascade_gives_no_unsure_finds_even_when_asked(shared: Shared) -> None:
+def test_the_cascade_returns_only_sure_faces(shared: Shared) -> None:
     """It found a likely head in a dog's ear, and the crop moved there."""
     from fastdb.images.lbp_faces import find_faces
 
@@ -73,7 +73,7 @@ def test_the_cascade_gives_no_unsure_finds_even_when_asked(shared: Shared) -> No
     assert detect_faces(photo, least=0.0) == []
 
 
-def test_a_face_cut_by_the_frame_has_its_box_inside_the_picture(yunet: None, shared: Shared) -> None:
+def test_the_box_of_a_face_is_clipped_to_the_image(yunet: None, shared: Shared) -> None:
     (face,) = detect_faces(read_photo(shared("data/faces/obama_partial_face.jpg")))
     assert face.left == 0
     assert face.right > 150
@@ -87,7 +87,7 @@ def test_extreme_shapes_do_not_break_either_detector(yunet: None, monkeypatch: p
         assert detect_faces(Image.new("RGB", size, "grey")) == []
 
 
-def test_the_model_in_the_cache_is_used_and_a_damaged_one_is_not(shared: Shared, tmp_path: Path) -> None:
+def test_the_cached_model_is_used_unless_damaged(shared: Shared, tmp_path: Path) -> None:
     pytest.importorskip("cv2")
     data = shared("models/yunet_n_640_640.onnx").read_bytes()
     cached = tmp_path / "cache" / YUNET_NAME
@@ -100,7 +100,7 @@ def test_the_model_in_the_cache_is_used_and_a_damaged_one_is_not(shared: Shared,
     assert face_detector().model == cached
 
 
-def test_a_model_asked_for_by_name_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_configured_model_must_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTDB_YUNET", str(tmp_path / "no.onnx"))
     with pytest.raises(ImageError, match=r"no\.onnx: FASTDB_YUNET is set to this file, but it does not exist. Correct"):
         detect_faces(Image.new("RGB", (100, 100)))
@@ -109,7 +109,7 @@ def test_a_model_asked_for_by_name_must_be_there(tmp_path: Path, monkeypatch: py
         face_detector()
 
 
-def test_without_opencv_and_scikit_image_no_face_is_found_and_nothing_breaks(
+def test_without_opencv_and_scikit_image_no_faces_are_detected(
     yunet: None, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fastdb.images import faces
@@ -154,7 +154,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, dict[str, byt
         thread.join()
 
 
-def test_fetching_the_model(server: tuple[str, dict[str, bytes], list[str]], shared: Shared, tmp_path: Path) -> None:
+def test_the_model_is_downloaded_once_and_verified(
+    server: tuple[str, dict[str, bytes], list[str]], shared: Shared, tmp_path: Path
+) -> None:
     address, served, asked = server
     served["/right"] = shared("models/yunet_n_640_640.onnx").read_bytes()
     path = fetch_yunet(f"{address}/right")
@@ -167,7 +169,7 @@ def test_fetching_the_model(server: tuple[str, dict[str, bytes], list[str]], sha
     assert [each.name for each in path.parent.iterdir()] == [YUNET_NAME]
 
 
-def test_wrong_bytes_and_missing_pages_leave_nothing_behind(
+def test_a_failed_model_download_leaves_nothing_behind(
     server: tuple[str, dict[str, bytes], list[str]], tmp_path: Path
 ) -> None:
     address, served, _ = server
@@ -181,7 +183,7 @@ def test_wrong_bytes_and_missing_pages_leave_nothing_behind(
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_server_that_is_gone_or_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_model_server_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 
     monkeypatch.setenv("no_proxy", "*")
@@ -195,7 +197,7 @@ def test_a_server_that_is_gone_or_silent(monkeypatch: pytest.MonkeyPatch) -> Non
             fetch_yunet(address, timeout=0.2)
 
 
-def test_a_cache_that_cannot_be_made(
+def test_an_unusable_cache_folder_is_reported(
     server: tuple[str, dict[str, bytes], list[str]], shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address, served, _ = server

@@ -24,7 +24,7 @@ Gallery = Callable[[str], Image.Image]
 
 @pytest.fixture
 def photos(tmp_path: Path, gallery: Gallery) -> Path:
-    """A folder of three good photos, one with a caption, and two bad ones."""
+    """A folder of three usable photos, the second with a caption, and two unusable files."""
     folder = tmp_path / "photos"
     folder.mkdir()
     gallery("coffee").save(folder / "sks_cup (1).jpg", quality=95)
@@ -40,17 +40,17 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_good_photos_come_in_and_bad_ones_say_why(photos: Path, folders: Folders) -> None:
+def test_usable_photos_are_imported_and_others_refused_with_reasons(photos: Path, folders: Folders) -> None:
     originals, instance_images, captions = folders
-    heard: list[tuple[int, int]] = []
-    intake = add_photos(*folders, find_photos([photos]), 128, lambda *news: heard.append(news))
+    calls: list[tuple[int, int]] = []
+    intake = add_photos(*folders, find_photos([photos]), 128, lambda *call: calls.append(call))
     assert [each.name for each in intake.added] == ["sks_cup (1)", "sks_cup (2)", "sks_cup (10)"]
     assert [each.source.name for each in intake.refused] == ["sks_cup (3).jpg", "sks_cup (4).heic"]
     assert "is not a supported image" in intake.refused[0].reason
     assert "Export the photo as JPEG" in intake.refused[1].reason
-    assert heard[0] == (1, 5)
-    assert heard[-1] == (5, 5)
-    assert len(heard) == 5
+    assert calls[0] == (1, 5)
+    assert calls[-1] == (5, 5)
+    assert len(calls) == 5
     assert names(originals) == ["sks_cup (1).jpg", "sks_cup (10).webp", "sks_cup (2).png"]
     assert names(captions) == ["sks_cup (2).txt"]
     for each in intake.added:
@@ -70,7 +70,7 @@ def test_good_photos_come_in_and_bad_ones_say_why(photos: Path, folders: Folders
     )
 
 
-def test_the_same_photos_again_take_their_own_places(photos: Path, folders: Folders) -> None:
+def test_importing_the_same_photos_again_replaces_them(photos: Path, folders: Folders) -> None:
     add_photos(*folders, find_photos([photos]), 128)
     before = [names(folder) for folder in folders]
     (photos / "sks_cup (2).txt").write_text("in the sky", encoding="utf-8")
@@ -85,7 +85,7 @@ def test_the_same_photos_again_take_their_own_places(photos: Path, folders: Fold
     assert (folders[2] / "sks_cup (2).txt").read_text(encoding="utf-8").strip() == "in the sky"
 
 
-def test_another_photo_of_the_same_stem_gets_a_number(tmp_path: Path, folders: Folders, gallery: Gallery) -> None:
+def test_another_photo_with_the_same_stem_gets_a_number(tmp_path: Path, folders: Folders, gallery: Gallery) -> None:
     given = []
     for folder, name, subject in (("a", "cup.png", "coffee"), ("b", "cup.png", "rocket"), ("c", "Cup.jpg", "cat")):
         path = tmp_path / folder / name
@@ -105,9 +105,7 @@ def test_another_photo_of_the_same_stem_gets_a_number(tmp_path: Path, folders: F
     ]
 
 
-def test_a_picture_dropped_into_the_folder_by_hand_is_kept_and_used(
-    folders: Folders, photos: Path, gallery: Gallery
-) -> None:
+def test_an_image_copied_into_the_folder_by_hand_is_used(folders: Folders, photos: Path, gallery: Gallery) -> None:
     _originals, instance_images, captions = folders
     instance_images.mkdir(parents=True)
     gallery("cat").save(instance_images / "sks_cup (1).webp")
@@ -122,32 +120,34 @@ def test_a_picture_dropped_into_the_folder_by_hand_is_kept_and_used(
     ]
 
 
-def test_each_prompt_is_known_without_its_caption_too(folders: Folders, gallery: Gallery) -> None:
+def test_each_prompt_is_also_returned_without_its_caption(folders: Folders, gallery: Gallery) -> None:
     _originals, instance_images, captions = folders
     for folder in (instance_images, captions):
         folder.mkdir(parents=True)
-    for stem, said in (("sks_cup (1)", "on a table"), ("sks_cup (2)", ""), ("20240101", "a cup in snow")):
+    for stem, caption in (("sks_cup (1)", "on a table"), ("sks_cup (2)", ""), ("20240101", "a cup in snow")):
         gallery("cat").save(instance_images / f"{stem}.png")
-        (captions / f"{stem}.txt").write_text(said)
-    named = {one.path.stem: (one.prompt, one.bare) for one in instance_images_of(instance_images, captions, None)}
-    assert named == {
+        (captions / f"{stem}.txt").write_text(caption)
+    prompts = {
+        image.path.stem: (image.prompt, image.bare) for image in instance_images_of(instance_images, captions, None)
+    }
+    assert prompts == {
         "sks_cup (1)": ("sks cup on a table", "sks cup"),
         "sks_cup (2)": ("sks cup", "sks cup"),
         "20240101": ("a cup in snow", "a cup in snow"),  # nothing is left of the name
     }
-    told = instance_images_of(instance_images, captions, "a photo of sks cup")
-    assert {one.bare for one in told} == {"a photo of sks cup"}
-    assert {one.prompt for one in told} >= {"a photo of sks cup on a table", "a photo of sks cup"}
+    images = instance_images_of(instance_images, captions, "a photo of sks cup")
+    assert {image.bare for image in images} == {"a photo of sks cup"}
+    assert {image.prompt for image in images} >= {"a photo of sks cup on a table", "a photo of sks cup"}
 
 
-def test_an_empty_session_says_what_to_run(folders: Folders) -> None:
+def test_an_empty_session_is_refused_with_the_command_to_run(folders: Folders) -> None:
     for _ in range(2):
         with pytest.raises(ImageError, match=r"the folder has no instance images. Run add-images"):
             instance_images_of(folders[1], folders[2], None)
         folders[1].mkdir(parents=True, exist_ok=True)
 
 
-def test_names_that_cannot_be_used(tmp_path: Path, folders: Folders, gallery: Gallery) -> None:
+def test_unusable_file_names_are_refused(tmp_path: Path, folders: Folders, gallery: Gallery) -> None:
     composed = "größe_cup"
     gallery("coffee").save(tmp_path / f"{unicodedata.normalize('NFD', composed)}.png")
     gallery("coffee").save(tmp_path / f"{'x' * 220}.png")
@@ -162,7 +162,7 @@ def test_names_that_cannot_be_used(tmp_path: Path, folders: Folders, gallery: Ga
     ]
 
 
-def test_a_caption_that_cannot_be_read_keeps_its_photo_out(photos: Path, folders: Folders) -> None:
+def test_a_photo_with_an_unreadable_caption_is_refused(photos: Path, folders: Folders) -> None:
     (photos / "sks_cup (2).txt").write_bytes("grün".encode("utf-16"))
     intake = add_photos(*folders, [photos / "sks_cup (2).png"], 64)
     assert not intake.added
@@ -171,7 +171,7 @@ def test_a_caption_that_cannot_be_read_keeps_its_photo_out(photos: Path, folders
 
 
 @pytest.mark.parametrize("at", range(1, 4))
-def test_a_full_disk_stops_with_one_line_and_the_next_time_completes(
+def test_an_import_stopped_by_a_full_disk_is_completed_by_the_next(
     at: int, photos: Path, folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk fills up at each of the three writes of a photo: nothing half-written, and no double afterwards."""
@@ -195,7 +195,7 @@ def test_a_full_disk_stops_with_one_line_and_the_next_time_completes(
     assert [names(folder) for folder in folders] == [["sks_cup (2).png"], ["sks_cup (2).png"], ["sks_cup (2).txt"]]
 
 
-def test_a_wrong_detector_is_said_once_and_up_front(
+def test_an_unusable_detector_is_reported_once_and_first(
     photos: Path, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FASTDB_YUNET", str(tmp_path / "missing.onnx"))
