@@ -228,9 +228,9 @@ def bad(photos: list[Path], tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("text.jpg", "is not a supported image file"),
-        ("cut.jpg", "is damaged"),
-        ("none.jpg", "is empty (0 bytes)"),
+        ("text.jpg", "the file is not a supported image"),
+        ("cut.jpg", "the file is damaged"),
+        ("none.jpg", "the file is empty (0 bytes)"),
     ],
 )
 def test_a_bad_photo_is_named_and_changes_nothing(name: str, reason: str, bad: Path, session: Path) -> None:

@@ -147,7 +147,9 @@ def fetch_yunet(url: str = YUNET_URL, timeout: float = 30.0) -> Path:
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise StorageError("is not a folder", where=path.parent, fix="Set FASTDB_CACHE to another folder.") from error
+        raise StorageError(
+            "the path is not a folder", where=path.parent, fix="Set FASTDB_CACHE to another folder."
+        ) from error
     write_bytes(path, data)
     return path
 

@@ -61,7 +61,7 @@ def find_photos(paths: Sequence[Path]) -> list[Path]:
                 raise ImageError("no such file or folder", where=path, fix="Check the spelling of the path.")
         except OSError as error:
             raise ImageError(
-                f"cannot be read ({error.strerror})", where=path, fix="Check its permissions, or choose another."
+                f"the path cannot be read ({error.strerror})", where=path, fix="Check its permissions."
             ) from error
     return list(photos)
 

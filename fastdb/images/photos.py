@@ -85,23 +85,25 @@ def _read_bytes(path: Path) -> bytes:
     try:
         size = path.stat().st_size
         if not path.is_file():
-            raise ImageError("is not a file", where=path, fix="Name a JPEG, PNG or WebP file.")
+            raise ImageError("the path is not a file", where=path, fix="Name a JPEG, PNG or WebP file.")
         if size > MOST_BYTES:
-            raise ImageError(f"is too large ({size / 2**20:.0f} MiB)", where=path, fix="Save a smaller copy as JPEG.")
+            raise ImageError(
+                f"the file is too large ({size / 2**20:.0f} MiB)", where=path, fix="Save a smaller copy as JPEG."
+            )
         data = path.read_bytes()
     except OSError as error:
         raise ImageError(
-            f"cannot be read ({error.strerror})", where=path, fix="Check the file, or remove the photo."
+            f"the file cannot be read ({error.strerror})", where=path, fix="Check the file, or remove the photo."
         ) from error
     if not data:
-        raise ImageError("is empty (0 bytes)", where=path, fix="Copy the photo again.")
+        raise ImageError("the file is empty (0 bytes)", where=path, fix="Copy the photo again.")
     return data
 
 
 def _decode(data: bytes, path: Path) -> Image.Image:
     _refuse_other_formats(data, path)
     if data.startswith(PNG_SIGNATURE) and (fault := png_fault(data)):
-        raise ImageError(fault, where=path, fix="Copy or export the photo again.")
+        raise ImageError(f"the file {fault}", where=path, fix="Copy or export the photo again.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # A photo is decoded or refused; Pillow's warnings add nothing.
@@ -111,14 +113,16 @@ def _decode(data: bytes, path: Path) -> Image.Image:
                 upright = _upright(opened)
                 rgb = _to_rgb(upright)
     except Image.DecompressionBombError as error:
-        raise ImageError("has too many pixels", where=path, fix="Save a smaller copy.") from error
+        raise ImageError("the photo has too many pixels", where=path, fix="Save a smaller copy.") from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            "is not a supported image file", where=path, fix="Save it as JPEG or PNG, or remove it."
+            "the file is not a supported image", where=path, fix="Save it as JPEG or PNG, or remove it."
         ) from error
     except _DAMAGE as error:
         reason = str(error).split("\n")[0] or type(error).__name__
-        raise ImageError(f"is damaged ({reason})", where=path, fix="Copy or export the photo again.") from error
+        raise ImageError(
+            f"the file is damaged ({reason})", where=path, fix="Copy or export the photo again."
+        ) from error
     return rgb
 
 
@@ -134,16 +138,16 @@ def _refuse_other_formats(data: bytes, path: Path) -> None:
         raise ImageError("HEIC is not supported", where=path, fix="Export the photo as JPEG on the phone.")
     if brand in (b"avif", b"avis"):
         raise ImageError("AVIF is not supported", where=path, fix="Save the photo as JPEG or PNG.")
-    raise ImageError("is a video, not a photo", where=path, fix="Remove it, or save a frame of it as JPEG.")
+    raise ImageError("the file is a video", where=path, fix="Remove it, or save a frame of it as JPEG.")
 
 
 def _check_size(size: tuple[int, int], path: Path) -> None:
     width, height = size
     if width * height > MOST_PIXELS:
-        raise ImageError(f"has too many pixels ({width} x {height})", where=path, fix="Save a smaller copy.")
+        raise ImageError(f"the photo has too many pixels ({width} x {height})", where=path, fix="Save a smaller copy.")
     if min(width, height) < SMALLEST:
         raise ImageError(
-            f"is too small ({width} x {height} pixels); the shorter side must have at least {SMALLEST}",
+            f"the photo is too small ({width} x {height} pixels); the shorter side must have at least {SMALLEST}",
             where=path,
             fix="Use a larger version of the photo.",
         )

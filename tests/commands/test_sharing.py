@@ -392,7 +392,7 @@ def test_a_session_of_the_classic_notebook_is_adopted_as_it_is(
     assert contents(classic) == before
     assert (session.name, session.record.base_model.folder) == ("my_dog", "mini")
     assert "Imported 4 of 5 images of a session of the classic notebook" in said
-    assert "Skipping photo sks (5).jpg: is not a supported image file" in said
+    assert "Skipping photo sks (5).jpg: the file is not a supported image" in said
     assert "caption left out: sks (3).txt: the caption is not UTF-8 text" in said
     assert f"--base {classic / 'my dog.ckpt'}" in said
     for number in (1, 2, 3):
