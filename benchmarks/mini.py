@@ -18,6 +18,7 @@ from PIL import Image
 from fastdb.images.contact_sheet import Cell, Row, contact_sheet
 from fastdb.images.photos import save_png
 from fastdb.inference.engine import Engine, Request
+from fastdb.models.diffusers_folder import open_base_model
 from fastdb.models.loading import load_part
 from fastdb.models.resolve import resolve_base
 from fastdb.world.draw import SIDE, draw
@@ -91,7 +92,7 @@ def show_subjects(folder: Path, scenes: list[Scene], back: list[Image.Image]) ->
 def show_prompts(folder: Path, asked: list[tuple[Reading, str]], steps: int, guidance: float) -> list[Image.Image]:
     """Print how often pictures show what was asked for, and what is wrong with the others; return the pictures."""
     began = time.process_time()
-    drawn = generate(Engine.from_folder(folder), [text for _, text in asked], steps, guidance)
+    drawn = generate(Engine.from_base(open_base_model(folder)), [text for _, text in asked], steps, guidance)
     seconds = (time.process_time() - began) / len(drawn)
     readings = read(drawn)
     rows = compared([wanted for wanted, _ in asked], readings)

@@ -106,6 +106,64 @@ RECORDED: list[dict[str, Any]] = [
 ]
 
 
+PLAN: dict[str, Any] = {
+    "event": "plan",
+    "begins": "unet step 3",
+    "stages": {
+        "text_encoder": {"steps": 40, "done": 0, "own_steps": 40, "learning_rate": 0.001, "extensions": []},
+        "unet": {
+            "steps": 9,
+            "done": 3,
+            "own_steps": 4,
+            "learning_rate": 0.0005,
+            "extensions": ["5 steps, hold at 0.0001"],
+        },
+    },
+    "joint_steps": 0,
+    "joint_learning_rate": 0.001,
+    "ema_decay": 0.99,
+    "photos": 5,
+    "resolution": 64,
+    "class_images": 8,
+    "class_prompts": 64,
+    "captions_dropped": 0.3,
+    "min_snr_gamma": 5.0,
+    "device": "cpu",
+    "precision": "fp32",
+    "precision_reason": "as asked",
+    "optimizer": "adamw",
+    "optimizer_reason": "as asked",
+    "save_every_steps": 50,
+    "save_every_minutes": 5.0,
+    "keep_every": 100,
+}
+
+
+def test_a_plan_is_shown_in_sentences(capsys: pytest.CaptureFixture[str]) -> None:
+    stages = PLAN["stages"]
+    rest = {"steps": 0, "done": 0, "own_steps": 0, "learning_rate": 0.001, "extensions": []}
+    view = console.TrainingView()
+    view.show(PLAN)
+    assert capsys.readouterr().out.splitlines() == [
+        "Text encoder: 40 steps, learning rate 0.001 falling to 0",
+        "UNet: 4 steps, learning rate 0.0005 falling to 0, then 5 steps, hold at 0.0001, resuming after step 3",
+        "Result: running average of the UNet's weights (EMA), decay 0.99",
+        "5 photos at 64 px, 8 class images for prior preservation from 64 prompts",
+        "Captions dropped 30% of the time",
+        "Loss: Min-SNR weights, gamma 5",
+        "Device: cpu in fp32 (as asked)",
+        "Optimizer: adamw (as asked)",
+        "Checkpoints: every 50 steps or 5 minutes, and when stopped; multiples of 100 steps are kept",
+    ]
+    for change, line in (
+        ({"joint_steps": 4}, "Text encoder: trained with the UNet until step 4, learning rate 0.001 falling to 0"),
+        ({"stages": {**stages, "text_encoder": rest}}, "Text encoder: not trained, 0 steps"),
+        ({"stages": {"unet": {**stages["unet"], "done": 9}}}, "UNet: done, 9 steps"),
+    ):
+        view.show({**PLAN, **change})
+        assert capsys.readouterr().out.splitlines()[0] == line
+
+
 def test_a_training_is_shown_from_its_events(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,7 +83,20 @@ SENTENCES: dict[str, str] = {
     "session.yaml changed": "{subject} was edited or damaged since it was written",
     "trainer crashed": "The last trainer ({subject}) crashed or was killed; resuming from its last checkpoint",
     # training
+    "arithmetic changed": (
+        "Resuming with different hardware or precision ({reason}); results match only up to rounding"
+    ),
+    "checkpoint not saved": "Could not save checkpoint {subject}; training continues: {reason}",
+    "class images set aside": "Moved {reason} class images of another prompt or other settings to {subject}",
     "disk space tight": "Disk space is tight: {subject}. To save space, {reason}",
+    "log not copied": "The log of this run is on this machine only, at {subject}: {reason}",
+    "not deterministic": "Results on this device match an uninterrupted run only up to rounding: {reason}",
+    "prompt cut": "Prompt {subject} is longer than {reason} tokens; its end is ignored",
+    "samples failed": "No samples of step {subject}: {reason}",
+    "waiting for disk space": (
+        "This machine's disk has too little space for a checkpoint of {reason}; "
+        "training waits until older ones are in the session's folder"
+    ),
 }
 """The sentence of each kind of `Note`, with {subject} and {reason}; sorted by room."""
 

@@ -73,7 +73,8 @@ class TrainingView:
         return self._bar
 
     def _plan(self, event: dict[str, Any]) -> None:
-        for line in event["lines"]:
+        # Versions before typed plans wrote sentences.
+        for line in event["lines"] if "lines" in event else _plan_lines(event):
             say(line)
 
     def _progress(self, event: dict[str, Any]) -> None:
@@ -114,3 +115,40 @@ class TrainingView:
 
     def _end(self, event: dict[str, Any]) -> None:
         self.close()
+
+
+def _plan_lines(plan: dict[str, Any]) -> list[str]:
+    """Return the lines of a plan; see `fastdb.training.prepare.Plan`."""
+    lines = [_stage_line(name, plan) for name in plan["stages"]]
+    if plan["ema_decay"]:
+        lines.append(f"Result: running average of the UNet's weights (EMA), decay {plan['ema_decay']:g}")
+    photos = f"{plan['photos']} photo{'s' if plan['photos'] != 1 else ''} at {plan['resolution']} px"
+    if plan["class_images"]:
+        prompts = f" from {plan['class_prompts']} prompts" if plan["class_prompts"] > 1 else ""
+        photos += f", {plan['class_images']} class images for prior preservation{prompts}"
+    lines.append(photos)
+    if plan["captions_dropped"]:
+        lines.append(f"Captions dropped {plan['captions_dropped']:.0%} of the time")
+    if plan["min_snr_gamma"]:
+        lines.append(f"Loss: Min-SNR weights, gamma {plan['min_snr_gamma']:g}")
+    lines.append(f"Device: {plan['device']} in {plan['precision']} ({plan['precision_reason']})")
+    lines.append(f"Optimizer: {plan['optimizer']} ({plan['optimizer_reason']})")
+    kept = f"; multiples of {plan['keep_every']} steps are kept" if plan["keep_every"] else ""
+    often = f"every {plan['save_every_steps']} steps or {plan['save_every_minutes']:g} minutes"
+    lines.append(f"Checkpoints: {often}, and when stopped{kept}")
+    return lines
+
+
+def _stage_line(name: str, plan: dict[str, Any]) -> str:
+    title, stage = {"text_encoder": "Text encoder", "unet": "UNet"}.get(name, name), plan["stages"][name]
+    if name == "text_encoder" and plan["joint_steps"]:
+        rate = plan["joint_learning_rate"]
+        return f"{title}: trained with the UNet until step {plan['joint_steps']}, learning rate {rate:g} falling to 0"
+    if not stage["steps"]:
+        return f"{title}: not trained, 0 steps"
+    if stage["done"] >= stage["steps"]:
+        return f"{title}: done, {stage['steps']} steps"
+    parts = [f"{stage['own_steps']} steps, learning rate {stage['learning_rate']:g} falling to 0"]
+    parts += [f"then {extension}" for extension in stage["extensions"]]
+    parts += [f"resuming after step {stage['done']}"] if stage["done"] else []
+    return f"{title}: {', '.join(parts)}"

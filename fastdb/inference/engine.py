@@ -1,4 +1,4 @@
-"""The engine: a loaded Stable Diffusion that turns a request into pictures."""
+"""A loaded Stable Diffusion that draws pictures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError
-from diffusers.utils import logging as remarks
+from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 
 from fastdb.errors import ConfigError, ModelError
@@ -23,7 +23,10 @@ from fastdb.runtime.device import Device, choose_device
 
 @dataclass(frozen=True)
 class Request:
-    """What to draw. Width and height in pixels, multiples of 8; picture i of `count` has seed + i."""
+    """Settings of pictures to draw; picture i of `count` has seed + i.
+
+    Width and height are in pixels and multiples of 8.
+    """
 
     prompt: str
     negative_prompt: str = ""
@@ -36,7 +39,7 @@ class Request:
     height: int = 512
 
     def __post_init__(self) -> None:
-        """Check everything that costs time to find out later, and spell the sampler as we do.
+        """Check all values, and normalize the sampler's name.
 
         Raises:
             ConfigError: a value is out of bounds.
@@ -44,7 +47,7 @@ class Request:
         for name, value in (("width", self.width), ("height", self.height)):
             if value % 8 or not 64 <= value <= 4096:
                 near = min(max(64, value // 8 * 8), 4096)
-                raise ConfigError(f"{value} is no multiple of 8 between 64 and 4096", where=name, fix=f"Try {near}.")
+                raise ConfigError(f"{value} is not a multiple of 8 between 64 and 4096", where=name, fix=f"Try {near}.")
         for name, value in (("steps", self.steps), ("count", self.count)):
             if not 1 <= value <= 1000:
                 raise ConfigError(f"{value} is not between 1 and 1000", where=name, fix="Try 20.")
@@ -56,27 +59,19 @@ class Request:
 
 
 Embeddings = tuple[torch.Tensor, torch.Tensor]
-"""A prompt's and a negative prompt's embedding, each (77, width)."""
+"""Embeddings of a prompt and a negative prompt, each (77, width)."""
 
 
 class Engine:
-    """Pictures by prompt, seed, steps, guidance and sampler. Seeds are drawn on the CPU: devices agree."""
+    """Draws pictures by prompt, seed, steps, guidance and sampler.
+
+    Noise is drawn on the CPU, so that every device draws the same picture.
+    """
 
     def __init__(self, pipeline: StableDiffusionPipeline) -> None:
         self._pipeline = pipeline
         self._noise_schedule = pipeline.scheduler.config
         pipeline.set_progress_bar_config(disable=True)
-
-    @classmethod
-    def from_folder(
-        cls, folder: Path, *, trained: Mapping[str, Path] | None = None, device: Device | None = None
-    ) -> Engine:
-        """Load a diffusers folder; see `from_base`.
-
-        Raises:
-            ModelError: the folder or the weights cannot be used.
-        """
-        return cls.from_base(open_base_model(folder), trained=trained, device=device)
 
     @classmethod
     def from_base(
@@ -85,7 +80,7 @@ class Engine:
         """Load an opened base model.
 
         Args:
-            trained: raw safetensors files that replace its weights, by part: "unet", "text_encoder".
+            trained: raw safetensors files that replace its weights, by part ("unet", "text_encoder").
 
         Raises:
             ModelError: the weights cannot be used.
@@ -103,17 +98,17 @@ class Engine:
 
     @classmethod
     def from_export(cls, file: Path, *, base: Path, device: Device | None = None) -> Engine:
-        """Load an exported `.safetensors` or `.ckpt`; `base` gives the tokenizer and the sizes of the parts.
+        """Load an exported `.safetensors` or `.ckpt`; `base` has the tokenizer and the sizes of the parts.
 
         Raises:
-            ModelError: the file is not there, or is no Stable Diffusion of that shape.
+            ModelError: the file does not exist, or is not a Stable Diffusion of these sizes.
         """
         device = device or choose_device()
         if not file.is_file():
             raise ModelError("there is no such file", where=file, fix="Export one with: fastdb export SESSION")
         open_base_model(base)
         try:
-            with _quietly():
+            with _quiet_diffusers():
                 pipeline = StableDiffusionPipeline.from_single_file(
                     str(file),
                     config=str(base),
@@ -123,17 +118,17 @@ class Engine:
                 )
         except (SingleFileComponentError, ValueError, RuntimeError, KeyError, OSError) as error:
             raise ModelError(
-                f"cannot be loaded as a Stable Diffusion of the shape of {base} ({_reason(error)})",
+                f"cannot load it as a Stable Diffusion with the sizes of {base} ({_reason(error)})",
                 where=file,
-                fix="Name the base model it was trained from, or export it again.",
+                fix="Name the base model that it was trained from, or export it again.",
             ) from error
         if device.kind == "cpu":
-            _settle(pipeline)
+            _copy_weights(pipeline)
         return cls(pipeline.to(device.kind))
 
     @classmethod
     def from_parts(cls, *, unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, scheduler: Any) -> Engine:
-        """Use parts that are loaded already; without a text encoder, `generate` needs embeddings."""
+        """Use loaded parts; without a text encoder, `generate` needs embeddings."""
         return cls(
             StableDiffusionPipeline(
                 vae=vae,
@@ -155,14 +150,14 @@ class Engine:
         embeddings: Embeddings | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Image.Image]:
-        """Make the pictures of a request, one after the other, so that each depends on its own seed alone.
+        """Draw the pictures of a request one by one, so that each depends on its own seed alone.
 
         `progress(done, total)` counts sampler steps over all pictures.
         """
         pipeline, total = self._pipeline, request.count * request.steps
-        said: dict[str, Any] = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
+        conditioning: dict[str, Any] = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
         if embeddings is not None:
-            said = {
+            conditioning = {
                 name: tensor[None].to(pipeline.unet.device, pipeline.unet.dtype)
                 for name, tensor in zip(("prompt_embeds", "negative_prompt_embeds"), embeddings, strict=True)
             }
@@ -176,7 +171,7 @@ class Engine:
                 return values
 
             pictures += pipeline(
-                **said,
+                **conditioning,
                 num_inference_steps=request.steps,
                 guidance_scale=request.guidance,
                 width=request.width,
@@ -188,58 +183,61 @@ class Engine:
 
     @torch.no_grad()
     def generate_together(self, requests: Sequence[Request]) -> list[Image.Image]:
-        """Make one picture for each request, all in one pass: faster than one by one, most so where they are small.
+        """Draw one picture per request in one pass, which is faster than one by one, above all for small pictures.
 
-        A picture's last bits depend on how many are made at once and on its place among them, and on nothing
-        of the others: neither their prompts nor their seeds.
+        A picture's last bits depend on the number of requests and its place among them, but not on the prompts and
+        seeds of the others.
 
         Raises:
-            ConfigError: they differ in more than prompt, negative prompt and seed, or one wants several pictures.
+            ConfigError: requests differ in more than prompt, negative prompt and seed, or ask for several pictures.
         """
         first = requests[0]
-        for one in requests:
-            alike = replace(one, prompt=first.prompt, negative_prompt=first.negative_prompt, seed=first.seed)
-            if alike != first or one.count != 1:
+        for request in requests:
+            alike = replace(request, prompt=first.prompt, negative_prompt=first.negative_prompt, seed=first.seed)
+            if alike != first or request.count != 1:
                 raise ConfigError(
-                    "pictures made together have one size, sampler, number of steps and guidance, and a request each",
-                    where=one.prompt,
-                    fix="Make those that differ one after the other.",
+                    "pictures of one pass must have the same size, sampler, steps and guidance, and count 1",
+                    where=request.prompt,
+                    fix="Draw different requests one by one.",
                 )
         self._pipeline.scheduler = make_sampler(first.sampler, self._noise_schedule)
         pictures: list[Image.Image] = self._pipeline(
-            prompt=[one.prompt for one in requests],
-            negative_prompt=[one.negative_prompt for one in requests],
+            prompt=[request.prompt for request in requests],
+            negative_prompt=[request.negative_prompt for request in requests],
             num_inference_steps=first.steps,
             guidance_scale=first.guidance,
             width=first.width,
             height=first.height,
-            generator=[torch.Generator().manual_seed(one.seed) for one in requests],
+            generator=[torch.Generator().manual_seed(request.seed) for request in requests],
         ).images
         return pictures
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Hold back what diffusers says while it loads a file: a bar of five parts, remarks nobody can act on."""
-    level, bars = remarks.get_verbosity(), remarks.is_progress_bar_enabled()
-    remarks.set_verbosity_error()
-    remarks.disable_progress_bar()
+def _quiet_diffusers() -> Iterator[None]:
+    """Suppress the progress bar and the log messages of diffusers while it loads a file."""
+    level, bars = diffusers_logging.get_verbosity(), diffusers_logging.is_progress_bar_enabled()
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        remarks.set_verbosity(level)
+        diffusers_logging.set_verbosity(level)
         if bars:
-            remarks.enable_progress_bar()
+            diffusers_logging.enable_progress_bar()
 
 
-def _settle(pipeline: StableDiffusionPipeline) -> None:
-    """Copy the weights out of the mapped file: at its odd addresses some kernels round otherwise, and it may go."""
+def _copy_weights(pipeline: StableDiffusionPipeline) -> None:
+    """Copy the weights out of the mapped file, which may be deleted.
+
+    At its unaligned addresses some kernels also round differently.
+    """
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         for weight in part.parameters():
             weight.data = weight.data.clone()
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence of what a library said."""
-    said = str(error).strip().splitlines()
-    return said[0].split(". ")[0].rstrip(".") if said else type(error).__name__
+    """Return the first sentence of a library's message."""
+    lines = str(error).strip().splitlines()
+    return lines[0].split(". ")[0].rstrip(".") if lines else type(error).__name__

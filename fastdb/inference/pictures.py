@@ -1,4 +1,4 @@
-"""Pictures on disk: PNG files that say how they were made, and never take another's place."""
+"""PNG files of pictures with their parameters inside."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastdb.storage.atomic_write import make_folder, write_bytes
 
 
 def save_pictures(pictures: Sequence[Image], request: Request, folder: Path) -> list[Path]:
-    """Write the pictures of a request as `<number>-seed<seed>.png` with their parameters inside.
+    """Write the pictures of a request as `<number>-seed<seed>.png`, with numbers that are not in use.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -31,7 +31,7 @@ def save_pictures(pictures: Sequence[Image], request: Request, folder: Path) -> 
 
 
 def parameters(request: Request, seed: int) -> str:
-    """How a picture was made, in the text form that AUTOMATIC1111's users exchange."""
+    """Return the parameters of a picture in the text form of AUTOMATIC1111."""
     lines = [request.prompt]
     if request.negative_prompt:
         lines.append(f"Negative prompt: {request.negative_prompt}")
@@ -42,9 +42,9 @@ def parameters(request: Request, seed: int) -> str:
     return "\n".join(lines)
 
 
-def png(picture: Image, told: str) -> bytes:
-    """A picture as PNG bytes, with `told` in its text chunk `parameters`."""
+def png(picture: Image, parameters: str) -> bytes:
+    """Return a picture as PNG bytes with `parameters` in its text chunk of that name."""
     info, data = PngInfo(), io.BytesIO()
-    info.add_text("parameters", told)
+    info.add_text("parameters", parameters)
     picture.save(data, "PNG", pnginfo=info)
     return data.getvalue()

@@ -1,4 +1,4 @@
-"""Samplers by the names people know them by."""
+"""Samplers by their common names."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "PNDM": ("PNDMScheduler", {}),
     "UniPC": ("UniPCMultistepScheduler", {}),
 }
-"""Name -> class of diffusers and its options; the noise schedule and prediction type stay the model's own."""
+"""Name -> diffusers class and its options; noise schedule and prediction type remain the model's own."""
 
 DEFAULT = "DPM++ 2M"
 
 
 def check_sampler(name: str) -> str:
-    """The sampler's name as we spell it, whatever the case.
+    """Return a sampler's name in its usual case.
 
     Raises:
-        ConfigError: there is no such sampler; the nearest is told.
+        ConfigError: the sampler is unknown; the message names the nearest.
     """
     import difflib
 
@@ -33,15 +33,15 @@ def check_sampler(name: str) -> str:
     if name.lower() in spelled:
         return spelled[name.lower()]
     near = difflib.get_close_matches(name.lower(), spelled, n=1)
-    fix = f"Did you mean {spelled[near[0]]}?" if near else f"There are: {', '.join(SAMPLERS)}."
+    fix = f"Did you mean {spelled[near[0]]}?" if near else f"Choose from: {', '.join(SAMPLERS)}."
     raise ConfigError("there is no such sampler", where=f"sampler {name!r}", fix=fix)
 
 
 def make_sampler(name: str, config: Any) -> Any:
-    """A scheduler of diffusers for a sampler's name, on the noise schedule of `config`.
+    """Return the diffusers scheduler of a sampler with the noise schedule of `config`.
 
     Raises:
-        ConfigError: there is no such sampler.
+        ConfigError: the sampler is unknown.
     """
     import diffusers
 

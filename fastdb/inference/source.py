@@ -1,4 +1,4 @@
-"""What to generate from: a session's weights as trained so far, or an exported file."""
+"""Sources of pictures, a session's trained weights or an exported file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fastdb.sessions.session_yaml import FILE
 
 @dataclass(frozen=True)
 class Source:
-    """Something an engine can be loaded from; `size` is what it was trained at, in pixels."""
+    """A model that an engine can load; `size` is its training resolution in pixels."""
 
     name: str
     load: Callable[[], Engine]
@@ -28,7 +28,7 @@ class Source:
     size: int
 
     def request(self, prompt: str, **wanted: Any) -> Request:
-        """A request whose size, where none is wanted, is the source's own.
+        """Return a request, by default at the source's own size.
 
         Raises:
             ConfigError: a value is out of bounds.
@@ -43,13 +43,13 @@ def open_source(
     root: str | Path | None,
     progress: Progress | None = None,
 ) -> Source:
-    """Open a session by name, folder or itself, or an exported file; ensure its base model.
+    """Open a session or an exported file, and ensure its base model.
 
     Args:
         progress: called with downloaded and total bytes of the base model.
 
     Raises:
-        SessionError, ModelError: it cannot be used.
+        SessionError, ModelError: the source cannot be used.
         StorageError: the disk is full.
     """
     if isinstance(source, str) and source.endswith((".safetensors", ".ckpt")):
@@ -67,7 +67,7 @@ def open_source(
 
 
 def _from_file(file: Path, base: str | Path | None, progress: Progress | None) -> Source:
-    """A model file: an exported one knows its base model by the session it lies in; of another a folder is made."""
+    """Open a model file; an export in a session uses its base model, another file is converted to a folder."""
     if not file.is_file():
         raise ModelError("there is no such file", where=file, fix="Export one with: fastdb export SESSION")
     size = 512

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -79,3 +81,17 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def explain_out_of_memory(where: str, fix: str) -> Iterator[None]:
+    """Turn torch's out-of-memory error into one line with a remedy.
+
+    Raises:
+        TrainingError: instead of torch's error.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0][:120]
+        raise TrainingError(f"the GPU is out of memory ({reason})", where=where, fix=fix) from error

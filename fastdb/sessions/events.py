@@ -2,7 +2,7 @@
 
 | kind       | fields beside `time`                                                                  |
 |------------|---------------------------------------------------------------------------------------|
-| `plan`     | `lines`: the steps to do and why; `begins`; `stages`: {name: {steps, done}}         |
+| `plan`     | the fields of `training.prepare.Plan`; `lines` in versions before                     |
 | `progress` | `task`, `done`, `total`: preparation (class images, latents)                          |
 | `stage`    | `stage`, `step`, `steps`: a stage starts or resumes                                   |
 | `step`     | `stage`, `step`, `steps`, `loss`, `prior_loss`, `learning_rate`, `seconds`, `batch`   |

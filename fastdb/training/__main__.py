@@ -1,7 +1,7 @@
-"""The trainer's process: `python -m fastdb.training SESSION_FOLDER EVENTS_FILE [--take-over]`.
+"""The trainer's process, `python -m fastdb.training SESSION_FOLDER EVENTS_FILE [--take-over]`.
 
-SIGTERM and SIGINT ask it to save a checkpoint after the step it is in, and to end; a second one not to wait until that
-is published.
+SIGTERM or SIGINT makes it save a checkpoint after the current step and end; a second signal makes it end before that is
+published.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +27,24 @@ from fastdb.training.process import TAKE_OVER, training_lock
 
 
 def main(folder: Path, events: Path, take_over: bool = False) -> int:
-    """Train the session in `folder`, write what happens to `events`; returns the exit code."""
+    """Train the session in `folder`, write events to the file `events`, and return the exit code."""
     stop, leave = threading.Event(), threading.Event()
 
-    def asked(*_: Any) -> None:
+    def on_signal(*_: Any) -> None:
         (leave if stop.is_set() else stop).set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, asked)
+        signal.signal(number, on_signal)
     log = EventLog(events)
     try:
         with training_lock(folder, events):
             end = _train(folder, log, stop, leave, take_over)
     except SessionBusy as error:
-        # Not the session's fault: whoever started this one can follow the other.
+        # No fault of the session: the caller can follow the other trainer.
         end = {"outcome": "failed", "message": str(error), "too_late": True}
     except FastDBError as error:
         end = {"outcome": "failed", "message": str(error)}
-    # Last of all, with the lock released: whoever reads this may start the next trainer at once.
+    # Last, with the lock released: a reader of this event may start the next trainer at once.
     log.emit("end", **end)
     log.close()
     return {"failed": 2, "crashed": 1}.get(end["outcome"], 0)
@@ -52,51 +53,51 @@ def main(folder: Path, events: Path, take_over: bool = False) -> int:
 def _train(
     folder: Path, log: EventLog, stop: threading.Event, leave: threading.Event, take_over: bool
 ) -> dict[str, Any]:
-    """One life of the trainer under the session's lease, and how it ended."""
+    """Train under the session's lease and return the `end` event."""
 
     def warn(note: Note) -> None:
-        log.emit("note", kind=note.kind, subject=note.subject, reason=note.reason)
+        log.emit("note", **asdict(note))
 
     try:
         session = Session.open(folder)
         with take(session.path, warn, stop.set, take_over=take_over) as lease:
             for note in lease.notes:
                 warn(note)
-            end = _live(session, log, stop, leave, lease)
-            _keep(log, folder, end, lease)
+            end = _run(session, log, stop, leave, lease)
+            _copy_log(log, folder, end, lease)
     except FastDBError as error:
         end = {"outcome": "failed", "message": str(error)}
     return end
 
 
-def _live(
+def _run(
     session: Session, log: EventLog, stop: threading.Event, leave: threading.Event, lease: Guard
 ) -> dict[str, Any]:
     try:
         hush_libraries()
-        # Not at the top: a signal that comes while torch is loading must find its handler in place.
+        # Imported here, so that a signal during the import of torch finds its handler in place.
         from fastdb.training.trainer import Trainer
 
         return {"outcome": Trainer(session, log.emit, stop, leave, lease).run()}
     except FastDBError as error:
         return {"outcome": "failed", "message": str(error)}
-    except Exception as error:  # noqa: BLE001 - a bug: told to the follower with its traceback, and its exit code is 1
+    except Exception as error:  # noqa: BLE001 - a bug: the event has its traceback, and the exit code is 1
         message = f"{type(error).__name__}: {error}"
         return {"outcome": "crashed", "message": message, "traceback": traceback.format_exc()}
 
 
-def _keep(log: EventLog, folder: Path, end: dict[str, Any], lease: Guard) -> None:
-    """Copy what this run said into the session's own logs."""
+def _copy_log(log: EventLog, folder: Path, end: dict[str, Any], lease: Guard) -> None:
+    """Copy this run's events into the session's logs."""
     try:
         lease.check()
         (folder / "logs").mkdir(exist_ok=True)
         text = log.path.read_text(encoding="utf-8") + json.dumps({"event": "end", **end}) + "\n"
         write_text(folder / "logs" / log.path.name, text)
-        said = [json.loads(line) for line in text.splitlines()]
-        samples = [Path(event["path"]) for event in said if event["event"] == "sample"]
+        events = [json.loads(line) for line in text.splitlines()]
+        samples = [Path(event["path"]) for event in events if event["event"] == "sample"]
         record_files(folder, [path for path in samples if path.is_file()])
     except (FastDBError, OSError) as error:
-        log.emit("warning", message=f"the log of this run stays on this machine only, at {log.path}: {error}")
+        log.emit("note", **asdict(Note("log not copied", str(log.path), str(error))))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,9 @@
-"""The batch of a step: which images, which prompts, which noise."""
+"""Batches of training steps, drawn by addressed random numbers.
+
+Step k is a pure function. Every random number has an address, (session seed, stage, step, microbatch, group, sample),
+and comes from a generator on the CPU that is seeded by the BLAKE2b hash of its address. So neither the device, nor an
+interruption, nor the number of processes changes a number, and a checkpoint needs no random state.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,6 @@ from dataclasses import dataclass
 import torch
 
 from fastdb.training.caches import LatentCache
-from fastdb.training.randomness import Address, Draw, draw
 
 
 @dataclass(frozen=True)
@@ -19,9 +23,8 @@ class Group:
     Attributes:
         name: "instance" or "class".
         prompts: of each image.
-        size: how many a microbatch takes.
-        bare: of each image the prompt without its caption, which takes the other's place in a share of `dropout` of
-            its turns.
+        size: how many a microbatch contains.
+        bare: each image's prompt without its caption, which replaces the prompt in a share `dropout` of the turns.
     """
 
     name: str
@@ -31,23 +34,15 @@ class Group:
     bare: tuple[str, ...] = ()
     dropout: float = 0.0
 
-    @property
-    def every_prompt(self) -> tuple[str, ...]:
-        """Every prompt that can occur."""
-        return (*self.prompts, *self.bare)
-
-    def prompt(self, drawn: Draw) -> str:
-        """The prompt of a drawn sample."""
-        return (self.bare if drawn.lot < self.dropout else self.prompts)[drawn.image]
-
 
 @dataclass(frozen=True)
 class Batch:
-    """A microbatch on the CPU: `instances` instance images, then the class images where there are any.
+    """A microbatch on the CPU, instance images first, then class images.
 
     Attributes:
         latents, noise: float32 (batch, 4, height / 8, width / 8), latents scaled.
         timesteps: int64 (batch,).
+        instances: number of instance images.
     """
 
     latents: torch.Tensor
@@ -57,21 +52,11 @@ class Batch:
     instances: int
 
 
-def digest(batches: Iterable[Batch]) -> str:
-    """A short hash of all that is in some microbatches, in hex: where two are equal, training saw the same."""
-    whole = hashlib.blake2b(digest_size=8)
-    for batch in batches:
-        whole.update(repr(batch.prompts).encode())
-        for numbers in (batch.latents, batch.noise, batch.timesteps):
-            whole.update(numbers.numpy().tobytes())
-    return whole.hexdigest()
-
-
 @dataclass(frozen=True)
 class Batches:
-    """Makes any microbatch from its address alone.
+    """Every microbatch of a stage by its address.
 
-    With several processes each makes its own rows; a row's numbers do not depend on how many there are.
+    Each of several processes makes its own rows; a row's numbers do not depend on the number of processes.
     """
 
     groups: tuple[Group, ...]
@@ -82,22 +67,14 @@ class Batches:
     process: int = 0
     processes: int = 1
 
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """Every prompt that can occur."""
-        return tuple(prompt for group in self.groups for prompt in group.every_prompt)
-
     def at(self, step: int, microbatch: int) -> Batch:
-        """The microbatch of a step, counted from 0."""
-        address = Address(self.seed, self.stage, step, microbatch)
+        """Return a microbatch of a step, both counted from 0."""
         rows = []
         for group in self.groups:
-            count, shape = len(group.latents), group.latents.shape
             for row in range(group.size):
-                sample = self.process * group.size + row
-                position = (step * self.microbatches + microbatch) * self.processes * group.size + sample
-                drawn = draw(address, group.name, sample, position, count, shape, self.timesteps)
-                rows.append((group.latents.sample(drawn.image, drawn.posterior), drawn, group.prompt(drawn)))
+                drawn = self._draw(group, step, microbatch, self.process * group.size + row)
+                prompts = group.bare if drawn.lot < group.dropout else group.prompts
+                rows.append((group.latents.sample(drawn.image, drawn.posterior), drawn, prompts[drawn.image]))
         return Batch(
             latents=torch.stack([latents for latents, _, _ in rows]),
             noise=torch.stack([drawn.noise for _, drawn, _ in rows]),
@@ -105,3 +82,44 @@ class Batches:
             prompts=tuple(prompt for _, _, prompt in rows),
             instances=self.groups[0].size,
         )
+
+    def _draw(self, group: Group, step: int, microbatch: int, sample: int) -> _Draw:
+        """Draw one row; `sample` is its index in the microbatch over all processes.
+
+        Timesteps are uniform on 0..timesteps-1, noise is standard normal (Ho et al. 2020, algorithm 1). Images follow a
+        random order that is new in every epoch, so that each epoch shows every image once.
+        """
+        count, shape = len(group.latents), group.latents.mean.shape[1:]
+        position = (step * self.microbatches + microbatch) * self.processes * group.size + sample
+        epoch = generator(self.seed, self.stage, group.name, "order", position // count)
+        numbers = generator(self.seed, self.stage, step, microbatch, group.name, sample)
+        # The order of these draws decides every later result: do not change it.
+        return _Draw(
+            image=int(torch.randperm(count, generator=epoch)[position % count]),
+            timestep=int(torch.randint(0, self.timesteps, (), generator=numbers)),
+            noise=torch.randn(shape, generator=numbers),
+            posterior=torch.randn(shape, generator=numbers),
+            lot=float(torch.rand((), generator=numbers)),
+        )
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """The random part of one row; `lot` in 0..1 decides whether its caption is dropped."""
+
+    image: int
+    timestep: int
+    noise: torch.Tensor
+    posterior: torch.Tensor
+    lot: float
+
+
+def every_prompt(groups: Iterable[Group]) -> list[str]:
+    """Return every prompt that can occur in a batch."""
+    return [prompt for group in groups for prompt in (*group.prompts, *group.bare)]
+
+
+def generator(*address: int | str) -> torch.Generator:
+    """Return a CPU generator that is a function of its address alone."""
+    digest = hashlib.blake2b("/".join(map(str, address)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

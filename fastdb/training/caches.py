@@ -1,4 +1,4 @@
-"""What never changes while a stage trains is computed once: the VAE's view of the images, the prompts' embeddings."""
+"""Caches of latents and text embeddings, which do not change while a stage trains."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fastdb.storage.atomic_write import make_folder, writing
 
 @dataclass(frozen=True)
 class LatentCache:
-    """The VAE's posterior for each image; caching its mean and std keeps the posterior's noise in training.
+    """The VAE's posterior for each image; its mean and std keep the posterior's noise in training.
 
     Attributes:
         mean, std: float32 (images, 4, height / 8, width / 8), on the CPU, not scaled.
@@ -35,13 +35,8 @@ class LatentCache:
     def __len__(self) -> int:
         return self.mean.shape[0]
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one image's latents."""
-        return tuple(self.mean.shape[1:])
-
     def sample(self, image: int, posterior: torch.Tensor) -> torch.Tensor:
-        """Latents of one image for a draw of posterior noise (Kingma and Welling 2014, section 2.4), scaled."""
+        """Return scaled latents of an image for a draw of posterior noise (Kingma and Welling 2014, section 2.4)."""
         return (self.mean[image] + self.std[image] * posterior) * self.scale
 
 
@@ -54,10 +49,12 @@ def cache_latents(
     load_vae: Callable[[], Any],
     progress: Callable[[int, int], None],
 ) -> LatentCache:
-    """Encode images one by one, or find them encoded on this machine's disk by the hash of pixels and VAE.
+    """Encode images one by one, or load them from this machine's cache by the hash of pixels and VAE.
 
-    `load_vae` is called only when an image is missing. One image at a time keeps memory small and makes
-    each result a function of its image alone.
+    One image at a time keeps memory small and makes each result a function of its image alone.
+
+    Args:
+        load_vae: called only if an image is missing in the cache.
 
     Raises:
         ImageError: an image cannot be read.
@@ -68,14 +65,14 @@ def cache_latents(
     vae = None
     means, stds = [], []
     for number, path in enumerate(images, start=1):
-        pixels = read_square(path, size)
+        pixels = _read_square(path, size)
         key = hashlib.sha256(f"{vae_hash} {size} ".encode() + pixels.numpy().tobytes()).hexdigest()
         cached = folder / f"{key}.safetensors"
         if not _readable(cached):
             vae = vae if vae is not None else load_vae()
-            with writing(cached) as beside:
-                save_tensors(beside, _encode(vae, pixels))
-        # Read back even what was just written: an interrupted run and a straight one then see the same bytes.
+            with writing(cached) as temporary:
+                save_tensors(temporary, _encode(vae, pixels))
+        # A fresh file is read back too, so that an interrupted and an uninterrupted run use the same bytes.
         latents = load_file(cached)
         means.append(latents["mean"])
         stds.append(latents["std"])
@@ -84,7 +81,7 @@ def cache_latents(
 
 
 def _readable(cached: Path) -> bool:
-    """Whether a cache file is there and whole; a damaged one is made again, since nothing is lost by it."""
+    """Return whether a cache file exists and is complete; a damaged file is made again."""
     try:
         with safe_open(cached, framework="pt") as file:
             return set(file.keys()) == {"mean", "std"}
@@ -92,12 +89,8 @@ def _readable(cached: Path) -> bool:
         return False
 
 
-def read_square(path: Path, size: int) -> torch.Tensor:
-    """An image as float32 (3, size, size) in -1..1; one that is no square of that size is resized and centre-cropped.
-
-    Raises:
-        ImageError: the image cannot be read.
-    """
+def _read_square(path: Path, size: int) -> torch.Tensor:
+    """Return an image as float32 (3, size, size) in -1..1, resized and centre-cropped if it has another size."""
     from PIL import ImageOps
 
     image = read_photo(path)
@@ -116,14 +109,8 @@ def _encode(vae: Any, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
     }
 
 
-def too_long(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
-    """The prompts that have more tokens than the text encoder takes; what stands behind is not learned."""
-    room = tokenizer.model_max_length
-    return [prompt for prompt in dict.fromkeys(prompts) if len(tokenizer(prompt, truncation=False).input_ids) > room]
-
-
 def token_ids(tokenizer: Any, prompts: Sequence[str]) -> torch.Tensor:
-    """Token ids (prompts, 77): cut and padded to the text encoder's length, as interfaces feed them."""
+    """Return token ids (prompts, 77), cut and padded to the text encoder's length as inference programs do."""
     ids: torch.Tensor = tokenizer(
         list(prompts), padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
     ).input_ids
@@ -132,7 +119,7 @@ def token_ids(tokenizer: Any, prompts: Sequence[str]) -> torch.Tensor:
 
 @torch.no_grad()
 def cache_embeddings(text_encoder: Any, tokenizer: Any, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """The last normed state of the text encoder for each distinct prompt: float32 (77, width), on the CPU."""
+    """Return the text encoder's last normed state for each distinct prompt, float32 (77, width) on the CPU."""
     device = next(text_encoder.parameters()).device
     return {
         prompt: text_encoder(token_ids(tokenizer, [prompt]).to(device))[0][0].float().cpu()

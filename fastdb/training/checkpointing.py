@@ -1,15 +1,15 @@
-"""A stage's exact state: out to a checkpoint on this machine's disk, in the background, and back."""
+"""Checkpoints of a stage's exact state, saved in the background on this machine's disk, and their restoration."""
 
 from __future__ import annotations
 
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from accelerate import Accelerator
@@ -20,24 +20,29 @@ from fastdb.checkpoints.compressed_checkpoint import tensors_of
 from fastdb.checkpoints.publish import pending, prune_local
 from fastdb.errors import StorageError
 from fastdb.formats.safetensors_file import save_tensors
-from fastdb.reporting import format_bytes
+from fastdb.reporting import Note, format_bytes
+from fastdb.runtime.memory import memory_to_be_had
 from fastdb.sessions.events import Emit
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import explained, flush, make_folder
 from fastdb.training.optimizers import restore_state, state_tensors
-from fastdb.training.snapshot import Contents, Snapshot
 from fastdb.training.stages import Stage
 
 OPTIMIZER = "optimizer.safetensors"
-AGAIN_AFTER = 60.0
-"""Seconds until a checkpoint that could not be written is tried again."""
-FULL_DISK_WAIT = 600.0
-"""Seconds that training waits for room on this machine's disk while checkpoints leave it."""
+RESERVE = 1_500_000_000
+"""Bytes of memory that must stay free beside a snapshot, for training and compression."""
+_RETRY_AFTER = 60.0
+"""Seconds until a failed checkpoint is tried again."""
+_FULL_DISK_WAIT = 600.0
+"""Seconds that training waits for space on this machine's disk while older checkpoints are published."""
+
+_Contents: TypeAlias = Mapping[str, Mapping[str, torch.Tensor]]
+"""The tensors of each file of a checkpoint."""
 
 
 @dataclass
 class Saver:
-    """Knows when a checkpoint is due, and writes it; `saved` is called after each, in a thread of its own."""
+    """Saves checkpoints of a stage when they are due; calls `saved` after each, in a thread."""
 
     session: Session
     recipe: dict[str, Any]
@@ -45,47 +50,56 @@ class Saver:
     emit: Emit
     saved: Callable[[], None] = lambda: None
     _next: float = field(init=False)
-    _snapshot: Snapshot = field(default_factory=Snapshot)
-    _ready: bool = False
+    _snapshot: Snapshot = field(init=False)
+    _preallocated: bool = False
     _writer: threading.Thread | None = None
     _failed: Exception | None = None
     _bug: BaseException | None = None
 
     def __post_init__(self) -> None:
-        self._next = time.monotonic() + self._interval
+        self._snapshot = Snapshot()
+        self._schedule()
 
-    @property
-    def _interval(self) -> float:
-        return self.session.config.checkpoints.every_minutes * 60
+    def after_step(
+        self, stage: Stage, step: int, optimizer: torch.optim.Optimizer, accelerator: Accelerator, stopping: bool
+    ) -> bool:
+        """Save a checkpoint if it is due by count or by the clock, or if no step follows; return whether it was due.
 
-    def due(self, step: int, steps: int) -> bool:
-        """Whether the stage must be saved after `step`: by count, by the clock, or because it is over."""
-        config = self.session.config.checkpoints
-        counted = step % config.every_steps == 0 or (config.keep_every and step % config.keep_every == 0)
-        return step == steps or bool(counted) or time.monotonic() >= self._next
-
-    def make_ready(self, stage: Stage, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:
-        """See to it, in the background, that the first save need not wait for memory; a step must have been made."""
-        if not self._ready:
-            self._ready = True
-            self._snapshot.make_ready(self._state(stage, 0, optimizer, accelerator)[0])
-
-    def save(
-        self, stage: Stage, step: int, optimizer: torch.optim.Optimizer, accelerator: Accelerator, last: bool = False
-    ) -> None:
-        """Save `stage` after `step` steps on this machine's disk.
-
-        The state is copied and written in the background; where memory is too small for that, training waits. What
-        fails is told, and tried again a minute later; `last` says that no more steps come, and waits until it is there.
+        The state is copied and written in the background; if memory is too small for a copy, training waits. A failure
+        is reported and tried again a minute later; the last checkpoint of a run is waited for.
 
         Raises:
-            StorageError: the last one cannot be written; checkpoints made before are untouched.
+            StorageError: the last checkpoint cannot be written; earlier ones are untouched.
         """
+        if not stopping and step < stage.steps and not self._preallocated:
+            self._preallocated = True
+            self._snapshot.preallocate(self._state(stage, 0, optimizer, accelerator)[0])
+        config, last = self.session.config.checkpoints, stopping or step == stage.steps
+        counted = step % config.every_steps == 0 or (config.keep_every > 0 and step % config.keep_every == 0)
+        due = last or counted or time.monotonic() >= self._next
+        if due:
+            self._save(stage, step, optimizer, accelerator, last)
+        return due
+
+    def wait(self) -> None:
+        """Wait until the checkpoint in the background is on the disk, or has failed."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        if self._bug is not None:
+            raise self._bug
+
+    def _schedule(self) -> None:
+        self._next = time.monotonic() + self.session.config.checkpoints.every_minutes * 60
+
+    def _save(
+        self, stage: Stage, step: int, optimizer: torch.optim.Optimizer, accelerator: Accelerator, last: bool
+    ) -> None:
         began = time.perf_counter()
         self.wait()
         contents, state = self._state(stage, step, optimizer, accelerator)
-        self._next = time.monotonic() + self._interval
-        copied = None if last else self._snapshot.of(contents)
+        self._schedule()
+        copied = None if last else self._snapshot.copy(contents)
         if last:
             self._snapshot = Snapshot()
         if copied is None:
@@ -98,23 +112,15 @@ class Saver:
         self._writer = threading.Thread(target=self._in_background, args=arguments, name="checkpoint", daemon=True)
         self._writer.start()
 
-    def wait(self) -> None:
-        """Wait until what is being written is on the disk, or has failed."""
-        if self._writer is not None:
-            self._writer.join()
-            self._writer = None
-        if self._bug is not None:
-            raise self._bug
-
     def _in_background(self, *arguments: Any) -> None:
         try:
             self._write(*arguments)
-        except BaseException as bug:  # noqa: BLE001 - a bug: raised by `wait`, where training sees it
+        except BaseException as bug:  # noqa: BLE001 - a bug: raised by `wait` in the training thread
             self._bug = bug
 
     def _state(
         self, stage: Stage, step: int, optimizer: torch.optim.Optimizer, accelerator: Accelerator
-    ) -> tuple[Contents, dict[str, Any]]:
+    ) -> tuple[_Contents, dict[str, Any]]:
         tensors, numbers = state_tensors(optimizer)
         contents = {OPTIMIZER: tensors}
         for part, module in stage.trained.items():
@@ -138,67 +144,107 @@ class Saver:
         self,
         stage: str,
         step: int,
-        contents: Contents,
+        contents: _Contents,
         state: dict[str, Any],
         began: float,
         last: bool,
         blocked: float | None = None,
     ) -> None:
-        """Write a checkpoint; what fails is kept in `_failed`, and told unless it is the last."""
+        """Write a checkpoint; a failure is kept in `_failed`, and reported unless it is the last checkpoint."""
 
         def write(hidden: Path) -> dict[str, str]:
-            meant = {}
+            hashes = {}
             for name, content in contents.items():
-                meant[name] = save_tensors(hidden / name, content)
+                hashes[name] = save_tensors(hidden / name, content)
                 flush(hidden / name)
-            return meant
+            return hashes
 
         folder = self.session.local_checkpoints
         try:
             make_folder(folder)
-            self._make_room(sum(tensor.nbytes for tensors in contents.values() for tensor in tensors.values()))
+            self._make_room(_bytes_of(contents))
             checkpoint, notes = save_checkpoint(folder, stage, step, state, write)
         except (StorageError, OSError) as error:
             self._failed = error
-            self._next = min(self._next, time.monotonic() + AGAIN_AFTER)
+            self._next = min(self._next, time.monotonic() + _RETRY_AFTER)
             if not last:
                 reason = str(error).splitlines()[0]
-                self.emit("warning", message=f"step {step} could not be saved, and training goes on: {reason}")
+                self.emit("note", **asdict(Note("checkpoint not saved", f"{stage} {step}", reason)))
             return
         self._failed = None
         for note in (*notes, *prune_local(self.session)):
             self.emit("note", **asdict(note))
         seconds = time.perf_counter() - began
         waited = seconds if blocked is None else blocked
-        told = {"seconds": round(seconds, 3), "blocked": round(waited, 3)}
-        self.emit("saved", stage=stage, step=step, path=str(checkpoint.path), **told)
+        self.emit(
+            "saved",
+            stage=stage,
+            step=step,
+            path=str(checkpoint.path),
+            seconds=round(seconds, 3),
+            blocked=round(waited, 3),
+        )
         if not last:
             self.saved()
 
     def _make_room(self, wanted: int) -> None:
-        """Wait until `wanted` bytes are free on this machine's disk, while there is something that may leave it."""
-        folder, told, until = self.session.local_checkpoints, False, time.monotonic() + FULL_DISK_WAIT
-        while self._free(folder) < wanted and time.monotonic() < until:
+        """Wait until this machine's disk has `wanted` bytes free, while older checkpoints may leave it."""
+        folder, reported, deadline = self.session.local_checkpoints, False, time.monotonic() + _FULL_DISK_WAIT
+        while _free(folder) < wanted and time.monotonic() < deadline:
             prune_local(self.session, keep=1)
-            if self._free(folder) >= wanted:
+            if _free(folder) >= wanted:
                 return
             with suppress(StorageError):
                 if not pending(self.session):
                     return
-            if not told:
-                self.emit(
-                    "warning",
-                    message=f"this machine's disk has no room for a checkpoint of {format_bytes(wanted)}: "
-                    "training waits until earlier ones are in the session's folder",
-                )
-                told = True
+            if not reported:
+                self.emit("note", **asdict(Note("waiting for disk space", reason=format_bytes(wanted))))
+                reported = True
             self.saved()
             time.sleep(1)
 
-    @staticmethod
-    def _free(folder: Path) -> int:
-        with explained(folder):
-            return shutil.disk_usage(folder).free
+
+class Snapshot:
+    """Memory for copies of one stage's state, allocated once, because fresh pages cost more than the copying."""
+
+    def __init__(self) -> None:
+        self._copies: dict[str, dict[str, torch.Tensor]] = {}
+        self._allocating: threading.Thread | None = None
+
+    def preallocate(self, contents: _Contents) -> None:
+        """Allocate memory for copies of such contents in the background."""
+        if self._allocating is None and self._fits(contents):
+            self._allocating = threading.Thread(target=self._allocate, args=(contents,), name="snapshot", daemon=True)
+            self._allocating.start()
+
+    def copy(self, contents: _Contents) -> _Contents | None:
+        """Return a copy in the CPU's memory, valid until the next call; None if memory is too small for it."""
+        if self._allocating is not None:
+            self._allocating.join()
+        if not self._fits(contents):
+            return None
+        copied: dict[str, dict[str, torch.Tensor]] = {}
+        for file, tensors in contents.items():
+            buffers = self._copies.get(file, {})
+            copied[file] = {name: _copied(tensor.detach(), buffers.get(name)) for name, tensor in tensors.items()}
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self._copies = copied
+        return copied
+
+    def _allocate(self, contents: _Contents) -> None:
+        try:
+            self._copies = {
+                file: {name: _buffer(tensor).zero_() for name, tensor in tensors.items()}
+                for file, tensors in contents.items()
+            }
+        except RuntimeError:
+            # Another process took the memory meanwhile; `copy` checks again.
+            self._copies = {}
+
+    def _fits(self, contents: _Contents) -> bool:
+        free = memory_to_be_had()
+        return free is None or _bytes_of(contents) - _bytes_of(self._copies) + RESERVE <= free
 
 
 def restore(
@@ -208,11 +254,11 @@ def restore(
     accelerator: Accelerator,
     base_folder: Path,
 ) -> None:
-    """Put back the optimizer's, the gradient scaler's and the average's state; the weights were loaded with the stage.
+    """Restore the state of the optimizer, the gradient scaler and the average; weights are loaded with the stage.
 
     Raises:
-        CheckpointError: the state belongs to another model, is not there, or is packed and damaged.
-        ModelError: it is packed, and the base model in `base_folder` cannot be read.
+        CheckpointError: the state belongs to another model, is missing, or is compressed and damaged.
+        ModelError: it is compressed, and the base model in `base_folder` cannot be read.
     """
     state = checkpoint.state
     restore_state(optimizer, tensors_of(checkpoint, OPTIMIZER, base_folder), state["optimizer"])
@@ -221,3 +267,23 @@ def restore(
     if stage.average is not None:
         average = tensors_of(checkpoint, f"{stage.name}{AVERAGE}{RAW}", base_folder)
         stage.average.restore(average, checkpoint.step)
+
+
+def _bytes_of(contents: _Contents) -> int:
+    return sum(tensor.nbytes for tensors in contents.values() for tensor in tensors.values())
+
+
+def _free(folder: Path) -> int:
+    with explained(folder):
+        return shutil.disk_usage(folder).free
+
+
+def _copied(tensor: torch.Tensor, buffer: torch.Tensor | None) -> torch.Tensor:
+    if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+        buffer = _buffer(tensor)
+    return buffer.copy_(tensor, non_blocking=True)
+
+
+def _buffer(tensor: torch.Tensor) -> torch.Tensor:
+    # A GPU copies into pinned memory at its full speed.
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda")

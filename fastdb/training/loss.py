@@ -1,4 +1,4 @@
-"""The training objective: the noise (or velocity) the UNet should have seen, against what it says."""
+"""The training objective, for models that predict the noise or the velocity."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Noised:
     Attributes:
         latents: noised latents, float32 (batch, 4, height / 8, width / 8).
         timesteps: int64 (batch,).
-        target: what the UNet should say, the shape of `latents`.
+        target: the correct prediction, of the shape of `latents`.
     """
 
     latents: torch.Tensor
@@ -24,7 +24,7 @@ class Noised:
 
 
 def add_noise(scheduler: DDPMScheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> Noised:
-    """Noise latents to their timesteps (Ho et al. 2020, equation 4).
+    """Add noise to latents up to their timesteps (Ho et al. 2020, equation 4).
 
     The target is the noise for epsilon models, sqrt(a) noise - sqrt(1 - a) latents for v models
     (Salimans and Ho 2022, section 4).
@@ -36,10 +36,10 @@ def add_noise(scheduler: DDPMScheduler, latents: torch.Tensor, noise: torch.Tens
 
 
 def timestep_weights(scheduler: DDPMScheduler, timesteps: torch.Tensor, gamma: float) -> torch.Tensor | None:
-    """The weight of each sample's error by Min-SNR-gamma (Hang et al. 2023, section 3); None where gamma is 0.
+    """Return each sample's weight by Min-SNR-gamma (Hang et al. 2023, section 3), or None if gamma is 0.
 
-    With the signal-to-noise ratio s = a / (1 - a) of its timestep it is min(s, gamma) / s for epsilon models
-    and min(s, gamma) / (s + 1) for v models: either way the predicted image's error weighs min(s, gamma).
+    With the signal-to-noise ratio s = a / (1 - a) of its timestep the weight is min(s, gamma) / s for epsilon models
+    and min(s, gamma) / (s + 1) for v models, so that the predicted image's error has the weight min(s, gamma).
 
     Args:
         timesteps: int64 (batch,).
@@ -53,7 +53,7 @@ def timestep_weights(scheduler: DDPMScheduler, timesteps: torch.Tensor, gamma: f
     ratio = kept / (1 - kept)
     if scheduler.config["prediction_type"] == "v_prediction":
         return ratio.clamp(max=gamma) / (ratio + 1)
-    # The same as min(s, gamma) / s, and 1 where there is no signal at all.
+    # Equals min(s, gamma) / s, and is 1 where there is no signal at all.
     return (gamma / ratio).clamp(max=1)
 
 
@@ -64,13 +64,13 @@ def denoising_loss(
     prior_weight: float,
     weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The mean squared error of the instance images, plus the weighted one of the class images behind them.
+    """Return the mean squared error of the instance images plus the weighted error of the class images.
 
     Args:
         prediction, target: (batch, channels, height, width); the first `instances` rows are instance images,
             the rest class images (Ruiz et al. 2023, equation 2).
         prior_weight: weight of the class images' error.
-        weights: of each row's error, (batch,); None weighs all the same.
+        weights: of each row's error, (batch,); None for equal weights.
 
     Returns:
         The loss to minimise, the instance images' part and the class images' part, three scalars in float32.

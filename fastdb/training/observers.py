@@ -1,20 +1,93 @@
-"""What happens after a step: a report, a checkpoint or a sample when due, and an end when one was asked for."""
+"""Actions after a training step: report, checkpoint, samples, and the end if it was requested."""
 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
+import torch
+from accelerate import Accelerator
+
+from fastdb.config import SampleConfig
+from fastdb.errors import StorageError
+from fastdb.inference.engine import Engine, Request
+from fastdb.inference.pictures import parameters, png
+from fastdb.models.diffusers_folder import BaseModel
+from fastdb.models.loading import load_part, load_scheduler, load_tokenizer
+from fastdb.reporting import Note
 from fastdb.sessions.events import Emit
 from fastdb.sessions.lease import Guard
+from fastdb.sessions.session import Session
+from fastdb.storage.atomic_write import make_folder, write_bytes
 from fastdb.training.checkpointing import Saver
 from fastdb.training.loop import Loop, StepReport
-from fastdb.training.samples import Sampler
+from fastdb.training.stages import Stage
+
+
+class Sampler:
+    """Makes the samples of a stage, pictures of the present result, without touching the training."""
+
+    def __init__(self, session: Session, base: BaseModel, prompts: Sequence[str], emit: Emit) -> None:
+        self.config: SampleConfig = session.config.samples
+        self.prompts = list(self.config.prompts) or list(prompts[:1])
+        self._session, self._base, self._emit = session, base, emit
+        self._vae: Any = None
+
+    @torch.no_grad()
+    def after_step(self, stage: Stage, step: int, accelerator: Accelerator, lease: Guard) -> None:
+        """Write `samples/<stage>-<step>-<number>.png` for each prompt if they are due; report a failure."""
+        every = self.config.every_steps
+        if every == 0 or (step % every and step != stage.steps) or not lease.holds():
+            return
+        try:
+            self._session.check_there()
+            self._make(stage, step, accelerator)
+        except (StorageError, torch.OutOfMemoryError) as error:
+            self._emit("note", **asdict(Note("samples failed", str(step), str(error).splitlines()[0])))
+
+    def _make(self, stage: Stage, step: int, accelerator: Accelerator) -> None:
+        self._vae = self._vae if self._vae is not None else load_part(self._base.folder, "vae", torch.float32)
+        self._vae.to(accelerator.device)
+        unet = accelerator.unwrap_model(stage.unet)
+        training = {module: module.training for module in (unet, *stage.trained.values())}
+        for module in training:
+            module.eval()
+        engine = Engine.from_parts(
+            unet=unet,
+            vae=self._vae,
+            text_encoder=None,
+            tokenizer=load_tokenizer(self._base.folder),
+            scheduler=load_scheduler(self._base.folder),
+        )
+        averaged = nullcontext() if stage.average is None else stage.average.applied()
+        try:
+            with averaged, accelerator.autocast():
+                for number, prompt in enumerate(self.prompts, start=1):
+                    self._write(stage, step, number, prompt, engine)
+        finally:
+            for module, was in training.items():
+                module.train(was)
+            self._vae.to("cpu")
+
+    def _write(self, stage: Stage, step: int, number: int, prompt: str, engine: Engine) -> None:
+        config, size = self.config, self._session.config.resolution
+        request = Request(
+            prompt, seed=config.seed + number - 1, steps=config.steps, guidance=config.guidance, width=size, height=size
+        )
+        embedded = stage.condition([prompt, ""])
+        picture = engine.generate(request, embeddings=(embedded[0], embedded[1]))[0]
+        path = self._session.samples / f"{stage.name}-{step:06d}-{number}.png"
+        make_folder(path.parent)
+        write_bytes(path, png(picture, parameters(request, request.seed)))
+        self._emit("sample", stage=stage.name, step=step, path=str(path), prompt=prompt)
 
 
 @dataclass(frozen=True)
 class Observers:
-    """Watches one stage's loop; the order matters: report, save, sample."""
+    """Observes one stage's loop in this order: report, checkpoint, samples."""
 
     loop: Loop
     saver: Saver
@@ -24,7 +97,7 @@ class Observers:
     lease: Guard = field(default_factory=Guard)
 
     def after_step(self, report: StepReport) -> bool:
-        """Do what is due after a step; says whether to stop.
+        """Act on a step and return whether to stop.
 
         Raises:
             StorageError: the last checkpoint cannot be written on this machine; earlier ones are untouched.
@@ -34,15 +107,11 @@ class Observers:
             return self.stop.is_set()
         self._report(report)
         stopping = self.stop.is_set()
-        if not stopping and report.step < stage.steps:
-            self.saver.make_ready(stage, self.loop.optimizer, accelerator)
-        if stopping or self.saver.due(report.step, stage.steps):
-            last = stopping or report.step == stage.steps
-            self.saver.save(stage, report.step, self.loop.optimizer, accelerator, last)
-            # Or it was asked to stop, or lost the session, while it saved: this step is safe.
+        if self.saver.after_step(stage, report.step, self.loop.optimizer, accelerator, stopping):
+            # If the stop was requested, or the session lost, during the save, this step is safe.
             stopping = self.stop.is_set()
-        if not stopping and self.sampler.due(report.step, stage.steps) and self.lease.holds():
-            self.sampler.make(stage, report.step, accelerator)
+        if not stopping:
+            self.sampler.after_step(stage, report.step, accelerator, self.lease)
         return stopping
 
     def _report(self, report: StepReport) -> None:

@@ -1,4 +1,4 @@
-"""AdamW in 32 or 8 bit, its rate, and its state as tensors a safetensors file can hold."""
+"""AdamW in 32 or 8 bit, and its state as named tensors."""
 
 from __future__ import annotations
 
@@ -12,31 +12,34 @@ from fastdb.errors import CheckpointError, TrainingError
 
 
 def choose_optimizer(name: str, device_kind: str, begun_with: str = "") -> tuple[str, str]:
-    """The optimizer that `name` stands for here, and the reason; `begun_with` is that of the stage's checkpoint.
+    """Return the optimizer to use and the reason.
+
+    Args:
+        name: "adamw", "adamw8bit" or "auto".
+        begun_with: the optimizer of the stage's checkpoint, if there is a checkpoint.
 
     Raises:
-        TrainingError: the checkpoint's moments are of another kind than those asked for.
+        TrainingError: the checkpoint was made with another optimizer.
     """
     if name == "auto" and begun_with:
         return begun_with, "the stage began with it"
     if begun_with and begun_with != name:
         raise TrainingError(
-            f"the stage began with {begun_with}, whose moments {name} cannot take over",
+            f"the stage began with {begun_with}, and {name} cannot continue from its moments",
             where="optimizer.name",
-            fix=f"Set it to {begun_with} or auto until the stage is over, or start again with --restart.",
+            fix=f"Set it to {begun_with} or auto until the stage ends, or start over with --restart.",
         )
     if name != "auto":
         return name, "as asked"
     if device_kind != "cuda":
-        return "adamw", "8 bit saves GPU memory, and there is no GPU"
-    fault = _fault_of_8bit(device_kind)
-    if fault:
-        return "adamw", f"{fault}, so moments take 8 bytes a weight instead of 2"
-    return "adamw8bit", "its moments take 2 bytes a weight instead of 8"
+        return "adamw", "8 bit saves GPU memory only"
+    if fault := _fault_of_8bit(device_kind):
+        return "adamw", f"{fault}; moments take 8 bytes per weight instead of 2"
+    return "adamw8bit", "moments take 2 bytes per weight instead of 8"
 
 
 def _fault_of_8bit(device_kind: str) -> str:
-    """Why bitsandbytes does not work here, or nothing: its libraries have broken with new versions of CUDA before."""
+    """Return why bitsandbytes does not work, or ""; new versions of CUDA have broken its libraries before."""
     try:
         weight = torch.nn.Parameter(torch.zeros(4096, device=device_kind))
         weight.grad = torch.ones_like(weight)
@@ -49,10 +52,10 @@ def _fault_of_8bit(device_kind: str) -> str:
 def make_optimizer(
     name: str, groups: Sequence[Iterable[torch.nn.Parameter]], config: OptimizerConfig
 ) -> torch.optim.Optimizer:
-    """Build "adamw" or "adamw8bit" over groups of parameters, whose rates `set_rates` sets.
+    """Build "adamw" or "adamw8bit" over groups of parameters, whose rates the loop sets.
 
     Raises:
-        TrainingError: 8 bit was asked for and bitsandbytes cannot be loaded.
+        TrainingError: bitsandbytes is needed and cannot be loaded.
     """
     parameters = [{"params": list(group)} for group in groups]
     options: dict[str, Any] = {
@@ -74,14 +77,8 @@ def make_optimizer(
     return optimizer
 
 
-def set_rates(optimizer: torch.optim.Optimizer, rates: Iterable[float]) -> None:
-    """Set the learning rate of each group."""
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-
-
 def state_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The optimizer's state as named tensors `<parameter>/<name>` and plain numbers of the same naming.
+    """Return the optimizer's state as tensors named `<parameter>/<name>` and plain numbers with such names.
 
     bitsandbytes nests its quantized moments a level deeper: `<parameter>/<group>/<name>`.
     """
@@ -105,7 +102,7 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Ten
 def restore_state(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Any]
 ) -> None:
-    """Put back what `state_tensors` gave.
+    """Restore the state that `state_tensors` returned.
 
     Raises:
         CheckpointError: the state belongs to another set of parameters.
@@ -121,8 +118,8 @@ def restore_state(
     count = sum(len(group["params"]) for group in whole["param_groups"])
     if state and set(state) != set(range(count)):
         raise CheckpointError(
-            f"its optimizer knows {len(state)} tensors, the model has {count}",
+            f"the optimizer state has {len(state)} tensors, but the model has {count}",
             where="optimizer state",
-            fix="This checkpoint belongs to another model; start again with fastdb train --restart.",
+            fix="The checkpoint belongs to another model; start over with fastdb train --restart.",
         )
     optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})

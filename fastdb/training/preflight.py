@@ -36,9 +36,7 @@ _MACHINE = ("precision", "gradient_checkpointing", "optimizer.name")
 only the kind of optimizer is fixed until its stage is over."""
 
 
-def preflight(
-    session: Session, base: BaseModel, restart: bool = False, from_step: int | None = None
-) -> list[Note | str]:
+def preflight(session: Session, base: BaseModel, restart: bool = False, from_step: int | None = None) -> list[Note]:
     """Raise the errors that training would meet later, and return notes.
 
     Args:
@@ -73,7 +71,7 @@ def preflight(
         write_bytes(probe, b"")
         # Another process may run the same check at the same time.
         probe.unlink(missing_ok=True)
-    notes: list[Note | str] = [*duplicates(session)]
+    notes = duplicates(session)
     notes += changes(session.path, within=[FILE, session.instance_images.name, session.captions.name])
     notes += changes(session.path, within=[session.class_images.name], quick=True)
     if tight := check_space(session, base.folder, restart, from_step):

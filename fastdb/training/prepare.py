@@ -1,36 +1,76 @@
-"""Before the first step: the base model checked, the device chosen, class images made, latents cached."""
+"""Preparation of a run, from the plan to the latents."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 
-from fastdb.checkpoints.progress import STAGES, Standing, standing, steps_of
+from fastdb.checkpoints.progress import STAGES, Standing, is_joint, standing, steps_of
 from fastdb.errors import TrainingError
 from fastdb.images.captions import InstanceImage
-from fastdb.inference.engine import Engine
 from fastdb.models.diffusers_folder import PARTS, BaseModel, fingerprint, weight_file
-from fastdb.models.loading import load_part, load_scheduler, load_tokenizer
+from fastdb.models.loading import load_part, load_tokenizer
 from fastdb.models.resolve import ensure_base
+from fastdb.reporting import Note, Progress
 from fastdb.runtime.device import Device, choose_device, cpu_threads, make_deterministic
 from fastdb.sessions.events import Emit
 from fastdb.sessions.session import Session
-from fastdb.training.batches import Group
-from fastdb.training.caches import LatentCache, cache_latents, too_long
-from fastdb.training.class_images import ClassImage, class_images
+from fastdb.training.batches import Group, every_prompt
+from fastdb.training.caches import LatentCache, cache_latents
+from fastdb.training.class_images import ClassImage
 from fastdb.training.optimizers import choose_optimizer
-from fastdb.training.plan import Plan, make_plan, next_stage
 from fastdb.training.preflight import instances
 
 
 @dataclass(frozen=True)
+class StagePlan:
+    """Work of one stage; `extensions` are sentences such as `200 steps, hold at 1e-06`."""
+
+    steps: int
+    done: int
+    own_steps: int
+    learning_rate: float
+    extensions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that training will do, as the `plan` event contains it.
+
+    Attributes:
+        begins: such as `unet step 40`, or `finished`.
+        joint_steps: steps in which the text encoder trains with the UNet.
+        captions_dropped: share of the turns in which an image's caption is left out.
+    """
+
+    begins: str
+    stages: dict[str, StagePlan]
+    joint_steps: int
+    joint_learning_rate: float
+    ema_decay: float
+    photos: int
+    resolution: int
+    class_images: int
+    class_prompts: int
+    captions_dropped: float
+    min_snr_gamma: float
+    device: str
+    precision: str
+    precision_reason: str
+    optimizer: str
+    optimizer_reason: str
+    save_every_steps: int
+    save_every_minutes: float
+    keep_every: int
+
+
+@dataclass(frozen=True)
 class Preparation:
-    """Where a session trains, decided once: the base model, the device, the optimizer's name, the instance images."""
+    """Base model, device, optimizer and instance images of a run."""
 
     session: Session
     base: BaseModel
@@ -40,7 +80,7 @@ class Preparation:
 
     @property
     def host(self) -> dict[str, Any]:
-        """What the arithmetic depends on beside the recipe."""
+        """What the arithmetic depends on beside the recipe, as checkpoints contain it."""
         return {
             "device": self.device.name,
             "precision": self.device.precision,
@@ -50,38 +90,53 @@ class Preparation:
             "torch": torch.__version__,
         }
 
-    def noise_schedule(self) -> DDPMScheduler:
-        """The base model's noise schedule, for training."""
-        schedule: DDPMScheduler = DDPMScheduler.from_config(load_scheduler(self.base.folder).config)
-        return schedule
 
-
-def look(session: Session, emit: Emit, said: Sequence[str] = ()) -> tuple[Preparation, Standing, Plan]:
-    """Decide everything that does not cost time, and tell the plan, with what was `said` before it.
+def plan_run(session: Session, emit: Emit) -> tuple[Preparation, Standing, Plan]:
+    """Decide everything that costs no time, and emit notes about skipped checkpoints and the plan.
 
     Raises:
-        FastDBError: training cannot start or go on here.
+        FastDBError: training cannot start or resume here.
     """
-    base = ensure_base(session, _progress(emit, "base model"))
+    base = ensure_base(session, progress_events(emit, "base model"))
     check_base(session, base)
     images, device, stands = instances(session), choose_device(session.config.precision), standing(session)
-    going_on = stands.checkpoints.get(next_stage(session, stands)[0] or "")
-    begun_with = going_on.state["host"]["optimizer"] if going_on else ""
-    optimizer = choose_optimizer(session.config.optimizer.name, device.kind, begun_with)
-    plan = make_plan(session, stands, device, optimizer, len(images))
-    emit(
-        "plan",
-        lines=[*said, *plan.lines],
-        begins=plan.begins,
-        stages={name: {"steps": steps_of(session, name), "done": stands.done(name)} for name in STAGES},
+    stage = next((name for name in STAGES if stands.done(name) < steps_of(session, name)), None)
+    checkpoint = stands.checkpoints.get(stage or "")
+    begun_with = checkpoint.state["host"]["optimizer"] if checkpoint else ""
+    optimizer, reason = choose_optimizer(session.config.optimizer.name, device.kind, begun_with)
+    config = session.config
+    captioned = any(image.prompt != image.bare for image in images)
+    plan = Plan(
+        begins=f"{stage} step {stands.done(stage)}" if stage else "finished",
+        stages={name: _stage_plan(name, session, stands.done(name)) for name in STAGES},
+        joint_steps=min(config.text_encoder.steps, config.unet.all_steps) if is_joint(config) else 0,
+        joint_learning_rate=config.text_encoder.learning_rate,
+        ema_decay=config.unet.ema_decay,
+        photos=len(images),
+        resolution=config.resolution,
+        class_images=config.prior.class_images,
+        class_prompts=len(session.class_prompts),
+        captions_dropped=config.captions.dropout if captioned else 0.0,
+        min_snr_gamma=config.min_snr_gamma,
+        device=device.name,
+        precision=device.precision,
+        precision_reason=device.reason,
+        optimizer=optimizer,
+        optimizer_reason=reason,
+        save_every_steps=config.checkpoints.every_steps,
+        save_every_minutes=config.checkpoints.every_minutes,
+        keep_every=config.checkpoints.keep_every,
     )
-    return Preparation(session, base, device, optimizer[0], tuple(images)), stands, plan
+    for note in stands.skipped:
+        emit("note", **asdict(note))
+    emit("plan", **asdict(plan))
+    return Preparation(session, base, device, optimizer, tuple(images)), stands, plan
 
 
 def settle(prepared: Preparation, stands: Standing, emit: Emit) -> None:
-    """Make results repeatable; on a CPU that needs as many threads as the checkpoint was made with, where there is one.
+    """Make results repeatable, and emit a note if they will match an earlier part of the run only up to rounding.
 
-    What cannot be made the same is told: the result is then equal up to rounding only.
+    On a CPU the number of threads is part of the arithmetic; a checkpoint's number is used again.
     """
     make_deterministic(prepared.device)
     before = stands.last.state["host"] if stands.last else {}
@@ -91,27 +146,13 @@ def settle(prepared: Preparation, stands: Standing, emit: Emit) -> None:
     now = prepared.host
     changed = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
     if changed:
-        emit(
-            "warning",
-            message=f"going on with other arithmetic ({', '.join(changed)}): "
-            "the result equals an uninterrupted run up to rounding, not to the bit",
-        )
-
-
-def prior_images(prepared: Preparation, emit: Emit, stopping: Callable[[], bool]) -> list[ClassImage]:
-    """The class images, made by the base model where they are missing; see `class_images`."""
-
-    def load_engine() -> Engine:
-        return Engine.from_base(prepared.base, device=prepared.device)
-
-    found, said = class_images(prepared.session, load_engine, _progress(emit, "class images"), stopping)
-    for line in said:
-        emit("warning", message=line)
-    return found
+        emit("note", **asdict(Note("arithmetic changed", reason=", ".join(changed))))
 
 
 def image_groups(prepared: Preparation, prior: Sequence[ClassImage], emit: Emit) -> tuple[Group, ...]:
-    """Latents and prompts of the instance images and, with prior preservation, of the class images.
+    """Return latents and prompts of the instance images and, with prior preservation, of the class images.
+
+    Emits a note for each prompt that the text encoder cuts.
 
     Raises:
         ImageError: an image cannot be read.
@@ -124,38 +165,38 @@ def image_groups(prepared: Preparation, prior: Sequence[ClassImage], emit: Emit)
             scale=prepared.base.latent_scale,
             vae_hash=prepared.session.record.base_model.fingerprint,
             load_vae=lambda: load_part(prepared.base.folder, "vae", torch.float32).to(prepared.device.kind),
-            progress=_progress(emit, task),
+            progress=progress_events(emit, task),
         )
 
     config = prepared.session.config
-    instance = Group(
-        "instance",
-        latents([image.path for image in prepared.images], "latents"),
-        tuple(image.prompt for image in prepared.images),
-        config.batch_size,
-        tuple(image.bare for image in prepared.images) if config.captions.dropout else (),
-        config.captions.dropout,
-    )
-    if not prior:
-        return (instance,)
-    return instance, Group(
-        "class",
-        latents([image.path for image in prior], "class latents"),
-        tuple(image.prompt for image in prior),
-        config.prior.batch_size or config.batch_size,
-    )
-
-
-def tell_long_prompts(prepared: Preparation, groups: Sequence[Group], emit: Emit) -> None:
-    """Warn of prompts whose end the text encoder will never see."""
+    groups = [
+        Group(
+            "instance",
+            latents([image.path for image in prepared.images], "latents"),
+            tuple(image.prompt for image in prepared.images),
+            config.batch_size,
+            tuple(image.bare for image in prepared.images) if config.captions.dropout else (),
+            config.captions.dropout,
+        )
+    ]
+    if prior:
+        groups.append(
+            Group(
+                "class",
+                latents([image.path for image in prior], "class latents"),
+                tuple(image.prompt for image in prior),
+                config.prior.batch_size or config.batch_size,
+            )
+        )
     tokenizer = load_tokenizer(prepared.base.folder)
-    for prompt in too_long(tokenizer, [prompt for group in groups for prompt in group.every_prompt]):
-        room = tokenizer.model_max_length
-        emit("warning", message=f"a prompt has more than {room} tokens and is cut: {prompt[:80]!r}")
+    for prompt in dict.fromkeys(every_prompt(groups)):
+        if len(tokenizer(prompt, truncation=False).input_ids) > tokenizer.model_max_length:
+            emit("note", **asdict(Note("prompt cut", repr(prompt[:80]), str(tokenizer.model_max_length))))
+    return tuple(groups)
 
 
 def check_base(session: Session, base: BaseModel) -> None:
-    """Check that the weights of a base model are those the session began with.
+    """Raise if the base model's weights are not those that the session began with.
 
     Raises:
         ModelError: a weight file is missing.
@@ -163,14 +204,20 @@ def check_base(session: Session, base: BaseModel) -> None:
     """
     if fingerprint(base.folder) != session.record.base_model.fingerprint:
         raise TrainingError(
-            "its weights are not those this session began with",
+            "this base model has other weights than the session began with",
             where=base.folder,
-            fix="Put the same base model back there, or make a new session.",
+            fix="Restore the original base model there, or create a new session.",
         )
 
 
-def _progress(emit: Emit, task: str) -> Callable[[int, int], None]:
-    def progress(done: int, total: int) -> None:
-        emit("progress", task=task, done=done, total=total)
+def progress_events(emit: Emit, task: str) -> Progress:
+    """Return a progress callback that emits `progress` events of a task."""
+    return lambda done, total: emit("progress", task=task, done=done, total=total)
 
-    return progress
+
+def _stage_plan(name: str, session: Session, done: int) -> StagePlan:
+    config, steps = session.config, steps_of(session, name)
+    if name == "text_encoder":
+        return StagePlan(steps, done, steps, config.text_encoder.learning_rate, ())
+    extensions = tuple(str(extension) for extension in config.unet.extensions)
+    return StagePlan(steps, done, config.unet.steps, config.unet.learning_rate, extensions)

@@ -1,15 +1,16 @@
-"""The stages: what is trained, what stands still, and where the text conditioning comes from."""
+"""Training stages, each with its trained parts, frozen parts and text conditioning."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
 
 from fastdb.checkpoints.progress import is_joint
 from fastdb.config import Config, TextEncoderConfig, UNetConfig
@@ -17,21 +18,58 @@ from fastdb.models.diffusers_folder import BaseModel
 from fastdb.models.loading import load_part, load_tokenizer
 from fastdb.runtime.device import Device
 from fastdb.training.caches import cache_embeddings, token_ids
-from fastdb.training.ema import Average
 from fastdb.training.schedules import rate_at
+
+
+class Average:
+    """The exponential moving average (EMA) of a module's weights, in float32 on its device.
+
+    Step k moves it by 1 - d towards the weights, with d = min(decay, k / (k + 9)) and d = 0 in the first step, so that
+    early weights fade soon. The formula is that of diffusers' `EMAModel`.
+    """
+
+    def __init__(self, module: torch.nn.Module, decay: float) -> None:
+        self._module = module
+        self._average = EMAModel(module.parameters(), decay=decay)
+
+    def update(self) -> None:
+        """Add the weights after a step."""
+        self._average.step(self._module.parameters())
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Give the module the average as its weights in this context, then its own weights, exact to the bit."""
+        self._average.store(self._module.parameters())
+        try:
+            self._average.copy_to(self._module.parameters())
+            yield
+        finally:
+            self._average.restore(self._module.parameters())
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return the module's state with the average as its weights, by the module's own names."""
+        names = [name for name, _ in self._module.named_parameters()]
+        return {**self._module.state_dict(), **dict(zip(names, self._average.shadow_params, strict=True))}
+
+    def restore(self, state: Mapping[str, torch.Tensor], steps: int) -> None:
+        """Restore the `state_dict` of `steps` steps."""
+        self._average.optimization_step = steps
+        for (name, _), average in zip(self._module.named_parameters(), self._average.shadow_params, strict=True):
+            average.copy_(state[name])
 
 
 @dataclass
 class Stage:
-    """One configuration of the loop.
+    """The models of one stage of training.
 
     Attributes:
-        name: "text_encoder" or "unet"; also the name of the part it is there for.
+        name: "text_encoder" or "unet", the part that the stage is named after.
         settings: steps and rate of each part that trains, by the part's name.
-        trained: the modules that get the gradients, float32, by the part's name; in the joint mode there are two.
-        unet: predicts; one of `trained` in the UNet stage.
-        embed: the text encoder, if it trains, and prompts -> embeddings (prompts, 77, width) on the device.
-        average: of the UNet's weights, where one is kept.
+        trained: the modules that get gradients, float32, by the part's name; two in joint mode.
+        unet: the UNet; among `trained` in the UNet stage.
+        embed: maps the text encoder, if it trains, and prompts to embeddings (prompts, 77, width) on the device.
+        average: running average of the UNet's weights, if the settings have one.
+        steps: number of steps in all.
     """
 
     name: str
@@ -40,41 +78,32 @@ class Stage:
     unet: Any
     embed: Callable[[Any, Sequence[str]], torch.Tensor]
     average: Average | None = None
+    steps: int = field(init=False)
 
-    @property
-    def steps(self) -> int:
-        """How many steps it has in all."""
-        return _steps_of(self.settings[self.name])
-
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """Every weight that trains."""
-        return [weight for module in self.trained.values() for weight in module.parameters()]
+    def __post_init__(self) -> None:
+        self.steps = _steps_of(self.settings[self.name])
 
     def begin_step(self, step: int) -> dict[str, float]:
-        """The rate of each part in the step after `step` done ones; a part whose steps are over stands still.
+        """Return the rate of each part after `step` done steps, and freeze parts whose steps are over.
 
-        It has no gradient any more then, so that it counts for nothing in the gradient's norm either.
+        A frozen part has no gradient, so that it does not count in the gradient's norm.
         """
         for part, module in self.trained.items():
             if step >= _steps_of(self.settings[part]):
                 module.requires_grad_(False)
                 for weight in module.parameters():
                     weight.grad = None
-        return {part: rate_at(one, step) for part, one in self.settings.items()}
+        return {part: rate_at(settings, step) for part, settings in self.settings.items()}
 
     def condition(self, prompts: Sequence[str]) -> torch.Tensor:
-        """The text conditioning of prompts, (prompts, 77, width) on the device."""
+        """Return the text conditioning of prompts, (prompts, 77, width) on the device."""
         encoder = self.trained.get("text_encoder")
         learns = encoder is not None and any(weight.requires_grad for weight in encoder.parameters())
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
             return self.embed(encoder, prompts)
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """Within this the UNet has its result for its weights: their running average where one is kept."""
-        return nullcontext() if self.average is None else self.average.shown()
-
     def prepare(self, accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """Put what trains on the accelerator's device, in its precision and among its processes, with its optimizer."""
+        """Prepare trained modules and optimizer for the accelerator's device, precision and processes."""
         *modules, prepared = accelerator.prepare(*self.trained.values(), optimizer)
         self.trained = dict(zip(self.trained, modules, strict=True))
         self.unet = self.trained.get("unet", self.unet)
@@ -92,39 +121,37 @@ def _steps_of(settings: TextEncoderConfig | UNetConfig) -> int:
 def build_stage(
     name: str, base: BaseModel, config: Config, device: Device, weights: Mapping[str, Path], prompts: Sequence[str]
 ) -> Stage:
-    """Build a stage by its name: `weights` are those trained so far, `prompts` all that will be asked for.
+    """Load the models of a stage.
+
+    Args:
+        weights: the file of each part that was trained so far.
+        prompts: every prompt that the stage will be conditioned on.
 
     Raises:
         ModelError: the base model or the weights cannot be loaded.
     """
     if name == "text_encoder":
-        return text_encoder_stage(base, config, device, weights.get(name))
+        return _text_encoder_stage(base, config, device, weights.get(name))
     if is_joint(config):
-        return joint_stage(base, config, device, weights.get(name), weights.get("text_encoder"))
-    return unet_stage(base, config, device, weights.get(name), weights.get("text_encoder"), prompts)
+        return _joint_stage(base, config, device, weights.get(name), weights.get("text_encoder"))
+    return _unet_stage(base, config, device, weights.get(name), weights.get("text_encoder"), prompts)
 
 
-def text_encoder_stage(base: BaseModel, config: Config, device: Device, weights: Path | None) -> Stage:
-    """The text encoder trains; the UNet stands still in half precision and passes the gradient on.
-
-    `weights` continues from a checkpoint's text encoder.
-
-    Raises:
-        ModelError: the base model or the weights cannot be loaded.
-    """
+def _text_encoder_stage(base: BaseModel, config: Config, device: Device, weights: Path | None) -> Stage:
+    """Return the stage that trains the text encoder; the UNet is frozen in half precision and passes the gradient."""
     text_encoder = load_part(base.folder, "text_encoder", torch.float32, weights=weights)
     unet = load_part(base.folder, "unet", device.half)
     unet.requires_grad_(False).eval().to(device.kind)
-    _learning(text_encoder, config)
+    _train_mode(text_encoder, config)
     if config.gradient_checkpointing:
-        # Its activations are what the gradient flows through on the way to the text encoder.
+        # The gradient flows through its activations on the way to the text encoder.
         unet.enable_gradient_checkpointing()
         unet.train()
     settings = {"text_encoder": config.text_encoder}
     return Stage("text_encoder", settings, {"text_encoder": text_encoder}, unet, _embedder(base, device))
 
 
-def unet_stage(
+def _unet_stage(
     base: BaseModel,
     config: Config,
     device: Device,
@@ -132,18 +159,12 @@ def unet_stage(
     text_encoder: Path | None,
     prompts: Sequence[str],
 ) -> Stage:
-    """The UNet trains; every prompt is embedded once by the trained text encoder, which then leaves.
-
-    `weights` continues from a checkpoint's UNet; `text_encoder` is what the first stage made, if it ran.
-
-    Raises:
-        ModelError: the base model or the weights cannot be loaded.
-    """
+    """Return the stage that trains the UNet; the text encoder embeds every prompt once and is freed."""
     encoder = load_part(base.folder, "text_encoder", torch.float32, weights=text_encoder).to(device.kind).eval()
     embeddings = cache_embeddings(encoder, load_tokenizer(base.folder), prompts)
     del encoder
     unet = load_part(base.folder, "unet", torch.float32, weights=weights)
-    _learning(unet, config)
+    _train_mode(unet, config)
 
     def embed(_trained: Any, prompts: Sequence[str]) -> torch.Tensor:
         return torch.stack([embeddings[prompt] for prompt in prompts]).to(device.kind)
@@ -151,28 +172,23 @@ def unet_stage(
     return Stage("unet", {"unet": config.unet}, {"unet": unet}, unet, embed)
 
 
-def joint_stage(
+def _joint_stage(
     base: BaseModel, config: Config, device: Device, weights: Path | None, text_encoder: Path | None
 ) -> Stage:
-    """The UNet trains, and the text encoder beside it until its own steps are over; each has its own rate.
+    """Return the stage that trains the UNet, and with it the text encoder until its own steps are over.
 
-    Steps that the stage was extended by are the UNet's alone, unless the text encoder has some of its own left.
-
-    `weights` and `text_encoder` continue from a checkpoint's UNet and text encoder.
-
-    Raises:
-        ModelError: the base model or the weights cannot be loaded.
+    Extensions train the UNet alone, unless the text encoder has own steps left.
     """
     unet = load_part(base.folder, "unet", torch.float32, weights=weights)
     encoder = load_part(base.folder, "text_encoder", torch.float32, weights=text_encoder)
-    _learning(unet, config)
-    _learning(encoder, config)
+    _train_mode(unet, config)
+    _train_mode(encoder, config)
     settings: dict[str, TextEncoderConfig | UNetConfig] = {"unet": config.unet, "text_encoder": config.text_encoder}
     return Stage("unet", settings, {"unet": unet, "text_encoder": encoder}, unet, _embedder(base, device))
 
 
 def _embedder(base: BaseModel, device: Device) -> Callable[[Any, Sequence[str]], torch.Tensor]:
-    """Embeds prompts by the text encoder as it is."""
+    """Return an `embed` that runs the text encoder in its present state."""
     tokenizer = load_tokenizer(base.folder)
 
     def embed(trained: Any, prompts: Sequence[str]) -> torch.Tensor:
@@ -182,7 +198,7 @@ def _embedder(base: BaseModel, device: Device) -> Callable[[Any, Sequence[str]],
     return embed
 
 
-def _learning(module: Any, config: Config) -> None:
+def _train_mode(module: Any, config: Config) -> None:
     module.requires_grad_(True).train()
     if config.gradient_checkpointing:
         enable = getattr(module, "enable_gradient_checkpointing", None) or module.gradient_checkpointing_enable

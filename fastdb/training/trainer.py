@@ -1,91 +1,98 @@
-"""The trainer: everything one life of it does, from the session it opens to the end it reports."""
+"""The trainer of a session, from the plan to the end of the run."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import torch
 from accelerate import Accelerator
+from diffusers import DDPMScheduler
 
 from fastdb.checkpoints.checkpoint import clear_unfinished, newest
 from fastdb.checkpoints.compressed_checkpoint import raw_files
 from fastdb.checkpoints.progress import STAGES, Standing, standing, steps_of
 from fastdb.checkpoints.publisher_process import Publisher
 from fastdb.errors import FastDBError, StorageError, TrainingError
-from fastdb.runtime.device import release_memory
+from fastdb.inference.engine import Engine
+from fastdb.models.loading import load_scheduler
+from fastdb.reporting import Note
+from fastdb.runtime.device import explain_out_of_memory, release_memory
 from fastdb.sessions.events import Emit
 from fastdb.sessions.file_hashes import changes
 from fastdb.sessions.lease import Guard
 from fastdb.sessions.session import Session
-from fastdb.training.batches import Batches, Group
+from fastdb.training.batches import Batches, Group, every_prompt
 from fastdb.training.checkpointing import Saver, restore
+from fastdb.training.class_images import ClassImage, class_images
 from fastdb.training.loop import Loop
-from fastdb.training.observers import Observers
+from fastdb.training.observers import Observers, Sampler
 from fastdb.training.optimizers import make_optimizer
 from fastdb.training.preflight import check_recipes, check_resume, make_recipe
-from fastdb.training.prepare import Preparation, image_groups, look, prior_images, settle, tell_long_prompts
-from fastdb.training.samples import Sampler
+from fastdb.training.prepare import Preparation, image_groups, plan_run, progress_events, settle
 from fastdb.training.stages import build_stage
+
+_OUT_OF_MEMORY = "Set gradient_checkpointing=true and run the same command again; the last checkpoint is good."
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """Trains a session from where it stands. `stop` may be set by a signal at any time.
+    """Trains a session from its present state; only for the process that holds the session's lock.
 
-    Only the one process that holds the session's lock may run this; `lease` says whether the session is still its own.
+    Attributes:
+        stop: set by a signal to save a checkpoint and stop.
+        leave: set by a second signal to stop before that is published, which then happens in the background.
+        lease: guards the session against trainers on other machines.
     """
 
     session: Session
     emit: Emit
     stop: threading.Event
     leave: threading.Event = field(default_factory=threading.Event)
-    """Set where even what is saved is not to be waited for: it is published in the background then."""
     lease: Guard = field(default_factory=Guard)
 
     def run(self) -> str:
-        """Train until everything is done or `stop` is set; returns "finished" or "stopped".
+        """Train until everything is done or `stop` is set; return "finished" or "stopped".
 
         Raises:
-            FastDBError: training cannot start or go on; checkpoints made so far are good.
+            FastDBError: training cannot start or resume; checkpoints made so far are good.
             SessionBusy: another machine has taken the session over.
         """
         session = self.session
         self.lease.check()
         clear_unfinished(session.local_checkpoints)
-        prepared, stands, plan = look(session, self.emit)
-        # A later stage's checkpoint is among them even where an earlier stage has to go on first.
+        prepared, stands, plan = plan_run(session, self.emit)
+        # Includes a checkpoint of a later stage, even if an earlier stage has to be trained first.
         check_resume(session, prepared.images)
         check_recipes(stands.checkpoints.values(), make_recipe(session, prepared.images, None), session.name)
         publisher = Publisher(session, prepared.base.folder, self.emit, self.lease)
-        if plan.stage is None:
+        if all(stage.done >= stage.steps for stage in plan.stages.values()):
             publisher.finish(self.leave.is_set)
             return "finished"
         publisher.wake_if_pending()
         settle(prepared, stands, self.emit)
-        with want_of_memory_explained():
-            prior = prior_images(prepared, self.emit, lambda: self.stop.is_set() or not self.lease.holds())
+        with explain_out_of_memory("training", _OUT_OF_MEMORY):
+            prior = self._class_images(prepared)
         self.lease.check()
         if self.stop.is_set():
             return "stopped"
         if prior and stands.last is None:
-            # From the first checkpoint on the recipe holds their hashes.
+            # After the first checkpoint, its recipe has their hashes.
             for note in changes(session.path, within=[session.class_images.name]):
-                self.emit("note", kind=note.kind, subject=note.subject, reason=note.reason)
+                self.emit("note", **asdict(note))
         recipe = make_recipe(session, prepared.images, prior)
         check_recipes(stands.checkpoints.values(), recipe, session.name)
         session = session.with_run_begun(plan.begins)
         try:
-            with want_of_memory_explained():
+            with explain_out_of_memory("training", _OUT_OF_MEMORY):
                 groups = image_groups(prepared, prior, self.emit)
                 outcome = self._stages(prepared, stands, recipe, groups, publisher)
             leaving = self.leave if outcome == "stopped" else self.stop
             publisher.finish(lambda: leaving.is_set() or self.leave.is_set())
         except Exception as error:
-            # On a full disk the history cannot be written either, and the first fault is the one to tell.
+            # On a full disk the history cannot be written either; the first error is the one to report.
             with suppress(FastDBError):
                 self.lease.check()
                 session.with_run_ended("failed" if isinstance(error, FastDBError) else "crashed")
@@ -93,6 +100,17 @@ class Trainer:
         self.lease.check()
         session.with_run_ended(outcome)
         return outcome
+
+    def _class_images(self, prepared: Preparation) -> list[ClassImage]:
+        images, note = class_images(
+            prepared.session,
+            lambda: Engine.from_base(prepared.base, device=prepared.device),
+            progress_events(self.emit, "class images"),
+            lambda: self.stop.is_set() or not self.lease.holds(),
+        )
+        if note is not None:
+            self.emit("note", **asdict(note))
+        return images
 
     def _stages(
         self,
@@ -102,39 +120,36 @@ class Trainer:
         groups: tuple[Group, ...],
         publisher: Publisher,
     ) -> str:
-        """Run each stage that is not over."""
-        tell_long_prompts(prepared, groups, self.emit)
+        """Run each stage that has steps left."""
         for name in STAGES:
             steps = steps_of(prepared.session, name)
             if stands.done(name) >= steps:
                 continue
             if self.stop.is_set():
                 return "stopped"
-            done = self._stage(name, prepared, stands, recipe, groups, publisher)
-            # All that the stage held is free again before the next one loads.
+            done = self._stage(name, prepared, stands, recipe, groups, publisher.wake)
+            # Free the stage's memory before the next stage loads.
             release_memory()
             if done < steps:
                 return "stopped"
             self.lease.check()
-            stands = self._now(name, prepared.session, stands)
+            stands = self._standing_after(name, prepared.session, stands)
             check_recipes(stands.checkpoints.values(), recipe, prepared.session.name)
             if stands.done(name) < steps:
                 raise TrainingError(
-                    "its last checkpoint does not verify when read back",
+                    "the last checkpoint is damaged when read back",
                     where=f"{name} stage",
                     fix="Check the disk and run the same command again.",
                 )
         return "finished"
 
     @staticmethod
-    def _now(ended: str, session: Session, before: Standing) -> Standing:
-        """Where training stands when a stage has ended: the next begins from what lies on the disk, whether this
-        process wrote it or another.
-        """
+    def _standing_after(ended: str, session: Session, before: Standing) -> Standing:
+        """Return the state that the next stage begins from, which is read from the disk in every case."""
         try:
             return standing(session)
         except StorageError:
-            # The session's disk is away. What it has of the next stage, if anything, is then trained again.
+            # The session's disk is away. If it has checkpoints of the next stage, those steps are trained again.
             last, _ = newest(session.local_checkpoints, ended, session.record.lineage)
             return replace(before, checkpoints={**before.checkpoints, **({ended: last} if last else {})})
 
@@ -145,11 +160,12 @@ class Trainer:
         stands: Standing,
         recipe: dict[str, Any],
         groups: tuple[Group, ...],
-        publisher: Publisher,
+        saved: Callable[[], None],
     ) -> int:
-        """Run one stage from its newest checkpoint on; returns the steps done in it."""
-        accelerator = new_accelerator(prepared)
-        session, config, schedule = prepared.session, prepared.session.config, prepared.noise_schedule()
+        """Run one stage from its newest checkpoint and return the steps done in it."""
+        accelerator = _new_accelerator(prepared)
+        base, session, config = prepared.base, prepared.session, prepared.session.config
+        schedule = DDPMScheduler.from_config(load_scheduler(base.folder).config)
         batches = Batches(
             groups,
             seed=config.seed,
@@ -159,21 +175,20 @@ class Trainer:
             process=accelerator.process_index,
             processes=accelerator.num_processes,
         )
-        sampler = Sampler(session, prepared.base, batches.prompts, self.emit)
-        prompts = [*batches.prompts, *sampler.prompts, ""]
-        weights = raw_files(stands.training_weights, prepared.base.folder)
-        stage = build_stage(name, prepared.base, config, prepared.device, weights, prompts)
-        groups_of_weights = [module.parameters() for module in stage.trained.values()]
-        optimizer = make_optimizer(prepared.optimizer, groups_of_weights, config.optimizer)
+        prompts = every_prompt(groups)
+        sampler = Sampler(session, base, prompts, self.emit)
+        weights = raw_files(stands.training_weights, base.folder)
+        stage = build_stage(name, base, config, prepared.device, weights, [*prompts, *sampler.prompts, ""])
+        parameters = [module.parameters() for module in stage.trained.values()]
+        optimizer = make_optimizer(prepared.optimizer, parameters, config.optimizer)
         optimizer = stage.prepare(accelerator, optimizer)
         if name in stands.checkpoints:
-            restore(stands.checkpoints[name], stage, optimizer, accelerator, prepared.base.folder)
+            restore(stands.checkpoints[name], stage, optimizer, accelerator, base.folder)
         loop = Loop(accelerator, stage, optimizer, batches, schedule, config)
-        if prepared.device.kind != "cpu" and (cannot := loop.probe()):
-            told = f"a resumed run will equal an uninterrupted one up to rounding, not to the bit: {cannot}"
-            self.emit("warning", message=told)
+        if prepared.device.kind != "cpu" and (operation := loop.probe()):
+            self.emit("note", **asdict(Note("not deterministic", reason=operation)))
         self.emit("stage", stage=name, step=stands.done(name), steps=stage.steps)
-        saver = Saver(session, recipe, prepared.host, self.emit, publisher.wake)
+        saver = Saver(session, recipe, prepared.host, self.emit, saved)
         observers = Observers(loop, saver, sampler, self.emit, self.stop, self.lease)
         try:
             return loop.run(stands.done(name), observers.after_step)
@@ -181,28 +196,11 @@ class Trainer:
             saver.wait()
 
 
-@contextmanager
-def want_of_memory_explained() -> Iterator[None]:
-    """Turn the GPU's want of memory into one line with what can be done, all of which a stage may go on with.
+def _new_accelerator(prepared: Preparation) -> Accelerator:
+    """Return a fresh accelerator for one stage.
 
-    Raises:
-        TrainingError: instead of torch's error.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(
-            f"the GPU's memory is too small for it ({str(error).splitlines()[0][:120]})",
-            where="training",
-            fix="Set gradient_checkpointing=true and run the same command again; the last checkpoint is still good.",
-        ) from error
-
-
-def new_accelerator(prepared: Preparation) -> Accelerator:
-    """A fresh accelerator for one stage.
-
-    One that has served before would bring its gradient scaler's state along, which a run that begins
-    between the stages does not have.
+    A used accelerator would carry over its gradient scaler's state, which a run that begins between the stages does not
+    have.
     """
     return Accelerator(
         mixed_precision={"fp32": "no"}.get(prepared.device.precision, prepared.device.precision),

@@ -331,7 +331,7 @@ def test_pictures_go_where_they_are_wanted(trained: Session, tmp_path: Path) -> 
         ({"sampler": "euler b"}, "sampler 'euler b': there is no such sampler. Did you mean Euler a?"),
         ({"steps": 0}, "steps: 0 is not between 1 and 1000"),
         ({"guidance": -1.0}, "guidance: -1.0 is not between 0 and 50"),
-        ({"width": 65}, "width: 65 is no multiple of 8"),
+        ({"width": 65}, "width: 65 is not a multiple of 8"),
     ],
 )
 def test_a_request_that_cannot_be_is_said_before_a_model_is_loaded(

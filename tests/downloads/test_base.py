@@ -81,7 +81,7 @@ def test_weights_downloaded_again_must_be_the_same(
     weights = next(name for name in hub.repositories[NAME] if name.startswith("vae/") and name.endswith(".safetensors"))
     data = hub.repositories[NAME][weights]
     hub.repositories[NAME][weights] = data[:-1] + bytes([data[-1] ^ 1])
-    with pytest.raises(TrainingError, match="its weights are not those this session began with"):
+    with pytest.raises(TrainingError, match="this base model has other weights than the session began with"):
         check_base(session, ensure_base(session))
 
 

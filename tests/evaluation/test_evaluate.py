@@ -103,7 +103,7 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: Any, **__: Any) -> Engine:
         raise AssertionError("an engine was loaded")
 
-    monkeypatch.setattr(Engine, "from_folder", load)
+    monkeypatch.setattr(Engine, "from_base", load)
     monkeypatch.setattr(Engine, "from_export", load)
 
 
@@ -386,7 +386,7 @@ def test_a_session_without_instance_images_is_refused(session: Session, again: C
 def test_another_base_model_is_refused(session: Session, again: Callable[..., Report]) -> None:
     record = session.path / "session.yaml"
     record.write_text(record.read_text().replace(session.record.base_model.fingerprint, "a" * 64))
-    assert "its weights are not those this session began with" in refusal(lambda: again(session), TrainingError)
+    assert "this base model has other weights than the session" in refusal(lambda: again(session), TrainingError)
 
 
 def test_a_session_that_is_being_trained_is_refused(session: Session, again: Callable[..., Report]) -> None:

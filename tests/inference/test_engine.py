@@ -19,6 +19,7 @@ from fastdb.checkpoints.progress import standing
 from fastdb.errors import ConfigError, ModelError
 from fastdb.inference.engine import Engine, Request
 from fastdb.inference.samplers import SAMPLERS, make_sampler
+from fastdb.models.diffusers_folder import open_base_model
 from fastdb.models.loading import load_part, load_scheduler, load_tokenizer
 from fastdb.sessions.session import Session
 from fastdb.training.caches import cache_embeddings
@@ -156,7 +157,7 @@ def test_each_trained_part_counts(engine: Engine, learned: Session) -> None:
     weights = raw_files(standing(learned).weights, base)
     assert set(weights) == {"unet", "text_encoder"}
     chosen = [{}, {"unet": weights["unet"]}, {"text_encoder": weights["text_encoder"]}, weights]
-    drawn = [data(Engine.from_folder(base, trained=trained).generate(REQUEST))[0] for trained in chosen]
+    drawn = [data(Engine.from_base(open_base_model(base), trained=trained).generate(REQUEST))[0] for trained in chosen]
     assert len(set(drawn)) == 4
     assert drawn[3] == data(engine.generate(REQUEST))[0]
 
@@ -167,7 +168,7 @@ def test_damaged_weights_are_said(learned: Session, tmp_path: Path) -> None:
     with file.open("r+b") as opened:
         opened.truncate(100_000)
     with pytest.raises(ModelError) as caught:
-        Engine.from_folder(Path(learned.record.base_model.folder), trained={"unet": file})
+        Engine.from_base(open_base_model(Path(learned.record.base_model.folder)), trained={"unet": file})
     assert str(caught.value).startswith(f"{file}: is damaged (")
     assert str(caught.value).isprintable()
 
@@ -187,5 +188,5 @@ def test_pictures_made_together_depend_on_nothing_of_each_other(engine: Engine) 
 
 @pytest.mark.parametrize("change", [{"steps": 7}, {"guidance": 2.0}, {"width": 128}, {"sampler": "DDIM"}, {"count": 2}])
 def test_what_cannot_be_made_together_is_refused(engine: Engine, change: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="pictures made together have one size, sampler"):
+    with pytest.raises(ConfigError, match="pictures of one pass must have the same size"):
         engine.generate_together([REQUEST, replace(REQUEST, **change)])

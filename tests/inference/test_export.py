@@ -15,6 +15,7 @@ from benchmarks.export import Compared, compare, draw, requests
 from fastdb.commands import results
 from fastdb.inference.engine import Engine, Request
 from fastdb.inference.source import open_source
+from fastdb.models.diffusers_folder import open_base_model
 from fastdb.sessions.session import Session
 
 PROMPTS = ["a photo of sks cup", "sks astronaut"]
@@ -61,7 +62,7 @@ def test_the_pictures_compared_are_worth_comparing(learned: Session, engine: Eng
     assert len({picture.tobytes() for picture in bits}) == 4
     assert ((bits > 0) & (bits < 255)).mean() > 0.4
     assert abs(bits - values * 255).max() <= 0.51
-    base, _ = draw(Engine.from_folder(Path(learned.record.base_model.folder)), wanted)
+    base, _ = draw(Engine.from_base(open_base_model(Path(learned.record.base_model.folder))), wanted)
     assert np.abs(bits - base).mean() > 20
 
 

@@ -60,11 +60,12 @@ def test_it_is_said_how_far_the_session_is(session: Session) -> None:
 
 def test_an_untrained_session_draws_what_its_base_model_does(session: Session, mini: Path) -> None:
     from fastdb.inference.engine import Engine
+    from fastdb.models.diffusers_folder import open_base_model
 
     before = drawn(open_source(session, None, None))
     shutil.rmtree(session.checkpoints)
     source = open_source(session, None, None)
-    base = Engine.from_folder(mini).generate(source.request("a photo of sks cup", steps=2))[0].tobytes()
+    base = Engine.from_base(open_base_model(mini)).generate(source.request("a photo of sks cup", steps=2))[0].tobytes()
     assert drawn(source) == base != before
 
 
@@ -125,7 +126,7 @@ def refused(file: Path, base: Any) -> str:
 def test_another_base_model_is_said(exported: Path, kind: str, mini: Path, tmp_path: Path) -> None:
     wide = wider(mini, tmp_path / "wide")
     line = refused(exported / f"cup.{kind}", wide)
-    assert line.startswith(f"{exported}/cup.{kind}: cannot be loaded as a Stable Diffusion of the shape of {wide} (")
+    assert line.startswith(f"{exported}/cup.{kind}: cannot load it as a Stable Diffusion with the sizes of {wide} (")
     assert line.endswith("Name the base model it was trained from, or export it again.")
     assert "time_emb_proj" in line or "shape" in line
 
@@ -160,7 +161,7 @@ def test_a_damaged_file_is_said(
     file = tmp_path / f"bad.{kind}"
     spoil(file, (exported / f"cup.{kind}").read_bytes())
     line = refused(file, mini)
-    assert line.startswith(f"{file}: cannot be loaded as a Stable Diffusion of the shape of")
+    assert line.startswith(f"{file}: cannot load it as a Stable Diffusion with the sizes of")
 
 
 @pytest.mark.parametrize("without", ["cond_stage_model.", "first_stage_model.", "model.diffusion_model.", "nothing"])
@@ -173,13 +174,13 @@ def test_a_file_that_lacks_a_part_is_said(exported: Path, mini: Path, tmp_path: 
     if without == "nothing":
         assert open_source(str(file), mini, None).load()
     else:
-        assert "cannot be loaded as a Stable Diffusion" in refused(file, mini)
+        assert "cannot load it as a Stable Diffusion" in refused(file, mini)
 
 
 def test_a_lora_or_other_file_is_said(mini: Path, tmp_path: Path) -> None:
     file = tmp_path / "lora.safetensors"
     save_file({"lora_unet_down.lora_up.weight": torch.zeros(3)}, file)
-    assert "cannot be loaded as a Stable Diffusion" in refused(file, mini)
+    assert "cannot load it as a Stable Diffusion" in refused(file, mini)
 
 
 class Evil:

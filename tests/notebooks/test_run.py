@@ -65,7 +65,7 @@ def test_the_first_hour_and_the_next_evening(home, photos):
         assert "Opened session mug with its own base model" in text(cells["session"])
         assert "text_encoder 4/4, unet 6/6" in text(cells["session"])
         assert "'finished'" in text(second.run("train", "train"))
-        assert "unet stage: done, 6 steps" in text(cells["train"])
+        assert "UNet: done, 6 steps" in text(cells["train"])
         second.run("images", "images", "samples", "samples", "finish", "finish")
     after = contents(session)
     changed = {name for name in before | after if before.get(name) != after.get(name)}
@@ -100,7 +100,7 @@ def test_a_training_outlives_its_kernel_and_the_stop_button_saves(home, photos):
             assert stopped >= 6
             with Doing(second.interrupt, once=lambda: steps(home) > stopped):
                 second.run("train")
-            assert f"going on after step {stopped}" in text(train)
+            assert f"resuming after step {stopped}" in text(train)
             assert stop_of(session) > stopped
     finally:
         if trainer is not None:

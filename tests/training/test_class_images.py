@@ -16,6 +16,8 @@ from PIL import Image
 from fastdb.checkpoints.progress import standing
 from fastdb.errors import ImageError, TrainingError
 from fastdb.inference.engine import Engine, Request
+from fastdb.models.diffusers_folder import open_base_model
+from fastdb.reporting import Note
 from fastdb.runtime.device import choose_device
 from fastdb.sessions.session import Session
 from fastdb.training.batches import Batches
@@ -31,7 +33,7 @@ FEW: dict[str, Any] = {"text_encoder__steps": 0, "unet__steps": 1, "prior__steps
 
 @pytest.fixture(scope="module")
 def engine(mini: Path) -> Engine:
-    return Engine.from_folder(mini, device=choose_device())
+    return Engine.from_base(open_base_model(mini), device=choose_device())
 
 
 class Drawing:
@@ -48,7 +50,7 @@ class Drawing:
 
     def made(self, session: Session) -> dict[str, str]:
         """The class images by name with their prompts."""
-        found, self.said = class_images(
+        found, self.note = class_images(
             session,
             lambda: self,  # type: ignore[arg-type, return-value]
             lambda done, total: self.done.append((done, total)),
@@ -140,9 +142,8 @@ def test_those_made_otherwise_are_set_aside(
     drawing.made(session.with_config(session.config.changed(change)))
     kept = {name for name, data in pictures(session).items() if before[name] == data}
     assert (len(pictures(session)), len(kept)) == (3, 3 - foreign)
-    assert drawing.said == (
-        [f"class images of another prompt or other settings were moved to set-aside-1: {foreign}"] if foreign else []
-    )
+    expected = Note("class images set aside", "set-aside-1", str(foreign)) if foreign else None
+    assert drawing.note == expected
 
 
 def test_as_many_at_once_as_memory_for_four_large_ones_takes() -> None:
@@ -161,7 +162,8 @@ def test_each_is_trained_with_its_own_prompt(make_session: Made, monkeypatch: py
     monkeypatch.setattr(Batches, "at", noted)
     life = Life(session)
     assert life.run() == "finished"
-    assert any("4 class images of 3 prompts beside them" in line for line in life.said("plan")[0]["lines"])
+    plan = life.said("plan")[0]
+    assert (plan["class_images"], plan["class_prompts"]) == (4, 3)
     assert {instances for instances, _ in seen} == {1}
     assert {len(prompts) for _, prompts in seen} == {4}
     assert {prompts[0] for _, prompts in seen} == {"a photo of sks cup"}

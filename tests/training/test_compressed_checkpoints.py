@@ -287,7 +287,7 @@ def test_a_damaged_checkpoint_is_skipped_and_training_resumes(averaged: Session,
     (last.path / "unet.packed").write_bytes((last.path / "unet.packed").read_bytes()[:-1])
     life = Life(packed)
     assert life.run() == "finished"
-    assert any(f"{last.path.name}: unet.packed has" in line for line in life.said("plan")[0]["lines"])
+    assert any(f"{last.path.name}: unet.packed has" in line for line in life.findings())
     assert result(packed) == result(averaged)
 
 

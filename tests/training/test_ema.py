@@ -39,8 +39,7 @@ def averaged(make_session: Made) -> Session:
     session = make_session("averaged", **AVERAGED, **SAMPLED, checkpoints__keep_every=1)
     life = Life(session)
     assert life.run() == "finished"
-    told = "result: the running average of the UNet's weights (EMA), decay 0.3"
-    assert told in life.said("plan")[0]["lines"]
+    assert life.said("plan")[0]["ema_decay"] == 0.3
     return Session.open(session.path)
 
 

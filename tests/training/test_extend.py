@@ -47,10 +47,9 @@ def from_the_beginning(make_session: Made) -> Session:
     session = make_session("whole", **settings)
     life = Life(session)
     assert life.run() == "finished"
-    assert (
-        "unet stage: 4 steps from rate 0.0005 + 4 steps, rewarm at 0.0004 + 3 steps, decay at 0.00025 + 2 steps, "
-        "hold at 0.0001"
-    ) in life.said("plan")[0]["lines"]
+    plan = life.said("plan")[0]["stages"]["unet"]
+    assert (plan["own_steps"], plan["learning_rate"]) == (4, 5e-4)
+    assert plan["extensions"] == ("4 steps, rewarm at 0.0004", "3 steps, decay at 0.00025", "2 steps, hold at 0.0001")
     told = [
         (event["step"], event["steps"], event["learning_rate"])
         for event in life.said("step")
@@ -117,10 +116,8 @@ def test_every_count_follows(base: Session, capsys: pytest.CaptureFixture[str]) 
     assert set(need(session, _base_of(session)).checkpoints) == {"unet"}
     life = Life(session)
     assert life.run() == "finished"
-    assert life.said("plan")[0]["stages"] == {
-        "text_encoder": {"steps": 2, "done": 2},
-        "unet": {"steps": 7, "done": 4},
-    }
+    plan = {name: (stage["steps"], stage["done"]) for name, stage in life.said("plan")[0]["stages"].items()}
+    assert plan == {"text_encoder": (2, 2), "unet": (7, 4)}
     assert life.said("plan")[0]["begins"] == "unet step 4"
     assert [(event["step"], event["steps"]) for event in life.said("step")] == [(5, 7), (6, 7), (7, 7)]
     assert standing(session).checkpoints["unet"].state["steps"] == 7
@@ -227,7 +224,7 @@ def test_beside_it_the_text_encoder_trains_as_long_as_it_has_steps(make_session:
     session = training.extend(session, 3, schedule="hold", learning_rate=1e-4)
     life = Life(session)
     assert life.run() == "finished"
-    assert "text encoder: trains beside the UNet until step 3, from rate 0.0001" in life.said("plan")[0]["lines"]
+    assert life.said("plan")[0]["joint_steps"] == 3
     whole = make_session(
         "joint",
         **settings,

@@ -58,7 +58,7 @@ def test_it_goes_on_from_there_and_ends_where_it_ended(
     out = capsys.readouterr().out
     aside = session.checkpoints / "set-aside-1"
     assert f"checkpoints after step 2 of the UNet's stage are kept in {aside}\n" in out
-    assert "going on after step 2" in out
+    assert "resuming after step 2" in out
     assert [one.step for one in complete(aside)] == [3, 4, 5]
     assert (aside / "unet-000005" / "unet.packed").read_bytes() == last
     session = Session.open(session.path)
@@ -88,7 +88,7 @@ def test_from_0_the_stage_begins_again_with_what_it_is_to_have(
     ):
         interactive.train(session, settings={"unet.steps": 2, "unet.extensions": []})
     assert interactive.train(session, settings={"unet.steps": 2, "unet.extensions": []}, from_step=0) == "finished"
-    assert "text_encoder stage: done, 2 steps" in capsys.readouterr().out
+    assert "Text encoder: done, 2 steps" in capsys.readouterr().out
     assert steps(session) == [1, 2]
     assert {name: data for name, data in tree(session).items() if "text_encoder-" in name} == encoder
     capsys.readouterr()

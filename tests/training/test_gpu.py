@@ -31,7 +31,7 @@ def test_resume_is_exact_on_a_gpu(make_session: Callable[..., Session], optimize
     assert Life(other, until=at("unet", 5)).run() == "stopped"
     last = Life(other)
     assert last.run() == "finished"
-    assert not last.said("warning")
+    assert not last.findings()
     assert result(one) == result(other)
 
 
@@ -63,7 +63,7 @@ def test_no_operation_lacks_a_deterministic_form(make_session: Callable[..., Ses
     make_deterministic(choose_device())
     life = Life(make_session("deterministic", text_encoder__steps=1, unet__steps=1))
     assert life.run() == "finished"
-    assert not life.said("warning")
+    assert not life.findings()
 
 
 class Hollow:

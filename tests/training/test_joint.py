@@ -11,6 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from diffusers import DDPMScheduler
 from safetensors.torch import load_file
 
 from fastdb import interactive
@@ -20,12 +21,12 @@ from fastdb.checkpoints.progress import Standing, standing
 from fastdb.commands import training
 from fastdb.errors import TrainingError
 from fastdb.inference.source import open_source
-from fastdb.models.loading import load_part, load_tokenizer
+from fastdb.models.loading import load_part, load_scheduler, load_tokenizer
 from fastdb.models.resolve import ensure_base
 from fastdb.sessions.session import Session
 from fastdb.training.batches import Batches
 from fastdb.training.caches import token_ids
-from fastdb.training.prepare import image_groups, look
+from fastdb.training.prepare import image_groups, plan_run
 from tests.other_models import originals
 from tests.training.conftest import raw, result
 from tests.training.test_trainer import Life, at
@@ -45,12 +46,10 @@ def joint(make_session: Made) -> Session:
     session = make_session("joint", **JOINT, checkpoints__keep_every=1)
     life = Life(session)
     assert life.run() == "finished"
-    lines = life.said("plan")[0]["lines"]
-    assert lines[:3] == [
-        "text_encoder stage: none, it trains in the unet stage",
-        "unet stage: 7 steps from rate 0.0005",
-        "text encoder: trains beside the UNet until step 4, from rate 0.0001",
-    ]
+    plan = life.said("plan")[0]
+    assert plan["stages"]["text_encoder"]["steps"] == 0
+    assert (plan["stages"]["unet"]["steps"], plan["stages"]["unet"]["learning_rate"]) == (7, 5e-4)
+    assert (plan["joint_steps"], plan["joint_learning_rate"]) == (4, 1e-4)
     assert {event["stage"] for event in life.said("step")} == {"unet"}
     assert life.said("step")[0]["learning_rate"] == pytest.approx(5e-4)
     return Session.open(session.path)
@@ -86,11 +85,11 @@ def test_once_it_stands_still_it_has_no_gradient(joint: Session) -> None:
 def test_its_steps_are_those_written_out_by_hand(joint: Session, mini: Path) -> None:
     """The same batches through two AdamW of torch, one a part, with one norm clipped over both and two rates."""
     config = joint.config
-    prepared = look(joint, lambda *_, **__: None)[0]
+    prepared = plan_run(joint, lambda *_, **__: None)[0]
     groups = image_groups(prepared, [], lambda *_, **__: None)
     batches = Batches(groups, seed=config.seed, stage="unet", microbatches=1, timesteps=1000)
     unet, encoder = load_part(mini, "unet").train(), load_part(mini, "text_encoder").train()
-    tokenizer, schedule = load_tokenizer(mini), prepared.noise_schedule()
+    tokenizer, schedule = load_tokenizer(mini), DDPMScheduler.from_config(load_scheduler(mini).config)
     parts = {"unet": (unet, 5e-4, 7), "text_encoder": (encoder, 1e-4, 4)}
     optimizers = {part: torch.optim.AdamW(module.parameters()) for part, (module, _, _) in parts.items()}
     for step in range(6):
@@ -194,7 +193,7 @@ def test_more_steps_than_the_unet_has_train_it_to_the_end(make_session: Made) ->
     session = make_session("longer", **{**JOINT, "text_encoder__steps": 350, "unet__steps": 2})
     life = Life(session)
     assert life.run() == "finished"
-    assert "text encoder: trains beside the UNet until step 2, from rate 0.0001" in life.said("plan")[0]["lines"]
+    assert life.said("plan")[0]["joint_steps"] == 2
 
 
 def test_no_steps_for_the_unet_leave_nothing_to_train(make_session: Made) -> None:

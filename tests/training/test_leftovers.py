@@ -16,6 +16,7 @@ from fastdb.sessions.session import Session
 from fastdb.training import process
 from tests.leftovers import CASES, expected
 from tests.training.conftest import outcome, result
+from tests.training.test_trainer import findings
 
 USUAL = ["wrong hash"]
 
@@ -53,8 +54,7 @@ def test_it_goes_on_from_before_and_ends_in_the_same(
     kept = {data for path in left for data in contents(path)}
     running = process.start(session)
     events = list(running.follow())
-    [plan] = [event for event in events if event["event"] == "plan"]
-    assert any(f": {expected(CASES[name], last, '.packed')}" in line for line in plan["lines"])
+    assert any(f": {expected(CASES[name], last, '.packed')}" in line for line in findings(events))
     assert events[-1]["outcome"] == "finished"
     assert result(session) == result(straight)
     assert kept <= contents(session.path)
@@ -71,8 +71,7 @@ def test_a_checkpoint_of_another_session_is_skipped(
     shutil.copytree(other.checkpoints / "unet-000004", session.checkpoints / "unet-000004")
     theirs = contents(session.checkpoints / "unet-000004")
     events = list(process.start(session).follow())
-    [plan] = [event for event in events if event["event"] == "plan"]
-    assert any("unet-000004: it belongs to another session or to an" in line for line in plan["lines"])
+    assert any("unet-000004: it belongs to another session or to an" in line for line in findings(events))
     assert events[-1]["outcome"] == "finished"
     assert result(session) == result(straight)
     assert theirs <= contents(session.path)

@@ -9,7 +9,6 @@ torch = pytest.importorskip("torch")
 from diffusers import DDPMScheduler
 
 from fastdb.training.loss import add_noise, denoising_loss, timestep_weights
-from fastdb.training.schedules import linear_rate
 
 SD1 = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
 
@@ -77,7 +76,3 @@ def test_the_class_images_error_is_weighted_and_apart() -> None:
     assert (float(instance), float(prior), float(loss)) == (4.0, 9.0, 8.5)
     alone = denoising_loss(prediction[:2], target[:2], instances=2, prior_weight=0.5)
     assert [float(part) for part in alone] == [4.0, 4.0, 0.0]
-
-
-def test_the_rate_falls_linearly_to_nothing() -> None:
-    assert [linear_rate(1.0, step, 4) for step in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]

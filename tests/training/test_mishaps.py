@@ -22,7 +22,7 @@ from fastdb.errors import StorageError, TrainingError
 from fastdb.sessions.events import EventLog, follow_events, read_events
 from fastdb.sessions.session import Session
 from fastdb.training import trainer as trainer_room
-from fastdb.training.samples import Sampler
+from fastdb.training.observers import Sampler
 from tests.training.conftest import result
 from tests.training.test_trainer import Life, at
 
@@ -32,14 +32,14 @@ SHORT: dict[str, Any] = {"text_encoder__steps": 3, "unet__steps": 5, "prior__cla
 
 def test_a_gradient_scaler_is_not_carried_into_the_next_stage(make_session: Made, monkeypatch: Any) -> None:
     """On a T4 every run has one. Here a real one is put into a run on the CPU, with a scale that grows every step."""
-    honest = trainer_room.new_accelerator
+    honest = trainer_room._new_accelerator
 
     def scaled(prepared: Any) -> Accelerator:
         accelerator = honest(prepared)
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1)
         return accelerator
 
-    monkeypatch.setattr(trainer_room, "new_accelerator", scaled)
+    monkeypatch.setattr(trainer_room, "_new_accelerator", scaled)
     one, other = make_session("scaled", **SHORT), make_session("scaled2", **SHORT)
     assert Life(one).run() == "finished"
     assert Life(other, until=at("text_encoder", 3)).run() == "stopped"
@@ -78,11 +78,12 @@ def test_a_stage_goes_on_with_the_optimizer_it_began_with(make_session: Made, mo
     pytest.importorskip("bitsandbytes")
     session = make_session("kinds", **SHORT)
     assert Life(session, until=at("unet", 2)).run() == "stopped"
-    with pytest.raises(TrainingError, match="the stage began with adamw, whose moments adamw8bit cannot take over"):
+    with pytest.raises(TrainingError, match="began with adamw, and adamw8bit cannot continue from its moments"):
         Life(session.with_config(session.config.changed({"optimizer.name": "adamw8bit"}))).run()
     life = Life(session.with_config(session.config.changed({"optimizer.name": "auto"})))
     assert life.run() == "finished"
-    assert any("adamw (the stage began with it)" in line for line in life.said("plan")[0]["lines"])
+    plan = life.said("plan")[0]
+    assert (plan["optimizer"], plan["optimizer_reason"]) == ("adamw", "the stage began with it")
 
 
 def test_what_fits_a_recipe_to_a_machine_may_change_and_is_told(make_session: Made) -> None:
@@ -90,7 +91,10 @@ def test_what_fits_a_recipe_to_a_machine_may_change_and_is_told(make_session: Ma
     assert Life(session, until=at("unet", 2)).run() == "stopped"
     life = Life(session.with_config(session.config.changed({"gradient_checkpointing": True})))
     assert life.run() == "finished"
-    assert "gradient checkpointing False -> True" in life.said("warning")[0]["message"]
+    assert life.findings() == [
+        "Resuming with different hardware or precision (gradient checkpointing False -> True); "
+        "results match only up to rounding"
+    ]
 
 
 def test_a_finished_session_does_not_claim_settings_it_was_not_trained_with(make_session: Made) -> None:
@@ -123,8 +127,7 @@ def test_class_images_of_another_prompt_are_set_aside(make_session: Made, photos
     assert own.exists()
     with Image.open(session.class_images / "class-0001.png") as picture:
         assert picture.info["parameters"].startswith("a photo of a zebra\n")
-    told = "class images of another prompt or other settings were moved to set-aside-1: 1"
-    assert life.said("warning")[0]["message"] == told
+    assert life.findings()[0] == "Moved 1 class images of another prompt or other settings to set-aside-1"
 
 
 def test_a_persons_edit_of_session_yaml_during_training_stays(make_session: Made) -> None:
@@ -146,10 +149,10 @@ def test_a_sample_that_cannot_be_made_does_not_end_the_training(make_session: Ma
     def full(self: Sampler, *_: Any) -> None:
         raise StorageError("the disk is full", where="samples")
 
-    monkeypatch.setattr(Sampler, "_one", full)
+    monkeypatch.setattr(Sampler, "_write", full)
     life = Life(make_session("unsampled", **SHORT, samples__every_steps=4))
     assert life.run() == "finished"
-    assert life.said("warning")[-1]["message"] == "no samples of step 5: samples: the disk is full"
+    assert life.findings()[-1] == "No samples of step 5: samples: the disk is full"
 
 
 def test_a_bug_is_noted_in_the_history(make_session: Made, monkeypatch: Any) -> None:
@@ -222,4 +225,4 @@ def test_a_prompt_that_is_cut_is_told(make_session: Made) -> None:
     session = make_session("long", **SHORT, captions__instance_prompt="a photo of sks cup " + "on a red table " * 30)
     life = Life(session, until=at("text_encoder", 1))
     assert life.run() == "stopped"
-    assert "a prompt has more than 77 tokens and is cut" in life.said("warning")[0]["message"]
+    assert "is longer than 77 tokens; its end is ignored" in life.findings()[0]

@@ -8,9 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastdb.training.batches import Batches, Group
+from fastdb.training.batches import Batches, Group, every_prompt, generator
 from fastdb.training.caches import LatentCache
-from fastdb.training.randomness import generator, image_at
 
 
 def batches(size: int = 2, class_size: int = 0, dropout: float = 0.0, **changes: object) -> Batches:
@@ -75,7 +74,8 @@ def test_as_many_class_images_as_asked_for_and_the_instance_images_as_before() -
     assert torch.equal(many.latents[0], few.latents[0])
     # An epoch of five class images is five rows, whatever the instance images' count.
     rows = [batches(size=1, class_size=3).at(step, micro) for step in range(5) for micro in range(2)]
-    seen = [image_at(3, "unet", "class", position, 5) for position in range(30)]
+    order = [torch.randperm(5, generator=generator(3, "unet", "class", "order", epoch)).tolist() for epoch in range(6)]
+    seen = [image for epoch in order for image in epoch]
     latents = torch.cat([batch.latents[1:] for batch in rows])
     drawn = torch.stack([draw_of(row // 6, row // 3 % 2, row % 3, seen[row]) for row in range(30)])
     assert torch.equal(latents, drawn)
@@ -96,7 +96,7 @@ def test_captions_are_left_out_in_their_share_of_the_turns_and_nothing_else_chan
     assert abs(dropped / (kept + dropped) - 0.3) < 4 * (0.3 * 0.7 / 400) ** 0.5
     assert {turn for turn in turns if turn.startswith("bare")} == {f"bare {number}" for number in range(5)}
     assert turns == [turn for step in range(100) for turn in batches(size=4, dropout=0.3).at(step, 1).prompts[:4]]
-    assert set(batches(dropout=0.3).prompts) >= set(turns), "all are embedded beforehand"
+    assert set(every_prompt(batches(dropout=0.3).groups)) >= set(turns), "all are embedded beforehand"
     assert batches(size=4, dropout=1.0).at(0, 0).prompts[0].startswith("bare")
 
 
@@ -109,10 +109,10 @@ def draw_of(step: int, microbatch: int, sample: int, image: int) -> torch.Tensor
 
 
 def test_every_epoch_shows_every_image_once() -> None:
-    seen = [image_at(3, "unet", "instance", position, 7) for position in range(7 * 20)]
-    for epoch in range(20):
-        assert sorted(seen[epoch * 7 : epoch * 7 + 7]) == list(range(7))
-    assert len({tuple(seen[epoch * 7 : epoch * 7 + 7]) for epoch in range(20)}) > 15
+    drawn = [batches(size=1).at(step, micro).prompts[0] for step in range(50) for micro in range(2)]
+    epochs = [tuple(drawn[start : start + 5]) for start in range(0, 100, 5)]
+    assert all(sorted(epoch) == [f"prompt {number}" for number in range(5)] for epoch in epochs)
+    assert len(set(epochs)) > 12
 
 
 def test_timesteps_are_uniform_and_noise_is_normal() -> None:

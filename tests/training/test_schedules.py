@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdb.config import Config, Extension, TextEncoderConfig, UNetConfig
-from fastdb.training.schedules import default_peak, extension_rate, rate_at
+from fastdb.training.schedules import default_peak, rate_at
 
 PEAKS = st.floats(1e-9, 0.1)
 EXTENSIONS = st.builds(
@@ -26,8 +26,9 @@ UNETS = st.builds(
 
 
 def extension(steps: int, schedule: Any, peak: float = 1.0) -> list[float]:
-    one = Extension.model_construct(steps=steps, schedule=schedule, learning_rate=peak)
-    return [extension_rate(one, step) for step in range(steps)]
+    extended = Extension.model_construct(steps=steps, schedule=schedule, learning_rate=peak)
+    config = UNetConfig.model_construct(steps=0, learning_rate=1.0, extensions=(extended,))
+    return [rate_at(config, step) for step in range(steps)]
 
 
 def rates(config: UNetConfig) -> list[float]:

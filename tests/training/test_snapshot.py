@@ -8,8 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastdb.training import snapshot
-from fastdb.training.snapshot import RESERVE, Snapshot
+from fastdb.training import checkpointing
+from fastdb.training.checkpointing import RESERVE, Snapshot
 
 
 def contents() -> dict[str, dict[str, Any]]:
@@ -19,13 +19,13 @@ def contents() -> dict[str, dict[str, Any]]:
     }
 
 
-@pytest.mark.parametrize("ready", [True, False], ids=["made ready", "not made ready"])
+@pytest.mark.parametrize("ready", [True, False], ids=["preallocated", "not preallocated"])
 def test_a_copy_stays_as_it_was_and_its_memory_is_used_again(ready: bool) -> None:
     live, taken = contents(), Snapshot()
     if ready:
-        taken.make_ready(live)
-        taken.make_ready(live)
-    copied = taken.of(live)
+        taken.preallocate(live)
+        taken.preallocate(live)
+    copied = taken.copy(live)
     assert copied is not None
     places = {}
     for file, tensors in live.items():
@@ -36,7 +36,7 @@ def test_a_copy_stays_as_it_was_and_its_memory_is_used_again(ready: bool) -> Non
             assert torch.equal(copied[file][name], before)
             assert copied[file][name].dtype == before.dtype
             places[file, name] = copied[file][name].data_ptr()
-    again = taken.of(live)
+    again = taken.copy(live)
     assert again is not None
     for (file, name), place in places.items():
         assert again[file][name].data_ptr() == place
@@ -45,19 +45,19 @@ def test_a_copy_stays_as_it_was_and_its_memory_is_used_again(ready: bool) -> Non
 
 def test_another_shape_gets_memory_of_its_own() -> None:
     taken, live = Snapshot(), contents()
-    taken.make_ready(live)
+    taken.preallocate(live)
     live["optimizer.safetensors"]["a"] = torch.arange(20, dtype=torch.uint8)
     live["optimizer.safetensors"]["new"] = torch.ones(2)
-    copied = taken.of(live)
+    copied = taken.copy(live)
     assert copied is not None
     for name, tensor in live["optimizer.safetensors"].items():
         assert torch.equal(copied["optimizer.safetensors"][name], tensor)
 
 
 def test_where_memory_is_short_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot, "memory_to_be_had", lambda: RESERVE + 10)
+    monkeypatch.setattr(checkpointing, "memory_to_be_had", lambda: RESERVE + 10)
     taken = Snapshot()
-    taken.make_ready(contents())
-    assert taken.of(contents()) is None
-    monkeypatch.setattr(snapshot, "memory_to_be_had", lambda: RESERVE + 10_000)
-    assert taken.of(contents()) is not None
+    taken.preallocate(contents())
+    assert taken.copy(contents()) is None
+    monkeypatch.setattr(checkpointing, "memory_to_be_had", lambda: RESERVE + 10_000)
+    assert taken.copy(contents()) is not None

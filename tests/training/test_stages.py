@@ -14,6 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from accelerate import Accelerator
+from diffusers import DDPMScheduler
 from safetensors.torch import load_file
 
 from fastdb.checkpoints.compressed_checkpoint import raw_files
@@ -21,15 +22,15 @@ from fastdb.checkpoints.progress import standing
 from fastdb.errors import TrainingError
 from fastdb.models.diffusers_folder import open_base_model, weight_file
 from fastdb.models.layouts.layout import modern_name
-from fastdb.models.loading import load_part, load_tokenizer
+from fastdb.models.loading import load_part, load_scheduler, load_tokenizer
 from fastdb.runtime.device import choose_device
 from fastdb.sessions.session import Session
-from fastdb.training.batches import Batches
+from fastdb.training.batches import Batches, every_prompt
 from fastdb.training.caches import token_ids
 from fastdb.training.class_images import ClassImage
 from fastdb.training.loop import Loop
-from fastdb.training.prepare import image_groups, look
-from fastdb.training.stages import build_stage, unet_stage
+from fastdb.training.prepare import image_groups, plan_run
+from fastdb.training.stages import build_stage
 from fastdb.training.trainer import Trainer
 
 Made = Callable[..., Session]
@@ -119,12 +120,12 @@ def test_accumulated_gradients_equal_one_larger_batch(make_session: Made) -> Non
         for _ in range(accumulation):
             with loop.accelerator.accumulate(*loop.stage.trained.values()):
                 loop.accelerator.backward(loop.loss(batch)[0])
-        gradients.append(torch.cat([value.grad.flatten() for value in loop.stage.parameters()]))
+        gradients.append(torch.cat([value.grad.flatten() for value in loop.stage.unet.parameters()]))
     assert session.config.gradient_accumulation == 1
     assert torch.allclose(gradients[0], gradients[1], rtol=1e-4, atol=1e-7)
 
 
-def silent(kind: str, **fields: object) -> None:
+def silent(kind: str, /, **fields: object) -> None:
     """Nobody follows."""
 
 
@@ -138,15 +139,17 @@ def train(session: Session) -> Trainer:
 def a_loop(trainer: Trainer, accumulation: int = 1, weights: Path | None = None, group: str = "instance") -> Loop:
     """The loop of a session's UNet stage, with given weights and without an optimizer."""
     session = trainer.session
-    prepared = look(session, silent)[0]
+    prepared = plan_run(session, silent)[0]
     prior = [ClassImage(path, session.class_prompts[0]) for path in sorted(session.class_images.glob("*.png"))]
     groups = image_groups(prepared, prior, silent)
     groups = tuple(replace(one, size=4) for one in groups if one.name == group)
     batches = Batches(groups, seed=99, stage="test", microbatches=1, timesteps=1000)
-    prompts = [*batches.prompts, *(image.prompt for image in prepared.images)]
-    stage = unet_stage(prepared.base, session.config, prepared.device, weights, None, prompts)
+    prompts = [*every_prompt(groups), *(image.prompt for image in prepared.images)]
+    trained = {"unet": weights} if weights else {}
+    stage = build_stage("unet", prepared.base, session.config, prepared.device, trained, prompts)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
-    return Loop(accelerator, stage, None, batches, prepared.noise_schedule(), session.config)  # type: ignore[arg-type]
+    schedule = DDPMScheduler.from_config(load_scheduler(prepared.base.folder).config)
+    return Loop(accelerator, stage, None, batches, schedule, session.config)  # type: ignore[arg-type]
 
 
 @torch.no_grad()

@@ -24,8 +24,10 @@ from fastdb.checkpoints.compressed_checkpoint import raw_file
 from fastdb.checkpoints.progress import standing
 from fastdb.checkpoints.retention import KEEP
 from fastdb.commands import training
+from fastdb.console import sentence
 from fastdb.errors import FastDBError, SessionBusy, TrainingError
 from fastdb.models.resolve import ensure_base
+from fastdb.reporting import Note
 from fastdb.sessions.events import read_events
 from fastdb.sessions.session import Session
 from fastdb.training import process
@@ -48,13 +50,26 @@ class Life:
     def run(self) -> str:
         return self.trainer.run()
 
-    def _tell(self, kind: str, **fields: Any) -> None:
-        self.events.append({"event": kind, **fields})
+    def _tell(self, event: str, /, **fields: Any) -> None:
+        self.events.append({"event": event, **fields})
         if self._until(self.events[-1]):
             self._stop.set()
 
     def said(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in self.events if event["event"] == kind]
+
+    def findings(self) -> list[str]:
+        """The sentences of all notes."""
+        return findings(self.events)
+
+
+def findings(events: list[dict[str, Any]]) -> list[str]:
+    """The sentences of all notes among events."""
+    notes = [event for event in events if event["event"] in ("note", "warning")]
+    return [
+        sentence(Note(event["kind"], event["subject"], event["reason"])) if "kind" in event else event["message"]
+        for event in notes
+    ]
 
 
 def at(stage: str, step: int) -> Callable[[dict[str, Any]], bool]:
@@ -115,7 +130,7 @@ def test_captions_left_out_now_and_then_resume_exactly(make_session: Made) -> No
     one, other, always = sessions
     life = Life(one)
     assert (life.run(), Life(always).run()) == ("finished", "finished")
-    assert "captions: left out in 50% of an image's turns" in life.said("plan")[0]["lines"]
+    assert life.said("plan")[0]["captions_dropped"] == 0.5
     assert Life(other, until=at("text_encoder", 1)).run() == "stopped"
     assert Life(other, until=at("unet", 2)).run() == "stopped"
     assert Life(other).run() == "finished"
@@ -182,10 +197,9 @@ def test_a_damaged_newest_checkpoint_is_skipped_and_the_result_is_the_same(kept:
     last.write_bytes(data)
     life = Life(session)
     assert life.run() == "finished"
-    lines = life.said("plan")[0]["lines"]
-    assert "Skipping checkpoint unet-000007: unet.packed has changed since it was written" in lines
+    assert "Skipping checkpoint unet-000007: unet.packed has changed since it was written" in life.findings()
     assert life.said("stage")[0]["step"] == 6
-    assert any("set-aside-1" in event["subject"] for event in life.said("note"))
+    assert any("set-aside-1" in finding for finding in life.findings())
     assert (session.checkpoints / "set-aside-1" / "unet-000007" / "unet.packed").read_bytes() == bytes(data)
     assert result(session) == result(kept)
 
@@ -200,8 +214,7 @@ def test_of_a_damaged_checkpoint_on_this_machine_the_published_one_is_taken(make
     (local / "unet.safetensors").write_bytes(data)
     life = Life(Session.open(session.path))
     assert life.run() == "finished"
-    lines = life.said("plan")[0]["lines"]
-    assert "Skipping checkpoint unet-000002: unet.safetensors has changed since it was written" in lines
+    assert "Skipping checkpoint unet-000002: unet.safetensors has changed since it was written" in life.findings()
     assert not life.said("step")
     assert standing(session).checkpoints["unet"].path == session.checkpoints / "unet-000002"
     assert result(session) == before
@@ -270,7 +283,7 @@ def test_another_base_model_is_noticed(half: Session, mini: Path, tmp_path: Path
     other = another(mini, tmp_path / "other")
     record = half.record.base_model.model_copy(update={"folder": str(other)})
     moved = Session(half.path, half.record.model_copy(update={"base_model": record}))
-    with pytest.raises(TrainingError, match="its weights are not those this session began with"):
+    with pytest.raises(TrainingError, match="this base model has other weights than the session began with"):
         Life(moved).run()
 
 
@@ -373,7 +386,8 @@ def test_every_step_and_the_plan_are_told(straight: Session) -> None:
     log = next(straight.logs.glob("*.jsonl"))
     events = [json.loads(line) for line in log.read_text().splitlines()]
     assert events[0]["event"] == "plan"
-    assert events[0]["stages"] == {"text_encoder": {"steps": 8, "done": 0}, "unet": {"steps": 16, "done": 0}}
+    stages = {name: (stage["steps"], stage["done"]) for name, stage in events[0]["stages"].items()}
+    assert stages == {"text_encoder": (8, 0), "unet": (16, 0)}
     steps = [event for event in events if event["event"] == "step"]
     assert [(event["stage"], event["step"]) for event in steps] == [
         *(("text_encoder", step) for step in range(1, 9)),
