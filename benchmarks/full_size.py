@@ -1,9 +1,9 @@
-"""Stable Diffusion 1.5 at its full size, with random weights: does the whole journey fit, and what does it cost?
+"""Time and memory of training and export for random weights of Stable Diffusion 1.5's full size.
 
     python benchmarks/full_size.py FOLDER [--optimizer adamw8bit] [--resolution 64] [--steps 3]
 
-FOLDER needs about 25 GB. Builds the model there once, then a session of three photos that trains both stages and
-exports. Prints seconds a step (median), seconds a checkpoint, peak resident memory of the trainer's process, sizes.
+FOLDER needs about 25 GB. The script builds the model there once, then a session of three photos that trains both stages
+and exports. It prints seconds per step (median), seconds per checkpoint, the trainer's peak resident memory, and sizes.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ WIDTHS: dict[str, dict[str, Any]] = {
         "vocab_size": 49408,
     },
 }
-"""What SD 1.5's configurations say otherwise than mini's, which has its topology."""
+"""Configuration values of SD 1.5 that differ from mini's, which has the same topology."""
 
 
 def build(folder: Path) -> Path:
-    """SD 1.5's real sizes in diffusers layout, random weights in float32, with mini's tokenizer."""
+    """Write a diffusers folder with SD 1.5's real sizes, random float32 weights and mini's tokenizer."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -65,7 +65,7 @@ def build(folder: Path) -> Path:
         return folder
     mini = resolve_base("mini").folder
     shutil.copytree(mini, folder, dirs_exist_ok=True)
-    index.unlink()  # comes last, and says that all is there
+    index.unlink()  # written last, as the mark of a complete folder
     torch.manual_seed(0)
     make: dict[str, Callable[[dict[str, Any]], Any]] = {
         "unet": UNet2DConditionModel.from_config,
@@ -83,7 +83,7 @@ def build(folder: Path) -> Path:
 
 
 def photos(folder: Path) -> list[Path]:
-    """Three real photos."""
+    """Write three real photos."""
     from PIL import Image
 
     folder.mkdir(exist_ok=True)
@@ -93,7 +93,7 @@ def photos(folder: Path) -> list[Path]:
 
 
 def follow(running: process.Running) -> tuple[dict[str, list[float]], list[float], float]:
-    """Seconds of each step by stage, seconds of each checkpoint, peak resident bytes of the trainer."""
+    """Return seconds of each step by stage, seconds of each checkpoint, peak resident bytes of the trainer."""
     steps: dict[str, list[float]] = {}
     saves: list[float] = []
     peak = 0.0
@@ -112,7 +112,7 @@ def follow(running: process.Running) -> tuple[dict[str, list[float]], list[float
 
 
 def main() -> None:
-    """Run it once and print the figures."""
+    """Run the benchmark once and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--optimizer", default="adamw")

@@ -105,7 +105,7 @@ class Engine:
         """
         device = device or choose_device()
         if not file.is_file():
-            raise ModelError("there is no such file", where=file, fix="Export one with: fastdb export SESSION")
+            raise ModelError("there is no such file", where=file, fix="Create it with: fastdb export SESSION")
         open_base_model(base)
         try:
             with _quiet_diffusers():
@@ -150,7 +150,7 @@ class Engine:
         embeddings: Embeddings | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Image.Image]:
-        """Draw the pictures of a request one by one, so that each depends on its own seed alone.
+        """Draw the pictures of a request singly, so that each depends on its own seed alone.
 
         `progress(done, total)` counts sampler steps over all pictures.
         """
@@ -183,7 +183,7 @@ class Engine:
 
     @torch.no_grad()
     def generate_together(self, requests: Sequence[Request]) -> list[Image.Image]:
-        """Draw one picture per request in one pass, which is faster than one by one, above all for small pictures.
+        """Draw a picture per request in a single pass, which is faster, above all for small pictures.
 
         A picture's last bits depend on the number of requests and its place among them, but not on the prompts and
         seeds of the others.
@@ -196,9 +196,9 @@ class Engine:
             alike = replace(request, prompt=first.prompt, negative_prompt=first.negative_prompt, seed=first.seed)
             if alike != first or request.count != 1:
                 raise ConfigError(
-                    "pictures of one pass must have the same size, sampler, steps and guidance, and count 1",
+                    "pictures of a pass must have the same size, sampler, steps and guidance, and count 1",
                     where=request.prompt,
-                    fix="Draw different requests one by one.",
+                    fix="Draw different requests separately.",
                 )
         self._pipeline.scheduler = make_sampler(first.sampler, self._noise_schedule)
         pictures: list[Image.Image] = self._pipeline(

@@ -69,7 +69,7 @@ def open_source(
 def _from_file(file: Path, base: str | Path | None, progress: Progress | None) -> Source:
     """Open a model file; an export in a session uses its base model, another file is converted to a folder."""
     if not file.is_file():
-        raise ModelError("there is no such file", where=file, fix="Export one with: fastdb export SESSION")
+        raise ModelError("there is no such file", where=file, fix="Create it with: fastdb export SESSION")
     size = 512
     if (file.parent / FILE).is_file():
         session = Session.open(file.parent)

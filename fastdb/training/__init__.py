@@ -1,1 +1,1 @@
-"""Two-stage training: one loop in a process of its own that writes events."""
+"""Two-stage training in its own process, which writes events."""

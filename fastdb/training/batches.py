@@ -84,7 +84,7 @@ class Batches:
         )
 
     def _draw(self, group: Group, step: int, microbatch: int, sample: int) -> _Draw:
-        """Draw one row; `sample` is its index in the microbatch over all processes.
+        """Draw a row; `sample` is its index in the microbatch over all processes.
 
         Timesteps are uniform on 0..timesteps-1, noise is standard normal (Ho et al. 2020, algorithm 1). Images follow a
         random order that is new in every epoch, so that each epoch shows every image once.
@@ -105,7 +105,7 @@ class Batches:
 
 @dataclass(frozen=True)
 class _Draw:
-    """The random part of one row; `lot` in 0..1 decides whether its caption is dropped."""
+    """The random part of a row; `lot` in 0..1 decides whether its caption is dropped."""
 
     image: int
     timestep: int

@@ -49,9 +49,9 @@ def cache_latents(
     load_vae: Callable[[], Any],
     progress: Callable[[int, int], None],
 ) -> LatentCache:
-    """Encode images one by one, or load them from this machine's cache by the hash of pixels and VAE.
+    """Encode images, or load them from this machine's cache by the hash of pixels and VAE.
 
-    One image at a time keeps memory small and makes each result a function of its image alone.
+    Images are encoded singly, which keeps memory small and makes each result a function of its image alone.
 
     Args:
         load_vae: called only if an image is missing in the cache.

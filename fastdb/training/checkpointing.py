@@ -69,7 +69,7 @@ class Saver:
         is reported and tried again a minute later; the last checkpoint of a run is waited for.
 
         Raises:
-            StorageError: the last checkpoint cannot be written; earlier ones are untouched.
+            StorageError: the last checkpoint cannot be written; earlier checkpoints are untouched.
         """
         if not stopping and step < stage.steps and not self._preallocated:
             self._preallocated = True
@@ -205,7 +205,7 @@ class Saver:
 
 
 class Snapshot:
-    """Memory for copies of one stage's state, allocated once, because fresh pages cost more than the copying."""
+    """Memory for copies of a stage's state, allocated once, because fresh pages cost more than the copying."""
 
     def __init__(self) -> None:
         self._copies: dict[str, dict[str, torch.Tensor]] = {}

@@ -38,7 +38,7 @@ def class_images(
     progress: Progress,
     stopping: Callable[[], bool],
 ) -> tuple[list[ClassImage], Note | None]:
-    """Return the session's class images, and generate the missing ones.
+    """Return the session's class images, generating those that are missing.
 
     A person's own pictures in the folder count; their prompt is `<stem>.txt`, else the first prompt. Each generated
     image is a function of the settings and its number alone, so an interrupted generation continues. Images that the
@@ -98,7 +98,7 @@ def _make(
 
 
 def group_size(resolution: int) -> int:
-    """Return the number of class images of a resolution in one pass, 4 of 512 px and at most 8."""
+    """Return the number of class images of a resolution per pass, 4 of 512 px and at most 8."""
     return max(1, min(8, 4 * 512**2 // resolution**2))
 
 

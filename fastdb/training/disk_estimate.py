@@ -42,10 +42,10 @@ class Need:
     """Bytes that a run needs.
 
     Attributes:
-        here: of one raw checkpoint on this machine's disk, by the name of each stage that has steps left.
+        here: of a raw checkpoint on this machine's disk, by the name of each stage that has steps left.
         checkpoints: of the same checkpoint on the session's disk, compressed, estimated from above.
-        first: the minimum on the session's disk: missing class images and one checkpoint of each of these stages.
-        most: the maximum there beside its present files: kept checkpoints, one more while it is written, the export.
+        first: the minimum on the session's disk: missing class images and a checkpoint of each of these stages.
+        most: the maximum there beside its present files: kept checkpoints, another while it is written, the export.
         optimizer: whose moments were counted.
     """
 
@@ -95,7 +95,7 @@ def need(session: Session, base: Path, restart: bool = False, from_step: int | N
 def check_space(session: Session, base: Path, restart: bool = False, from_step: int | None = None) -> Note | None:
     """Raise if a run's first checkpoints do not fit on the disk; return a note if space is tight.
 
-    Checkpoints that exist are not needed again, and unfinished ones of a killed trainer will be deleted. Arguments are
+    Checkpoints that exist are not needed again, and those that a killed trainer left unfinished will be deleted. Arguments are
     those of `need`.
 
     Raises:
@@ -132,7 +132,7 @@ def _check_here(session: Session, needed: Need) -> None:
     with explained(here):
         unfinished = sum(bytes_of(path) for path in session.local_checkpoints.glob(f"{UNFINISHED}*"))
         free = shutil.disk_usage(here).free + unfinished
-        # Two of the largest: the one to resume from is kept while the next is written.
+        # Two of the largest: the newest is kept while the next is written.
         wanted = 2 * max(needed.here.values(), default=0)
         if os.stat(here).st_dev == os.stat(session.path).st_dev:
             wanted += needed.first
@@ -194,7 +194,7 @@ def _optimizer(config: Config, checkpoints: list[Checkpoint]) -> str:
 
 
 def _class_images(session: Session) -> int:
-    """Return the bytes of missing class images: as large as the existing ones, else about 2 bytes per pixel."""
+    """Return the bytes of missing class images: as large as those that exist, else about 2 bytes per pixel."""
     existing = photos_in(session.class_images) if session.class_images.is_dir() else []
     missing = session.config.prior.class_images - len(existing)
     if missing <= 0:

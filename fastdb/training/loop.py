@@ -21,7 +21,7 @@ from fastdb.training.stages import Stage
 
 @dataclass(frozen=True)
 class StepReport:
-    """Figures of one optimizer step.
+    """Figures of an optimizer step.
 
     Attributes:
         loss, prior_loss: means over its microbatches.
@@ -74,7 +74,7 @@ class Loop:
         return steps
 
     def probe(self) -> str:
-        """Run one forward and backward pass without an optimizer step, to find a GPU's limits before training.
+        """Run a forward and backward pass without an optimizer step, to find a GPU's limits before training.
 
         Returns:
             The operation that the device cannot compute deterministically, or ""; torch may then compute it anyway.
@@ -94,7 +94,7 @@ class Loop:
         return ""
 
     def _microstep(self, step: int, batch: Batch) -> tuple[float, float]:
-        """Add the gradient of one microbatch; the last of a step also changes the weights."""
+        """Add the gradient of a microbatch; the last of a step also changes the weights."""
         accelerator, stage = self.accelerator, self.stage
         with accelerator.accumulate(*stage.trained.values()):
             loss, instance, prior = self.loss(batch)

@@ -87,7 +87,7 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Observers:
-    """Observes one stage's loop in this order: report, checkpoint, samples."""
+    """Observes a stage's loop in this order: report, checkpoint, samples."""
 
     loop: Loop
     saver: Saver
@@ -100,7 +100,7 @@ class Observers:
         """Act on a step and return whether to stop.
 
         Raises:
-            StorageError: the last checkpoint cannot be written on this machine; earlier ones are untouched.
+            StorageError: the last checkpoint cannot be written on this machine; earlier checkpoints are untouched.
         """
         stage, accelerator = self.loop.stage, self.loop.accelerator
         if not accelerator.is_main_process:

@@ -44,7 +44,7 @@ def preflight(session: Session, base: BaseModel, restart: bool = False, from_ste
         from_step: training will resume from no checkpoint of the UNet stage after that step.
 
     Raises:
-        ImageError: there are no instance images, or one has no prompt.
+        ImageError: there are no instance images, or a prompt is missing.
         TrainingError: a setting is missing, or training cannot resume from the newest checkpoint.
         StorageError: the session's folder cannot be written, or its disk is too full for the first checkpoints.
     """
@@ -83,7 +83,7 @@ def instances(session: Session) -> list[InstanceImage]:
     """Return the session's instance images with their prompts.
 
     Raises:
-        ImageError: there are none, or one has no prompt.
+        ImageError: there are none, or a prompt is missing.
     """
     config = session.config.captions
     return instance_images_of(

@@ -28,7 +28,7 @@ from fastdb.training.preflight import instances
 
 @dataclass(frozen=True)
 class StagePlan:
-    """Work of one stage; `extensions` are sentences such as `200 steps, hold at 1e-06`."""
+    """Work of a stage; `extensions` are sentences such as `200 steps, hold at 1e-06`."""
 
     steps: int
     done: int

@@ -1,4 +1,4 @@
-"""The trainer's process and the lock that allows one trainer per session.
+"""The trainer's process and the lock against a second trainer.
 
 Needs no torch: the terminal or notebook that follows a trainer stays light. The lock is on this machine's own disk, and
 the operating system releases it when its holder dies.
@@ -150,7 +150,7 @@ def find(session: Session) -> Running | None:
 
 @contextmanager
 def training_lock(session: Path, events: Path | None = None) -> Iterator[None]:
-    """Hold the lock that allows one trainer per session.
+    """Hold the lock against a second trainer of a session.
 
     Args:
         events: the event file of a trainer; reported with its PID to `find`.

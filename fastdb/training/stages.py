@@ -60,7 +60,7 @@ class Average:
 
 @dataclass
 class Stage:
-    """The models of one stage of training.
+    """The models of a training stage.
 
     Attributes:
         name: "text_encoder" or "unet", the part that the stage is named after.

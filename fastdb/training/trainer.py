@@ -92,7 +92,7 @@ class Trainer:
             leaving = self.leave if outcome == "stopped" else self.stop
             publisher.finish(lambda: leaving.is_set() or self.leave.is_set())
         except Exception as error:
-            # On a full disk the history cannot be written either; the first error is the one to report.
+            # On a full disk the history cannot be written either; only the first error is raised.
             with suppress(FastDBError):
                 self.lease.check()
                 session.with_run_ended("failed" if isinstance(error, FastDBError) else "crashed")
@@ -162,7 +162,7 @@ class Trainer:
         groups: tuple[Group, ...],
         saved: Callable[[], None],
     ) -> int:
-        """Run one stage from its newest checkpoint and return the steps done in it."""
+        """Run a stage from its newest checkpoint and return the steps done in it."""
         accelerator = _new_accelerator(prepared)
         base, session, config = prepared.base, prepared.session, prepared.session.config
         schedule = DDPMScheduler.from_config(load_scheduler(base.folder).config)
@@ -197,7 +197,7 @@ class Trainer:
 
 
 def _new_accelerator(prepared: Preparation) -> Accelerator:
-    """Return a fresh accelerator for one stage.
+    """Return a fresh accelerator for a stage.
 
     A used accelerator would carry over its gradient scaler's state, which a run that begins between the stages does not
     have.

@@ -188,5 +188,5 @@ def test_pictures_made_together_depend_on_nothing_of_each_other(engine: Engine) 
 
 @pytest.mark.parametrize("change", [{"steps": 7}, {"guidance": 2.0}, {"width": 128}, {"sampler": "DDIM"}, {"count": 2}])
 def test_what_cannot_be_made_together_is_refused(engine: Engine, change: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="pictures of one pass must have the same size"):
+    with pytest.raises(ConfigError, match="pictures of a pass must have the same size"):
         engine.generate_together([REQUEST, replace(REQUEST, **change)])

@@ -204,7 +204,7 @@ def test_a_poisoned_ckpt_does_nothing(mini: Path, tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_there_is_said(mini: Path, tmp_path: Path) -> None:
     line = refused(tmp_path / "cup.ckpt", mini)
-    assert line == f"{tmp_path}/cup.ckpt: there is no such file. Export one with: fastdb export SESSION"
+    assert line == f"{tmp_path}/cup.ckpt: there is no such file. Create it with: fastdb export SESSION"
 
 
 def test_a_session_that_is_not_there_is_said(session: Session) -> None:
