@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.progress import check_step
-from fastdb.commands.sessions import SessionLike, as_notes, open_session
+from fastdb.commands.sessions import SessionLike, open_session
 from fastdb.config import Config, Extension, build
 from fastdb.errors import ConfigError, SessionBusy, TrainingError
 from fastdb.reporting import SILENT, Note, Report
@@ -186,7 +186,7 @@ def _prepare(session: Session, config: Config, restart: bool, from_step: int | N
     with report.progress("base model", "B") as update:
         base = ensure_base(session, update)
     planned = replace(session, record=session.record.model_copy(update={"config": config}))
-    for note in as_notes(preflight(planned, base, restart, from_step)):
+    for note in preflight(planned, base, restart, from_step):
         report.note(note)
     if config != session.config:
         session = session.with_config(config)

@@ -95,8 +95,8 @@ def need(session: Session, base: Path, restart: bool = False, from_step: int | N
 def check_space(session: Session, base: Path, restart: bool = False, from_step: int | None = None) -> Note | None:
     """Raise if a run's first checkpoints do not fit on the disk; return a note if space is tight.
 
-    Checkpoints that exist are not needed again, and those that a killed trainer left unfinished will be deleted. Arguments are
-    those of `need`.
+    Checkpoints that exist are not needed again, and those that a killed trainer left unfinished will be deleted. The
+    arguments are those of `need`.
 
     Raises:
         StorageError: the disk of the session or of this machine is too full.
