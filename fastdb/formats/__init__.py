@@ -1,1 +1,1 @@
-"""Model file formats, read as data: nothing in a file runs, every claim is checked."""
+"""Readers and writers of model files that run no code."""

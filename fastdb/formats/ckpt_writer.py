@@ -1,4 +1,6 @@
-"""Writer of `.ckpt` files as torch.save wrote them, `{"state_dict": {name: tensor}}`.
+"""Writer of `.ckpt` files in the format of torch.save.
+
+The content is `{"state_dict": {name: tensor}}`.
 
 The zip contains exactly `archive/data.pkl`, `archive/data/N` and `archive/version`, uncompressed. Newer versions of
 torch.save add entries that the safe loaders of well-known programs reject, hence this writer. The pickle refers only to
@@ -119,7 +121,10 @@ def _write_directory(sink: Sink, directory: list[tuple[bytes, int, int, int]]) -
 
 
 def _pickled(entries: Sequence[Entry]) -> bytes:
-    """Return the pickle (protocol 2) of the state dict, where the data of entry N is storage N on the CPU."""
+    """Return the pickle (protocol 2) of the state dict.
+
+    The data of entry N is storage N on the CPU.
+    """
     stream = io.BytesIO()
     state = {entry.name: _Tensor(entry, number) for number, entry in enumerate(entries)}
     _Pickler(stream, protocol=2).dump({"state_dict": state})
@@ -134,7 +139,7 @@ class _Storage:
 
 
 class _Tensor:
-    """Placeholder that pickles as torch pickles a contiguous tensor with a storage of its own."""
+    """Placeholder that pickles like a contiguous tensor with its own storage."""
 
     def __init__(self, entry: Entry, number: int) -> None:
         self.entry, self.number = entry, number

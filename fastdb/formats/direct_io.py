@@ -37,7 +37,10 @@ class _DirectFile:
         self.block = memoryview(mmap.mmap(-1, BLOCK))
 
     def _transfer(self, act: Callable[[int], int]) -> int:
-        """Read or write by `act`, without O_DIRECT where it is refused, and return the number of bytes."""
+        """Read or write by `act`, without O_DIRECT where it is refused.
+
+        Returns the number of bytes.
+        """
         try:
             done = act(self._number)
         except OSError as error:
@@ -49,7 +52,10 @@ class _DirectFile:
         return done
 
     def _use_cache(self) -> None:
-        """Reopen without O_DIRECT; a file system in user space may have passed the flag on."""
+        """Reopen without O_DIRECT.
+
+        A file system in user space may have passed the flag on.
+        """
         if self._direct:
             os.close(self._number)
             self._number, self._direct = os.open(self._path, self._flags & ~(os.O_CREAT | os.O_TRUNC)), False
@@ -72,13 +78,18 @@ class _DirectFile:
 
 
 class BlockWriter(_DirectFile):
-    """A new or replaced file written in whole blocks from the buffer `block`."""
+    """A file written in whole blocks from the buffer `block`.
+
+    It is created or replaced.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 
     def put(self, count: int) -> None:
-        """Write the first `count` bytes of the block; only the last block may be partial.
+        """Write the first `count` bytes of the block.
+
+        Only the last block may be partial.
 
         Raises:
             OSError: the disk is full, failing or gone.
@@ -106,7 +117,9 @@ class _BlockReader(_DirectFile):
 
 
 def blocks_of(path: Path) -> Generator[memoryview, None, None]:
-    """Yield the bytes of a file in order; each block is valid until the next is requested.
+    """Yield the bytes of a file in blocks.
+
+    Each block is valid until the next is requested.
 
     Raises:
         OSError: the disk fails.

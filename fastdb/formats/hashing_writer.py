@@ -1,4 +1,4 @@
-"""File writer that records checksums of the data, so that the file can be verified afterwards."""
+"""File writer that records checksums for verifying the file afterwards."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ Pace = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Length and CRC-32 of consecutive bytes, and the name of the tensor in them or "" between tensors."""
+    """Length and CRC-32 of consecutive bytes.
+
+    `name` is that of the tensor in them, or "" between tensors.
+    """
 
     name: str
     length: int
@@ -42,7 +45,9 @@ class Written:
 
 
 class Sink:
-    """A file written sequentially and hashed along the way; `pace` is called after each block of at most 2 MiB.
+    """A file written sequentially and hashed along the way.
+
+    `pace` is called after each block of at most 2 MiB.
 
     Raises:
         OSError: the disk is full, failing or gone.
@@ -58,7 +63,10 @@ class Sink:
         self._stretches: list[Stretch] = []
 
     def write(self, data: bytes | memoryview, name: str = "", crc: int | None = None) -> None:
-        """Write all of `data`, which belongs to the tensor `name` or to none; `crc` is its CRC, if known."""
+        """Write all of `data`.
+
+        It belongs to the tensor `name` or to none; `crc` is its CRC, if known.
+        """
         with memoryview(data) as view:
             self._note(name, view, crc)
             done = 0
@@ -100,7 +108,9 @@ class Sink:
 
 
 def read_back(path: Path, written: Written, progress: Callable[[str], None]) -> None:
-    """Read a file from the disk and verify it; `progress` is called with the name of each verified stretch.
+    """Read a file from the disk and verify it.
+
+    `progress` is called with the name of each verified stretch.
 
     Raises:
         ModelError: the file is shorter, longer or different; the message names the tensor.

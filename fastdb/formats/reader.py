@@ -1,4 +1,7 @@
-"""Reader of model files of any format, which lists tensors without torch and maps them into memory."""
+"""Reader of model files of any format.
+
+Tensors are listed without torch and mapped into memory.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,9 @@ class TensorFile:
     _map: list[mmap.mmap] = field(default_factory=list, repr=False, compare=False)
 
     def read(self, name: str) -> torch.Tensor:
-        """Return a tensor, mapped from the file if its data is aligned, else copied; changes do not reach the file.
+        """Return a tensor whose changes do not reach the file.
+
+        It is mapped from the file if its data is aligned, else copied.
 
         Raises:
             ModelError: the tensor does not exist, or the file has changed since it was opened.
@@ -79,7 +84,9 @@ class TensorFile:
         return flat.as_strided(info.shape, info.stride)
 
     def numbers(self, name: str) -> Numbers:
-        """Return a tensor without torch, mapped from the file if its data is contiguous, else copied.
+        """Return a tensor without torch.
+
+        It is mapped from the file if its data is contiguous, else copied.
 
         Raises:
             ModelError, StorageError: see `read`.
@@ -97,7 +104,10 @@ class TensorFile:
         return Numbers(info.dtype, info.shape, np.lib.stride_tricks.as_strided(flat, info.shape, stride).reshape(-1))
 
     def forget(self) -> None:
-        """Free the memory of pages that were read; existing tensors read them from the file again."""
+        """Free the memory of pages that were read.
+
+        Existing tensors read them from the file again.
+        """
         if self._map and hasattr(mmap, "MADV_DONTNEED"):
             self._map[0].madvise(mmap.MADV_DONTNEED)
 
@@ -118,7 +128,9 @@ class TensorFile:
 
 
 def open_tensors(path: Path) -> TensorFile:
-    """Parse a .safetensors or .ckpt file (also .pt, .pth, .bin) without torch and without running its code.
+    """Parse a model file without torch and without running its code.
+
+    The file is a .safetensors or .ckpt, also .pt, .pth or .bin.
 
     Raises:
         ModelError: the file is of another kind, truncated, damaged or hostile; the message names the reason.

@@ -60,7 +60,7 @@ WRITTEN = {TYPES[code]: code for code in ("F64", "F32", "F16", "BF16", "I64", "I
 
 
 def read_header(file: BinaryIO, length: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """Return the tensors and the metadata of a safetensors file of `length` bytes.
+    """Return tensors and metadata of a safetensors file of `length` bytes.
 
     Raises:
         Fault: the file is truncated or damaged, or its tensors do not fill it exactly.
@@ -84,7 +84,7 @@ def read_header(file: BinaryIO, length: int) -> tuple[dict[str, TensorInfo], dic
 
 
 def build_header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> bytes:
-    """Return everything before the data of a safetensors file with these tensors in this order.
+    """Return everything before the data of a safetensors file.
 
     Types must be in `WRITTEN`; strides and positions are ignored.
     """
@@ -129,7 +129,10 @@ def _reject_constant(name: str) -> None:
 
 
 def _tensor(name: str, entry: Any, data: int, extents: list[tuple[int, int, str]]) -> TensorInfo:
-    """Validate a header entry and append its extent; `data` is the position of the data in the file."""
+    """Validate a header entry and append its extent.
+
+    `data` is the position of the data in the file.
+    """
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         raise Fault(f"header entry {shown(name)} is not a tensor")
     dtype = TYPES.get(entry["dtype"])
@@ -147,7 +150,7 @@ def _tensor(name: str, entry: Any, data: int, extents: list[tuple[int, int, str]
 
 
 def _check_filled(extents: list[tuple[int, int, str]], length: int) -> None:
-    """Raise a fault unless tensors fill the data exactly, without gaps or overlaps."""
+    """Raise `Fault` unless tensors fill the data without gaps or overlaps."""
     end = 0
     for start, stop, name in extents:
         if start < end:
@@ -200,7 +203,7 @@ def write_safetensors(
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
-    """Write tensors from any device, copying each through the CPU, and return the SHA-256 of the file."""
+    """Write tensors from any device and return the file's SHA-256."""
     named = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     entries = [Entry(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in named]
     return write_safetensors(path, entries, (tensor.detach().cpu() for _, tensor in named), {"format": "pt"}).sha256

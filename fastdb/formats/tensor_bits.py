@@ -31,7 +31,10 @@ class Numbers:
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> Numbers:
-        """Return the bits of a tensor on any device; they share its memory if it is contiguous on the CPU."""
+        """Return the bits of a tensor on any device.
+
+        They share its memory if it is contiguous on the CPU.
+        """
         import torch
 
         dtype, flat = str(tensor.dtype).removeprefix("torch."), tensor.detach().cpu().contiguous().flatten()
@@ -48,16 +51,16 @@ class Numbers:
 
     @property
     def values(self) -> np.ndarray:
-        """Numbers as a numpy array, (elements,); bfloat16 becomes float32."""
+        """Numbers as a numpy array, (elements,), with bfloat16 as float32."""
         if self.dtype == "bfloat16":
             return (self.bits.astype("<u4") << np.uint32(16)).view("<f4")
         return self.bits.view(np.dtype(self.dtype))
 
     def to(self, dtype: str) -> Bits | None:
-        """Return the bits after conversion between float16, bfloat16, float32 and float64, rounded to the nearest.
+        """Return the bits after conversion to another floating-point type.
 
-        As in torch, float64 is converted to 16 bits by way of float32. Returns None if a number is NaN, whose bits
-        depend on the machine.
+        Types are float16, bfloat16, float32 and float64. Numbers are rounded to the nearest; as in torch, float64 is
+        converted to 16 bits by way of float32. Returns None if a number is NaN, whose bits depend on the machine.
         """
         if self.dtype == dtype:
             return self.bits

@@ -39,7 +39,10 @@ Scalar = str | int | float | bool
 
 
 class Fault(Exception):
-    """A defect of a file, as a clause; it becomes a `ModelError` where the file's name is known."""
+    """A defect of a file, as a clause.
+
+    It becomes a `ModelError` where the file's name is known.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,10 @@ class TensorInfo:
 
     @property
     def span(self) -> int:
-        """Number of elements between the first and the last in the file, inclusive; 0 for an empty tensor."""
+        """Number of elements from the first to the last in the file.
+
+        It is 0 for an empty tensor.
+        """
         if 0 in self.shape:
             return 0
         return sum((length - 1) * step for length, step in zip(self.shape, self.stride, strict=True)) + 1
@@ -78,7 +84,7 @@ def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def is_count(value: Any) -> bool:
-    """Return whether a value from a file is an integer that can count elements or bytes."""
+    """Return whether a value from a file can count elements or bytes."""
     return type(value) is int and 0 <= value < 1 << 62
 
 
@@ -97,6 +103,6 @@ def checked_shape(value: Any) -> tuple[int, ...]:
 
 
 def shown(value: Any) -> str:
-    """Return a value from a file as text for a message, escaped and truncated to a line of 120 characters."""
+    """Return a value from a file as a short escaped line."""
     text = ascii(value) if not isinstance(value, str) or not value.isascii() or not value.isprintable() else value
     return text if len(text) <= 120 else f"{text[:117]}..."

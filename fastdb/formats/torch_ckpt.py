@@ -1,4 +1,7 @@
-"""Files of torch.save, the zip of torch 1.6 and later and the older stream, parsed without torch."""
+"""Parser of torch.save files, both zips and older streams, without torch.
+
+torch 1.6 and later write zips.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +84,10 @@ def _bytes(file: BinaryIO, record: Record) -> bytes:
 
 
 def _read_stream(file: BinaryIO, length: int) -> Contents:
-    """Parse a file of torch.save before 1.6, which is five pickles, then count and bytes of each storage."""
+    """Parse a file of torch.save before 1.6.
+
+    It consists of five pickles, then count and bytes of each storage.
+    """
     first = unpickle(file).value
     if type(first) is not int or first != MAGIC:
         raise Fault("a pickle, but not from torch.save")
@@ -107,7 +113,7 @@ def _read_stream(file: BinaryIO, length: int) -> Contents:
 
 
 def _stored(file: BinaryIO, storage: Storage, length: int) -> int:
-    """Return the position of a storage's data; the file is read from its count to the end of its data."""
+    """Return the position of a storage's data and seek to its end."""
     count = int.from_bytes(file.read(8), "little")
     start = file.tell()
     if count != storage.count:
@@ -120,9 +126,10 @@ def _stored(file: BinaryIO, storage: Storage, length: int) -> int:
 
 
 def _contents(kind: str, unpickled: Unpickled, place: Callable[[Storage], int]) -> Contents:
-    """Collect tensors and plain values by dotted name; `place` returns the position of a storage's data.
+    """Collect tensors and plain values by dotted name.
 
-    Names in `state_dict` lose that prefix; other names keep their whole path.
+    `place` returns the position of a storage's data. Names in `state_dict` lose that prefix; other names keep their
+    whole path.
 
     Raises:
         Fault: a tensor has no data, a name is duplicate, or containers are cyclic.
@@ -146,7 +153,10 @@ def _contents(kind: str, unpickled: Unpickled, place: Callable[[Storage], int]) 
 
 
 def _leaves(root: Any) -> Iterator[tuple[str, Any]]:
-    """Yield everything but containers in nested containers, with its path; the number of visits is limited."""
+    """Yield path and value of everything in nested containers.
+
+    The number of visits is limited.
+    """
     pending: list[Iterator[tuple[str, Any]]] = [iter([("", root)])]
     visits = 0
     while pending:

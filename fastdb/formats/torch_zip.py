@@ -1,7 +1,8 @@
-"""Positions of the records in a zip of torch.save, from its directory and each record's header.
+"""Positions of the records in a zip of torch.save.
 
-Stricter than `zipfile`, which reads a directory of any size, uses the last of two records with the same name and
-decompresses records. Here each record is stored, has a unique name and overlaps no other.
+They come from its directory and are verified by each record's header. Stricter than `zipfile`, which reads a directory
+of any size, uses the last of two records with the same name and decompresses records. Here each record is stored, has a
+unique name and overlaps no other.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def read_records(file: BinaryIO, length: int) -> dict[str, Record]:
 
 
 def _directory(file: BinaryIO, length: int) -> tuple[int, int, int]:
-    """Return the number of entries, the size and the position of the directory."""
+    """Return number of entries, size and position of the directory."""
     tail_start = max(0, length - COMMENT - END.size)
     tail = _at(file, tail_start, length - tail_start)
     place = tail.rfind(b"PK\x05\x06")
@@ -85,7 +86,7 @@ def _directory(file: BinaryIO, length: int) -> tuple[int, int, int]:
 
 
 def _record(file: BinaryIO, data: bytes, place: int, limit: int) -> tuple[Record, int]:
-    """Return the entry at `place` of the directory, verified by the record's header, and the next place."""
+    """Return a verified directory entry at `place`, and the next place."""
     if len(data) < place + ENTRY.size or data[place : place + 4] != b"PK\x01\x02":
         raise Fault("damaged zip directory")
     entry = ENTRY.unpack_from(data, place)
@@ -108,7 +109,7 @@ def _record(file: BinaryIO, data: bytes, place: int, limit: int) -> tuple[Record
 
 
 def _begin(file: BinaryIO, raw: bytes, start: int, limit: int, expected: tuple[int, int, int]) -> int:
-    """Return the position of a record's data, from its header, which must match the directory."""
+    """Return the position of a record's data, after verifying its header."""
     if start + LOCAL.size > limit:
         raise Fault(f"record {shown(_name(raw))} begins beyond the file")
     local = LOCAL.unpack(_at(file, start, LOCAL.size, b"PK\x03\x04"))
@@ -134,7 +135,7 @@ def _name(raw: bytes) -> str:
 
 
 def _large(extra: bytes, *values: int) -> tuple[int, int, int]:
-    """Return sizes and position; those that exceed 32 bits come from the zip64 field."""
+    """Return sizes and position, with 64-bit values from the zip64 field."""
     numbers = list(values)
     place = 0
     while place + 4 <= len(extra):

@@ -1,4 +1,4 @@
-"""Values that the restricted unpickler can create, which are names, storages, tensors and plain data."""
+"""Values that the restricted unpickler can create, and the supported calls."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ Spend = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Global:
-    """The name of a supported global, such as `torch.FloatStorage`; the global itself is never imported."""
+    """The name of a supported global, which is never imported.
+
+    An example is `torch.FloatStorage`.
+    """
 
     name: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inert:
-    """Placeholder without behaviour for an unsupported global and for everything created with it."""
+    """Placeholder for an unsupported global and everything created with it."""
 
     name: str
 
@@ -62,7 +65,7 @@ class NumberType:
 
 
 def _view(storage: Any, offset: Any, size: Any, stride: Any, dtype: str | None = None) -> Tensor:
-    """Return a tensor in a storage, with elements of `dtype` or else of the storage's type.
+    """Return a tensor in a storage, with the storage's type by default.
 
     Raises:
         Fault: the tensor ends beyond its storage or has more elements.
@@ -102,7 +105,7 @@ STORAGE_TYPES = {
 
 
 def hashable(key: Any) -> Any:
-    """Return a dictionary key, replaced if the cost of hashing it is unbounded."""
+    """Return a dictionary key, replaced if its hashing cost is unbounded."""
     if key is None or isinstance(key, str | bytes | float | Global | Inert):
         return key
     if isinstance(key, int) and key.bit_length() <= 60:
@@ -149,7 +152,7 @@ def _parameters(spend: Spend, arguments: tuple[Any, ...]) -> Any:
 
 
 def _tensor(spend: Spend, arguments: tuple[Any, ...]) -> Any:
-    """Implement `_rebuild_tensor(storage, offset, size, stride)`; further arguments are ignored."""
+    """Implement `_rebuild_tensor(storage, offset, size, stride)`, ignoring further arguments."""
     storage, offset, size, stride = arguments[:4]
     return _view(storage, offset, size, stride)
 

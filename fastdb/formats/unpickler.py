@@ -41,7 +41,7 @@ MAX_NAMES = 1000
 
 
 class _Window:
-    """A stream limited to `MAX_PICKLE_BYTES`, so that a length in a pickle cannot cause a larger read."""
+    """A stream limited to `MAX_PICKLE_BYTES` against false lengths."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream, self._left = stream, MAX_PICKLE_BYTES
@@ -86,7 +86,10 @@ def unpickle(stream: BinaryIO) -> Unpickled:
 
 
 class _Machine:
-    """The stack machine, whose stack contains only plain data, `Global`, `Inert`, `Storage` and `Tensor`."""
+    """The stack machine of pickle.
+
+    Its stack contains only plain data, `Global`, `Inert`, `Storage` and `Tensor`.
+    """
 
     def __init__(self) -> None:
         self._neutralised: set[str] = set()

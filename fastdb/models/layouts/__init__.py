@@ -1,1 +1,1 @@
-"""Tensor names and shapes in two layouts: one original file, or a diffusers folder."""
+"""Tensor names and shapes in original files and diffusers folders."""

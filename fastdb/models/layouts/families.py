@@ -1,4 +1,4 @@
-"""Layout tables of Stable Diffusion 1 and 2, their inpainting models, and SDXL.
+"""Layout tables of Stable Diffusion 1, its inpainting, 2 and SDXL.
 
 Tensors of each network, counting a weight and a bias as two (a UNet transformer of depth d has 6 + 20 d):
 
@@ -84,7 +84,7 @@ OPENCLIP_TABLES = {"token_embedding": "token_embedding.weight", "position_embedd
 
 @dataclass(frozen=True, kw_only=True)
 class UNet:
-    """Sizes of a UNet that determine its names and the dimensions of its weights."""
+    """Sizes of a UNet that determine its names and weight dimensions."""
 
     multiples: tuple[int, ...]
     """Width of each level as a multiple of the first level's."""
@@ -107,7 +107,9 @@ SDXL_UNET = UNet(multiples=(1, 2, 4), depths=(0, 2, 10), middle=10, linear=True,
 
 @cache
 def layout_of(family: str) -> Layout:
-    """Return the layout of a registered family, which is sd1, sd1-inpainting, sd2 or sdxl.
+    """Return the layout of a registered family.
+
+    Families with a layout are sd1, sd1-inpainting, sd2 and sdxl.
 
     Raises:
         ModelError: the family has no layout.
@@ -157,13 +159,19 @@ def _layout(
 
 
 def _layer(part: str, ours: str, theirs: str) -> Iterator[Line]:
-    """Yield the weight and the bias of a layer, named `ours` in diffusers and `theirs` in the original file."""
+    """Yield the weight and the bias of a layer.
+
+    It is named `ours` in diffusers and `theirs` in the original file.
+    """
     for kind in ("weight", "bias"):
         yield Line(original=f"{theirs}.{kind}", part=part, names=(f"{ours}.{kind}",))
 
 
 def _pointwise(part: str, ours: str, theirs: str, dims: tuple[int, int]) -> Iterator[Line]:
-    """Yield the weight and the bias of a pointwise layer; `dims` of its weight in the original and in diffusers."""
+    """Yield the weight and the bias of a pointwise layer.
+
+    `dims` are those of its weight in the original and in diffusers.
+    """
     weight, bias = _layer(part, ours, theirs)
     yield Line(original=weight.original, part=part, names=weight.names, change="pointwise", dims=dims)
     yield bias
@@ -201,7 +209,10 @@ def _unet_down(unet: UNet, level: int, depth: int, last: int) -> Iterator[Line]:
 
 
 def _unet_up(unet: UNet, level: int, depth: int, last: int) -> Iterator[Line]:
-    """Yield a level, counted from the lowest resolution; every resnet also gets the way down's output: a skip."""
+    """Yield a level, counted from the lowest resolution.
+
+    Every resnet also gets the output of the way down, so it has a skip.
+    """
     ours = f"up_blocks.{level}"
     for layer in range(unet.layers + 1):
         theirs = f"{UNET_ROOT}.output_blocks.{level * (unet.layers + 1) + layer}"
@@ -219,7 +230,7 @@ def _unet_resnet(ours: str, theirs: str, *, skip: bool = False) -> Iterator[Line
 
 
 def _transformer(ours: str, theirs: str, depth: int, linear: bool) -> Iterator[Line]:
-    """Yield a spatial transformer; its inner names are the same in both layouts."""
+    """Yield a spatial transformer, whose inner names are the same."""
     dims = (2, 2) if linear else (4, 4)
     yield from _layer("unet", f"{ours}.norm", f"{theirs}.norm")
     for layer in ("proj_in", "proj_out"):
@@ -263,7 +274,7 @@ def _vae_middle(ours: str, theirs: str) -> Iterator[Line]:
 
 
 def _vae_level(ours: str, theirs: str, *, layers: int, skip: bool) -> Iterator[Line]:
-    """Yield the layers of a level; the first has a skip where the width changes."""
+    """Yield a level, with a first skip where the width changes."""
     for number in range(layers):
         yield from _vae_resnet(f"{ours}.resnets.{number}", f"{theirs}.block.{number}", skip=skip and number == 0)
 
@@ -279,7 +290,10 @@ def _vae_resnet(ours: str, theirs: str, *, skip: bool) -> Iterator[Line]:
 
 
 def _clip(part: str, root: str, *, layers: int) -> Iterator[Line]:
-    """Yield CLIP, the text encoder of SD 1 and the first of SDXL, which has the same names in both layouts."""
+    """Yield CLIP, the text encoder of SD 1 and first of SDXL.
+
+    It has the same names in both layouts.
+    """
     for table in ("token_embedding", "position_embedding"):
         name = f"{CLIP_PREFIX}embeddings.{table}.weight"
         yield Line(original=f"{root}.{name}", part=part, names=(name,))
@@ -289,7 +303,9 @@ def _clip(part: str, root: str, *, layers: int) -> Iterator[Line]:
 
 
 def _openclip(part: str, root: str, *, layers: int, projection: bool) -> Iterator[Line]:
-    """Yield OpenCLIP, the text encoder of SD 2 and the second of SDXL, with query, key and value in a fused tensor.
+    """Yield OpenCLIP, the text encoder of SD 2 and second of SDXL.
+
+    Query, key and value are fused in the original.
 
     Args:
         layers: as in diffusers. SD 2 has 24 in the original and uses the penultimate output, so 23.

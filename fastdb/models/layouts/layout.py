@@ -1,4 +1,4 @@
-"""Tensor names and shapes of a model family, and their conversion between two layouts.
+"""Conversion of tensor names and shapes between two layouts.
 
 The two layouts are one original file (CompVis, Stability AI) and a diffusers folder. Everything works on names and
 shapes; torch is imported only where tensors are joined.
@@ -42,7 +42,7 @@ _CLIP_KEY = re.compile(r"((?:cond_stage_model|conditioner\.embedders\.0)\.transf
 
 
 def modern_name(part: str, name: str) -> str:
-    """Return the name of a tensor in current diffusers, given an older or unprefixed name."""
+    """Return the current diffusers name for an older or unprefixed name."""
     if part.startswith("text_encoder"):
         return name if name.startswith((CLIP_PREFIX, "text_projection.")) else CLIP_PREFIX + name
     if part == "vae" and ".attentions.0." in name:
@@ -53,12 +53,15 @@ def modern_name(part: str, name: str) -> str:
 
 
 def ema_key(key: str) -> str:
-    """Return the key of the running average (EMA) of a UNet weight in an original file; it has no inner dots."""
+    """Return the original key of a UNet weight's running average (EMA).
+
+    It has no inner dots.
+    """
     return "model_ema." + key.removeprefix("model.").replace(".", "")
 
 
 def _modern_key(key: str) -> str:
-    """Return the key of a tensor in an original file; some converters omit `text_model.`."""
+    """Return a tensor's key with `text_model.`, which some converters omit."""
     return _CLIP_KEY.sub(rf"\1{CLIP_PREFIX}", key)
 
 
@@ -77,7 +80,10 @@ class Line:
     """Number of dimensions of a pointwise weight, as written to an original file and to diffusers. Both are read."""
 
     def original_shape(self, *shapes: Shape) -> Shape:
-        """Return the shape in an original file, given the diffusers shapes in the order of `names`.
+        """Return the shape in an original file.
+
+        Args:
+            shapes: those in diffusers, in the order of `names`.
 
         Raises:
             ModelError: the shapes are impossible for this tensor.
@@ -92,7 +98,10 @@ class Line:
         return self._converted(first, self.dims[0])
 
     def shapes(self, original: Shape) -> tuple[Shape, ...]:
-        """Return the diffusers shapes, in the order of `names`, given the shape in an original file.
+        """Return the diffusers shapes in the order of `names`.
+
+        Args:
+            original: the shape in an original file.
 
         Raises:
             ModelError: the shape is impossible for this tensor.
@@ -104,9 +113,10 @@ class Line:
         return (self._converted(original, self.dims[1]),)
 
     def join(self, *tensors: Tensor) -> Tensor:
-        """Return the original tensor, made of diffusers tensors in the order of `names`.
+        """Return the original tensor.
 
-        The result is contiguous and may share memory with its source.
+        It is made of diffusers tensors in the order of `names`. The result is contiguous and may share memory with its
+        source.
 
         Raises:
             ModelError: see `original_shape`.
@@ -119,7 +129,7 @@ class Line:
         return (tensors[0].t() if self.change == "transposed" else tensors[0]).contiguous().reshape(shape)
 
     def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        """Return the diffusers tensors, in the order of `names`, made of the original tensor.
+        """Return the diffusers tensors in the order of `names`.
 
         The results are contiguous and may share memory with their source.
 
@@ -132,7 +142,10 @@ class Line:
         return ((tensor.t() if self.change == "transposed" else tensor).contiguous().reshape(shapes[0]),)
 
     def _converted(self, shape: Shape, dims: int) -> Shape:
-        """Return a tensor's shape in the other layout, where a pointwise weight has `dims` dimensions."""
+        """Return a shape in the other layout.
+
+        A pointwise weight has `dims` dimensions there.
+        """
         if self.change == "transposed":
             if len(shape) != 2:
                 raise self._invalid_shape(str(list(shape)), "a matrix")
@@ -149,7 +162,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Move:
-    """A planned conversion of a tensor, with its source names and its target shapes."""
+    """A planned conversion of a tensor."""
 
     line: Line
     stored: tuple[str, ...]
@@ -160,7 +173,7 @@ class Move:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The tensors of a model family in an original file and in the parts of a diffusers folder."""
+    """The tensors of a model family in both layouts."""
 
     family: str
     title: str
@@ -179,7 +192,9 @@ class Layout:
     """Matches further keys that a file may contain."""
 
     def known(self, part: str, names: Iterable[str]) -> dict[str, str]:
-        """Map the current name of each tensor of a part to the given name, without position numbers.
+        """Map the current name of each tensor to the given name.
+
+        Position numbers are left out.
 
         Raises:
             ModelError: a name is unknown to the family, or two names belong to the same tensor.
@@ -199,7 +214,7 @@ class Layout:
         return given
 
     def to_original(self, parts: Mapping[str, Mapping[str, Shape]]) -> list[Move]:
-        """Plan an original file, with every required key in the order of the table.
+        """Plan an original file with every required key.
 
         Args:
             parts: names, of any diffusers version, and shapes by part.
@@ -225,7 +240,7 @@ class Layout:
         return moves
 
     def to_diffusers(self, file: Mapping[str, Shape]) -> list[Move]:
-        """Plan a diffusers folder, with every tensor of every part in the order of the table.
+        """Plan a diffusers folder with every tensor of every part.
 
         Args:
             file: shapes by key of an original file; optional keys are left out.

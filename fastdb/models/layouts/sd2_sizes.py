@@ -67,7 +67,7 @@ class VAESizes:
 
 
 def unet_sizes(shapes: Mapping[str, Shape]) -> UNetSizes:
-    """Return the sizes of a UNet, given `shapes` by key of an original file.
+    """Return a UNet's sizes, given shapes by key of an original file.
 
     Raises:
         ModelError: a required tensor is missing or has too few dimensions.
@@ -83,7 +83,7 @@ def unet_sizes(shapes: Mapping[str, Shape]) -> UNetSizes:
 
 
 def vae_sizes(shapes: Mapping[str, Shape]) -> VAESizes:
-    """Return the sizes of an autoencoder, given `shapes` by key of an original file.
+    """Return an autoencoder's sizes, given shapes by key of an original file.
 
     Raises:
         ModelError: see `unet_sizes`.
