@@ -36,15 +36,7 @@ from typing import Any
 RealPopen = subprocess.Popen
 
 PROGRAMS = {"fastdb", "fastdb.training", "ipykernel_launcher"}
-PRELOADED = (
-    "fastdb.cli",
-    "fastdb.inference.engine",
-    "fastdb.training.lock",
-    "fastdb.training.process",
-    "fastdb.training.trainer",
-    "PIL.JpegImagePlugin",
-    "PIL.PngImagePlugin",
-)
+PRELOADED = ("fastdb.cli", "fastdb.inference.engine", "fastdb.training.__main__", "fastdb.training.trainer")
 IMPORTS_DEPEND_ON = ("HF_", "LANG", "LC_", "LD_", "PYTHON", "TORCH", "TRANSFORMERS_")
 """Beginnings of the names of environment variables with which another interpreter would be started."""
 
@@ -205,9 +197,11 @@ def _relevant(environment: dict[str, str]) -> dict[str, str]:
 
 def serve(address: str, alive: socket.socket) -> None:
     """Fork a process for each connection until `alive` is closed at its other end."""
+    from fastdb.runtime.library_logging import hush_libraries
+
     for name in PRELOADED:
         importlib.import_module(name)
-    _preload_libraries()
+    hush_libraries()
     threads = os.listdir("/proc/self/task")
     if len(threads) > 1:
         raise RuntimeError(f"a fork would lose {len(threads) - 1} threads that the imports have started")
@@ -230,13 +224,6 @@ def serve(address: str, alive: socket.socket) -> None:
                 _accept(listener, children)
             else:
                 _reap(key, children)
-
-
-def _preload_libraries() -> None:
-    """Import what trainers and pictures load only when they need it."""
-    from fastdb.runtime.library_logging import hush_libraries
-
-    hush_libraries()
 
 
 def _accept(listener: socket.socket, children: selectors.BaseSelector) -> None:
