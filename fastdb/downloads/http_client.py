@@ -87,12 +87,7 @@ class Answer:
 
 
 class RetryableError(Exception):
-    """A temporary failure.
-
-    Args:
-        reason: a clause for the message.
-        wait: seconds that the server asks to wait.
-    """
+    """A temporary failure, with the server's wait in seconds."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
