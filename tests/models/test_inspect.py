@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from fastdb.cli import app
 from fastdb.commands import models
 from fastdb.commands.inspection_rows import UNKNOWN_PREDICTION, inspection_rows
 from fastdb.errors import ModelError
@@ -334,9 +335,14 @@ def test_folders_are_recognised_by_their_configurations(mini: Path, tmp_path: Pa
         inspect(tmp_path)
 
 
-def test_the_verb_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb_returns_an_inspection_and_the_command_prints_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write(tmp_path / "style.safetensors", KOHYA, **{"modelspec.title": "A\nstyle"})
     assert isinstance(models.inspect(path), Inspection)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(SystemExit):
+        app(["inspect", str(path)])
     assert capsys.readouterr().out.splitlines() == [
         "                 style.safetensors",
         "what             LoRA",
