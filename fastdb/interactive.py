@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from fastdb.commands import results, sessions, sharing, training
-from fastdb.console import ConsoleReport, show_overview, show_sessions
+from fastdb.console import ConsoleReport, show_evaluation, show_overview, show_sessions
 from fastdb.sessions.session import Session
+
+if TYPE_CHECKING:
+    from fastdb.evaluation.report import Evaluation
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,10 +38,16 @@ stop = _printing(training.stop)
 publish = _printing(training.publish)
 export = _printing(results.export)
 generate = _printing(results.generate)
-evaluate = _printing(results.evaluate)
 share = _printing(sharing.share)
 adopt = _printing(sharing.adopt)
 duplicate = _printing(sharing.duplicate)
+
+
+def evaluate(session: sessions.SessionLike, **given: Any) -> Evaluation:
+    """Evaluate checkpoints and show the result; see `fastdb.commands.results.evaluate`."""
+    evaluation = _printing(results.evaluate)(session, **given)
+    show_evaluation(evaluation)
+    return evaluation
 
 
 def open_or_new(name: str, base: str | Path, **given: Any) -> Session:

@@ -340,11 +340,11 @@ def test_what_is_measured_is_what_is_there(capsys: pytest.CaptureFixture[str]) -
     ]
     demo.measure(without, everywhere)
     said = capsys.readouterr().out
-    assert re.search(r"^subject pictures that show it.*  0 of 4 +4 of 4$", said, re.MULTILINE)
-    assert re.search(r"^subject pictures that the judge calls its class +4 of 4 +4 of 4$", said, re.MULTILINE)
-    assert re.search(r"^context pictures with the background asked for.* +0 of 8 +0 of 8$", said, re.MULTILINE)
+    assert re.search(r"^subject pictures that show the subject +0 of 4 +4 of 4$", said, re.MULTILINE)
+    assert re.search(r"^subject pictures with the subject's class +4 of 4 +4 of 4$", said, re.MULTILINE)
+    assert re.search(r"^context pictures with the requested background.* +0 of 8 +0 of 8$", said, re.MULTILINE)
     assert re.search(r"^class pictures that show the subject +0 of 4 +4 of 4$", said, re.MULTILINE)
-    assert re.search(r"^class pictures of an asked-for colour.* +0 of 8 +8 of 8$", said, re.MULTILINE)
+    assert re.search(r"^class pictures in a requested colour.* +0 of 8 +8 of 8$", said, re.MULTILINE)
 
 
 def test_what_is_asked_for() -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fastdb.cli.options import Name, Precision, Render, Root
-from fastdb.console import ConsoleReport, boundary
+from fastdb.console import ConsoleReport, boundary, show_evaluation
 from fastdb.errors import ConfigError
 
 
@@ -118,7 +118,7 @@ def evaluate(
     with boundary():
         from fastdb.commands import results
 
-        results.evaluate(
+        evaluation = results.evaluate(
             name,
             checkpoints=_steps(checkpoints),
             seeds=seeds,
@@ -133,6 +133,7 @@ def evaluate(
             root=root,
             report=ConsoleReport(),
         )
+        show_evaluation(evaluation)
 
 
 def _steps(text: str) -> list[int] | None:

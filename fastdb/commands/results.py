@@ -19,7 +19,7 @@ from fastdb.storage.atomic_write import make_folder
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from fastdb.evaluation.report import Report as Evaluation
+    from fastdb.evaluation.report import Evaluation
 
 
 def export(
@@ -131,7 +131,7 @@ def evaluate(
     file: str | Path | None = None,
     root: str | Path | None = None,
     report: Report = SILENT,
-    **wanted: Any,
+    **options: Any,
 ) -> Evaluation:
     """Compare checkpoints on the same prompts and seeds, and choose the best.
 
@@ -141,28 +141,29 @@ def evaluate(
         checkpoints: steps of the UNet stage; all by default.
         measure: "drawn" (for mini), "clip" (CLIP and DINO) or "auto".
         file: an exported file that replaces the checkpoints.
-        wanted: further fields of `fastdb.evaluation.evaluate.Wanted`.
+        options: further fields of `fastdb.evaluation.evaluate.Options`.
 
     Raises:
         FastDBError: nothing to evaluate, a value is out of bounds, or a measuring model is not available.
     """
     # Before torch is loaded, which takes seconds.
-    if wanted.get("sampler") is not None:
-        check_sampler(wanted["sampler"])
+    if options.get("sampler") is not None:
+        check_sampler(options["sampler"])
     session = open_session(session, root)
     hush_libraries()
-    from fastdb.evaluation.evaluate import Wanted, evaluate_session
+    from fastdb.evaluation.evaluate import Options, evaluate_session
 
     evaluation = evaluate_session(
         session,
-        Wanted(
+        Options(
             checkpoints=checkpoints,
             seeds=seeds,
             prompts=prompts,
             measure=measure,
             file=expanded(file) if file is not None else None,
-            **wanted,
+            **options,
         ),
+        report,
     )
     folder = session.path / "evaluation"
     record_files(session.path, [path for path in folder.iterdir() if path.is_file() and path.name[0] != "."])

@@ -3,6 +3,7 @@
 from fastdb.console.sentences import SENTENCES, sentence
 from fastdb.console.tables import (
     free_space,
+    show_evaluation,
     show_overview,
     show_removal,
     show_sessions,
@@ -21,6 +22,7 @@ __all__ = [
     "free_space",
     "say",
     "sentence",
+    "show_evaluation",
     "show_overview",
     "show_removal",
     "show_sessions",

@@ -69,6 +69,21 @@ SENTENCES: dict[str, str] = {
     "training finished": "Training finished. Make the file to use with: fastdb export {subject}",
     "training stopped": "Training stopped. Resume with: fastdb train {subject}",
     "unpublished left out": "Left out {reason}: on this machine only. Publish first with: fastdb publish {subject}",
+    # evaluation
+    "DINO missing": "Skipping DINO: model not downloaded. Pass --dino {subject} to download it",
+    "checkpoint picked": "Use {subject}: {reason}",
+    "evaluation started": "Evaluating {subject}; measured by {reason}",
+    "export command": "Export it with: fastdb export {subject}",
+    "export compared": "{subject} was evaluated like its checkpoint; the largest difference of a figure is {reason}",
+    "export not comparable": "{subject} was not compared: its checkpoint was evaluated with other prompts or settings",
+    "export not compared": "{subject} was not compared: no evaluation of the checkpoints can be read ({reason})",
+    "likeness rising": "Likeness still rises, by {reason} since {subject}. More steps may help",
+    "little learned": "Little was learned: {reason}. Train longer or use a higher learning rate",
+    "overfit": "Overfitting: {reason}. Train again with fewer steps or a lower learning rate",
+    "overfit later": "Overfitting after {subject}: {reason}. Use the earlier checkpoint",
+    "overfit likeness": "Likeness still rises, to {reason} at {subject}",
+    "overfit prior": "Prior preservation (the setting {subject}) reduces overfitting",
+    "pictures reused": "{subject} pictures exist already and are reused",
     # inference
     "render verified": "{subject} generates the picture of its source: {reason}",
     # sessions

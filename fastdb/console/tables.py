@@ -12,6 +12,7 @@ from fastdb.reporting import format_bytes
 if TYPE_CHECKING:
     from fastdb.commands.sessions import Overview, SessionList
     from fastdb.commands.space import Disk, Removal, SessionUsage, Usage
+    from fastdb.evaluation.report import Evaluation
 
 LONGEST = 20
 """Files listed by name before a deletion; of more only the number is shown."""
@@ -61,6 +62,29 @@ def show_overview(overview: Overview) -> None:
         rows.append(("not uploaded", f"{_some(overview.not_uploaded)}: Google Drive has not uploaded them yet"))
     rows.append(("settings", "; ".join(overview.settings) or "all defaults"))
     table(("session", session.name), rows)
+
+
+def show_evaluation(evaluation: Evaluation) -> None:
+    """Print the figures, their values by checkpoint, the choice and the files of an evaluation."""
+    start = evaluation.measured[0].values
+    rows = []
+    for figure in evaluation.figures:
+        bound, sign = figure.bound(start), "≥" if figure.higher_is_better else "≤"
+        limit = f"{sign} {bound:.3f}" if bound is not None else "goal" if figure.goal else "-"
+        rows.append((figure.name, figure.better, limit, figure.about))
+    table(("figure", "better", "limit", "definition"), rows)
+    say()
+    values = []
+    for candidate, measured in zip(evaluation.candidates, evaluation.measured, strict=True):
+        cells = (measured.values.get(figure.name) for figure in evaluation.figures)
+        texts = ("-" if value is None else f"{value.mean:.3f} ±{value.error:.3f}" for value in cells)
+        values.append((candidate.label, *texts))
+    table(("checkpoint", *(figure.name for figure in evaluation.figures)), values)
+    say()
+    for note in evaluation.notes:
+        say(sentence(note))
+    for path in evaluation.files:
+        say(str(path))
 
 
 def _outcomes(overview: Overview) -> list[str]:

@@ -1,1 +1,1 @@
-"""Evaluate checkpoints: same prompts and seeds for each, measured and compared."""
+"""Evaluation of checkpoints on common prompts and seeds."""

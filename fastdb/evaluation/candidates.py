@@ -1,23 +1,31 @@
-"""What is evaluated: the untrained base, the UNet stage's checkpoints that verify, or an exported file."""
+"""Weights to evaluate, and the cache of the pictures drawn with them."""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from fastdb.checkpoints.compressed_checkpoint import raw_files, raw_sha256
 from fastdb.checkpoints.progress import Standing, standings
-from fastdb.console import sentence
-from fastdb.inference.engine import Engine
+from fastdb.evaluation.measures import Taken
+from fastdb.evaluation.prompts import Shot
+from fastdb.images.photo_files import png_fault
+from fastdb.inference.engine import Engine, Request
+from fastdb.inference.pictures import parameters, png
 from fastdb.inference.source import open_source
 from fastdb.models.diffusers_folder import BaseModel
+from fastdb.reporting import Note
+from fastdb.runtime.device import release_memory
 from fastdb.sessions.session import Session
-from fastdb.storage.atomic_write import explained
+from fastdb.storage.atomic_write import explained, make_folder, write_bytes
 from fastdb.storage.manifest import sha256
-from fastdb.training.process import find
+from fastdb.training.class_images import group_size
 
 STAGE = "unet"
 
@@ -27,9 +35,9 @@ class Candidate:
     """Weights to evaluate.
 
     Attributes:
-        step: of the UNet stage; None where an exported file does not tell.
-        key: changes when a weight does.
-        load: gives the engine that draws with them.
+        step: of the UNet stage; None for an exported file without this metadata.
+        key: changes with the weights.
+        load: returns the engine that draws with them.
     """
 
     label: str
@@ -39,72 +47,157 @@ class Candidate:
 
 
 def untrained(session: Session, base: BaseModel) -> Candidate:
-    """The base model as it was: step 0, the reference."""
+    """Return the base model before training, step 0, the reference."""
     fingerprint = session.record.base_model.fingerprint
     return Candidate("step 0", 0, fingerprint, lambda: Engine.from_base(base))
 
 
 def checkpoints_of(
-    session: Session, base: BaseModel, wanted: Sequence[int] | None
-) -> tuple[list[Candidate], list[str]]:
-    """The checkpoints of the UNet stage whose every byte verifies, with the text encoder that the session trained.
+    session: Session, base: BaseModel, steps: Sequence[int] | None
+) -> tuple[list[Candidate], list[Note]]:
+    """Return the valid checkpoints of the UNet stage, each with the session's trained text encoder.
 
     Args:
-        wanted: their steps, or None for all.
+        steps: steps of checkpoints, or None for all.
 
-    Returns the candidates by step, and a line for each checkpoint that was passed over.
+    Returns the candidates by step, and a note for each skipped checkpoint.
 
     Raises:
-        TrainingError: there is none, or the text encoder they were trained with is gone or damaged.
-        ConfigError: one that was asked for is not there or does not verify.
+        TrainingError: there is no valid checkpoint, or that of the text encoder is missing or damaged.
+        ConfigError: a requested checkpoint is missing or invalid.
     """
-    stands, notes = standings(session, wanted)
-    return [_checkpoint(session, base, one) for one in stands], [sentence(note) for note in notes]
+    valid, skipped = standings(session, steps)
+    return [_checkpoint(session, base, standing) for standing in valid], skipped
 
 
 def file_of(session: Session, base: BaseModel, file: Path) -> Candidate:
-    """An exported file of the session's model.
+    """Return an exported file of the session's model.
 
     Raises:
-        ModelError: there is no such file.
+        ModelError: the file does not exist.
         StorageError: it cannot be read.
     """
     file = file.expanduser().absolute()
     source = open_source(str(file), base.folder, None)
     with explained(file):
         key = sha256(file)
-    return Candidate(file.name, _step_told(file), key, source.load)
+    return Candidate(file.name, _step_of_export(file), key, source.load)
 
 
-def busy(session: Session) -> bool:
-    """Whether the session is being trained on this machine."""
-    return find(session) is not None
-
-
-def _checkpoint(session: Session, base: BaseModel, stands: Standing) -> Candidate:
-    keys = [session.record.base_model.fingerprint]
-    for path in stands.weights.values():
-        keys.append(raw_sha256(path))
-    weights = stands.weights
+def _checkpoint(session: Session, base: BaseModel, standing: Standing) -> Candidate:
+    keys = [session.record.base_model.fingerprint, *map(raw_sha256, standing.weights.values())]
+    step = standing.done(STAGE)
     return Candidate(
-        f"step {stands.done(STAGE)}",
-        stands.done(STAGE),
+        f"step {step}",
+        step,
         " ".join(keys),
-        lambda: Engine.from_base(base, trained=raw_files(weights, base.folder)),
+        lambda: Engine.from_base(base, trained=raw_files(standing.weights, base.folder)),
     )
 
 
-def _step_told(file: Path) -> int | None:
-    """The UNet's step that an export of ours tells in its header, `text_encoder 350/350, unet 500/1500`."""
+def _step_of_export(file: Path) -> int | None:
+    """Return the UNet step from an export's metadata, such as `text_encoder 350/350, unet 500/1500`."""
     if file.suffix != ".safetensors":
         return None
     try:
         with safe_open(file, framework="pt") as weights:
-            told = (weights.metadata() or {}).get("fastdb.trained", "")
+            trained = (weights.metadata() or {}).get("fastdb.trained", "")
     except (SafetensorError, OSError):
-        return None  # What is wrong with the file is said when it is loaded.
-    for part in told.split(", "):
-        stage, _, steps = part.partition(" ")
-        if stage == STAGE and steps.split("/")[0].isdecimal():
-            return int(steps.split("/")[0])
-    return None
+        return None  # Loading reports the reason later.
+    match = re.search(rf"(?:^|, ){STAGE} (\d+)/", trained, re.ASCII)
+    return int(match[1]) if match else None
+
+
+@dataclass(frozen=True)
+class PictureCache:
+    """The pictures of an evaluation on disk, reused only if every input is the same.
+
+    Attributes:
+        folder: holds a folder for each candidate.
+        request: the settings of all pictures; prompt and seed are replaced.
+        precision: the number format of the computation, which changes pictures.
+    """
+
+    folder: Path
+    request: Request
+    precision: str
+
+    def missing(self, candidate: Candidate, shots: Sequence[Shot]) -> list[Shot]:
+        """Return the distinct shots of a candidate whose pictures are missing, damaged or of other inputs."""
+        return [shot for shot in _distinct(shots) if not self._is_current(candidate, shot)]
+
+    def draw_missing(self, candidate: Candidate, shots: Sequence[Shot], progress: Callable[[int], None]) -> None:
+        """Draw the missing pictures in batches and write each after its batch; `progress` gets their number.
+
+        Batch size and place in the batch change the last bits of a picture. Batches are therefore always composed
+        alike, even if only some of their pictures are missing.
+
+        Raises:
+            ModelError: the candidate cannot be loaded.
+            StorageError: the folder cannot be written.
+        """
+        missing = set(self.missing(candidate, shots))
+        if not missing:
+            return
+        engine, size = candidate.load(), group_size(max(self.request.width, self.request.height))
+        make_folder(self._folder(candidate))
+        distinct = _distinct(shots)
+        for at in range(0, len(distinct), size):
+            batch = distinct[at : at + size]
+            if missing.isdisjoint(batch):
+                continue
+            requests = [self._request(shot) for shot in batch]
+            for shot, request, picture in zip(batch, requests, engine.generate_together(requests), strict=True):
+                if shot in missing:
+                    write_bytes(self.path(candidate, shot), png(picture, self._parameters(candidate, request)))
+                    progress(1)
+        del engine
+        release_memory()
+
+    def load(self, candidate: Candidate, shots: Sequence[Shot]) -> list[Taken]:
+        """Load the pictures of a candidate, RGB; none may be missing."""
+        taken = []
+        for shot in shots:
+            with Image.open(self.path(candidate, shot)) as picture:
+                taken.append(Taken(shot, picture.convert("RGB")))
+        return taken
+
+    def path(self, candidate: Candidate, shot: Shot) -> Path:
+        """Return the path of a picture, `<candidate>-<hash>/<words>-<hash>-seed<seed>.png` below the folder."""
+        words = re.sub(r"\W+", "_", shot.prompt)[:48].strip("_")
+        prompt = hashlib.sha256(shot.prompt.encode()).hexdigest()[:6]
+        return self._folder(candidate) / f"{words}-{prompt}-seed{shot.seed}.png"
+
+    def _folder(self, candidate: Candidate) -> Path:
+        inputs = self._parameters(candidate, replace(self.request, prompt="", seed=0))
+        label = re.sub(r"\W+", "_", candidate.label)
+        return self.folder / f"{label}-{hashlib.sha256(inputs.encode()).hexdigest()[:10]}"
+
+    def _request(self, shot: Shot) -> Request:
+        return replace(self.request, prompt=shot.prompt, seed=shot.seed)
+
+    def _parameters(self, candidate: Candidate, request: Request) -> str:
+        """Return all inputs of a picture as written into its metadata."""
+        key = hashlib.sha256(candidate.key.encode()).hexdigest()[:16]
+        return f"{parameters(request, request.seed)}, Model hash: {key}, Precision: {self.precision}"
+
+    def _is_current(self, candidate: Candidate, shot: Shot) -> bool:
+        """Return whether a readable picture of the same inputs exists."""
+        path = self.path(candidate, shot)
+        try:
+            if png_fault(path.read_bytes()):
+                return False
+            with Image.open(path) as picture:
+                picture.load()
+                inputs = picture.info.get("parameters")
+        except (OSError, SyntaxError, ValueError):
+            return False
+        return bool(inputs == self._parameters(candidate, self._request(shot)))
+
+
+def _distinct(shots: Sequence[Shot]) -> list[Shot]:
+    """Return the first shot of each prompt and seed; groups with the same prompt share a picture."""
+    distinct: dict[tuple[str, int], Shot] = {}
+    for shot in shots:
+        distinct.setdefault((shot.prompt, shot.seed), shot)
+    return list(distinct.values())

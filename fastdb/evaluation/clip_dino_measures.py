@@ -1,15 +1,15 @@
-"""Likeness for real models: CLIP and DINO similarities, as DreamBooth's authors measure (Ruiz et al. 2023, section 4).
+"""Likeness of real models by CLIP and DINO similarity.
 
-CLIP-I and DINO are the mean cosine similarity between pictures of the subject and the instance images, of CLIP's
-(Radford et al. 2021) and DINO's (Caron et al. 2021) image embeddings; CLIP-T is that between a picture's and its
-prompt's CLIP embeddings. Their similarity of class pictures to the subject (PRES) and their diversity of pictures of
-one prompt (DIV) are here, too, diversity as 1 - mean cosine in place of LPIPS.
+As in DreamBooth (Ruiz et al. 2023, section 4), CLIP-I and DINO are the mean cosine similarity between the embeddings of
+subject pictures and instance images by CLIP (Radford et al. 2021) and DINO (Caron et al. 2021); CLIP-T is that between
+the CLIP embeddings of a picture and its prompt. The paper's PRES (similarity of class pictures to the subject) and DIV
+(diversity of pictures of a prompt) are measured too, diversity as 1 - mean cosine instead of by LPIPS.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
@@ -20,34 +20,34 @@ import transformers
 from PIL.Image import Image
 from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer, CLIPModel, ImageProcessingMixin
-from transformers.utils import logging as remarks
+from transformers.utils import logging as transformers_logging
 
 from fastdb.errors import ModelError
-from fastdb.evaluation.measures import Figure, Limit, Measured, Taken, Value, difference, gathered
+from fastdb.evaluation.measures import Figure, Limit, Measured, Taken, Value, values_of
 from fastdb.evaluation.prompts import CLASS, CONTEXT, OTHERS, SUBJECT, without
 
 CLIP, DINO = "openai/clip-vit-base-patch32", "facebook/dino-vits16"
-"""ViT-B/32 and ViT-S/16, those of the paper, by their names on the Hub."""
+"""Names on the Hub of the paper's models, ViT-B/32 and ViT-S/16."""
 
 BATCH = 16
 
 BYTES = 256
-"""CLIP's vocabulary has at least an entry for each."""
+"""Least size of CLIP's vocabulary, which has an entry for each byte."""
 
 FIGURES = (
-    Figure("dino", "subject and context pictures like the instance images (DINO cosine)", True, goal=True),
-    Figure("clip_i", "subject and context pictures like the instance images (CLIP cosine)", True, goal=True),
+    Figure("dino", "similarity of subject and context pictures to instance images (DINO cosine)", True, goal=True),
+    Figure("clip_i", "similarity of subject and context pictures to instance images (CLIP cosine)", True, goal=True),
     Figure(
         "clip_t",
-        "context pictures like their prompts (CLIP cosine)",
+        "similarity of context pictures to their prompts (CLIP cosine)",
         True,
         limit=Limit(times=1, plus=-0.03),
-        broken="the prompts are no longer followed",
+        broken="prompts are no longer followed",
     ),
-    Figure("class_clip_i", "class pictures like the instance images (CLIP cosine)", False),
+    Figure("class_clip_i", "similarity of class pictures to instance images (CLIP cosine)", False),
     Figure(
         "leak",
-        "how much more class pictures are like the instance images than at step 0",
+        "increase of class_clip_i since step 0",
         False,
         limit=Limit(plus=0.05),
         broken="the class without the identifier turns into the subject",
@@ -55,239 +55,253 @@ FIGURES = (
     ),
     Figure(
         "others",
-        "unrelated pictures like their prompts (CLIP cosine)",
+        "similarity of unrelated pictures to their prompts (CLIP cosine)",
         True,
         limit=Limit(times=1, plus=-0.03),
-        broken="what has nothing to do with the subject has drifted",
+        broken="unrelated pictures have drifted",
         prior=True,
     ),
     Figure(
         "copies",
-        "share of context pictures as near to an instance image as those are to each other",
+        "share of context pictures as similar to an instance image as instance images are to each other",
         False,
         limit=Limit(plus=0.5),
-        broken="pictures nearly equal the instance images whatever is asked for",
+        broken="pictures copy the instance images regardless of the prompt",
     ),
     Figure(
         "diversity",
-        "how different pictures of one subject or context prompt are (1 - mean CLIP cosine)",
+        "dissimilarity of pictures of the same subject or context prompt (1 - mean CLIP cosine)",
         True,
         limit=Limit(times=0.5),
-        broken="pictures of one prompt are too much alike",
+        broken="pictures of the same prompt are too similar",
     ),
 )
-"""Where the limits lie is our judgement, and no result of the paper's."""
+"""The limits are our judgement, not results of the paper."""
 
 
 class Likeness:
-    """The measure of CLIP and, where there is one, DINO, held against a session's instance images."""
+    """Measure by CLIP and, if available, DINO against the instance images of a session.
+
+    Attributes:
+        name: the models, see `Measure`.
+        figures: without DINO its figure is left out. With it both count as likeness, as in the paper.
+    """
 
     def __init__(self, clip: Clip, dino: Dino | None, instance_images: Sequence[Image], token: str) -> None:
-        """Embed the instance images; `token` is left out of prompts, since CLIP cannot know what it stands for."""
+        """Embed the instance images. `token` is removed from prompts because CLIP does not know it."""
+        self.name = f"CLIP {clip.name}" + (f", DINO {dino.name}" if dino else "; no DINO")
+        self.figures: tuple[Figure, ...] = FIGURES if dino else FIGURES[1:]
         self._clip, self._dino, self._token = clip, dino, token
         self._instances = clip.images(instance_images)
         self._dino_instances = dino.images(instance_images) if dino else None
 
-    @property
-    def about(self) -> str:
-        """Which models measure."""
-        return f"CLIP {self._clip.name}" + (f", DINO {self._dino.name}" if self._dino else "; no DINO")
-
-    @property
-    def figures(self) -> tuple[Figure, ...]:
-        """Those with DINO only where there is one: the paper's authors trust it more, so both count as likeness."""
-        return FIGURES if self._dino else FIGURES[1:]
-
     def read(self, taken: Sequence[Taken]) -> Measured:
-        """Measure pictures; each is told its CLIP-I, CLIP-T, DINO and its nearest instance image's similarity."""
+        """Measure pictures; readings are CLIP-I, CLIP-T, DINO and the similarity to the nearest instance image."""
         if not taken:
             return Measured({})
-        pictures = [one.picture for one in taken]
+        pictures = [item.picture for item in taken]
         embedded = self._clip.images(pictures)
-        texts = self._clip.texts([without(one.shot.prompt, self._token) for one in taken])
-        alike = embedded @ self._instances.T
-        told = {
-            "clip_i": alike.mean(1).tolist(),
+        texts = self._clip.texts([without(item.shot.prompt, self._token) for item in taken])
+        similarity = embedded @ self._instances.T
+        readings = {
+            "clip_i": similarity.mean(1).tolist(),
             "clip_t": (embedded * texts).sum(1).tolist(),
-            "nearest": alike.max(1).values.tolist(),
+            "nearest": similarity.max(1).values.tolist(),
         }
-        near = self._instances
+        instances = self._instances
         if self._dino is not None and self._dino_instances is not None:
-            seen = self._dino.images(pictures) @ self._dino_instances.T
-            told |= {"dino": seen.mean(1).tolist(), "nearest": seen.max(1).values.tolist()}
-            near = self._dino_instances
-        lines = [dict(zip(told, numbers, strict=True)) for numbers in zip(*told.values(), strict=True)]
-        return Measured(self._values(taken, lines, embedded, mutual(near)), lines)
+            instances = self._dino_instances
+            similarity = self._dino.images(pictures) @ instances.T
+            readings |= {"dino": similarity.mean(1).tolist(), "nearest": similarity.max(1).values.tolist()}
+        lines = [dict(zip(readings, numbers, strict=True)) for numbers in zip(*readings.values(), strict=True)]
+        return Measured(_values(taken, lines, embedded, _nearest_of_instances(instances)), lines)
 
     def compare(self, now: Mapping[str, Value], start: Mapping[str, Value]) -> dict[str, Value]:
-        """The leak: by how much class pictures have come nearer to the instance images."""
+        """Return the leak, the increase in similarity of class pictures to the instance images."""
         both = "class_clip_i" in now and "class_clip_i" in start
-        return {"leak": difference(now["class_clip_i"], start["class_clip_i"])} if both else {}
-
-    def _values(
-        self, taken: Sequence[Taken], lines: Sequence[dict[str, float]], embedded: torch.Tensor, known: float | None
-    ) -> dict[str, Value]:
-        def of(name: str, *groups: str) -> list[float]:
-            pairs = zip(taken, lines, strict=True)
-            return [line[name] for one, line in pairs if one.shot.group in groups and name in line]
-
-        nearest = of("nearest", CONTEXT) if known is not None else []
-        return gathered(
-            {
-                "dino": of("dino", SUBJECT, CONTEXT),
-                "clip_i": of("clip_i", SUBJECT, CONTEXT),
-                "clip_t": of("clip_t", CONTEXT),
-                "class_clip_i": of("clip_i", CLASS),
-                "others": of("clip_t", OTHERS),
-                "copies": [float(one >= (known or 0.0)) for one in nearest],
-                "diversity": diversity(taken, embedded),
-            }
-        )
+        return {"leak": now["class_clip_i"] - start["class_clip_i"]} if both else {}
 
 
-def mutual(instances: torch.Tensor) -> float | None:
-    """How near instance images are to each other: the mean over them of the cosine to their nearest other one.
+def _values(
+    taken: Sequence[Taken], lines: Sequence[dict[str, float]], embedded: torch.Tensor, copy_threshold: float | None
+) -> dict[str, Value]:
+    """Return the figures from each picture's readings and CLIP embedding; no copies without a threshold."""
 
-    Args:
-        instances: embeddings of length 1, (images, width). One image alone gives None.
-    """
-    if len(instances) < 2:
-        return None
-    alike = instances @ instances.T
-    alike.fill_diagonal_(-1.0)
-    return float(alike.max(1).values.mean())
+    def select(name: str, *groups: str) -> list[float]:
+        pairs = zip(taken, lines, strict=True)
+        return [line[name] for item, line in pairs if item.shot.group in groups and name in line]
 
-
-def diversity(taken: Sequence[Taken], embedded: torch.Tensor) -> list[float]:
-    """For each subject or context prompt, 1 - the mean cosine of two pictures of it (DIV, with cosine for LPIPS)."""
-    places: dict[str, list[int]] = defaultdict(list)
-    for number, one in enumerate(taken):
-        if one.shot.group in (SUBJECT, CONTEXT):
-            places[one.shot.prompt].append(number)
-    alike = embedded @ embedded.T
-    found = []
-    for numbers in places.values():
-        pairs = [float(alike[one, other]) for one, other in combinations(numbers, 2)]
-        if pairs:
-            found.append(1 - sum(pairs) / len(pairs))
-    return found
-
-
-class Clip:
-    """A CLIP model: pictures and texts as embeddings of length 1."""
-
-    def __init__(self, name: str, device: str) -> None:
-        """Load it from a folder or the Hub.
-
-        Raises:
-            ModelError: it cannot be had.
-        """
-        self.name, self._device = name, device
-        self._model = load(CLIPModel, name, "--clip").to(device).eval()
-        self._eyes = load(_Eyes, name, "--clip")
-        self._tokenizer = load(AutoTokenizer, name, "--clip")
-        if len(self._tokenizer) < BYTES:  # transformers makes an empty one where it finds no file
-            raise ModelError("has no vocabulary", where=name, fix="Save or download the model again, tokenizer too.")
-
-    @torch.no_grad()
-    def images(self, pictures: Sequence[Image]) -> torch.Tensor:
-        """Embeddings of pictures, (pictures, width), float32 on the CPU."""
-        found = []
-        for at in range(0, len(pictures), BATCH):
-            seen = self._eyes(images=list(pictures[at : at + BATCH]), return_tensors="pt").to(self._device)
-            found.append(self._model.get_image_features(pixel_values=seen["pixel_values"]).pooler_output)
-        return normalize(torch.cat(found).float(), dim=1).cpu()
-
-    @torch.no_grad()
-    def texts(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Embeddings of prompts, (prompts, width), float32 on the CPU; what is too long for CLIP is cut."""
-        found, longest = [], self._model.config.text_config.max_position_embeddings
-        for at in range(0, len(prompts), BATCH):
-            said = self._tokenizer(
-                list(prompts[at : at + BATCH]), padding=True, truncation=True, max_length=longest, return_tensors="pt"
-            ).to(self._device)
-            answer = self._model.get_text_features(input_ids=said["input_ids"], attention_mask=said["attention_mask"])
-            found.append(answer.pooler_output)
-        return normalize(torch.cat(found).float(), dim=1).cpu()
-
-
-class Dino:
-    """A self-supervised vision transformer: pictures as the last state of its class token, of length 1."""
-
-    def __init__(self, name: str, device: str, *, here: bool = False) -> None:
-        """Load it from a folder or the Hub; `here` allows only what is on this machine.
-
-        Raises:
-            ModelError: it cannot be had.
-        """
-        self.name, self._device = name, device
-        self._model = load(AutoModel, name, "--dino", here=here).to(device).eval()
-        self._eyes = load(_Eyes, name, "--dino", here=here)
-
-    @torch.no_grad()
-    def images(self, pictures: Sequence[Image]) -> torch.Tensor:
-        """Embeddings of pictures, (pictures, width), float32 on the CPU."""
-        found = []
-        for at in range(0, len(pictures), BATCH):
-            seen = self._eyes(images=list(pictures[at : at + BATCH]), return_tensors="pt").to(self._device)
-            found.append(self._model(pixel_values=seen["pixel_values"]).last_hidden_state[:, 0])
-        return normalize(torch.cat(found).float(), dim=1).cpu()
-
-
-def load(kind: Any, name: str, option: str, *, here: bool = False) -> Any:
-    """Something of transformers by its folder or its name on the Hub; what lies on this machine goes first.
-
-    Args:
-        kind: has `from_pretrained`.
-        option: of the command line, which takes a folder; the message names it.
-        here: do not fetch.
-
-    Raises:
-        ModelError: it cannot be had.
-    """
-    path = Path(name).expanduser()
-    # From a download only what can run no code: weights as safetensors, no pickle.
-    options = {"use_safetensors": True} if kind in (CLIPModel, AutoModel) else {}
-    if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1):
-        raise ModelError("there is no such folder", where=name, fix=f"Give {option} the folder of a saved model.")
-    said = ""
-    for local in (True,) if path.is_dir() or here else (True, False):
-        try:
-            with _without_bar(local):
-                return kind.from_pretrained(str(path) if path.is_dir() else name, local_files_only=local, **options)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            said = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
-    what = "cannot be loaded" if path.is_dir() else "is not on this machine and cannot be fetched"
-    raise ModelError(
-        f"{what} ({said[:200]})",
-        where=name,
-        fix=f"Give {option} the folder of a saved model, or connect to the network and run the same command again.",
+    nearest = select("nearest", CONTEXT) if copy_threshold is not None else []
+    return values_of(
+        {
+            "dino": select("dino", SUBJECT, CONTEXT),
+            "clip_i": select("clip_i", SUBJECT, CONTEXT),
+            "clip_t": select("clip_t", CONTEXT),
+            "class_clip_i": select("clip_i", CLASS),
+            "others": select("clip_t", OTHERS),
+            "copies": [float(similarity >= (copy_threshold or 0.0)) for similarity in nearest],
+            "diversity": _diversity(taken, embedded),
+        }
     )
 
 
-class _Eyes:
-    """The image processor that a model was saved with, as transformers has it for PIL: torchvision is not needed."""
+def _nearest_of_instances(instances: torch.Tensor) -> float | None:
+    """Return the mean cosine of each instance image to the nearest other instance image.
 
-    @staticmethod
-    def from_pretrained(name: str, **options: Any) -> Any:
-        """The processor by what `preprocessor_config.json` calls it, in one of its names over the years."""
-        told, _ = ImageProcessingMixin.get_image_processor_dict(name, **options)
-        kind = str(told.get("image_processor_type") or told.get("feature_extractor_type"))
-        kind = kind.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
-        processor = getattr(transformers, f"{kind}Pil", None) or getattr(transformers, kind, None)
-        if processor is None:
-            raise ValueError(f"transformers knows no image processor {kind}")
-        return processor.from_dict(told)
+    Args:
+        instances: embeddings of length 1, (images, width); None is returned for fewer than two.
+    """
+    if len(instances) < 2:
+        return None
+    similarity = instances @ instances.T
+    similarity.fill_diagonal_(-1.0)
+    return float(similarity.max(1).values.mean())
+
+
+def _diversity(taken: Sequence[Taken], embedded: torch.Tensor) -> list[float]:
+    """Return 1 - the mean cosine of two pictures of each subject or context prompt (DIV, with cosine for LPIPS)."""
+    numbers_by_prompt: dict[str, list[int]] = defaultdict(list)
+    for number, item in enumerate(taken):
+        if item.shot.group in (SUBJECT, CONTEXT):
+            numbers_by_prompt[item.shot.prompt].append(number)
+    similarity = embedded @ embedded.T
+    values = []
+    for numbers in numbers_by_prompt.values():
+        pairs = [float(similarity[first, second]) for first, second in combinations(numbers, 2)]
+        if pairs:
+            values.append(1 - sum(pairs) / len(pairs))
+    return values
+
+
+class Clip:
+    """CLIP model that embeds pictures and texts as vectors of length 1."""
+
+    def __init__(self, name: str, device: str) -> None:
+        """Load the model from a folder or the Hub.
+
+        Raises:
+            ModelError: it cannot be loaded or downloaded.
+        """
+        self.name, self._device = name, device
+        # Downloaded pickles could run code, so only safetensors are accepted.
+        self._model = _load(CLIPModel.from_pretrained, name, "--clip", use_safetensors=True).to(device).eval()
+        self._processor = _load(_image_processor, name, "--clip")
+        self._tokenizer = _load(AutoTokenizer.from_pretrained, name, "--clip")
+        if len(self._tokenizer) < BYTES:  # transformers makes an empty tokenizer if the file is missing
+            raise ModelError(
+                "the tokenizer is missing", where=name, fix="Save or download the model again with its tokenizer."
+            )
+
+    @torch.no_grad()
+    def images(self, pictures: Sequence[Image]) -> torch.Tensor:
+        """Embed pictures, (pictures, width), float32 on the CPU."""
+
+        def embed(batch: list[Image]) -> torch.Tensor:
+            inputs = self._processor(images=batch, return_tensors="pt").to(self._device)
+            features: torch.Tensor = self._model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output
+            return features
+
+        return _embed(pictures, embed)
+
+    @torch.no_grad()
+    def texts(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Embed prompts, (prompts, width), float32 on the CPU; long prompts are truncated."""
+        longest = self._model.config.text_config.max_position_embeddings
+
+        def embed(batch: list[str]) -> torch.Tensor:
+            inputs = self._tokenizer(batch, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+            inputs = inputs.to(self._device)
+            outputs = self._model.get_text_features(
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
+            )
+            features: torch.Tensor = outputs.pooler_output
+            return features
+
+        return _embed(prompts, embed)
+
+
+class Dino:
+    """Self-supervised vision transformer that embeds pictures by its class token, vectors of length 1."""
+
+    def __init__(self, name: str, device: str, *, local_only: bool = False) -> None:
+        """Load the model from a folder or the Hub; `local_only` does not download.
+
+        Raises:
+            ModelError: it cannot be loaded or downloaded.
+        """
+        self.name, self._device = name, device
+        load = AutoModel.from_pretrained
+        self._model = _load(load, name, "--dino", local_only=local_only, use_safetensors=True).to(device).eval()
+        self._processor = _load(_image_processor, name, "--dino", local_only=local_only)
+
+    @torch.no_grad()
+    def images(self, pictures: Sequence[Image]) -> torch.Tensor:
+        """Embed pictures, (pictures, width), float32 on the CPU."""
+
+        def embed(batch: list[Image]) -> torch.Tensor:
+            inputs = self._processor(images=batch, return_tensors="pt").to(self._device)
+            states: torch.Tensor = self._model(pixel_values=inputs["pixel_values"]).last_hidden_state
+            return states[:, 0]
+
+        return _embed(pictures, embed)
+
+
+def _embed(items: Sequence[Any], embed: Callable[[list[Any]], torch.Tensor]) -> torch.Tensor:
+    """Embed items in batches and normalise the embeddings."""
+    batches = [embed(list(items[at : at + BATCH])) for at in range(0, len(items), BATCH)]
+    return normalize(torch.cat(batches).float(), dim=1).cpu()
+
+
+def _load(
+    from_pretrained: Callable[..., Any], name: str, option: str, *, local_only: bool = False, **options: Any
+) -> Any:
+    """Load a part of a model from a folder, the local cache, or else the Hub.
+
+    Args:
+        option: the command line's option for the model, named in errors.
+        local_only: do not download.
+
+    Raises:
+        ModelError: it cannot be loaded or downloaded.
+    """
+    path = Path(name).expanduser()
+    if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1):
+        raise ModelError("the folder does not exist", where=name, fix=f"Pass {option} the folder of a saved model.")
+    reason = ""
+    for local in (True,) if path.is_dir() or local_only else (True, False):
+        try:
+            with _hidden_bar(local):
+                return from_pretrained(str(path) if path.is_dir() else name, local_files_only=local, **options)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+    what = "the model could not be loaded" if path.is_dir() else "the model is not cached and could not be downloaded"
+    raise ModelError(
+        f"{what} ({reason[:200]})",
+        where=name,
+        fix=f"Pass {option} the folder of a saved model, or connect to the network and run the same command again.",
+    )
+
+
+def _image_processor(name: str, **options: Any) -> Any:
+    """Load the image processor of a model in its PIL version, which does not need torchvision."""
+    config, _ = ImageProcessingMixin.get_image_processor_dict(name, **options)
+    # openai/clip-vit-base-patch32 has the old key and the old name CLIPFeatureExtractor.
+    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type"))
+    kind = kind.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
+    processor = getattr(transformers, f"{kind}Pil", None) or getattr(transformers, kind, None)
+    if processor is None:
+        raise ValueError(f"transformers has no image processor {kind}")
+    return processor.from_dict(config)
 
 
 @contextmanager
-def _without_bar(wanted: bool) -> Iterator[None]:
-    """Hide the bar of loading, which takes a moment; that of fetching stays."""
-    shown = remarks.is_progress_bar_enabled()
-    if wanted:
-        remarks.disable_progress_bar()
+def _hidden_bar(hide: bool) -> Iterator[None]:
+    """Hide the progress bar of loading, which is short, but not that of downloads."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    if hide:
+        transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
-            remarks.enable_progress_bar()
+            transformers_logging.enable_progress_bar()

@@ -1,51 +1,50 @@
-"""`fastdb evaluate`: draw, measure, compare, choose, and leave pictures and figures in the session."""
+"""Evaluation of a session's checkpoints or of an exported file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from fastdb import console
 from fastdb.checkpoints.retention import PICKED
 from fastdb.errors import ConfigError, ImageError, ModelError, SessionBusy, TrainingError
-from fastdb.evaluation.candidates import Candidate, busy, checkpoints_of, file_of, untrained
-from fastdb.evaluation.choose import pick
-from fastdb.evaluation.curves import curves
-from fastdb.evaluation.grid import grid
+from fastdb.evaluation.candidates import Candidate, PictureCache, checkpoints_of, file_of, untrained
+from fastdb.evaluation.charts import curves_of, draw_curves, draw_grid
+from fastdb.evaluation.choose import Row, pick
 from fastdb.evaluation.measures import Measure, Measured
-from fastdb.evaluation.picture_cache import Gallery
-from fastdb.evaluation.prompts import Protocol, asked_for, protocol_of, words_of
-from fastdb.evaluation.report import Report, rows_of, say_difference
+from fastdb.evaluation.prompts import Protocol, custom_protocol, default_protocol, words_of
+from fastdb.evaluation.report import Evaluation, compare_export
 from fastdb.images.photo_files import photos_in
 from fastdb.images.photos import read_photo, save_png
 from fastdb.inference.engine import Request
 from fastdb.inference.samplers import DEFAULT
 from fastdb.models.resolve import MINI, ensure_base
+from fastdb.reporting import SILENT, Note, Report
 from fastdb.runtime.device import choose_device
 from fastdb.sessions.lease_status import refuse_elsewhere
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import make_folder, write_json
 from fastdb.training.prepare import check_base
+from fastdb.training.process import find
 
 FOLDER = "evaluation"
 MEASURES = ("auto", "drawn", "clip")
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a person asks of an evaluation; None leaves the choice.
+class Options:
+    """Options of an evaluation; None stands for the default.
 
     Attributes:
-        checkpoints: steps of the UNet stage, None for all that verify.
-        seeds: pictures of each prompt.
-        prompts: instead of those derived from the session.
-        measure: one of `MEASURES`.
+        checkpoints: steps of the UNet stage, None for all valid checkpoints.
+        seeds: pictures per prompt.
+        prompts: replace those derived from the session.
+        measure: an element of `MEASURES`.
         clip, dino: a folder or a name on the Hub.
-        steps, guidance, sampler: how pictures are drawn; the session's sample settings when left out.
+        steps, guidance, sampler: settings of pictures; by default the session's sample settings.
         file: an exported file to evaluate instead of checkpoints.
     """
 
@@ -61,57 +60,57 @@ class Wanted:
     file: Path | None = None
 
 
-def evaluate_session(session: Session, wanted: Wanted) -> Report:
+def evaluate_session(session: Session, options: Options, report: Report = SILENT) -> Evaluation:
     """Evaluate a session's checkpoints, or an exported file, against the untrained base.
 
-    Pictures that were made before with the same weights, prompt, seed and settings are used again, so an evaluation
-    that was interrupted goes on. Into the session's `evaluation/` go `evaluation.json`, `grid.png` and `curves.png`;
-    for a file `<its name>.json` and `<its name>-grid.png`.
+    Existing pictures of the same weights, prompt, seed and settings are reused, so an interrupted evaluation resumes.
+    Writes `evaluation.json`, `grid.png` and `curves.png` into the session's `evaluation/`; for a file `<its name>.json`
+    and `<its name>-grid.png`.
 
     Raises:
-        ConfigError: what was asked for is not there or out of bounds.
+        ConfigError: an option is invalid.
         SessionBusy: the session is being trained.
-        TrainingError: there is nothing to evaluate yet, or the memory is too small.
-        ImageError, ModelError, StorageError: something cannot be read or written.
+        TrainingError: there is nothing to evaluate yet, or the GPU is out of memory.
+        ImageError, ModelError, StorageError: a file cannot be read or written.
     """
-    if wanted.measure not in MEASURES:
-        raise ConfigError("there is no such measure", where=repr(wanted.measure), fix=f"Try {', '.join(MEASURES)}.")
-    request = _request(session, wanted)
-    if busy(session):
-        raise SessionBusy("is being trained", where=session.name, fix="Evaluate it when that is over, or stop it.")
-    refuse_elsewhere(session.path, "Or stop it there, and evaluate it then.")
-    with console.bar("base model", "B") as update:
+    if options.measure not in MEASURES:
+        raise ConfigError("unknown measure", where=repr(options.measure), fix=f"Choose {', '.join(MEASURES)}.")
+    request = _request(session, options)
+    if find(session) is not None:
+        raise SessionBusy("training is running", where=session.name, fix="Wait until it ends or stop it, then retry.")
+    refuse_elsewhere(session.path, "Or stop it there, then evaluate.")
+    with report.progress("base model", "B") as update:
         base = ensure_base(session, update)
     check_base(session, base)
-    found, said = [untrained(session, base)], list[str]()
-    if wanted.file is not None:
-        found.append(file_of(session, base, wanted.file))
+    candidates = [untrained(session, base)]
+    if options.file is not None:
+        candidates.append(file_of(session, base, options.file))
     else:
-        checkpoints, said = checkpoints_of(session, base, wanted.checkpoints)
-        found += checkpoints
-    for line in said:
-        console.say(f"warning: {line}")
-    measure, protocol = _choose(session, wanted)
-    console.say(f"evaluating {', '.join(one.label for one in found)}; measured by {measure.about}")
-    gallery = Gallery(session.path / FOLDER / "pictures", request, choose_device().precision)
-    _draw(session, gallery, found, protocol)
-    measured = _measure(gallery, found, protocol, measure)
-    report = Report(
+        checkpoints, skipped = checkpoints_of(session, base, options.checkpoints)
+        candidates += checkpoints
+        for note in skipped:
+            report.note(note)
+    measure, protocol = _choose(session, options, report)
+    report.note(Note("evaluation started", ", ".join(candidate.label for candidate in candidates), measure.name))
+    cache = PictureCache(session.path / FOLDER / "pictures", request, choose_device().precision)
+    _draw(session, cache, candidates, protocol, report)
+    measured = _measure(cache, candidates, protocol, measure, report)
+    rows = [Row(candidate.label, found.values) for candidate, found in zip(candidates, measured, strict=True)]
+    evaluation = Evaluation(
         session.name,
-        _settings(request, gallery),
-        measure.about,
-        measure.figures,
+        _settings(cache),
+        measure.name,
+        [figure for figure in measure.figures if any(figure.name in row.values for row in rows)],
         protocol,
-        found,
+        candidates,
         measured,
-        pick(rows_of(found, measured), measure.figures),
+        pick(rows, measure.figures),
     )
-    _leave(session, report, gallery, wanted.file)
-    return report
+    return _write(session, evaluation, cache, options.file)
 
 
-def _request(session: Session, wanted: Wanted) -> Request:
-    """How every picture is drawn.
+def _request(session: Session, options: Options) -> Request:
+    """Return the settings of all pictures.
 
     Raises:
         ConfigError: a value is out of bounds.
@@ -119,139 +118,138 @@ def _request(session: Session, wanted: Wanted) -> Request:
     samples, size = session.config.samples, session.config.resolution
     return Request(
         "",
-        steps=samples.steps if wanted.steps is None else wanted.steps,
-        guidance=samples.guidance if wanted.guidance is None else wanted.guidance,
-        sampler=wanted.sampler or DEFAULT,
+        steps=samples.steps if options.steps is None else options.steps,
+        guidance=samples.guidance if options.guidance is None else options.guidance,
+        sampler=options.sampler or DEFAULT,
         width=size,
         height=size,
     )
 
 
-def _choose(session: Session, wanted: Wanted) -> tuple[Measure, Protocol]:
-    """The measure and the prompts that go with it, before anything is drawn: what is missing is said at once.
+def _choose(session: Session, options: Options, report: Report) -> tuple[Measure, Protocol]:
+    """Return the measure and its prompts. Runs before anything is drawn so that errors come at once.
 
     Raises:
         ImageError: there are no instance images, or one cannot be read.
-        ModelError: a model that measures cannot be had.
-        ConfigError: the drawn world was asked for, and no subject of it is seen.
+        ModelError: a model of the measure cannot be loaded.
+        ConfigError: the measure `drawn` was requested for other instance images.
     """
     words, photos = words_of(session), photos_in(session.instance_images)
     if not photos:
         raise ImageError("there are no instance images to compare with", where=session.name, fix="Add photos first.")
     images = [read_photo(path) for path in photos]
-    asked = asked_for(wanted.prompts, words, wanted.seeds) if wanted.prompts else None
-    if wanted.measure == "drawn" or (wanted.measure == "auto" and _of_drawn_world(session)):
+    custom = custom_protocol(options.prompts, words, options.seeds) if options.prompts else None
+    on_mini = session.record.base_model.folder == MINI
+    if options.measure == "drawn" or (options.measure == "auto" and on_mini):
         from fastdb.evaluation.mini_measures import Drawn, drawn_protocol
         from fastdb.world.readings import recognise
 
         subject = recognise(images)
         if subject is not None:
-            return Drawn(subject), asked or drawn_protocol(words, subject, wanted.seeds)
-        if wanted.measure == "drawn":
+            return Drawn(subject), custom or drawn_protocol(words, subject, options.seeds)
+        if options.measure == "drawn":
             raise ConfigError(
                 "the instance images show no subject of the drawn world", where=session.name, fix="Try --measure clip."
             )
     from fastdb.evaluation.clip_dino_measures import CLIP, DINO, Clip, Dino, Likeness
 
     device = choose_device().kind
-    clip = Clip(wanted.clip or CLIP, device)
+    clip = Clip(options.clip or CLIP, device)
     try:
-        dino = Dino(wanted.dino or DINO, device, here=wanted.dino is None)
+        dino = Dino(options.dino or DINO, device, local_only=options.dino is None)
     except ModelError:
-        if wanted.dino is not None:
+        if options.dino is not None:
             raise
-        console.say(f"DINO does not measure: it is not on this machine; --dino {DINO} fetches it")
+        report.note(Note("DINO missing", DINO))
         dino = None
-    return Likeness(clip, dino, images, words.token), asked or protocol_of(words, wanted.seeds)
+    return Likeness(clip, dino, images, words.token), custom or default_protocol(words, options.seeds)
 
 
-def _of_drawn_world(session: Session) -> bool:
-    """Whether the base model is the one that was trained on the drawn world."""
-    return session.record.base_model.folder == MINI
-
-
-def _draw(session: Session, gallery: Gallery, found: Sequence[Candidate], protocol: Protocol) -> None:
-    """Draw what is missing, with one bar over everything."""
+def _draw(
+    session: Session, cache: PictureCache, candidates: Sequence[Candidate], protocol: Protocol, report: Report
+) -> None:
+    """Draw the missing pictures of all candidates."""
     shots = protocol.shots()
-    missing = sum(len(gallery.missing(candidate, shots)) for candidate in found)
-    total, done = len(found) * len({(shot.prompt, shot.seed) for shot in shots}), 0
+    missing = sum(len(cache.missing(candidate, shots)) for candidate in candidates)
+    total, done = len(candidates) * len({(shot.prompt, shot.seed) for shot in shots}), 0
     if missing < total:
-        console.say(f"{total - missing} of {total} pictures were made before and are used again")
-    with console.bar("draw", "picture") as update, _want_of_memory_explained():
+        report.note(Note("pictures reused", f"{total - missing} of {total}"))
+    with report.progress("draw", "picture") as update, _out_of_memory_explained():
 
-        def more(count: int) -> None:
+        def count(drawn: int) -> None:
             nonlocal done
-            done += count
+            done += drawn
             update(done, missing)
 
-        for candidate in found:
+        for candidate in candidates:
             session.check_there()
-            gallery.make(candidate, shots, more)
+            cache.draw_missing(candidate, shots, count)
 
 
-def _measure(gallery: Gallery, found: Sequence[Candidate], protocol: Protocol, measure: Measure) -> list[Measured]:
-    """Read every candidate's pictures; figures that compare with the base are added."""
-    made: list[Measured] = []
-    with console.bar("measure", "checkpoint") as update, _want_of_memory_explained():
-        for number, candidate in enumerate(found, start=1):
-            read = measure.read(gallery.taken(candidate, protocol.shots()))
-            start = made[0].values if made else read.values
-            made.append(Measured({**read.values, **measure.compare(read.values, start)}, read.pictures))
-            update(number, len(found))
-    return made
+def _measure(
+    cache: PictureCache, candidates: Sequence[Candidate], protocol: Protocol, measure: Measure, report: Report
+) -> list[Measured]:
+    """Measure every candidate's pictures and add the figures that compare it with the base."""
+    results: list[Measured] = []
+    with report.progress("measure", "checkpoint") as update, _out_of_memory_explained():
+        for number, candidate in enumerate(candidates, start=1):
+            measured = measure.read(cache.load(candidate, protocol.shots()))
+            start = results[0].values if results else measured.values
+            values = {**measured.values, **measure.compare(measured.values, start)}
+            results.append(Measured(values, measured.pictures))
+            update(number, len(candidates))
+    return results
 
 
-def _leave(session: Session, report: Report, gallery: Gallery, file: Path | None) -> None:
-    """Print what was found, and write it into the session's folder."""
-    folder = session.path / FOLDER
+def _write(session: Session, evaluation: Evaluation, cache: PictureCache, file: Path | None) -> Evaluation:
+    """Write the evaluation into the session's folder; return it with its notes and files."""
+    folder, picked = session.path / FOLDER, evaluation.picked
     session.check_there()
     make_folder(folder)
-    stem = "" if file is None else f"{file.name}-"
-    told = folder / (PICKED if file is None else f"{file.name}.json")
-    report.say()
+    step = evaluation.candidates[picked.row].step
+    title = f"{session.name}: {evaluation.measure}"
+    grid = folder / ("grid.png" if file is None else f"{file.name}-grid.png")
+    save_png(draw_grid(cache, evaluation, photos_in(session.instance_images), title), grid)
+    files = [grid]
+    if file is None and (curves := curves_of(evaluation)):
+        title += " (green: recommended step, dashed: limit)"
+        save_png(draw_curves(curves, title, step), folder / "curves.png")
+        files.append(folder / "curves.png")
+    files.append(folder / (PICKED if file is None else f"{file.name}.json"))
+    write_json(files[-1], evaluation.as_json(cache))
+    notes = [Note("checkpoint picked", picked.label, picked.reason), *picked.notes]
     if file is None:
-        step = report.candidates[report.picked.row].step
-        console.say(f"make its file with: fastdb export {session.name} --step {step}")
-    title = f"{session.name}: {report.measure}"
-    photos = photos_in(session.instance_images)
-    save_png(
-        grid(gallery, report.candidates, report.protocol, photos, title, report.picked.row), folder / f"{stem}grid.png"
-    )
-    made = [folder / f"{stem}grid.png"]
-    if shown := (report.curves() if file is None else []):
-        keyed = f"{title} (green: the step to use, dashed: the limit)"
-        save_png(curves(shown, keyed, report.candidates[report.picked.row].step), folder / "curves.png")
-        made.append(folder / "curves.png")
-    write_json(told, report.as_json(gallery))
-    if file is not None:
-        say_difference(report, folder / PICKED)
-    for path in (*made, told):
-        console.say(str(path))
+        notes.append(Note("export command", f"{session.name} --step {step}"))
+    else:
+        notes.append(compare_export(evaluation, folder / PICKED))
+    return replace(evaluation, notes=tuple(notes), files=tuple(files))
 
 
-def _settings(request: Request, gallery: Gallery) -> dict[str, object]:
+def _settings(cache: PictureCache) -> dict[str, object]:
+    """Return the settings of pictures for `evaluation.json`."""
+    request = cache.request
     return {
         "steps": request.steps,
         "guidance": request.guidance,
         "sampler": request.sampler,
         "width": request.width,
         "height": request.height,
-        "precision": gallery.arithmetic,
+        "precision": cache.precision,
     }
 
 
 @contextmanager
-def _want_of_memory_explained() -> Iterator[None]:
-    """Turn the GPU's want of memory into one line.
+def _out_of_memory_explained() -> Iterator[None]:
+    """Replace torch's out-of-memory error.
 
     Raises:
-        TrainingError: instead of torch's error.
+        TrainingError: the GPU is out of memory.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise TrainingError(
-            f"the GPU's memory is too small for it ({str(error).splitlines()[0][:120]})",
+            f"the GPU is out of memory ({str(error).splitlines()[0][:120]})",
             where="evaluation",
-            fix="Close what else uses the GPU and run the same command again; the pictures made so far are kept.",
+            fix="Close other programs that use the GPU and run the same command again; finished pictures are kept.",
         ) from error

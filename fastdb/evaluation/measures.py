@@ -1,4 +1,4 @@
-"""What a measure is: it reads the pictures of one checkpoint and gives figures, each of which says what it means."""
+"""Figures of pictures with their values and limits, and the interface of a measure."""
 
 from __future__ import annotations
 
@@ -14,50 +14,51 @@ from fastdb.evaluation.prompts import Shot
 
 @dataclass(frozen=True)
 class Value:
-    """A mean over `count` readings and its standard error; a value without spread has the error 0."""
+    """A mean over `count` readings and its standard error, 0 for a value without spread."""
 
     mean: float
     error: float = 0.0
     count: int = 1
 
-
-def value_of(readings: Sequence[float]) -> Value | None:
-    """The mean of readings with its standard error s / sqrt(n), s with n - 1 in the denominator; None of none."""
-    count = len(readings)
-    if not count:
-        return None
-    mean = sum(readings) / count
-    spread = math.sqrt(sum((reading - mean) ** 2 for reading in readings) / (count - 1)) if count > 1 else 0.0
-    return Value(mean, spread / math.sqrt(count), count)
+    def __sub__(self, other: Value) -> Value:
+        """Return the difference of two independent means, with its error."""
+        return Value(self.mean - other.mean, math.hypot(self.error, other.error), self.count)
 
 
-def difference(now: Value, start: Value) -> Value:
-    """`now` minus `start`, with the error of a difference of two independent means."""
-    return Value(now.mean - start.mean, math.hypot(now.error, start.error), now.count)
+def values_of(readings: Mapping[str, Sequence[float]]) -> dict[str, Value]:
+    """Return the value of each figure that has readings.
+
+    The standard error is s / sqrt(n), s with n - 1 in the denominator.
+    """
+    values = {}
+    for name, numbers in readings.items():
+        count = len(numbers)
+        if count:
+            mean = sum(numbers) / count
+            squares = sum((number - mean) ** 2 for number in numbers)
+            spread = math.sqrt(squares / (count - 1)) if count > 1 else 0.0
+            values[name] = Value(mean, spread / math.sqrt(count), count)
+    return values
 
 
 @dataclass(frozen=True)
 class Limit:
-    """How far a figure may go: to `times` its value at step 0 plus `plus`."""
+    """Last good value of a figure, `times` its value at step 0 plus `plus`."""
 
     times: float = 0.0
     plus: float = 0.0
 
-    def bound(self, start: float) -> float:
-        """The last value that is still good."""
-        return self.times * start + self.plus
-
 
 @dataclass(frozen=True)
 class Figure:
-    """What a figure is called and means.
+    """A number measured for each checkpoint.
 
     Attributes:
-        about: what it is, a clause.
-        goal: whether the best checkpoint is the one with most of it.
-        limit: what a good checkpoint keeps to.
-        broken: what it means when that limit is broken, a clause.
-        prior: whether prior preservation would help then.
+        about: its definition, a clause.
+        goal: whether the checkpoint is chosen by it.
+        limit: the bound that a good checkpoint keeps.
+        broken: the meaning of a broken limit, a clause.
+        prior: whether prior preservation helps against a broken limit.
     """
 
     name: str
@@ -68,10 +69,22 @@ class Figure:
     broken: str = ""
     prior: bool = False
 
+    @property
+    def better(self) -> str:
+        """The direction of improvement, `higher` or `lower`."""
+        return "higher" if self.higher_is_better else "lower"
+
+    def bound(self, start: Mapping[str, Value]) -> float | None:
+        """Return the limit as a number, given the values at step 0; None without a limit or the value it needs."""
+        if self.limit is None or (self.limit.times and self.name not in start):
+            return None
+        reference = start[self.name].mean if self.name in start else 0.0
+        return self.limit.times * reference + self.limit.plus
+
 
 @dataclass(frozen=True)
 class Taken:
-    """A picture, and what it was drawn for."""
+    """A picture with its shot."""
 
     shot: Shot
     picture: Image
@@ -79,31 +92,25 @@ class Taken:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one checkpoint's pictures show: values by figure, and what was read from each picture, in their order."""
+    """Values of a checkpoint by figure, and the readings of each of its pictures in their order."""
 
     values: Mapping[str, Value]
     pictures: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
 
 
 class Measure(Protocol):
-    """Turns pictures into figures."""
+    """Interface of a measure of pictures.
 
-    @property
-    def about(self) -> str:
-        """What measures, and how it was set up: a line for the report."""
+    Attributes:
+        name: identifies the measure and its models in `evaluation.json`, where evaluations are compared by it.
+        figures: the figures it can return, in the order of the table.
+    """
 
-    @property
-    def figures(self) -> tuple[Figure, ...]:
-        """The figures it may give, in the order to show them."""
+    name: str
+    figures: tuple[Figure, ...]
 
     def read(self, taken: Sequence[Taken]) -> Measured:
-        """Measure the pictures of one checkpoint; a figure whose prompts were not asked for is left out."""
+        """Measure the pictures of a checkpoint; figures without pictures are left out."""
 
     def compare(self, now: Mapping[str, Value], start: Mapping[str, Value]) -> dict[str, Value]:
-        """The figures that hold a checkpoint against the untrained base's."""
-
-
-def gathered(readings: Mapping[str, Sequence[float]]) -> dict[str, Value]:
-    """The values of those figures that have readings."""
-    found = {name: value_of(numbers) for name, numbers in readings.items()}
-    return {name: value for name, value in found.items() if value is not None}
+        """Return the figures that compare a checkpoint with the untrained base."""

@@ -1,10 +1,11 @@
-"""Likeness in the drawn world, where what a picture shows can be read back: the measure for the base model `mini`."""
+"""Likeness of the base model mini by readings of its pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
-from fastdb.evaluation.measures import Figure, Limit, Measured, Taken, Value, gathered
+from fastdb.evaluation.measures import Figure, Limit, Measured, Taken, Value, values_of
 from fastdb.evaluation.prompts import ABOUT, CLASS, CONTEXT, OTHERS, SUBJECT, Group, Protocol, Words
 from fastdb.world import readings, scene
 from fastdb.world.subjects import Subject
@@ -12,10 +13,10 @@ from fastdb.world.subjects import Subject
 COLOURED = "coloured class"
 
 FIGURES = (
-    Figure("subject", "share of subject pictures that show it, by its layout of colours", True, goal=True),
-    Figure("subject_class", "share of subject pictures that the judge calls its class", True, goal=True),
-    Figure("both", "share of context pictures with the subject and the background's colour asked for", True, goal=True),
-    Figure("background", "share of context pictures with the background asked for, colour and texture", True),
+    Figure("subject", "share of subject pictures that show the subject", True, goal=True),
+    Figure("subject_class", "share of subject pictures with the subject's class", True, goal=True),
+    Figure("both", "share of context pictures with the subject and the requested background colour", True, goal=True),
+    Figure("background", "share of context pictures with the requested background colour and texture", True),
     Figure(
         "leak",
         "share of class pictures that show the subject",
@@ -26,16 +27,16 @@ FIGURES = (
     ),
     Figure(
         "coloured_leak",
-        "share of class pictures of an asked-for colour that show the subject",
+        "share of class pictures in a requested colour that show the subject",
         False,
         limit=Limit(plus=0.1),
         broken="the class in other colours turns into the subject",
         prior=True,
     ),
-    Figure("others", "share of pictures of other classes with class, colour, background, texture all right", True),
+    Figure("others", "share of pictures of other classes with all requested attributes", True),
     Figure(
         "others_kept",
-        "that share as a part of the untrained base's",
+        "others as a fraction of its value at step 0",
         True,
         limit=Limit(plus=0.85),
         broken="other classes have drifted",
@@ -45,82 +46,73 @@ FIGURES = (
 
 
 class Drawn:
-    """The measure of the drawn world's readings."""
+    """Measure of a subject by readings of the drawn world."""
 
     def __init__(self, subject: Subject) -> None:
-        """Look for this subject."""
+        self.name = f"the drawn world's readings, subject: {subject.name}"
+        self.figures: tuple[Figure, ...] = FIGURES
         self._subject = subject
 
-    @property
-    def about(self) -> str:
-        """What is looked for."""
-        return f"the drawn world's readings, subject: {self._subject.name}"
-
-    @property
-    def figures(self) -> tuple[Figure, ...]:
-        """All of them."""
-        return FIGURES
-
     def read(self, taken: Sequence[Taken]) -> Measured:
-        """Read pictures; each is told its reading and how much it shows the subject."""
+        """Measure pictures; readings are the judge's words and the likeness to the subject."""
         if not taken:
             return Measured({})
-        pictures = [one.picture for one in taken]
-        found: dict[str, list[float]] = {figure.name: [] for figure in FIGURES}
+        pictures = [item.picture for item in taken]
+        counts: dict[str, list[float]] = {figure.name: [] for figure in FIGURES}
         lines = []
-        seen = zip(taken, readings.read(pictures), readings.find_subject(pictures, self._subject), strict=True)
-        for one, reading, alike in seen:
-            asked = scene.parse_prompt(one.shot.prompt)
-            right = {
-                part: getattr(asked, part) in (None, getattr(reading, part))
+        likenesses = readings.find_subject(pictures, self._subject)
+        for item, reading, likeness in zip(taken, readings.read(pictures), likenesses, strict=True):
+            parsed = scene.parse_prompt(item.shot.prompt)
+            correct = {
+                part: getattr(parsed, part) in (None, getattr(reading, part))
                 for part in ("shape", "colour", "background", "texture")
             }
-            self._count(found, one.shot.group, alike.present, reading.shape, right)
-            lines.append(_line(reading, alike))
-        return Measured(gathered(found), lines)
+            self._count(counts, item.shot.group, likeness.present, reading.shape, correct)
+            lines.append({**asdict(reading), **_rounded(likeness)})
+        return Measured(values_of(counts), lines)
 
     def compare(self, now: Mapping[str, Value], start: Mapping[str, Value]) -> dict[str, Value]:
-        """What is left of the other classes' accuracy; its error is that of the share alone."""
+        """Return the remaining accuracy on other classes; its error ignores that of step 0."""
         if "others" not in now or not start.get("others", Value(0)).mean:
             return {}
         before, after = start["others"].mean, now["others"]
         return {"others_kept": Value(after.mean / before, after.error / before, after.count)}
 
     def _count(
-        self, found: Mapping[str, list[float]], group: str, present: bool, shape: str, right: Mapping[str, bool]
+        self, counts: Mapping[str, list[float]], group: str, present: bool, shape: str, correct: Mapping[str, bool]
     ) -> None:
-        """Enter one picture into the figures of its group."""
+        """Add a picture to the figures of its group."""
         if group == SUBJECT:
-            found["subject"].append(present)
-            found["subject_class"].append(shape == self._subject.shape)
+            counts["subject"].append(present)
+            counts["subject_class"].append(shape == self._subject.shape)
         elif group == CONTEXT:
-            found["both"].append(present and right["background"])
-            found["background"].append(right["background"] and right["texture"])
+            counts["both"].append(present and correct["background"])
+            counts["background"].append(correct["background"] and correct["texture"])
         elif group == CLASS:
-            found["leak"].append(present)
+            counts["leak"].append(present)
         elif group == COLOURED:
-            found["coloured_leak"].append(present)
+            counts["coloured_leak"].append(present)
         elif group == OTHERS:
-            found["others"].append(all(right.values()))
+            counts["others"].append(all(correct.values()))
 
 
 def drawn_protocol(words: Words, subject: Subject, seeds: int) -> Protocol:
-    """The protocol of the drawn world: 16 backgrounds for the subject, its class in 8 colours, 24 of other classes."""
-    said, shape = words.instance_prompts[0], subject.shape
+    """Return the protocol for mini, with 16 backgrounds, the class in 8 colours and 24 prompts of other classes."""
+    instance, shape = words.instance_prompts[0], subject.shape
     backgrounds, textures, colours = list(scene.BACKGROUNDS), list(scene.TEXTURES), list(scene.COLOURS)
-    # Each background twice, with two textures; the same for colours and classes below.
+    # Each background appears twice, with two textures; likewise for colours and classes below.
     places = [
-        f"{said} on a {textures[(number + number // 8) % 4]} {backgrounds[number % 8]} background"
+        f"{instance} on a {textures[(number + number // 8) % 4]} {backgrounds[number % 8]} background"
         for number in range(16)
     ]
     coloured = [
         scene.prompt(shape, colour, backgrounds[(3 * number + 1) % 8], textures[number % 4])
         for number, colour in enumerate(colours)
     ]
-    strangers = [name for name in scene.SHAPES if name != shape]
+    other_shapes = [name for name in scene.SHAPES if name != shape]
     others = [
         scene.prompt(
-            strangers[number % len(strangers)],
+            other_shapes[number % len(other_shapes)],
             colours[(number + number // 8) % 8],
             backgrounds[(3 * number + number // 8) % 8],
             textures[(number + number // 4) % 4],
@@ -129,24 +121,20 @@ def drawn_protocol(words: Words, subject: Subject, seeds: int) -> Protocol:
     ]
     return Protocol(
         (
-            Group(SUBJECT, ABOUT[SUBJECT], (said,), times=4),
+            Group(SUBJECT, ABOUT[SUBJECT], (instance,), times=4),
             Group(CONTEXT, ABOUT[CONTEXT], tuple(places)),
             Group(CLASS, ABOUT[CLASS], (scene.prompt(shape),), times=4),
-            Group(COLOURED, "the class in a colour that is asked for: the subject must not appear", tuple(coloured)),
-            Group(OTHERS, "other classes, all four attributes asked for: they must stay right", tuple(others)),
+            Group(COLOURED, "the class in a requested colour; the subject must not appear", tuple(coloured)),
+            Group(OTHERS, "other classes with all four attributes, which must stay correct", tuple(others)),
         ),
         seeds,
     )
 
 
-def _line(reading: readings.Reading, alike: readings.Likeness) -> dict[str, object]:
-    """What was read, for the report."""
+def _rounded(likeness: readings.Likeness) -> dict[str, object]:
+    """Return the likeness for `evaluation.json`."""
     return {
-        "shape": reading.shape,
-        "colour": reading.colour,
-        "background": reading.background,
-        "texture": reading.texture,
-        "layout": round(alike.layout, 4),
-        "shape_likeness": round(alike.shape, 4),
-        "present": alike.present,
+        "layout": round(likeness.layout, 4),
+        "shape_likeness": round(likeness.shape, 4),
+        "present": likeness.present,
     }

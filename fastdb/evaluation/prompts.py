@@ -1,4 +1,4 @@
-"""What every checkpoint is asked to draw: groups of prompts, each asked for a reason, and seeds. Needs no torch."""
+"""Prompts and seeds that every checkpoint is evaluated on."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from fastdb.images.captions import instance_images_of
 from fastdb.sessions.session import Session
 
 SUBJECT, CONTEXT, CLASS, OTHERS = "subject", "context", "class", "others"
-"""The groups by name: the subject alone, the subject elsewhere, its class without the identifier, anything else."""
+"""Names of the groups."""
 
 ABOUT = {
-    SUBJECT: "the instance prompt: the subject alone",
-    CONTEXT: "the subject where no instance image shows it",
-    CLASS: "the class without the identifier: the subject must not appear",
-    OTHERS: "things that have nothing to do with the subject: they must stay as they were",
+    SUBJECT: "the instance prompt, the subject alone",
+    CONTEXT: "the subject in new places",
+    CLASS: "the class without the identifier; the subject must not appear",
+    OTHERS: "unrelated things, which must not change",
 }
+"""Purpose of each group."""
 
 CONTEXTS = (
     "on a sandy beach",
@@ -30,7 +31,7 @@ CONTEXTS = (
     "on a red carpet",
     "floating on water",
 )
-"""Where a subject may be put; DreamBooth's authors ask for the like (Ruiz et al. 2023, section 4 and supplement)."""
+"""Places for a subject, similar to those of Ruiz et al. 2023 (DreamBooth, section 4 and supplement)."""
 
 UNRELATED = (
     "a photo of a lighthouse by the sea",
@@ -43,7 +44,7 @@ UNRELATED = (
 
 @dataclass(frozen=True)
 class Group:
-    """Prompts asked for one reason; each is drawn with `times` as many seeds as were asked for."""
+    """Prompts of a common purpose; each is drawn with `times` the number of seeds of the protocol."""
 
     name: str
     about: str
@@ -53,7 +54,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture that every checkpoint has to draw."""
+    """A picture that every checkpoint draws."""
 
     group: str
     prompt: str
@@ -62,24 +63,24 @@ class Shot:
 
 @dataclass(frozen=True)
 class Protocol:
-    """The groups, and how many seeds each prompt has: 0, 1, 2 and so on, the same for every checkpoint."""
+    """The groups and the number of seeds per prompt; every checkpoint gets the seeds 0, 1, 2 and so on."""
 
     groups: tuple[Group, ...]
     seeds: int
 
     def __post_init__(self) -> None:
-        """Check what was asked for.
+        """Validate the number of seeds and prompts.
 
         Raises:
-            ConfigError: no prompts, or a number of seeds out of bounds.
+            ConfigError: there are no prompts, or the number of seeds is out of bounds.
         """
         if not 1 <= self.seeds <= 1000:
             raise ConfigError(f"{self.seeds} is not between 1 and 1000", where="seeds", fix="Try 4.")
         if not any(group.prompts for group in self.groups):
-            raise ConfigError("there are none", where="prompts", fix="Name one with --prompt.")
+            raise ConfigError("no prompts to evaluate", where="prompts", fix="Pass at least 1 with --prompt.")
 
     def shots(self) -> list[Shot]:
-        """Every picture, group by group, prompt by prompt, seed by seed."""
+        """Return every picture, sorted by group, prompt and seed."""
         return [
             Shot(group.name, prompt, seed)
             for group in self.groups
@@ -90,23 +91,15 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Words:
-    """How a session speaks of its subject: instance prompts, the identifier and the class word, both may be empty."""
+    """The instance prompts of a session, its identifier and its class word; the last two may be empty."""
 
     instance_prompts: tuple[str, ...]
     token: str
     class_word: str
 
-    @property
-    def class_prompt(self) -> str:
-        """The instance prompt without the identifier, `a photo of dog`; empty where there is neither."""
-        first = self.instance_prompts[0]
-        if self.token and without(first, self.token) != first:
-            return without(first, self.token)
-        return f"a photo of {self.class_word}" if self.class_word else ""
-
 
 def words_of(session: Session, most: int = 4) -> Words:
-    """The words of a session; without an instance prompt, the first `most` different ones of its images.
+    """Return the words of a session, with at most `most` of the prompts of its images.
 
     Raises:
         ImageError: there are no instance images, or a caption cannot be read.
@@ -119,16 +112,18 @@ def words_of(session: Session, most: int = 4) -> Words:
     return Words(tuple(dict.fromkeys(prompts))[:most], subject.token, subject.class_word)
 
 
-def protocol_of(words: Words, seeds: int) -> Protocol:
-    """The protocol for a real model: about sixteen prompts derived from the session's words."""
-    said = words.instance_prompts
-    contexts = tuple(f"{said[number % len(said)]} {place}" for number, place in enumerate(CONTEXTS))
-    plain = words.class_prompt
+def default_protocol(words: Words, seeds: int) -> Protocol:
+    """Return the protocol for a real model, about sixteen prompts derived from the session's words."""
+    instance = words.instance_prompts
+    contexts = tuple(f"{instance[number % len(instance)]} {place}" for number, place in enumerate(CONTEXTS))
+    plain = without(instance[0], words.token)
+    if plain == instance[0]:
+        plain = f"a photo of {words.class_word}" if words.class_word else ""
     classes = (plain, f"{plain} {CONTEXTS[0]}") if plain else ()
-    others = tuple(prompt for prompt in UNRELATED if not names(prompt, words.class_word))[:4]
+    others = tuple(prompt for prompt in UNRELATED if not _contains(prompt, words.class_word))[:4]
     return Protocol(
         (
-            Group(SUBJECT, ABOUT[SUBJECT], said, times=2),
+            Group(SUBJECT, ABOUT[SUBJECT], instance, times=2),
             Group(CONTEXT, ABOUT[CONTEXT], contexts),
             Group(CLASS, ABOUT[CLASS], classes, times=2),
             Group(OTHERS, ABOUT[OTHERS], others),
@@ -137,36 +132,38 @@ def protocol_of(words: Words, seeds: int) -> Protocol:
     )
 
 
-def asked_for(prompts: Sequence[str], words: Words, seeds: int) -> Protocol:
-    """The protocol of prompts a person names; each goes to the group that its words put it in.
+def custom_protocol(prompts: Sequence[str], words: Words, seeds: int) -> Protocol:
+    """Return the protocol of the user's prompts, grouped by their words.
 
     Raises:
         ConfigError: a prompt is empty.
     """
     if not all(prompt.strip() for prompt in prompts):
-        raise ConfigError("is empty", where="a prompt", fix="Leave it out, or say what to draw.")
-    found: dict[str, list[str]] = {SUBJECT: [], CONTEXT: [], CLASS: [], OTHERS: []}
+        raise ConfigError("a prompt is empty", where="prompts", fix="Remove it or enter a description.")
+    groups: dict[str, list[str]] = {SUBJECT: [], CONTEXT: [], CLASS: [], OTHERS: []}
     for prompt in dict.fromkeys(prompts):
-        found[group_of(prompt, words)].append(prompt)
-    return Protocol(tuple(Group(name, ABOUT[name], tuple(asked)) for name, asked in found.items() if asked), seeds)
+        groups[_group_of(prompt, words)].append(prompt)
+    return Protocol(
+        tuple(Group(name, ABOUT[name], tuple(members)) for name, members in groups.items() if members), seeds
+    )
 
 
-def group_of(prompt: str, words: Words) -> str:
-    """The group a person's prompt belongs to: does it ask for the subject, its class, or anything else?"""
+def _group_of(prompt: str, words: Words) -> str:
+    """Return the group of a user's prompt."""
     if prompt in words.instance_prompts:
         return SUBJECT
-    if any(prompt.startswith(said) for said in words.instance_prompts) or names(prompt, words.token):
+    if any(prompt.startswith(start) for start in words.instance_prompts) or _contains(prompt, words.token):
         return CONTEXT
-    return CLASS if names(prompt, words.class_word) else OTHERS
+    return CLASS if _contains(prompt, words.class_word) else OTHERS
 
 
-def names(prompt: str, word: str) -> bool:
-    """Whether a prompt holds a word (or several together), whatever the case; an empty one is in none."""
+def _contains(prompt: str, word: str) -> bool:
+    """Return whether a prompt contains a word or phrase, ignoring case; False for an empty word."""
     return bool(word) and re.search(rf"(?<!\w){re.escape(word)}(?!\w)", prompt, re.IGNORECASE) is not None
 
 
 def without(prompt: str, token: str) -> str:
-    """A prompt without the identifier, which stands for nothing that another model could know."""
+    """Return a prompt without the identifier, which other models do not know."""
     if not token:
         return prompt
     return " ".join(re.sub(rf"(?<!\w){re.escape(token)}(?!\w)", " ", prompt, flags=re.IGNORECASE).split())

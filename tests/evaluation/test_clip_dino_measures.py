@@ -1,4 +1,4 @@
-"""CLIP and DINO figures of tiny random models, held against a computation of our own."""
+"""CLIP and DINO figures of tiny random models, compared with an independent computation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 @pytest.fixture(scope="module")
 def taken(photos: list[Path]) -> list[Taken]:
-    """Crops of real photos as if they had been drawn: two subject, six context, two class, two other pictures."""
+    """Crops of real photos instead of drawn pictures: two subject, six context, two class, two other pictures."""
     asked = [("subject", "a photo of sks cup")] * 2
     asked += [
         ("context", f"a photo of sks cup {place}") for place in ("in snow", "on grass", "on a table") for _ in "ab"
@@ -49,7 +49,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def clip_pictures(folder: Path, pictures: Sequence[Image.Image]) -> np.ndarray:
-    """CLIP's image embeddings by its own parts, one picture after the other."""
+    """Compute CLIP's image embeddings by its parts, picture by picture."""
     model, found = CLIPModel.from_pretrained(folder), []
     for picture in pictures:
         scale = 32 / min(picture.size)
@@ -65,7 +65,7 @@ def clip_pictures(folder: Path, pictures: Sequence[Image.Image]) -> np.ndarray:
 
 
 def clip_texts(folder: Path, prompts: Sequence[str]) -> np.ndarray:
-    """CLIP's text embeddings, the state at the end token, one prompt after the other."""
+    """Compute CLIP's text embeddings, the state at the end token, prompt by prompt."""
     model, tokenizer = CLIPModel.from_pretrained(folder), CLIPTokenizer.from_pretrained(folder)
     found = []
     for prompt in prompts:
@@ -98,8 +98,8 @@ def near(value: Value, numbers: Sequence[float]) -> bool:
     return value.mean == pytest.approx(mean, abs=2e-4) and value.error == pytest.approx(error, abs=2e-4)
 
 
-def test_the_embeddings_are_those_of_the_models(clip: Path, dino: Path, taken: list[Taken]) -> None:
-    pictures = [one.picture for one in taken]
+def test_embeddings_match_the_models(clip: Path, dino: Path, taken: list[Taken]) -> None:
+    pictures = [item.picture for item in taken]
     ours = Clip(str(clip), "cpu").images(pictures)
     assert ours.shape == (12, 16)
     assert np.abs(ours.numpy() - clip_pictures(clip, pictures)).max() < 2e-3
@@ -108,40 +108,42 @@ def test_the_embeddings_are_those_of_the_models(clip: Path, dino: Path, taken: l
     assert apart.min() < 0.95, "random, but not blind"
 
 
-def test_more_pictures_than_fit_into_a_batch(clip: Path, dino: Path, taken: list[Taken]) -> None:
-    pictures = [one.picture for one in taken]
+def test_several_batches_give_the_same_embeddings(clip: Path, dino: Path, taken: list[Taken]) -> None:
+    pictures = [item.picture for item in taken]
     for model in (Clip(str(clip), "cpu"), Dino(str(dino), "cpu")):
         several = model.images(pictures * 3)
         assert torch.allclose(several[:12], several[24:], atol=1e-5)
         assert torch.allclose(several[5], model.images([pictures[5]])[0], atol=1e-5)
-    prompts = [one.shot.prompt for one in taken]
+    prompts = [item.shot.prompt for item in taken]
     texts = Clip(str(clip), "cpu")
     assert torch.allclose(texts.texts(prompts * 2)[14], texts.texts([prompts[2]])[0], atol=1e-5)
 
 
-def test_the_figures_are_the_papers(clip: Path, dino: Path, taken: list[Taken], instances: list[Image.Image]) -> None:
+def test_the_figures_match_their_definitions(
+    clip: Path, dino: Path, taken: list[Taken], instances: list[Image.Image]
+) -> None:
     measure = Likeness(Clip(str(clip), "cpu"), Dino(str(dino), "cpu"), instances, "sks")
     found = measure.read(taken)
-    pictures, known = clip_pictures(clip, [one.picture for one in taken]), clip_pictures(clip, instances)
-    texts = clip_texts(clip, [one.shot.prompt.replace("sks ", "") for one in taken])
-    seen, theirs = dino_pictures(dino, [one.picture for one in taken]), dino_pictures(dino, instances)
-    clip_i = [float(np.mean([one @ other for other in known])) for one in pictures]
-    clip_t = [float(one @ text) for one, text in zip(pictures, texts, strict=True)]
+    pictures, known = clip_pictures(clip, [item.picture for item in taken]), clip_pictures(clip, instances)
+    texts = clip_texts(clip, [item.shot.prompt.replace("sks ", "") for item in taken])
+    seen, theirs = dino_pictures(dino, [item.picture for item in taken]), dino_pictures(dino, instances)
+    clip_i = [float(np.mean([picture @ other for other in known])) for picture in pictures]
+    clip_t = [float(picture @ text) for picture, text in zip(pictures, texts, strict=True)]
     assert near(found.values["clip_i"], clip_i[:8])
-    assert near(found.values["dino"], [float(np.mean([one @ other for other in theirs])) for one in seen[:8]])
+    assert near(found.values["dino"], [float(np.mean([picture @ other for other in theirs])) for picture in seen[:8]])
     assert near(found.values["clip_t"], clip_t[2:8])
     assert near(found.values["class_clip_i"], clip_i[8:10])
     assert near(found.values["others"], clip_t[10:12])
     pairs = [(0, 1), (2, 3), (4, 5), (6, 7)]
-    assert near(found.values["diversity"], [1 - float(pictures[one] @ pictures[other]) for one, other in pairs])
-    own = np.mean([max(theirs[one] @ theirs[other] for other in range(3) if other != one) for one in range(3)])
-    nearest = [max(float(one @ other) for other in theirs) for one in seen]
-    assert found.values["copies"].mean == pytest.approx(np.mean([one >= own for one in nearest[2:8]]))
+    assert near(found.values["diversity"], [1 - float(pictures[first] @ pictures[second]) for first, second in pairs])
+    own = np.mean([max(theirs[at] @ theirs[other] for other in range(3) if other != at) for at in range(3)])
+    nearest = [max(float(picture @ other) for other in theirs) for picture in seen]
+    assert found.values["copies"].mean == pytest.approx(np.mean([similarity >= own for similarity in nearest[2:8]]))
     assert [line["clip_i"] for line in found.pictures] == pytest.approx(clip_i, abs=1e-3)
     assert [line["nearest"] for line in found.pictures] == pytest.approx(nearest, abs=1e-3)
 
 
-def test_the_leak_is_held_against_the_untrained_base(clip: Path, instances: list[Image.Image]) -> None:
+def test_the_leak_is_the_increase_over_the_untrained_base(clip: Path, instances: list[Image.Image]) -> None:
     measure = Likeness(Clip(str(clip), "cpu"), None, instances, "sks")
     start, now = {"class_clip_i": Value(0.5, 0.03, 4)}, {"class_clip_i": Value(0.62, 0.04, 4)}
     leak = measure.compare(now, start)["leak"]
@@ -151,15 +153,15 @@ def test_the_leak_is_held_against_the_untrained_base(clip: Path, instances: list
 
 def test_copies_of_instance_images_are_found(clip: Path, instances: list[Image.Image], taken: list[Taken]) -> None:
     measure = Likeness(Clip(str(clip), "cpu"), None, instances, "sks")
-    copies = [Taken(Shot("context", "a photo of sks cup in snow", n), one) for n, one in enumerate(instances)]
+    copies = [Taken(Shot("context", "a photo of sks cup in snow", n), image) for n, image in enumerate(instances)]
     values = measure.read(copies).values
     assert values["copies"].mean == 1.0
     assert "copies" not in measure.read(taken[:2]).values
-    one = Likeness(Clip(str(clip), "cpu"), None, instances[:1], "sks").read(copies).values
-    assert "copies" not in one, "one image alone says nothing about how near two of them are"
+    single = Likeness(Clip(str(clip), "cpu"), None, instances[:1], "sks").read(copies).values
+    assert "copies" not in single, "a single image has no other image to compare with"
 
 
-def test_pictures_of_one_prompt_that_are_the_same_have_no_diversity(clip: Path, instances: list[Image.Image]) -> None:
+def test_equal_pictures_have_no_diversity(clip: Path, instances: list[Image.Image]) -> None:
     measure = Likeness(Clip(str(clip), "cpu"), None, instances, "")
     same = [Taken(Shot("subject", "a cup", seed), instances[0]) for seed in range(3)]
     assert measure.read(same).values["diversity"].mean == pytest.approx(0, abs=1e-6)
@@ -167,16 +169,16 @@ def test_pictures_of_one_prompt_that_are_the_same_have_no_diversity(clip: Path, 
     assert measure.read([]).values == {}
 
 
-def test_without_dino_its_figure_is_not_promised(clip: Path, dino: Path, instances: list[Image.Image]) -> None:
+def test_without_dino_its_figure_is_left_out(clip: Path, dino: Path, instances: list[Image.Image]) -> None:
     alone = Likeness(Clip(str(clip), "cpu"), None, instances, "")
     both = Likeness(Clip(str(clip), "cpu"), Dino(str(dino), "cpu"), instances, "")
-    assert [one.name for one in both.figures if one.goal] == ["dino", "clip_i"]
-    assert [one.name for one in alone.figures if one.goal] == ["clip_i"]
-    assert alone.about == f"CLIP {clip}; no DINO"
-    assert both.about == f"CLIP {clip}, DINO {dino}"
+    assert [figure.name for figure in both.figures if figure.goal] == ["dino", "clip_i"]
+    assert [figure.name for figure in alone.figures if figure.goal] == ["clip_i"]
+    assert alone.name == f"CLIP {clip}; no DINO"
+    assert both.name == f"CLIP {clip}, DINO {dino}"
 
 
-def test_a_long_prompt_is_cut_and_not_refused(clip: Path) -> None:
+def test_a_long_prompt_is_truncated(clip: Path) -> None:
     model = Clip(str(clip), "cpu")
     long = model.texts(["a photo of a cup " * 30, "a cup"])
     assert long.shape == (2, 16)
@@ -184,61 +186,61 @@ def test_a_long_prompt_is_cut_and_not_refused(clip: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["/nowhere/clip", "./clip", "~/no/clip", "just_a_word", "a/b/c"])
-def test_a_folder_that_is_not_there_is_said(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_folder_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError) as caught:
         Clip(name, "cpu")
-    assert str(caught.value) == f"{name}: there is no such folder. Give --clip the folder of a saved model."
+    assert str(caught.value) == f"{name}: the folder does not exist. Pass --clip the folder of a saved model."
 
 
-def test_a_name_on_the_hub_without_a_network_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError) as caught:
         Dino("nobody/none-such", "cpu")
     line = str(caught.value)
-    assert line.startswith("nobody/none-such: is not on this machine and cannot be fetched (")
+    assert line.startswith("nobody/none-such: the model is not cached and could not be downloaded (")
     assert line.endswith(
-        "Give --dino the folder of a saved model, or connect to the network and run the same command again."
+        "Pass --dino the folder of a saved model, or connect to the network and run the same command again."
     )
     assert len(line.splitlines()) == 1
 
 
-def test_weights_as_pickle_are_not_read(clip: Path, tmp_path: Path) -> None:
+def test_pickled_weights_are_not_read(clip: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(clip, tmp_path / "clip")
     model = CLIPModel.from_pretrained(folder)
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     assert Clip(str(folder), "cpu").name == str(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"cannot be loaded \(Error no file named model\.safetensors"):
+    with pytest.raises(ModelError, match=r"the model could not be loaded \(Error no file named model\.safetensors"):
         Clip(str(folder), "cpu")
 
 
 @pytest.mark.parametrize(
-    ("without", "said"),
+    ("without", "message"),
     [
-        ("config.json", "cannot be loaded"),
-        ("preprocessor_config.json", "cannot be loaded"),
-        ("tokenizer.json", "has no vocabulary"),
+        ("config.json", "could not be loaded"),
+        ("preprocessor_config.json", "could not be loaded"),
+        ("tokenizer.json", "the tokenizer is missing"),
     ],
 )
-def test_a_folder_that_lacks_a_file_is_said(clip: Path, tmp_path: Path, without: str, said: str) -> None:
+def test_an_incomplete_folder_is_refused(clip: Path, tmp_path: Path, without: str, message: str) -> None:
     folder = shutil.copytree(clip, tmp_path / "clip")
     (folder / without).unlink()
-    with pytest.raises(ModelError, match=said) as caught:
+    with pytest.raises(ModelError, match=message) as caught:
         Clip(str(folder), "cpu")
     assert str(caught.value).startswith(f"{folder}: ")
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_processors_go_by_their_names_of_earlier_years(clip: Path, tmp_path: Path) -> None:
-    """openai/clip-vit-base-patch32 says CLIPFeatureExtractor, and its crop size is one number."""
+def test_old_names_of_image_processors_work(clip: Path, tmp_path: Path) -> None:
+    """openai/clip-vit-base-patch32 names CLIPFeatureExtractor, and its crop size is a single number."""
     import json
 
     folder = shutil.copytree(clip, tmp_path / "clip")
-    told = folder / "preprocessor_config.json"
-    config = json.loads(told.read_text())
+    path = folder / "preprocessor_config.json"
+    config = json.loads(path.read_text())
     config.pop("image_processor_type")
     config |= {"feature_extractor_type": "CLIPFeatureExtractor", "size": 32, "crop_size": 32, "resample": 3}
-    told.write_text(json.dumps(config))
+    path.write_text(json.dumps(config))
     picture = Image.effect_mandelbrot((50, 40), (-2, -1.5, 1, 1.5), 50).convert("RGB")
     assert torch.allclose(Clip(str(folder), "cpu").images([picture]), Clip(str(clip), "cpu").images([picture]))

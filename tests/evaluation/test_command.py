@@ -1,4 +1,4 @@
-"""`fastdb evaluate` as it is typed: what reaches the evaluation, and one line for what is wrong."""
+"""`fastdb evaluate` on the command line, its options and errors."""
 
 from __future__ import annotations
 
@@ -22,9 +22,14 @@ def run(*arguments: object) -> int:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What the command passes on, in place of an evaluation."""
+    """The arguments that the command passes on instead of evaluating."""
     found: list[Any] = []
-    monkeypatch.setattr(results, "evaluate", lambda *given, **named: found.append((given, named)))
+
+    def evaluate(*given: Any, report: Any, **named: Any) -> None:
+        found.append((given, named))
+
+    monkeypatch.setattr(results, "evaluate", evaluate)
+    monkeypatch.setattr("fastdb.cli.results.show_evaluation", lambda evaluation: None)
     return found
 
 
@@ -63,7 +68,7 @@ def test_every_option_reaches_the_evaluation(asked: list[Any], tmp_path: Path) -
     ]
 
 
-def test_what_is_left_out_is_left_to_the_evaluation(asked: list[Any]) -> None:
+def test_omitted_options_have_defaults(asked: list[Any]) -> None:
     assert run("cup") == 0
     assert run("cup", "--checkpoints", "all") == 0
     assert asked[0] == asked[1]
@@ -74,23 +79,23 @@ def test_what_is_left_out_is_left_to_the_evaluation(asked: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("text", ["last", "1.5", "-3", "", "10,x", "¹"])
-def test_what_is_no_list_of_steps_is_said(text: str, asked: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_list_of_steps_is_refused(text: str, asked: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert run("cup", "--checkpoints", text) == 2
     assert capsys.readouterr().err == (f"error: checkpoints {text!r}: is no list of steps. Write 500,1000 or all.\n")
     assert asked == []
 
 
-def test_mistakes_are_answered_in_one_line(session: Session, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_a_single_line(session: Session, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mistakes = {
         ("cpu",): "error: cpu: no session of this name in ",
         ("cup", "--checkpoints", "15"): "error: checkpoints: cup has no checkpoint of the UNet stage at step 15.",
         ("cup", "--sampler", "Oiler"): "error: sampler 'Oiler': there is no such sampler. Did you mean Euler?",
-        ("cup", "--clip", "/nowhere"): "error: /nowhere: there is no such folder. Give --clip the folder of a saved",
+        ("cup", "--clip", "/nowhere"): "error: /nowhere: the folder does not exist. Pass --clip the folder of a saved",
         ("cup", "--measure", "drawn", "--clip", str(clip)): "error: cup: the instance images show no subject of",
     }
     for arguments, line in mistakes.items():
         assert run(*arguments) == 2, arguments
-        said = capsys.readouterr().err
-        assert said.startswith(line), said
-        assert len(said.splitlines()) == 1
+        message = capsys.readouterr().err
+        assert message.startswith(line), message
+        assert len(message.splitlines()) == 1
     assert not (session.path / "evaluation").exists()

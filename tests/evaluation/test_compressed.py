@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from fastdb.commands import results
 from fastdb.sessions.session import Session
-from tests.evaluation.test_evaluate import ASKED, pictures, told
+from tests.evaluation.test_evaluate import ASKED, pictures, saved
 from tests.training.test_compressed_checkpoints import twins
 
 
@@ -23,7 +23,7 @@ def test_packed_checkpoints_are_measured_as_raw_ones(
     reports = [results.evaluate(session, **asked) for session in (raw, packed)]
     assert len(pictures(raw)) >= 12
     assert pictures(raw) == pictures(packed)
-    assert told(raw) == told(packed)
+    assert saved(raw) == saved(packed)
     assert reports[0].measured == reports[1].measured
     before = {path: path.stat().st_mtime_ns for path in (packed.path / "evaluation").rglob("*.png")}
     give_raw(raw, packed)

@@ -1,4 +1,4 @@
-"""The drawn world's figures on pictures that are drawn to have them, and a whole evaluation on mini."""
+"""Figures of the drawn world on known pictures, and a whole evaluation on mini."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def prompts(protocol: Protocol) -> dict[str, tuple[str, ...]]:
 
 
 def ideal(prompt: str, seed: int) -> Image.Image:
-    """What a prompt asks for, drawn; what it leaves open is drawn by lot."""
+    """Draw the content of a prompt, with random choices where it leaves them open."""
     asked, scene = parse_prompt(prompt), random_scene(random.Random(seed))
     colour, background = asked.colour or scene.colour_name, asked.background or scene.background_name
     assert asked.shape is not None
@@ -52,13 +52,13 @@ def ideal(prompt: str, seed: int) -> Image.Image:
 
 
 def subject_on(prompt: str, subject: Subject) -> Image.Image:
-    """The subject on the background a prompt asks for."""
+    """Draw the subject on the background of a prompt."""
     asked = parse_prompt(prompt)
     return draw(subject.scene(asked.background or "white", asked.texture or "plain"))
 
 
 def values(picture: Callable[[str, str, int], Image.Image], subject: Subject = MUG) -> dict[str, float]:
-    """The figures of pictures made by group, prompt and seed."""
+    """Return the figures of pictures drawn by group, prompt and seed."""
     shots = drawn_protocol(WORDS, subject, 1).shots()
     found = Drawn(subject).read([Taken(shot, picture(shot.group, shot.prompt, n)) for n, shot in enumerate(shots)])
     assert len(found.pictures) == len(shots)
@@ -89,14 +89,14 @@ def test_an_untrained_checkpoint_shows_no_subject() -> None:
     assert found["background"] >= 0.9
 
 
-def test_copies_of_an_instance_image_do_not_follow_the_prompt() -> None:
+def test_copies_of_an_instance_image_ignore_the_prompt() -> None:
     found = values(lambda group, prompt, seed: MUG.photos()[0])
     assert found["subject"] == 1
     assert found["both"] <= 0.2
     assert found["background"] <= 0.1
 
 
-def test_another_subject_is_not_taken_for_this_one() -> None:
+def test_another_subject_does_not_count() -> None:
     found = values(lambda group, prompt, seed: subject_on(prompt, SUBJECTS["fish"]))
     assert (found["subject"], found["subject_class"], found["leak"]) == (0, 0, 0)
 
@@ -110,12 +110,12 @@ def test_each_attribute_of_the_others_counts() -> None:
     def with_wrong_texture(group: str, prompt: str, seed: int) -> Image.Image:
         return wrong(prompt, seed, striped="dotted", plain="checkered") if group == "others" else ideal(prompt, seed)
 
-    share = sum("striped" in one or "plain" in one for one in prompts(drawn_protocol(WORDS, MUG, 1))["others"]) / 24
+    share = sum("striped" in text or "plain" in text for text in prompts(drawn_protocol(WORDS, MUG, 1))["others"]) / 24
     assert 0.4 < share < 0.6
     assert values(with_wrong_texture)["others"] == pytest.approx(values(perfect)["others"] - share, abs=0.1)
 
 
-def test_what_is_kept_of_the_others_is_a_part_of_the_bases() -> None:
+def test_others_kept_is_a_fraction_of_the_base() -> None:
     kept = Drawn(MUG).compare({"others": Value(0.6, 0.1, 24)}, {"others": Value(0.8, 0.1, 24)})["others_kept"]
     assert (kept.mean, kept.error, kept.count) == (pytest.approx(0.75), pytest.approx(0.125), 24)
     assert Drawn(MUG).compare({"others": Value(0.6)}, {"others": Value(0.0)}) == {}
@@ -123,10 +123,10 @@ def test_what_is_kept_of_the_others_is_a_part_of_the_bases() -> None:
 
 
 @pytest.mark.parametrize("name", list(SUBJECTS))
-def test_the_prompts_ask_for_what_they_should(name: str) -> None:
+def test_the_protocol_covers_the_vocabulary(name: str) -> None:
     subject = SUBJECTS[name]
     protocol = drawn_protocol(Words((f"a photo of sks {subject.shape}",), "sks", subject.shape), subject, 4)
-    found = {group: [parse_prompt(prompt) for prompt in said] for group, said in prompts(protocol).items()}
+    found = {group: [parse_prompt(prompt) for prompt in texts] for group, texts in prompts(protocol).items()}
     assert {group: len(set(said)) for group, said in found.items()} == {
         "subject": 1,
         "context": 16,
@@ -150,20 +150,20 @@ def test_the_prompts_ask_for_what_they_should(name: str) -> None:
     assert len(protocol.shots()) == 16 + 64 + 16 + 32 + 96
 
 
-def test_a_session_on_mini_is_read_and_not_compared(
+def test_a_session_on_mini_is_measured_by_readings(
     drawn: Path, sessions_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     session = Session.open(shutil.copytree(drawn, sessions_folder / "mug"))
-    report = interactive.evaluate(session, seeds=1, steps=4)
-    said = capsys.readouterr().out
-    assert "evaluating step 0, step 4, step 8; measured by the drawn world's readings, subject: mug" in said
-    assert [group.name for group in report.protocol.groups] == ["subject", "context", "class", COLOURED, "others"]
-    told = json.loads((session.path / "evaluation" / "evaluation.json").read_text())
-    for one in told["checkpoints"]:
-        assert {"subject", "subject_class", "both", "leak", "coloured_leak", "others"} <= set(one["figures"])
-        assert len(one["pictures"]) == 56
-        present = [line["present"] for line in one["pictures"] if line["group"] == "class"]
-        assert one["figures"]["leak"]["mean"] == sum(present) / 4
+    evaluation = interactive.evaluate(session, seeds=1, steps=4)
+    output = capsys.readouterr().out
+    assert "Evaluating step 0, step 4, step 8; measured by the drawn world's readings, subject: mug" in output
+    assert [group.name for group in evaluation.protocol.groups] == ["subject", "context", "class", COLOURED, "others"]
+    saved = json.loads((session.path / "evaluation" / "evaluation.json").read_text())
+    for checkpoint in saved["checkpoints"]:
+        assert {"subject", "subject_class", "both", "leak", "coloured_leak", "others"} <= set(checkpoint["figures"])
+        assert len(checkpoint["pictures"]) == 56
+        present = [line["present"] for line in checkpoint["pictures"] if line["group"] == "class"]
+        assert checkpoint["figures"]["leak"]["mean"] == sum(present) / 4
     assert sorted(path.name for path in (session.path / "evaluation").iterdir()) == [
         "curves.png",
         "evaluation.json",
@@ -172,7 +172,7 @@ def test_a_session_on_mini_is_read_and_not_compared(
     ]
 
 
-def test_photos_of_something_else_are_not_of_the_drawn_world(kept: Path, sessions_folder: Path) -> None:
+def test_the_drawn_measure_refuses_other_photos(kept: Path, sessions_folder: Path) -> None:
     session = Session.open(shutil.copytree(kept, sessions_folder / "cup"))
     with pytest.raises(ConfigError, match=r"^cup: the instance images show no subject of the drawn world\. Try --me"):
         results.evaluate(session, measure="drawn")

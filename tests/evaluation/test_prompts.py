@@ -1,4 +1,4 @@
-"""What checkpoints are asked to draw: derived from the session's words, or named by a person."""
+"""Protocols derived from a session's words or from the user's prompts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from fastdb.evaluation.prompts import (
     Protocol,
     Shot,
     Words,
-    asked_for,
-    group_of,
-    protocol_of,
+    _group_of,
+    custom_protocol,
+    default_protocol,
     without,
     words_of,
 )
@@ -27,8 +27,8 @@ def prompts(protocol: Protocol) -> dict[str, tuple[str, ...]]:
     return {group.name: group.prompts for group in protocol.groups}
 
 
-def test_the_groups_follow_from_the_words() -> None:
-    found = prompts(protocol_of(DOG, 4))
+def test_groups_are_derived_from_the_words() -> None:
+    found = prompts(default_protocol(DOG, 4))
     assert found["subject"] == ("a photo of sks dog",)
     assert found["context"] == tuple(f"a photo of sks dog {place}" for place in CONTEXTS)
     assert found["class"] == ("a photo of dog", "a photo of dog on a sandy beach")
@@ -36,24 +36,24 @@ def test_the_groups_follow_from_the_words() -> None:
     assert not any("dog" in prompt or "sks" in prompt for prompt in found["others"])
 
 
-def test_every_group_has_seeds_of_its_own_number() -> None:
-    shots = protocol_of(DOG, 3).shots()
+def test_groups_differ_in_their_number_of_seeds() -> None:
+    shots = default_protocol(DOG, 3).shots()
     assert len(shots) == len(set(shots)) == 6 + 8 * 3 + 2 * 6 + 4 * 3
     assert shots[:2] == [Shot("subject", "a photo of sks dog", 0), Shot("subject", "a photo of sks dog", 1)]
     assert {shot.seed for shot in shots if shot.group == "context"} == {0, 1, 2}
     assert {shot.seed for shot in shots if shot.group == "subject"} == {0, 1, 2, 3, 4, 5}
 
 
-def test_what_is_of_the_class_is_not_among_the_others() -> None:
-    found = prompts(protocol_of(Words(("a photo of sks lighthouse",), "sks", "lighthouse"), 1))
+def test_unrelated_prompts_do_not_name_the_class() -> None:
+    found = prompts(default_protocol(Words(("a photo of sks lighthouse",), "sks", "lighthouse"), 1))
     assert len(found["others"]) == 4
     assert not any("lighthouse" in prompt for prompt in found["others"])
 
 
 def test_without_a_class_word_there_are_no_class_prompts() -> None:
-    assert "class" in prompts(protocol_of(Words(("xyz in a garden",), "", "cat"), 1))
-    assert prompts(protocol_of(Words(("xyz", "abc"), "", ""), 1))["class"] == ()
-    assert prompts(protocol_of(Words(("xyz", "abc"), "", ""), 1))["context"][:2] == (
+    assert "class" in prompts(default_protocol(Words(("xyz in a garden",), "", "cat"), 1))
+    assert prompts(default_protocol(Words(("xyz", "abc"), "", ""), 1))["class"] == ()
+    assert prompts(default_protocol(Words(("xyz", "abc"), "", ""), 1))["context"][:2] == (
         "xyz on a sandy beach",
         "abc in deep snow",
     )
@@ -70,12 +70,12 @@ def test_without_a_class_word_there_are_no_class_prompts() -> None:
         ("a boat", "others"),
     ],
 )
-def test_a_persons_prompt_goes_where_its_words_put_it(prompt: str, group: str) -> None:
-    assert group_of(prompt, DOG) == group
-    assert prompts(asked_for([prompt, prompt], DOG, 1)) == {group: (prompt,)}
+def test_a_users_prompt_is_grouped_by_its_words(prompt: str, group: str) -> None:
+    assert _group_of(prompt, DOG) == group
+    assert prompts(custom_protocol([prompt, prompt], DOG, 1)) == {group: (prompt,)}
 
 
-def test_the_identifier_is_left_out_as_a_word_and_not_as_letters() -> None:
+def test_the_identifier_is_removed_only_as_a_whole_word() -> None:
     assert without("a photo of sks dog, SKS dog", "sks") == "a photo of dog, dog"
     assert without("a photo of tasks", "sks") == "a photo of tasks"
     assert without("a photo of sks dog", "") == "a photo of sks dog"
@@ -84,15 +84,15 @@ def test_the_identifier_is_left_out_as_a_word_and_not_as_letters() -> None:
 @pytest.mark.parametrize("seeds", [0, -1, 1001])
 def test_seeds_out_of_bounds_are_refused(seeds: int) -> None:
     with pytest.raises(ConfigError, match=rf"^seeds: {seeds} is not between 1 and 1000\. Try 4\.$"):
-        protocol_of(DOG, seeds)
+        default_protocol(DOG, seeds)
 
 
 def test_an_empty_prompt_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^a prompt: is empty"):
-        asked_for(["a dog", "  "], DOG, 1)
+    with pytest.raises(ConfigError, match=r"^prompts: a prompt is empty"):
+        custom_protocol(["a dog", "  "], DOG, 1)
 
 
-def test_the_words_of_a_session(photos: list[Path]) -> None:
+def test_words_come_from_the_settings_or_the_captions(photos: list[Path]) -> None:
     session = sessions.new("dog", "mini", photos, token="sks", class_word="dog")
     assert words_of(session) == DOG
     named = sessions.new("named", "mini", photos)

@@ -199,23 +199,23 @@ def test_their_tensors_go_back_into_an_optimizer(first: Session) -> None:
     assert all(torch.equal(tensor, kept[name]) for name, tensor in stage.average.state_dict().items())
 
 
-def test_an_evaluation_of_format_1_is_compared_with(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_evaluation_of_format_1_is_compared_with() -> None:
     pytest.importorskip("torch")
     from fastdb.evaluation.candidates import Candidate
     from fastdb.evaluation.choose import Pick
     from fastdb.evaluation.measures import Measured, Value
     from fastdb.evaluation.prompts import Group, Protocol
-    from fastdb.evaluation.report import Report, say_difference
+    from fastdb.evaluation.report import Evaluation, compare_export
+    from fastdb.reporting import Note
 
     drawn = {"steps": 2, "guidance": 3.0, "sampler": "DPM++ 2M", "width": 64, "height": 64, "precision": "fp32"}
     asked = Protocol((Group("subject", "the instance prompt: the subject alone", ("a photo of sks mug",)),), 1)
     here = Candidate("cup.safetensors", 4, "", lambda: None)  # type: ignore[arg-type, return-value]
     found = Measured({"subject": Value(0.25), "subject_class": Value(1.0)})
     about = "the drawn world's readings, subject: mug"
-    report = Report("cup", drawn, about, (), asked, [here], [found], Pick(0, "", "", "", ()))
-    say_difference(report, SAMPLES / "session-1" / "evaluation" / "evaluation.json")
-    said = capsys.readouterr().out
-    assert "cup.safetensors and step 4 were evaluated alike: their figures differ by 0.250 at most (subject)" in said
+    evaluation = Evaluation("cup", drawn, about, (), asked, [here], [found], Pick(0, "", ""))
+    note = compare_export(evaluation, SAMPLES / "session-1" / "evaluation" / "evaluation.json")
+    assert note == Note("export compared", "cup.safetensors", "0.250 (subject) from step 4")
 
 
 def test_a_packed_file_of_format_1_is_read() -> None:

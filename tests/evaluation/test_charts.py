@@ -1,4 +1,4 @@
-"""The charts and the grid: what is drawn where, on made-up figures and pictures."""
+"""Charts of made-up figures and pictures."""
 
 from __future__ import annotations
 
@@ -11,17 +11,26 @@ torch = pytest.importorskip("torch")
 
 from PIL import Image, ImageColor
 
-from fastdb.evaluation.candidates import Candidate
-from fastdb.evaluation.curves import _LIMIT, _LINE, _PICKED, Curve, _round_range, curves
-from fastdb.evaluation.grid import grid, shown
+from fastdb.evaluation.candidates import Candidate, PictureCache
+from fastdb.evaluation.charts import (
+    _LIMIT,
+    _LINE,
+    _PICKED,
+    Curve,
+    _grid_shots,
+    _round_range,
+    draw_curves,
+    draw_grid,
+)
+from fastdb.evaluation.choose import Pick
 from fastdb.evaluation.measures import Value
-from fastdb.evaluation.picture_cache import Gallery
-from fastdb.evaluation.prompts import Group, Protocol, Shot
+from fastdb.evaluation.prompts import Group, Protocol
+from fastdb.evaluation.report import Evaluation
 from fastdb.inference.engine import Request
 
 
 def where(sheet: Image.Image, colour: str) -> np.ndarray:
-    """Rows and columns of the pixels of a colour."""
+    """Return the rows and columns of the pixels of a colour."""
     return np.argwhere((np.asarray(sheet) == ImageColor.getrgb(colour)).all(-1))
 
 
@@ -29,16 +38,16 @@ RISING = Curve("like", "likeness", [(0, Value(0.1)), (500, Value(0.4, 0.1)), (10
 
 
 def test_a_curve_rises_from_left_to_right() -> None:
-    line = where(curves([RISING], "cup", None), _LINE)
+    line = where(draw_curves([RISING], "cup", None), _LINE)
     left, right = line[line[:, 1].argmin()], line[line[:, 1].argmax()]
     assert right[0] < left[0] - 100, "a higher value stands higher"
     assert right[1] > left[1] + 250
 
 
-def test_the_picked_step_stands_on_green_and_the_limit_is_dashed() -> None:
-    plain = curves([RISING], "cup", None)
+def test_the_picked_step_is_green_and_the_limit_dashed() -> None:
+    plain = draw_curves([RISING], "cup", None)
     assert len(where(plain, _PICKED)) == len(where(plain, _LIMIT)) == 0
-    marked = curves([Curve("like", "likeness", RISING.points, limit=0.5)], "cup", 1000)
+    marked = draw_curves([Curve("like", "likeness", RISING.points, limit=0.5)], "cup", 1000)
     green, dots = where(marked, _PICKED), where(marked, _LINE)
     assert green[:, 1].min() > dots[:, 1].mean(), "the last step is on the right"
     dashes = where(marked, _LIMIT)
@@ -49,17 +58,17 @@ def test_the_picked_step_stands_on_green_and_the_limit_is_dashed() -> None:
 def test_an_error_bar_reaches_one_error_up_and_down() -> None:
     bare = Curve("like", "", [(0, Value(0.5)), (1000, Value(0.5))], limit=1.0)
     with_bars = Curve("like", "", [(0, Value(0.5, 0.25)), (1000, Value(0.5, 0.25))], limit=1.0)
-    tall = [np.ptp(where(curves([one], "", None), _LINE)[:, 0]) for one in (bare, with_bars)]
+    tall = [np.ptp(where(draw_curves([curve], "", None), _LINE)[:, 0]) for curve in (bare, with_bars)]
     assert tall[0] < 10 < 50 < tall[1]
 
 
-def test_a_sheet_grows_with_its_curves_and_takes_odd_figures() -> None:
+def test_a_sheet_grows_with_its_curves() -> None:
     flat = Curve("flat", "the same", [(0, Value(0.0)), (10, Value(0.0))])
     below = Curve("below", "words " * 60, [(0, Value(-3.0)), (10, Value(-2.5)), (11, Value(1e4, 5e3))])
-    one, four = curves([flat], "t", 10), curves([flat, below, RISING, flat], "t " * 200, 10)
-    assert one.width < four.width
-    assert one.height < four.height
-    assert len(where(four, _LINE)) > 3 * len(where(one, _LINE)) / 2
+    single, four = draw_curves([flat], "t", 10), draw_curves([flat, below, RISING, flat], "t " * 200, 10)
+    assert single.width < four.width
+    assert single.height < four.height
+    assert len(where(four, _LINE)) > 3 * len(where(single, _LINE)) / 2
 
 
 @pytest.mark.parametrize(
@@ -90,50 +99,40 @@ PROTOCOL = Protocol(
 )
 
 
-def test_a_column_for_some_prompts_of_each_group() -> None:
-    assert [shot.prompt for shot in shown(PROTOCOL)] == ["s", "c0", "c1", "c2", "c3", "k", "o0", "o1"]
-    assert {shot.seed for shot in shown(PROTOCOL)} == {0}
-    assert [shot.prompt for shot in shown(PROTOCOL, most=3)] == ["s", "c0", "k"]
+def test_the_grid_shows_prompts_of_each_group() -> None:
+    assert [shot.prompt for shot in _grid_shots(PROTOCOL)] == ["s", "c0", "c1", "c2", "c3", "k", "o0", "o1"]
+    assert {shot.seed for shot in _grid_shots(PROTOCOL)} == {0}
+    assert [shot.prompt for shot in _grid_shots(PROTOCOL, most=3)] == ["s", "c0", "k"]
 
 
-def test_few_prompts_are_shown_with_more_seeds() -> None:
-    found = shown(Protocol((Group("subject", "", ("s",), times=2), Group("class", "", ("k",))), 2))
+def test_few_prompts_are_shown_with_several_seeds() -> None:
+    found = _grid_shots(Protocol((Group("subject", "", ("s",), times=2), Group("class", "", ("k",))), 2))
     assert [(shot.prompt, shot.seed) for shot in found] == [("s", 0), ("s", 1), ("s", 2), ("s", 3), ("k", 0), ("k", 1)]
 
 
-def test_the_grid_has_instance_images_on_top_and_a_row_for_each_checkpoint(tmp_path: Path) -> None:
+def test_the_grid_has_instance_images_above_a_row_per_checkpoint(tmp_path: Path) -> None:
     candidates = [Candidate(f"step {step}", step, str(step), lambda: None) for step in (0, 10, 20)]  # type: ignore[arg-type, return-value]
-    gallery = Gallery(tmp_path / "pictures", Request("", width=64, height=64), "fp32")
+    cache = PictureCache(tmp_path / "pictures", Request("", width=64, height=64), "fp32")
     tones = {0: (250, 0, 0), 10: (0, 250, 0), 20: (0, 0, 250)}
-    shots = shown(PROTOCOL)
+    shots = _grid_shots(PROTOCOL)
     for candidate in candidates:
         for number, shot in enumerate(shots):
-            path = gallery.path(candidate, shot)
+            path = cache.path(candidate, shot)
             path.parent.mkdir(parents=True, exist_ok=True)
             red, green, blue = tones[candidate.step or 0]
             Image.new("RGB", (64, 64), (red, green, blue + number)).save(path)
     photo = tmp_path / "photo.png"
     Image.new("RGB", (64, 64), (9, 200, 200)).save(photo)
-    sheet = grid(gallery, candidates, PROTOCOL, [photo], "cup", 2)
+
+    def grid(picked: int) -> Image.Image:
+        evaluation = Evaluation("cup", {}, "", (), PROTOCOL, candidates, (), Pick(picked, "", ""))
+        return draw_grid(cache, evaluation, [photo], "cup")
+
+    sheet = grid(2)
     tops = [where(sheet, f"rgb{tone}")[:, 0].min() for tone in ((9, 200, 200), (250, 0, 0), (0, 250, 0), (0, 0, 250))]
     assert tops == sorted(tops)
     lefts = [where(sheet, f"rgb(250,0,{number})")[:, 1].min() for number in range(len(shots))]
     assert lefts == sorted(lefts)
-    other = grid(gallery, candidates, PROTOCOL, [photo], "cup", 1)
+    other = grid(1)
     rows = np.flatnonzero((np.asarray(sheet) != np.asarray(other)).any((1, 2)))
     assert rows.min() > tops[2], "only the mark beside the picked row differs"
-
-
-def test_a_file_name_tells_words_and_seed(tmp_path: Path) -> None:
-    gallery = Gallery(tmp_path, Request("", width=64, height=64), "fp32")
-    one = Candidate("step 10", 10, "a", lambda: None)  # type: ignore[arg-type, return-value]
-    path = gallery.path(one, Shot("context", "a photo of ../sks: dog?", 7))
-    assert path.parent.parent == tmp_path
-    assert path.parent.name.startswith("step_10-")
-    assert path.name.startswith("a_photo_of_sks_dog-")
-    assert path.name.endswith("-seed7.png")
-    assert gallery.path(one, Shot("x", "a photo of  sks dog", 7)) != gallery.path(
-        one, Shot("x", "a photo of sks dog", 7)
-    )
-    long = gallery.path(one, Shot("context", "dog " * 500, 7)).name
-    assert len(long) < 100

@@ -1,4 +1,4 @@
-"""Figures over training steps, drawn as small line charts of one picture."""
+"""Charts of an evaluation, a grid of pictures and curves of figures over steps."""
 
 from __future__ import annotations
 
@@ -6,21 +6,29 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from fastdb.evaluation.candidates import PictureCache
 from fastdb.evaluation.measures import Value
+from fastdb.evaluation.prompts import Protocol, Shot
+from fastdb.evaluation.report import Evaluation
+from fastdb.images.contact_sheet import Cell, Row, contact_sheet
+from fastdb.images.photos import read_photo
 
+_GRID_COLUMNS = 8
 _PAPER, _INK, _GREY, _RULE = "#ffffff", "#1c1c1e", "#6b6b70", "#e4e4e8"
 _LINE, _LIMIT, _PICKED = "#2c54cc", "#ff3b30", "#dff3e4"
 _WIDE, _HIGH, _COLUMNS, _MARGIN = 400, 264, 3, 28
 _LEFT, _TOP, _RIGHT, _BOTTOM = 52, 74, 18, 30
-"""A panel's size in pixels, and what its axes leave free on each side."""
+"""Size of a panel in pixels, and its margins around the axes."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One figure at the steps that have it; `limit` is drawn as a dashed line."""
+    """A figure at the steps that have it; `limit` is drawn as a dashed line."""
 
     name: str
     about: str
@@ -28,22 +36,62 @@ class Curve:
     limit: float | None = None
 
 
-def curves(shown: Sequence[Curve], title: str, picked: int | None) -> Image.Image:
-    """A panel a curve, with error bars of one standard error; the picked step stands on green. RGB."""
-    columns = min(_COLUMNS, max(len(shown), 1))
-    rows = math.ceil(len(shown) / columns)
+def draw_grid(cache: PictureCache, evaluation: Evaluation, instance_images: Sequence[Path], title: str) -> Image.Image:
+    """Draw the instance images and a row of pictures for each candidate, the picked row marked, RGB."""
+    shots = _grid_shots(evaluation.protocol)
+    rows = [Row("instance images", [Cell(read_photo(path)) for path in instance_images[:_GRID_COLUMNS]])]
+    for number, candidate in enumerate(evaluation.candidates):
+        label = candidate.label + "\nuntrained" * (number == 0)
+        label += "\nuse this checkpoint" * (number == evaluation.picked.row)
+        captions = [f"{shot.group}:\n{shot.prompt}" * (number == 0) for shot in shots]
+        taken = cache.load(candidate, shots)
+        rows.append(Row(label, [Cell(item.picture, text) for item, text in zip(taken, captions, strict=True)]))
+    return contact_sheet(rows, title=title, thumb=160)
+
+
+def _grid_shots(protocol: Protocol, most: int = _GRID_COLUMNS) -> list[Shot]:
+    """Return the shots of the grid in the protocol's order, taken from the groups in turn, then from further seeds."""
+    shots = protocol.shots()
+    turns: list[Shot] = []
+    for seed in range(max(shot.seed for shot in shots) + 1):
+        groups = [
+            [shot for shot in shots if (shot.group, shot.seed) == (group.name, seed)] for group in protocol.groups
+        ]
+        turns += [shot for turn in zip_longest(*groups) for shot in turn if shot is not None]
+    return sorted(turns[:most], key=shots.index)
+
+
+def curves_of(evaluation: Evaluation) -> list[Curve]:
+    """Return a curve for each figure measured at two steps or more."""
+    start, curves = evaluation.measured[0].values, []
+    for figure in evaluation.figures:
+        points = [
+            (candidate.step, measured.values[figure.name])
+            for candidate, measured in zip(evaluation.candidates, evaluation.measured, strict=True)
+            if candidate.step is not None and figure.name in measured.values
+        ]
+        if len({step for step, _ in points}) > 1:
+            about = f"{figure.about}; {figure.better} is better"
+            curves.append(Curve(figure.name, about, points, figure.bound(start)))
+    return curves
+
+
+def draw_curves(curves: Sequence[Curve], title: str, picked: int | None) -> Image.Image:
+    """Draw a panel for each curve with error bars of one standard error and the picked step in green, RGB."""
+    columns = min(_COLUMNS, max(len(curves), 1))
+    rows = math.ceil(len(curves) / columns)
     width, height = 2 * _MARGIN + columns * _WIDE, 2 * _MARGIN + 44 + rows * _HIGH
     sheet = Image.new("RGB", (width, height), _PAPER)
     pen = ImageDraw.Draw(sheet)
     pen.text((_MARGIN, _MARGIN), textwrap.shorten(title, width // 10), fill=_INK, font=_font(22))
-    for number, curve in enumerate(shown):
+    for number, curve in enumerate(curves):
         left, top = _MARGIN + number % columns * _WIDE, _MARGIN + 44 + number // columns * _HIGH
         _Panel(pen, curve, left, top).draw(picked)
     return sheet
 
 
 class _Panel:
-    """One chart, its corner at (left, top) of the sheet."""
+    """A chart with its corner at (left, top) of the sheet."""
 
     def __init__(self, pen: ImageDraw.ImageDraw, curve: Curve, left: int, top: int) -> None:
         self._pen, self._curve, self._left, self._top = pen, curve, left, top
@@ -54,7 +102,7 @@ class _Panel:
         self._low, self._high = _round_range(edges + ([] if curve.limit is None else [curve.limit]))
 
     def draw(self, picked: int | None) -> None:
-        """Draw the texts, the axes, the limit and the curve."""
+        """Draw texts, axes, limit and curve."""
         left, top, right, bottom = self._frame
         self._pen.text((self._left, self._top), self._curve.name, fill=_INK, font=_font(16))
         for number, line in enumerate(textwrap.wrap(self._curve.about, 62)[:2]):
@@ -77,7 +125,7 @@ class _Panel:
             self._pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=_LINE)
 
     def _label_steps(self) -> None:
-        """The steps below the axis, as many as have room."""
+        """Write as many steps below the axis as fit."""
         free = -math.inf
         for step, _ in self._curve.points:
             half = _font(12).getlength(str(step)) / 2
@@ -94,16 +142,13 @@ class _Panel:
 
 
 def _round_range(values: Sequence[float]) -> tuple[float, float]:
-    """Round bounds around values: whole multiples of a power of ten, twice or five times one."""
+    """Return bounds around the values that are multiples of 1, 2 or 5 times a power of ten."""
     low, high = min(values), max(values)
     wide = max(high - low, 1e-3)
-    step = next(size for size in (_power(wide) * part for part in (0.02, 0.05, 0.1, 0.2)) if wide / size <= 6)
+    power = 10.0 ** math.ceil(math.log10(wide))
+    step = next(size for size in (power * part for part in (0.02, 0.05, 0.1, 0.2)) if wide / size <= 6)
     low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
     return round(low, 10), round(max(high, low + step), 10)
-
-
-def _power(wide: float) -> float:
-    return 10.0 ** math.ceil(math.log10(wide))
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
