@@ -1,4 +1,4 @@
-"""Text encoder and UNet, trained together from nothing on the latents of drawn pictures."""
+"""Training of text encoder and UNet on the latents of drawn pictures."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ import data
 import parts
 import torch
 from diffusers import DDPMScheduler
-from training import Crew, Plan, generator, train
+from training import Plan, Workers, generator, train
 
 from fastdb.world.scene import Scene, prompt
 
-FIRST = Plan("denoiser-joint", steps=1800, rate=1e-3, ema=0.998, fall=0.01, save_every=100)
-BENDS = ((405, 1.0), (1200, 1500 / 2295), (1700, 0.03))
-LAST = Plan("denoiser", steps=1700, rate=1e-3, ema=0.998, bends=BENDS, save_every=100)
-"""First text encoder and UNet train together and see the first `SHORT` tokens of a caption, which is all that captions
-fill; then the text encoder stands still, and the UNet sees all 77, padding included, as the model is used."""
+FIRST = Plan("denoiser-joint", steps=1800, rate=1e-3, ema=0.998, decay_share=0.01, save_every=100)
+KNOTS = ((405, 1.0), (1200, 1500 / 2295), (1700, 0.03))
+LAST = Plan("denoiser", steps=1700, rate=1e-3, ema=0.998, knots=KNOTS, save_every=100)
+"""First text encoder and UNet train together on the first `SHORT` tokens of a caption, which no caption exceeds. Then
+the text encoder is frozen, and the UNet trains on all 77 tokens with padding, as in inference."""
 
 SHORT = 24
-TWICE = 2
-"""In the first part a caption of a batch serves this many samples, since the text encoder is as costly as the UNet."""
+SHARED = 2
+"""Samples per caption in the first part, because the text encoder costs as much as the UNet."""
 
 SCENES = 20_000
-"""Pictures to learn from, without colours nobody has a word for."""
+"""Number of training pictures; their colours all have names."""
 
 BATCH = 64
 SNR = 5.0
-"""Steps with little noise count less: Hang et al. 2023 (min-SNR), gamma."""
+"""Gamma of the min-SNR loss weights (Hang et al. 2023)."""
 
 
-def latents_of(vae: Any, work: Path, seed: int, crew: Crew) -> torch.Tensor:
-    """Mean latents of the training pictures, (scenes, 4, 8, 8), not scaled; kept in `latents.pt`."""
-    pictures = data.pictures(work, seed, "scenes", SCENES, crew)
+def latents_of(vae: Any, work: Path, seed: int, workers: Workers) -> torch.Tensor:
+    """Return the unscaled mean latents of the training pictures, (scenes, 4, 8, 8), saved in `latents.pt`."""
+    pictures = data.pictures(work, seed, "scenes", SCENES, workers)
 
     @torch.no_grad()
     def make(file: Path) -> None:
         groups = (data.to_tensor(pictures[at : at + 100]) for at in range(0, SCENES, 100))
         torch.save(torch.cat([vae.encode(group).latent_dist.mean for group in groups]), file)
 
-    latents: torch.Tensor = torch.load(crew.once(work / "latents.pt", make), weights_only=True)
+    latents: torch.Tensor = torch.load(workers.make_once(work / "latents.pt", make), weights_only=True)
     return latents
 
 
-def told(scene: Scene, numbers: random.Random) -> str:
-    """A caption of a scene: of all there is to say, or of less, or nothing at all one time in ten."""
+def caption_of(scene: Scene, numbers: random.Random) -> str:
+    """Return a caption with a random part of a scene's attributes; it is empty with probability 0.1."""
     chance = numbers.random()
     if chance < 0.1:
         return ""
@@ -58,26 +58,26 @@ def told(scene: Scene, numbers: random.Random) -> str:
 
 
 class Captions:
-    """What the UNet is told: tokens of captions, and their embeddings once the text encoder stands still."""
+    """Embeddings of captions, cached once the text encoder is frozen."""
 
-    def __init__(self, encoder: Any, tokenizer: Any, crew: Crew) -> None:
-        self.encoder, self.tokenizer, self.crew = encoder, tokenizer, crew
+    def __init__(self, encoder: Any, tokenizer: Any, workers: Workers) -> None:
+        self.encoder, self.tokenizer, self.workers = encoder, tokenizer, workers
         self.tokens: dict[str, torch.Tensor] = {}
         self.states: dict[str, torch.Tensor] = {}
 
-    def learning(self, captions: list[str]) -> torch.Tensor:
-        """Embeddings (captions, SHORT, width) that the gradient flows through."""
-        different = sorted(set(captions))
-        states = self.encoder(self.crew.here(torch.stack([self._tokens(text)[:SHORT] for text in different])))[0]
-        return states[torch.tensor([different.index(text) for text in captions])]
+    def train(self, captions: list[str]) -> torch.Tensor:
+        """Return embeddings (captions, SHORT, width) with gradients."""
+        distinct = sorted(set(captions))
+        states = self.encoder(self.workers.to_device(torch.stack([self._tokens(text)[:SHORT] for text in distinct])))[0]
+        return states[torch.tensor([distinct.index(text) for text in captions])]
 
     @torch.no_grad()
-    def learned(self, captions: list[str]) -> torch.Tensor:
-        """Embeddings (captions, 77, width) of the text encoder as it is, kept."""
+    def frozen(self, captions: list[str]) -> torch.Tensor:
+        """Return cached embeddings (captions, 77, width) without gradients."""
         new = sorted(set(captions) - set(self.states))
         if new:
             states = self.encoder(torch.stack([self._tokens(text) for text in new]))[0]
-            self.states.update(zip(new, self.crew.here(states), strict=True))
+            self.states.update(zip(new, self.workers.to_device(states), strict=True))
         return torch.stack([self.states[text] for text in captions])
 
     def _tokens(self, text: str) -> torch.Tensor:
@@ -88,35 +88,35 @@ class Captions:
 
 
 def train_denoiser(
-    unet: Any, encoder: Any, tokenizer: Any, latents: torch.Tensor, work: Path, seed: int, crew: Crew
+    unet: Any, encoder: Any, tokenizer: Any, latents: torch.Tensor, work: Path, seed: int, workers: Workers
 ) -> None:
-    """Both parts of the training, one after the other; `latents` are scaled."""
+    """Run both parts of the training; `latents` are scaled."""
     scenes = data.scenes(seed, "scenes", len(latents))
     noises = DDPMScheduler.from_config(parts.SCHEDULER)
     signal = noises.alphas_cumprod / (1 - noises.alphas_cumprod)
-    weights = crew.here((SNR / signal).clamp(max=1.0))
-    captions = Captions(encoder, tokenizer, crew)
+    weights = workers.to_device((SNR / signal).clamp(max=1.0))
+    captions = Captions(encoder, tokenizer, workers)
 
     def loss_of(part: str, draws: int, embed: Callable[[list[str]], torch.Tensor]) -> Callable[[int], torch.Tensor]:
         def loss_at(step: int) -> torch.Tensor:
-            numbers, lots = generator(seed, part, step), random.Random(f"{seed}/{part}/{step}")
+            numbers, rng = generator(seed, part, step), random.Random(f"{seed}/{part}/{step}")
             chosen = torch.randint(len(latents), (BATCH // draws,), generator=numbers)
-            said = [told(scenes[number], lots) for number in chosen.tolist()]
-            chosen, said = chosen.repeat_interleave(draws), [text for text in said for _ in range(draws)]
+            texts = [caption_of(scenes[number], rng) for number in chosen.tolist()]
+            chosen, texts = chosen.repeat_interleave(draws), [text for text in texts for _ in range(draws)]
             noise = torch.randn(BATCH, 4, 8, 8, generator=numbers)
-            # One timestep from each of as many equal spans: the loss varies less than with free draws.
+            # Stratified timesteps: the loss varies less than with independent draws.
             spans = torch.arange(BATCH) + torch.rand(BATCH, generator=numbers)
             times = (spans / BATCH * 1000).long().clamp(max=999)[torch.randperm(BATCH, generator=numbers)]
-            # Samples that share a caption stay in one process.
-            mine = crew.share(torch.arange(BATCH).view(-1, draws)).reshape(-1)
-            clean, noise, times = (crew.here(one[mine]) for one in (latents[chosen], noise, times))
-            states = embed([said[number] for number in mine.tolist()])
+            # Samples that share a caption stay in the same process.
+            mine = workers.share(torch.arange(BATCH).view(-1, draws)).reshape(-1)
+            clean, noise, times = (workers.to_device(tensor[mine]) for tensor in (latents[chosen], noise, times))
+            states = embed([texts[number] for number in mine.tolist()])
             predicted = unet(noises.add_noise(clean, noise, times), times, states, return_dict=False)[0]
             loss: torch.Tensor = ((predicted - noise).square().mean(dim=(1, 2, 3)) * weights[times]).mean()
             return loss
 
         return loss_at
 
-    train(FIRST, work, {"unet": unet, "text_encoder": encoder}, loss_of("joint", TWICE, captions.learning), crew)
+    train(FIRST, work, {"unet": unet, "text_encoder": encoder}, loss_of("joint", SHARED, captions.train), workers)
     encoder.requires_grad_(False)
-    train(LAST, work, {"unet": unet}, loss_of("alone", 1, captions.learned), crew)
+    train(LAST, work, {"unet": unet}, loss_of("alone", 1, captions.frozen), workers)

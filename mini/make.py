@@ -1,4 +1,4 @@
-"""Make mini from nothing: `python mini/make.py`. Interrupted, the same command goes on; README.md tells the rest."""
+"""Train mini from scratch with `python mini/make.py`; see README.md. The same command resumes an interrupted run."""
 
 from __future__ import annotations
 
@@ -25,61 +25,61 @@ import pack
 import parts
 import tokenizer as words
 import vae as autoencoder
-from training import Crew
+from training import Workers
 
 from fastdb.world.readings import Judge
 
 SEED = 0
-"""Of every lot that is drawn: weights to begin with, pictures, noise."""
+"""Seed of all random numbers, for initial weights, pictures and noise."""
 
-HOUSE = Path(__file__).parent.parent / "fastdb"
-"""The package, where what ships is put."""
+PACKAGE = Path(__file__).parent.parent / "fastdb"
+"""The package, into which the results are written."""
 
 
-def make_vae(work: Path, crew: Crew) -> None:
-    """The autoencoder: `vae-done.pt`."""
+def make_vae(work: Path, workers: Workers) -> None:
+    """Train the autoencoder and save `vae-done.pt`."""
     vae = parts.new_vae(SEED)
-    autoencoder.train_vae(vae, work, SEED, crew)
-    if crew.rank == 0:
+    autoencoder.train_vae(vae, work, SEED, workers)
+    if workers.rank == 0:
         torch.save(vae.state_dict(), work / "vae-done.pt")
 
 
-def make_denoiser(work: Path, crew: Crew) -> None:
-    """Text encoder and UNet, on latents of the autoencoder: `done.pt`."""
-    latents = denoiser.latents_of(done_vae(work), work, SEED, crew)
+def make_denoiser(work: Path, workers: Workers) -> None:
+    """Train text encoder and UNet and save `done.pt`."""
+    latents = denoiser.latents_of(done_vae(work), work, SEED, workers)
     vocabulary, merges = words.learn()
-    if crew.rank == 0:
+    if workers.rank == 0:
         (work / "tokenizer").mkdir(exist_ok=True)
         words.write(work / "tokenizer", vocabulary, merges)
-    crew.wait()
+    workers.barrier()
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer", local_files_only=True)
     unet, (encoder, _) = parts.new_unet(SEED), new_encoder()
-    # Latents of deviation 1 (Rombach et al. 2022, appendix G).
+    # Scaled latents have standard deviation 1 (Rombach et al. 2022, appendix G).
     scale = float(1.0 / latents.std())
-    denoiser.train_denoiser(unet, encoder, tokenizer, latents * scale, work, SEED, crew)
-    if crew.rank == 0:
+    denoiser.train_denoiser(unet, encoder, tokenizer, latents * scale, work, SEED, workers)
+    if workers.rank == 0:
         torch.save({"unet": unet.state_dict(), "text_encoder": encoder.state_dict(), "scale": scale}, work / "done.pt")
 
 
-def make_judge(work: Path, crew: Crew) -> None:
-    """The judge: `judge-done.pt`."""
+def make_judge(work: Path, workers: Workers) -> None:
+    """Train the judge and save `judge-done.pt`."""
     model = Judge()
-    parts.redraw(model, f"{SEED}/judge")
-    judging.train_judge(model, done_vae(work), work, SEED, crew)
-    if crew.rank == 0:
+    parts.initialise(model, f"{SEED}/judge")
+    judging.train_judge(model, done_vae(work), work, SEED, workers)
+    if workers.rank == 0:
         torch.save(model.state_dict(), work / "judge-done.pt")
 
 
-def make_package(work: Path, crew: Crew) -> None:
-    """What ships: the model and the judge, in half precision."""
-    if crew.rank:
+def make_package(work: Path, workers: Workers) -> None:
+    """Write the model and the judge in half precision into the package."""
+    if workers.rank:
         return
     done = torch.load(work / "done.pt", weights_only=True)
     unet, (encoder, config) = parts.new_unet(SEED), new_encoder()
     unet.load_state_dict(done["unet"])
     encoder.load_state_dict(done["text_encoder"])
     pack.pack(
-        HOUSE / "models" / "mini",
+        PACKAGE / "models" / "mini",
         vae=done_vae(work),
         unet=unet,
         encoder=encoder,
@@ -89,18 +89,18 @@ def make_package(work: Path, crew: Crew) -> None:
     )
     model = Judge()
     model.load_state_dict(torch.load(work / "judge-done.pt", weights_only=True))
-    pack.pack_judge(HOUSE / "world" / "judge.safetensors", model)
+    pack.pack_judge(PACKAGE / "world" / "judge.safetensors", model)
 
 
 def done_vae(work: Path) -> AutoencoderKL:
-    """The autoencoder, trained."""
+    """Load the trained autoencoder."""
     vae = parts.new_vae(SEED)
     vae.load_state_dict(torch.load(work / "vae-done.pt", weights_only=True))
     return vae
 
 
 def new_encoder() -> tuple[CLIPTextModel, dict[str, Any]]:
-    """A text encoder to begin with, and its configuration."""
+    """Return an untrained text encoder and its configuration."""
     vocabulary, _ = words.learn()
     config = parts.text_config(len(vocabulary), vocabulary[words.BEGIN], vocabulary[words.END])
     return parts.new_text_encoder(config, SEED), config
@@ -112,40 +112,40 @@ PARTS = {
     "judge": make_judge,
     "package": make_package,
 }
-"""In order; the judge needs only the autoencoder."""
+"""The parts in order; the judge needs only the autoencoder."""
 
 
 def main() -> None:
-    """Read the command line; start the crew."""
+    """Parse the command line and make the parts."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path("mini/work"), help="what is made on the way is kept here")
-    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS), help="only these")
-    parser.add_argument("--processes", type=int, default=1, choices=(1, 2), help="how many share each batch")
-    parser.add_argument("--device", default="cpu", help="what torch calls it, such as cuda; then --processes is 1")
+    parser.add_argument("--work", type=Path, default=Path("mini/work"), help="folder of intermediate files")
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS), help="make only these parts")
+    parser.add_argument("--processes", type=int, default=1, choices=(1, 2), help="processes that share each batch")
+    parser.add_argument("--device", default="cpu", help="device of torch, such as cuda; requires --processes 1")
     parser.add_argument("--member", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.device != "cpu" and args.processes > 1:
-        parser.error("several processes share CPUs alone: leave --processes out")
+        parser.error("--processes above 1 needs --device cpu")
     args.work.mkdir(parents=True, exist_ok=True)
     if args.processes > 1 and not args.member:
-        sys.exit(start_crew(args.work.absolute() / f"meeting-{os.getpid()}", args.processes))
+        sys.exit(start_workers(args.work.absolute() / f"rendezvous-{os.getpid()}", args.processes))
     torch.set_num_threads(1)
-    crew = Crew(device=args.device)
+    workers = Workers(device=args.device)
     if args.member:
-        crew = Crew(int(args.member[0]), args.processes)
-        meeting = f"file://{args.member[1]}"
-        dist.init_process_group("gloo", init_method=meeting, rank=crew.rank, world_size=crew.size)
+        workers = Workers(int(args.member[0]), args.processes)
+        rendezvous = f"file://{args.member[1]}"
+        dist.init_process_group("gloo", init_method=rendezvous, rank=workers.rank, world_size=workers.size)
     for name in args.parts:
-        PARTS[name](args.work, crew)
-        crew.wait()
+        PARTS[name](args.work, workers)
+        workers.barrier()
 
 
-def start_crew(meeting: Path, size: int) -> int:
-    """Run this command in `size` processes that find each other in the file `meeting`; the worst exit status."""
+def start_workers(rendezvous: Path, size: int) -> int:
+    """Run this command in `size` processes that meet at the file `rendezvous`; return the worst exit status."""
     command = [sys.executable, *sys.argv]
-    crew = [subprocess.Popen([*command, "--member", str(rank), str(meeting)]) for rank in range(size)]
-    status = max(abs(one.wait()) for one in crew)
-    meeting.unlink(missing_ok=True)
+    processes = [subprocess.Popen([*command, "--member", str(rank), str(rendezvous)]) for rank in range(size)]
+    status = max(abs(process.wait()) for process in processes)
+    rendezvous.unlink(missing_ok=True)
     return status
 
 

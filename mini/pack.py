@@ -1,4 +1,4 @@
-"""The finished parts as a diffusers folder in half precision, and the judge beside the drawn world."""
+"""Writing of the trained model and the judge in half precision."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fastdb.storage.atomic_write import write_bytes, write_json
 def pack(
     folder: Path, *, vae: Any, unet: Any, encoder: Any, text_config: dict[str, Any], scale: float, tokenizer: Path
 ) -> None:
-    """Write the model beside `folder`, then in its place.
+    """Replace `folder` by a diffusers folder of the model.
 
     Args:
         text_config: the text encoder's configuration.
-        scale: what latents are multiplied by.
-        tokenizer: a folder, copied.
+        scale: factor of latents.
+        tokenizer: a folder to copy.
     """
     new = folder.with_name(f"{folder.name}.new")
     if new.exists():
@@ -38,8 +38,9 @@ def pack(
     weights = "diffusion_pytorch_model.safetensors"
     save_tensors(new / "unet" / weights, half(unet.state_dict()))
     save_tensors(new / "vae" / weights, half(vae.state_dict()))
-    # transformers 5 leaves the prefix out in memory; files everywhere have it.
-    named = {f"text_model.{name.removeprefix('text_model.')}": one for name, one in encoder.state_dict().items()}
+    # transformers 5 omits the prefix in memory, but files have it.
+    state = encoder.state_dict()
+    named = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in state.items()}
     save_tensors(new / "text_encoder" / "model.safetensors", half(named))
     if folder.exists():
         shutil.rmtree(folder)
@@ -52,5 +53,5 @@ def pack_judge(file: Path, judge: Any) -> None:
 
 
 def half(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors in half precision, sorted by name, without the position numbers no file holds."""
+    """Return tensors in half precision, sorted by name, without position ids, which files lack."""
     return {name: tensor.half().contiguous() for name, tensor in sorted(tensors.items()) if "position_ids" not in name}

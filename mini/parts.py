@@ -1,4 +1,4 @@
-"""The parts of mini, empty: SD 1.5's topology with narrow layers, and the weights training begins with."""
+"""Untrained parts of mini, SD 1.5's topology with narrow layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 WIDTH = 64
-"""Of the text encoder, and so of the UNet's cross attention."""
+"""Width of the text encoder and of the UNet's cross attention."""
 
 UNET: dict[str, Any] = {
     "_class_name": "UNet2DConditionModel",
@@ -33,9 +33,9 @@ UNET: dict[str, Any] = {
     "sample_size": 8,
     "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
 }
-"""As in SD 1.5 but for widths, groups and the number of heads (which is what diffusers' `attention_head_dim` means
-here). The first three widths differ, since a level as wide as the one before it has no shortcut convolution and would
-lack two of SD 1.5's tensors."""
+"""As in SD 1.5 except for widths, groups and the number of heads (the meaning of diffusers' `attention_head_dim` here).
+The first three widths differ because a level of the same width as the level before has no shortcut convolution and
+would lack two of SD 1.5's tensors."""
 
 VAE: dict[str, Any] = {
     "_class_name": "AutoencoderKL",
@@ -80,11 +80,11 @@ INDEX: dict[str, Any] = {
 
 
 def text_config(words: int, begin: int, end: int) -> dict[str, Any]:
-    """Configuration of a CLIP text encoder: SD 1.5's 12 layers and 77 tokens, `WIDTH` wide.
+    """Return the configuration of a CLIP text encoder with SD 1.5's 12 layers and 77 tokens, `WIDTH` wide.
 
     Args:
-        words: in the vocabulary.
-        begin, end: the tokens around a prompt; `end` fills up as well.
+        words: size of the vocabulary.
+        begin, end: the tokens around a prompt; `end` is also the padding.
     """
     return {
         "architectures": ["CLIPTextModel"],
@@ -101,27 +101,27 @@ def text_config(words: int, begin: int, end: int) -> dict[str, Any]:
         "num_hidden_layers": 12,
         "pad_token_id": end,
         "projection_dim": WIDTH,
-        # Without it transformers 5 keeps the half precision of the file, in a pipeline that is single otherwise.
+        # Otherwise transformers 5 keeps the half precision of the file in a float32 pipeline.
         "torch_dtype": "float32",
         "vocab_size": words,
     }
 
 
 def new_vae(seed: int) -> AutoencoderKL:
-    """An autoencoder that leans to the identity: a chain of its shortcut, down and up convolutions.
+    """Return an autoencoder that starts near the identity through its shortcut, down and up convolutions.
 
-    With diffusers' own initial weights training rests on a plateau for a long time.
+    With diffusers' initial weights training stays on a plateau for a long time.
     """
     vae = AutoencoderKL.from_config(VAE)
-    redraw(vae, f"{seed}/vae")
+    initialise(vae, f"{seed}/vae")
     with torch.no_grad():
         for name, weight in vae.named_parameters():
             if name.endswith(("conv2.weight", "to_out.0.weight")):
                 weight.mul_(0.15)
             elif name.endswith("conv_shortcut.weight") or ("upsamplers" in name and name.endswith("weight")):
-                _lean(weight)
+                _make_near_identity(weight)
             elif "downsamplers" in name and name.endswith("weight"):
-                _lean(weight)
+                _make_near_identity(weight)
                 weight.zero_()
                 for channel in range(weight.shape[0]):
                     weight[channel, channel, :2, :2] = 0.25
@@ -137,9 +137,9 @@ def new_vae(seed: int) -> AutoencoderKL:
 
 
 def new_unet(seed: int) -> UNet2DConditionModel:
-    """A UNet whose residual branches and output begin at zero."""
+    """Return a UNet whose residual branches and output start at zero."""
     unet = UNet2DConditionModel.from_config(UNET)
-    redraw(unet, f"{seed}/unet")
+    initialise(unet, f"{seed}/unet")
     with torch.no_grad():
         for name, weight in unet.named_parameters():
             if name.endswith(("conv2.weight", "proj_out.weight", "conv_out.weight")):
@@ -148,9 +148,9 @@ def new_unet(seed: int) -> UNet2DConditionModel:
 
 
 def new_text_encoder(config: dict[str, Any], seed: int) -> CLIPTextModel:
-    """A text encoder whose words are far apart from the start."""
+    """Return a text encoder whose word embeddings start far apart."""
     encoder = CLIPTextModel(CLIPTextConfig(**config))
-    redraw(encoder, f"{seed}/text_encoder")
+    initialise(encoder, f"{seed}/text_encoder")
     with torch.no_grad():
         for name, weight in encoder.named_parameters():
             if name.endswith(("out_proj.weight", "fc2.weight")):
@@ -158,10 +158,11 @@ def new_text_encoder(config: dict[str, Any], seed: int) -> CLIPTextModel:
     return encoder
 
 
-def redraw(model: nn.Module, seed: str) -> None:
-    """Draw a model's weights anew, each tensor from its own generator, so that nothing depends on global state.
+def initialise(model: nn.Module, seed: str) -> None:
+    """Initialise a model's weights, each tensor by its own generator, independent of global state.
 
-    Norms 1, biases 0, token embeddings with deviation 0.3, position embeddings 0.1, the rest 1 / sqrt(3 x inputs).
+    Norms are 1 and biases 0; standard deviations are 0.3 for token embeddings, 0.1 for position embeddings and
+    1 / sqrt(3 x inputs) otherwise.
     """
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -177,8 +178,8 @@ def redraw(model: nn.Module, seed: str) -> None:
                 weight.copy_(torch.randn(weight.shape, generator=_generator(f"{seed}/{name}")) * deviation)
 
 
-def _lean(weight: torch.Tensor) -> None:
-    """Make a convolution nearly the identity over the channels both sides have."""
+def _make_near_identity(weight: torch.Tensor) -> None:
+    """Make a convolution nearly the identity over the channels common to input and output."""
     middle = weight.shape[-1] // 2
     weight.mul_(0.3)
     for channel in range(min(weight.shape[:2])):

@@ -1,4 +1,4 @@
-"""Mini's tokenizer: byte-level CLIP BPE with a small vocabulary that holds the words of our prompts whole."""
+"""Byte-level CLIP tokenizer with a small vocabulary of whole words."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ red blue green yellow orange purple pink black white brown grey teal cream
 plain striped checkered dotted wooden beach snow grass forest street city mountain kitchen garden sky
 style sks zwx ohwx shs xyz
 """
-"""Words that become single tokens, among them rare identifiers for the subject."""
+"""Words that become single tokens, including rare identifiers for subjects."""
 
 
 def learn() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Run byte pair encoding over `WORDS` until each is one token; return CLIP's kind of vocabulary and the merges.
+    """Learn byte pair encoding until each of `WORDS` is a single token; return CLIP's vocabulary and merges.
 
     Vocabulary: 256 bytes, 256 bytes that end a word, one entry per merge, begin, end.
     """
@@ -32,8 +32,8 @@ def learn() -> tuple[dict[str, int], list[tuple[str, str]]]:
     symbols += [f"{symbol}</w>" for symbol in symbols]
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    # The symbols are given as special tokens so that their numbers don't depend on the order of words in a hash map;
-    # ties between merges are broken by those numbers.
+    # As special tokens the symbols have fixed ids, which break ties between merges. Otherwise the ids would depend on
+    # the order of words in a hash map.
     trainer = trainers.BpeTrainer(
         vocab_size=10_000,
         min_frequency=1,
@@ -50,9 +50,10 @@ def learn() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def byte_symbols() -> list[str]:
-    """A printable character for each of the 256 bytes, in the order of CLIP's vocabulary: printable bytes first.
+    """Return a printable character for each of the 256 bytes, in the order of CLIP's vocabulary.
 
-    Printable Latin-1 characters stand for themselves, the other bytes for the characters from U+0100 on (GPT-2).
+    Printable Latin-1 characters represent themselves and come first; the other bytes are represented by characters from
+    U+0100 on (GPT-2).
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = len(set(range(256)) - set(printable))
@@ -60,7 +61,7 @@ def byte_symbols() -> list[str]:
 
 
 def write(folder: Path, vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> None:
-    """Write vocab.json, merges.txt, tokenizer.json and tokenizer_config.json, for readers of either generation.
+    """Write the files of slow and fast tokenizers into a folder.
 
     Raises:
         StorageError: the folder cannot be written.

@@ -1,4 +1,4 @@
-"""The modules of the recipe, and all that it makes in a handful of steps."""
+"""The modules of the recipe, and its results after a few steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.mini.small import MODULES, REPOSITORY, load, shrink
 
 @pytest.fixture(scope="package")
 def recipe() -> Iterator[SimpleNamespace]:
-    """The modules of `mini/` as they are, on the path for these tests alone: their names are short ones."""
+    """The modules of `mini/`, on the path for these tests only because of their short names."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(REPOSITORY / "mini"))
         patch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # set by an import otherwise, and left behind
@@ -33,7 +33,7 @@ def recipe() -> Iterator[SimpleNamespace]:
 
 @pytest.fixture(scope="package")
 def small(recipe: SimpleNamespace) -> Iterator[SimpleNamespace]:
-    """The same with a handful of steps."""
+    """The same modules with few steps."""
     kept = {name: dict(vars(getattr(recipe, name))) for name in MODULES}
     shrink(recipe)
     yield recipe
@@ -43,12 +43,12 @@ def small(recipe: SimpleNamespace) -> Iterator[SimpleNamespace]:
 
 @pytest.fixture(scope="package")
 def made(small: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """All parts made by one command: `work` holds what it keeps, `house` what would ship."""
+    """All parts made by a single command, with intermediate files in `work` and the package in `house`."""
     work, house = tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("house")
     for room in ("models", "world"):
         (house / room).mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(small.make, "HOUSE", house)
+        patch.setattr(small.make, "PACKAGE", house)
         patch.setattr(sys, "argv", ["make.py", "--work", str(work)])
         small.make.main()
     return SimpleNamespace(work=work, house=house)
@@ -56,7 +56,7 @@ def made(small: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Si
 
 @pytest.fixture
 def again(made: SimpleNamespace, tmp_path: Path) -> Path:
-    """A work folder with the pictures that `made` drew, and nothing learned yet."""
+    """A work folder with the pictures of `made` but no training state."""
     for file in made.work.glob("*.npy"):
         (tmp_path / file.name).hardlink_to(file)
     return tmp_path

@@ -1,4 +1,4 @@
-"""The recipe of mini with a handful of steps: `python tests/mini/small.py` takes what `mini/make.py` does."""
+"""The recipe of mini with few steps; `python tests/mini/small.py` has the options of `mini/make.py`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ MODULES = ("data", "denoiser", "judge", "make", "pack", "parts", "tokenizer", "t
 
 
 def load() -> SimpleNamespace:
-    """The modules of `mini/`, which is a folder of scripts and has to be on the path."""
+    """Import the modules of `mini/`, which must be on the path."""
     return SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
 
 
 def shrink(recipe: SimpleNamespace) -> None:
-    """Few pictures, small batches, steps to be counted on one hand, each saved."""
+    """Reduce pictures, batches and steps; save after each step."""
     few = {"save_every": 1, "log_every": 1}
     recipe.vae.PLAN = replace(recipe.vae.PLAN, steps=2, **few)
-    recipe.vae.PICTURES, recipe.vae.HELD = 8, 2
+    recipe.vae.PICTURES, recipe.vae.HELD_OUT = 8, 2
     # Layers that begin at zero let the gradient through to the text encoder from the third step on.
     recipe.denoiser.FIRST = replace(recipe.denoiser.FIRST, steps=4, **few)
     recipe.denoiser.LAST = replace(recipe.denoiser.LAST, steps=2, **few)

@@ -1,4 +1,4 @@
-"""One command makes all parts; stopped and run again, or run in two processes, it makes the same."""
+"""The recipe as a command, interrupted and in two processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_everything_is_made_and_loads(made: SimpleNamespace, mini: Path) -> None
         stored = load_file(weight_file(folder, part))
         assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
         assert set(stored) == set(load_file(weight_file(mini, part)))
-        assert sum(tensor.numel() for tensor in stored.values()) == sum(one.numel() for one in model.parameters())
+        assert sum(tensor.numel() for tensor in stored.values()) == sum(weight.numel() for weight in model.parameters())
     assert loading.load_tokenizer(folder)("sks")["input_ids"] == loading.load_tokenizer(mini)("sks")["input_ids"]
     files = {file.relative_to(folder) for file in folder.rglob("*") if file.is_file()}
     assert files == {file.relative_to(mini) for file in mini.rglob("*") if file.is_file()}
@@ -35,7 +35,7 @@ def test_everything_is_made_and_loads(made: SimpleNamespace, mini: Path) -> None
     Judge().load_state_dict(load_file(made.house / "world" / "judge.safetensors"))
 
 
-def test_what_ships_is_what_was_trained(made: SimpleNamespace, small: SimpleNamespace) -> None:
+def test_the_package_contains_the_trained_weights(made: SimpleNamespace, small: SimpleNamespace) -> None:
     folder, done = made.house / "models" / "mini", torch.load(made.work / "done.pt", weights_only=True)
     trained = {"unet": done["unet"], "vae": torch.load(made.work / "vae-done.pt", weights_only=True)}
     for part, tensors in trained.items():
@@ -49,7 +49,7 @@ def test_what_ships_is_what_was_trained(made: SimpleNamespace, small: SimpleName
     assert config["scaling_factor"] == pytest.approx(1 / float(latents.std()), abs=1e-5)
 
 
-def test_every_part_moves_and_keeps_its_log(made: SimpleNamespace, small: SimpleNamespace) -> None:
+def test_every_part_is_trained_and_logged(made: SimpleNamespace, small: SimpleNamespace) -> None:
     done = torch.load(made.work / "done.pt", weights_only=True)
     encoder, _ = small.make.new_encoder()
     for new, trained in ((small.parts.new_unet(0), done["unet"]), (encoder, done["text_encoder"])):
@@ -67,7 +67,7 @@ def run(small: SimpleNamespace, patch: pytest.MonkeyPatch, *words: object) -> No
     small.make.main()
 
 
-def test_interrupted_it_goes_on(
+def test_an_interrupted_run_resumes(
     small: SimpleNamespace, made: SimpleNamespace, again: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error, calls = small.vae.error, []
@@ -84,19 +84,19 @@ def test_interrupted_it_goes_on(
         run(small, monkeypatch, "--work", again, "--parts", "vae")
     assert not (again / "vae-done.pt").exists()
     run(small, monkeypatch, "--work", again, "--parts", "vae")
-    assert len(calls) == 3  # one step was kept, one is done over
+    assert len(calls) == 3  # the first step was saved, the second is repeated
     found, straight = (torch.load(work / "vae-done.pt", weights_only=True) for work in (again, made.work))
     assert all(torch.equal(found[name], straight[name]) for name in straight)
 
 
-def test_packing_replaces_what_was_there(
+def test_packing_replaces_old_files(
     small: SimpleNamespace, made: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for room in ("models/mini", "models/mini.new", "world"):
         (tmp_path / room).mkdir(parents=True)
     for stale in ("models/mini/old.bin", "models/mini.new/half.bin"):
         (tmp_path / stale).touch()
-    monkeypatch.setattr(small.make, "HOUSE", tmp_path)
+    monkeypatch.setattr(small.make, "PACKAGE", tmp_path)
     run(small, monkeypatch, "--work", made.work, "--parts", "package")
     first, second = (
         {str(file.relative_to(house)): file.read_bytes() for file in house.rglob("*") if file.is_file()}
@@ -105,10 +105,10 @@ def test_packing_replaces_what_was_there(
     assert first == second
 
 
-def test_two_processes_make_what_one_makes_up_to_rounding(
+def test_two_processes_equal_a_single_process_up_to_rounding(
     small: SimpleNamespace, made: SimpleNamespace, again: Path
 ) -> None:
-    """They share the batches, and the files that one of them makes."""
+    """They share batches, and the files that the first process makes."""
     (again / "scenes.npy").unlink()
     command = [sys.executable, REPOSITORY / "tests" / "mini" / "small.py", "--work", again, "--processes", "2"]
     done = subprocess.run(
@@ -119,7 +119,7 @@ def test_two_processes_make_what_one_makes_up_to_rounding(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert not list(again.glob("meeting-*"))
+    assert not list(again.glob("rendezvous-*"))
     kept, alone = (torch.load(work / "done.pt", weights_only=True) for work in (again, made.work))
     assert kept["scale"] == pytest.approx(alone["scale"], rel=1e-3)
     kept["vae"], alone["vae"] = (torch.load(work / "vae-done.pt", weights_only=True) for work in (again, made.work))
@@ -142,5 +142,5 @@ def test_an_unknown_part_is_refused(
         run(small, monkeypatch, "--work", tmp_path, "--processes", "3")
     with pytest.raises(SystemExit):
         run(small, monkeypatch, "--work", tmp_path, "--processes", "2", "--device", "cuda")
-    assert "several processes share CPUs alone" in capsys.readouterr().err
+    assert "--processes above 1 needs --device cpu" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

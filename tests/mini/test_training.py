@@ -1,4 +1,4 @@
-"""The loop of the recipe: what it makes depends on its steps alone, however often it is stopped or shared out."""
+"""The training loop, whose result does not depend on interruptions or the number of processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEPS = 12
 
 
 class Toy(nn.Module):
-    """Words with weights: the last of them never occurs."""
+    """A model of words, the last of which never occurs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,11 +33,11 @@ class Toy(nn.Module):
 
 @pytest.fixture
 def plan(recipe: SimpleNamespace) -> Any:
-    return recipe.training.Plan("toy", STEPS, rate=0.05, ema=0.9, warm=4, decay=0.1, save_every=2, log_every=3)
+    return recipe.training.Plan("toy", STEPS, rate=0.05, ema=0.9, warmup=4, weight_decay=0.1, save_every=2, log_every=3)
 
 
 def loss_of(toy: Toy, recipe: SimpleNamespace, stop: int | None = None) -> Callable[[int], torch.Tensor]:
-    """A loss of the step alone; at step `stop` the machine goes away."""
+    """Return a loss that depends only on the step; at step `stop` it is interrupted."""
 
     def loss(step: int) -> torch.Tensor:
         if step == stop:
@@ -50,16 +50,18 @@ def loss_of(toy: Toy, recipe: SimpleNamespace, stop: int | None = None) -> Calla
 
 def train(recipe: SimpleNamespace, plan: Any, work: Path, stop: int | None = None, **more: Any) -> list[torch.Tensor]:
     toy = Toy()
-    recipe.training.train(plan, work, {"toy": toy}, loss_of(toy, recipe, stop), recipe.training.Crew(), **more)
+    recipe.training.train(plan, work, {"toy": toy}, loss_of(toy, recipe, stop), recipe.training.Workers(), **more)
     return [weight.detach() for weight in toy.parameters()]
 
 
 def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
-    return all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+    return all(torch.equal(left, right) for left, right in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("stop", [1, 5, 6, STEPS - 1])
-def test_stopped_and_run_again_equals_straight(recipe: SimpleNamespace, plan: Any, tmp_path: Path, stop: int) -> None:
+def test_an_interrupted_run_equals_a_straight_run(
+    recipe: SimpleNamespace, plan: Any, tmp_path: Path, stop: int
+) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     whole.mkdir()
     stopped.mkdir()
@@ -81,10 +83,10 @@ def tensors_in(state: Any) -> list[torch.Tensor]:
     if isinstance(state, torch.Tensor):
         return [state]
     inner = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
-    return [tensor for one in inner for tensor in tensors_in(one)]
+    return [tensor for part in inner for tensor in tensors_in(part)]
 
 
-def test_the_result_is_the_running_mean(recipe: SimpleNamespace, plan: Any, tmp_path: Path) -> None:
+def test_the_result_is_the_moving_average(recipe: SimpleNamespace, plan: Any, tmp_path: Path) -> None:
     found = train(recipe, plan, tmp_path)
     state = torch.load(tmp_path / "toy.pt", weights_only=True)
     assert same(found, state["means"])
@@ -97,7 +99,7 @@ def test_the_result_is_the_running_mean(recipe: SimpleNamespace, plan: Any, tmp_
     assert same(bare, state["weights"])
 
 
-def test_checks_see_the_means_and_change_nothing(recipe: SimpleNamespace, plan: Any, tmp_path: Path) -> None:
+def test_checks_see_the_averages_and_change_nothing(recipe: SimpleNamespace, plan: Any, tmp_path: Path) -> None:
     (tmp_path / "checked").mkdir()
     seen = []
 
@@ -111,7 +113,9 @@ def test_checks_see_the_means_and_change_nothing(recipe: SimpleNamespace, plan: 
     assert same(seen[-1], straight)
 
 
-def test_the_log_holds_means_of_what_was_new(recipe: SimpleNamespace, plan: Any, tmp_path: Path) -> None:
+def test_the_log_contains_mean_losses_since_the_previous_line(
+    recipe: SimpleNamespace, plan: Any, tmp_path: Path
+) -> None:
     losses = []
     toy = Toy()
     inner = loss_of(toy, recipe)
@@ -121,7 +125,7 @@ def test_the_log_holds_means_of_what_was_new(recipe: SimpleNamespace, plan: Any,
         losses.append(float(value.detach()))
         return value
 
-    recipe.training.train(replace(plan, steps=11), tmp_path, {"toy": toy}, loss, recipe.training.Crew())
+    recipe.training.train(replace(plan, steps=11), tmp_path, {"toy": toy}, loss, recipe.training.Workers())
     lines = [json.loads(line) for line in (tmp_path / "toy.log").read_text().splitlines()]
     assert [line["step"] for line in lines] == [3, 6, 9, 11]
     assert [line["loss"] for line in lines] == pytest.approx(
@@ -129,26 +133,26 @@ def test_the_log_holds_means_of_what_was_new(recipe: SimpleNamespace, plan: Any,
     )
 
 
-def test_words_that_never_occur_stay_as_they_are(recipe: SimpleNamespace, plan: Any, tmp_path: Path) -> None:
-    """Identifiers such as `sks` are in no caption; decay would bring them to nothing."""
+def test_words_that_never_occur_do_not_change(recipe: SimpleNamespace, plan: Any, tmp_path: Path) -> None:
+    """Identifiers such as `sks` are in no caption; weight decay would shrink them to zero."""
     before, after = Toy().token_embedding.weight.detach(), train(recipe, plan, tmp_path)[0]
     assert torch.allclose(after[4], before[4])
     assert (after[:4] - before[:4]).abs().amin() > 0
-    frozen = replace(plan, decay=0.0, name="no decay")
+    frozen = replace(plan, weight_decay=0.0, name="no decay")
     assert not same(train(recipe, frozen, tmp_path)[1:2], train(recipe, plan, tmp_path)[1:2])
 
 
-def test_what_stands_still_is_not_trained(recipe: SimpleNamespace, plan: Any, tmp_path: Path) -> None:
+def test_frozen_weights_are_not_trained(recipe: SimpleNamespace, plan: Any, tmp_path: Path) -> None:
     toy = Toy()
     toy.inner.requires_grad_(False)
     before = toy.inner.weight.clone()
-    recipe.training.train(plan, tmp_path, {"toy": toy}, loss_of(toy, recipe), recipe.training.Crew())
+    recipe.training.train(plan, tmp_path, {"toy": toy}, loss_of(toy, recipe), recipe.training.Workers())
     assert torch.equal(toy.inner.weight, before)
     assert not torch.equal(toy.norm.weight, Toy().norm.weight)
 
 
-def test_the_rate_rises_stays_and_falls(recipe: SimpleNamespace) -> None:
-    plan = recipe.training.Plan("any", steps=1000, rate=2e-3, ema=0.99, warm=100, fall=0.5)
+def test_the_learning_rate_rises_stays_and_falls(recipe: SimpleNamespace) -> None:
+    plan = recipe.training.Plan("any", steps=1000, rate=2e-3, ema=0.99, warmup=100, decay_share=0.5)
     assert plan.rate_at(0) == pytest.approx(2e-5)
     assert plan.rate_at(49) == pytest.approx(1e-3)
     assert {plan.rate_at(step) for step in range(99, 501)} == {2e-3}
@@ -157,8 +161,8 @@ def test_the_rate_rises_stays_and_falls(recipe: SimpleNamespace) -> None:
     assert all(plan.rate_at(step) >= plan.rate_at(step + 1) for step in range(99, 999))
 
 
-def test_the_rate_may_bend(recipe: SimpleNamespace) -> None:
-    plan = recipe.training.Plan("any", steps=100, rate=2.0, ema=0.99, warm=1, bends=((10, 1.0), (50, 0.5), (90, 0.0)))
+def test_the_learning_rate_follows_its_knots(recipe: SimpleNamespace) -> None:
+    plan = recipe.training.Plan("any", steps=100, rate=2.0, ema=0.99, warmup=1, knots=((10, 1.0), (50, 0.5), (90, 0.0)))
     assert [plan.rate_at(step) for step in (0, 10, 30, 50, 70, 90, 99)] == pytest.approx([2, 2, 1.5, 1, 0.5, 0, 0])
 
 
@@ -175,20 +179,20 @@ def test_a_generator_depends_on_its_address_alone(recipe: SimpleNamespace) -> No
     )
 
 
-def test_a_crew_shares_evenly_or_not_at_all(recipe: SimpleNamespace) -> None:
-    crew, batch = recipe.training.Crew, torch.arange(6)
-    assert [crew(rank, 2).share(batch).tolist() for rank in range(2)] == [[0, 2, 4], [1, 3, 5]]
-    assert crew().share(batch).tolist() == batch.tolist()
+def test_workers_share_evenly_or_raise(recipe: SimpleNamespace) -> None:
+    workers, batch = recipe.training.Workers, torch.arange(6)
+    assert [workers(rank, 2).share(batch).tolist() for rank in range(2)] == [[0, 2, 4], [1, 3, 5]]
+    assert workers().share(batch).tolist() == batch.tolist()
     with pytest.raises(ValueError, match="4 processes cannot share 6 samples evenly"):
-        crew(0, 4).share(batch)
+        workers(0, 4).share(batch)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and there is none here")
-def test_a_gpu_makes_what_a_cpu_makes_up_to_rounding(recipe: SimpleNamespace, plan: Any, tmp_path: Path) -> None:
-    """Stopped there and gone on with, too."""
+def test_a_gpu_equals_a_cpu_up_to_rounding(recipe: SimpleNamespace, plan: Any, tmp_path: Path) -> None:
+    """With an interruption and resume on the GPU."""
     alone, toy = train(recipe, plan, tmp_path / "cpu"), Toy()
-    there = recipe.training.Crew(device="cuda")
+    there = recipe.training.Workers(device="cuda")
 
     def loss(stop: int | None) -> Callable[[int], torch.Tensor]:
         def at(step: int) -> torch.Tensor:
@@ -203,12 +207,12 @@ def test_a_gpu_makes_what_a_cpu_makes_up_to_rounding(recipe: SimpleNamespace, pl
         recipe.training.train(plan, tmp_path / "gpu", {"toy": toy}, loss(7), there)
     recipe.training.train(plan, tmp_path / "gpu", {"toy": toy}, loss(None), there)
     assert {weight.device.type for weight in toy.parameters()} == {"cpu"}
-    for one, other in zip(toy.parameters(), alone, strict=True):
-        assert torch.allclose(one, other, atol=1e-4)
+    for weight, expected in zip(toy.parameters(), alone, strict=True):
+        assert torch.allclose(weight, expected, atol=1e-4)
 
 
-def test_a_file_is_made_once_and_never_half(recipe: SimpleNamespace, tmp_path: Path) -> None:
-    crew, file, calls = recipe.training.Crew(), tmp_path / "some.npy", []
+def test_a_file_is_made_once_and_is_always_complete(recipe: SimpleNamespace, tmp_path: Path) -> None:
+    workers, file, calls = recipe.training.Workers(), tmp_path / "some.npy", []
 
     def broken(new: Path) -> None:
         new.write_text("half")
@@ -219,8 +223,8 @@ def test_a_file_is_made_once_and_never_half(recipe: SimpleNamespace, tmp_path: P
         new.write_text("whole")
 
     with pytest.raises(KeyboardInterrupt):
-        crew.once(file, broken)
+        workers.make_once(file, broken)
     assert not file.exists()
-    assert [crew.once(file, make).read_text() for _ in range(2)] == ["whole", "whole"]
+    assert [workers.make_once(file, make).read_text() for _ in range(2)] == ["whole", "whole"]
     assert len(calls) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["some.npy"]
