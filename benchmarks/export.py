@@ -1,10 +1,10 @@
-"""How true an export is: pictures drawn from each file against pictures drawn from the session's own weights.
+"""Compare pictures of exported files with pictures of the session's own weights.
 
     python benchmarks/export.py [SESSION_FOLDER]
 
-Without a session the demo's mug is trained first, briefly. Prints a row for each file: its size and tensors, seconds to
-write and verify it, seconds to load it, and the largest difference of a pixel over all pictures: of 8-bit values, and
-of values in 0..1 before they are rounded to 8 bits.
+Without a session the demo's mug is trained briefly first. Prints a row for each file: its size and tensors, the seconds
+to write and verify it, the seconds to load it, and the largest difference of a pixel over all pictures, both of 8-bit
+values and of values in 0..1 before rounding to 8 bits.
 """
 
 from __future__ import annotations
@@ -42,14 +42,21 @@ SETTINGS: dict[str, Any] = {
     "unet.steps": 40,
     "prior.class_images": 0,
 }
-"""Beside what is recommended for mini: enough for weights that differ from the base model's."""
+"""Changes to the recommended settings of mini; weights then differ from those of the base model."""
 
 SEEDS = (0, 1, 2, 3, 4, 5)
 
 
 @dataclass(frozen=True)
 class Compared:
-    """An export and how its pictures differ from the session's: `bits` of 255, `values` of 1, `pixels` a share."""
+    """An export and the difference of its pictures from the session's.
+
+    Attributes:
+        bits: largest difference of an 8-bit value.
+        pixels: share of different 8-bit values.
+        values: largest difference of a value in 0..1.
+        exported, loaded: seconds.
+    """
 
     path: Path
     precision: str
@@ -63,7 +70,7 @@ class Compared:
 
 
 def requests(session: Session, prompts: Sequence[str], seeds: Sequence[int] = SEEDS) -> list[Request]:
-    """What is drawn from each file."""
+    """Return the pictures to draw from each file."""
     size = session.config.resolution
     guidance = session.config.samples.guidance
     return [
@@ -72,7 +79,7 @@ def requests(session: Session, prompts: Sequence[str], seeds: Sequence[int] = SE
 
 
 def draw(engine: Engine, wanted: Sequence[Request]) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures as 8-bit values, and as float32 values in 0..1: (pictures, height, width, 3) each."""
+    """Draw pictures as 8-bit values and as float32 values in 0..1, (pictures, height, width, 3) each."""
     processor, values = engine._pipeline.image_processor, []
     postprocess = processor.postprocess
 
@@ -89,7 +96,7 @@ def draw(engine: Engine, wanted: Sequence[Request]) -> tuple[np.ndarray, np.ndar
 
 
 def compare(session: Session, folder: Path, prompts: Sequence[str], seeds: Sequence[int] = SEEDS) -> list[Compared]:
-    """Export a session in each precision and kind into `folder`, and hold each file against the session."""
+    """Export a session in each precision and format into `folder`, and compare each file with the session."""
     base = ensure_base(session)
     parts, stands = export_parts(session, base)
     wanted = requests(session, prompts, seeds)
@@ -121,7 +128,7 @@ def compare(session: Session, folder: Path, prompts: Sequence[str], seeds: Seque
 
 
 def trained(root: Path) -> Session:
-    """A small session that was really trained."""
+    """Train a small session."""
     session = sessions.new(
         "export",
         MINI,

@@ -1,10 +1,12 @@
-"""DreamBooth on mini, measured: `python benchmarks/likeness.py OUT [--recipes ...] [--subjects ...] [--seeds ...]`.
+"""Measure DreamBooth on mini.
 
-Each run makes a session of five pictures of a subject, trains it as `fastdb train` does, evaluates its last checkpoint
-against the untrained base (`fastdb evaluate`), and adds a line to OUT/results.jsonl; runs that have one are not made
-again. With `--file` the exported `.safetensors` is evaluated too, in a line of its own. What a run says goes into a log
-beside its session. Costs are CPU seconds of all processes of a run, training and evaluation apart; `--jobs 2` makes two
-runs at a time, on one thread each.
+    python benchmarks/likeness.py OUT [--recipes ...] [--subjects ...] [--seeds ...]
+
+Each run creates a session of five pictures of a subject, trains it like `fastdb train`, evaluates its last checkpoint
+against the untrained base (`fastdb evaluate`), and appends a line to OUT/results.jsonl; runs with a line are skipped.
+With `--file` the exported `.safetensors` is evaluated too, with a line of its own. The output of a run goes into a log
+beside its session. Costs are CPU seconds of all processes of a run, separate for training and evaluation; `--jobs 2`
+makes two runs at a time on a thread each.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from fastdb.checkpoints.progress import steps_of
 from fastdb.commands import results, sessions, training
+from fastdb.evaluation.report import Evaluation
 from fastdb.images.photos import save_png
 from fastdb.sessions.session import Session
 from fastdb.world.scene import prompt
@@ -59,31 +62,31 @@ RECIPES: dict[str, dict[str, Any]] = {
         for schedule in ("hold", "decay", "rewarm")
     },
 }
-"""What each differs by from the settings recommended for mini; each changes one thing."""
+"""Changes of each recipe to the recommended settings of mini."""
 
 Row = dict[str, Any]
 
 
 def main() -> None:
-    """Make the runs that are missing, then print the table."""
+    """Make the missing runs, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--recipes", nargs="*", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--subjects", nargs="*", default=[name for name in SUBJECTS if name != TUNED_ON])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument(
-        "--pictures", type=int, default=8, help="pictures of a prompt; the subject's has 4 times as many"
+        "--pictures", type=int, default=8, help="pictures per prompt; the subject prompt gets 4 times as many"
     )
-    parser.add_argument("--set", nargs="*", default=[], help="settings over all recipes, to try things out")
-    parser.add_argument("--name", default="", help="put before the recipes' names when --set is used")
+    parser.add_argument("--set", nargs="*", default=[], help="settings for all recipes")
+    parser.add_argument("--name", default="", help="prefix of the recipes' names with --set")
     parser.add_argument("--file", action="store_true", help="evaluate the exported .safetensors as well")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--keep", action="store_true", help="leave the sessions")
-    parser.add_argument("--table", action="store_true", help="only print what is there")
+    parser.add_argument("--keep", action="store_true", help="keep the sessions")
+    parser.add_argument("--table", action="store_true", help="only print the existing results")
     args = parser.parse_args()
     root, results = args.out.absolute() / "sessions", args.out / "results.jsonl"
     root.mkdir(parents=True, exist_ok=True)
-    over = dict(one.split("=", 1) for one in args.set)
+    overrides = dict(setting.split("=", 1) for setting in args.set)
     keys = [
         {"recipe": f"{args.name} {recipe}".strip(), "taught": subject, "seed": seed, "pictures": args.pictures}
         for recipe in args.recipes
@@ -93,9 +96,10 @@ def main() -> None:
     made = rows_in(results)
     wanted = [] if args.table else [key for key in keys if not any(key.items() <= row.items() for row in made)]
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        changes = [RECIPES[key["recipe"].removeprefix(args.name).strip()] | over for key in wanted]
+        changes = [RECIPES[key["recipe"].removeprefix(args.name).strip()] | overrides for key in wanted]
         jobs = [
-            pool.submit(run, root, key, one, args.file, args.keep) for key, one in zip(wanted, changes, strict=True)
+            pool.submit(run, root, key, change, args.file, args.keep)
+            for key, change in zip(wanted, changes, strict=True)
         ]
         for job in jobs:
             for row in job.result():
@@ -106,33 +110,33 @@ def main() -> None:
 
 
 def run(root: Path, key: Row, changes: Row, from_file: bool, keep: bool) -> list[Row]:
-    """One session from its pictures to its figures, and those of its exported file; its words go to a log."""
+    """Train and evaluate a session and return its figures and those of its exported file, with a log."""
     name = "-".join("".join(letter if letter.isalnum() else "_" for letter in str(part)) for part in key.values())
     with (root / f"{name}.log").open("w") as log, redirect_stdout(log), redirect_stderr(log):
         session = make(root, name, key, changes)
-        shared = root / "shared"
+        share = root / "shared"
         began, before = time.monotonic(), cpu()
-        with kept(session.class_images, shared / f"class-{_digest(session)}"):
+        with shared(session.class_images, share / f"class-{_digest(session)}"):
             training.train(session)
         trained, wall = cpu(), time.monotonic() - began
         pictures = session.path / "evaluation" / "pictures"
         rows = []
-        # The untrained base draws the same for every session of a subject: once is enough.
-        with kept(pictures, shared / f"step-0-{key['taught']}-{key['pictures']}", only="step_0-*"):
-            report = results.evaluate(session, seeds=key["pictures"], checkpoints=[steps_of(session, "unet")])
+        # The untrained base draws the same pictures for every session of a subject.
+        with shared(pictures, share / f"step-0-{key['taught']}-{key['pictures']}", only="step_0-*"):
+            evaluation = results.evaluate(session, seeds=key["pictures"], checkpoints=[steps_of(session, "unet")])
         costs = {"train_cpu_s": round(trained - before), "train_wall_s": round(wall)}
-        rows.append(key | figures(report) | costs | {"evaluate_cpu_s": round(cpu() - trained)})
+        rows.append(key | figures(evaluation) | costs | {"evaluate_cpu_s": round(cpu() - trained)})
         if from_file:
             (file,) = results.export(session, formats=["safetensors"])
-            told = figures(results.evaluate(session, seeds=key["pictures"], file=file))
-            rows.append(key | told | {"recipe": key["recipe"] + FROM_FILE})
+            of_file = figures(results.evaluate(session, seeds=key["pictures"], file=file))
+            rows.append(key | of_file | {"recipe": key["recipe"] + FROM_FILE})
     if not keep:
         shutil.rmtree(session.path)
     return rows
 
 
 def make(root: Path, name: str, key: Row, changes: Row) -> Session:
-    """A new session of five pictures, each with a caption that says what lies behind unless told otherwise."""
+    """Create a session of five pictures, with captions of their backgrounds unless the recipe has none."""
     if (root / name).exists():
         shutil.rmtree(root / name)
     subject, settings = SUBJECTS[key["taught"]], {**changes, "seed": key["seed"]}
@@ -152,16 +156,16 @@ def make(root: Path, name: str, key: Row, changes: Row) -> Session:
 
 
 @contextmanager
-def kept(folder: Path, place: Path, only: str = "*") -> Iterator[None]:
-    """What other runs have left in `place` lies in `folder` meanwhile; then it is left there for the next ones."""
+def shared(folder: Path, place: Path, only: str = "*") -> Iterator[None]:
+    """Copy the files of earlier runs from `place` into `folder`, and keep new files in `place` for later runs."""
     if place.exists():
         shutil.copytree(place, folder, dirs_exist_ok=True)
     yield
     if not place.exists() and folder.exists():
         new = place.with_name(f"{place.name}-{os.getpid()}")
         new.mkdir(parents=True)
-        for found in folder.glob(only):
-            (shutil.copytree if found.is_dir() else shutil.copy2)(found, new / found.name)
+        for path in folder.glob(only):
+            (shutil.copytree if path.is_dir() else shutil.copy2)(path, new / path.name)
         if place.exists():
             shutil.rmtree(new)
         else:
@@ -169,30 +173,30 @@ def kept(folder: Path, place: Path, only: str = "*") -> Iterator[None]:
 
 
 def _digest(session: Session) -> str:
-    """Names what class images are a function of."""
-    said = json.dumps([session.config.prior.model_dump(mode="json"), session.config.seed, session.class_prompts])
-    return hashlib.sha256(said.encode()).hexdigest()[:12]
+    """Return a hash of all inputs of class images."""
+    inputs = json.dumps([session.config.prior.model_dump(mode="json"), session.config.seed, session.class_prompts])
+    return hashlib.sha256(inputs.encode()).hexdigest()[:12]
 
 
-def figures(report: Any) -> Row:
-    """The last candidate's figures."""
-    last = report.measured[-1].values
+def figures(evaluation: Evaluation) -> Row:
+    """Return the last candidate's figures."""
+    last = evaluation.measured[-1].values
     return {name: round(last[name].mean, 4) for name in FIGURES if name in last}
 
 
 def cpu() -> float:
-    """CPU seconds of this process and of its children that ended."""
+    """Return the CPU seconds of this process and its finished children."""
     used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def rows_in(results: Path) -> list[Row]:
-    """The runs made so far."""
+    """Read the existing results."""
     return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
 
 
 def table(rows: Iterable[Row], by: tuple[str, ...]) -> str:
-    """The mean of each group of runs, with the spread (standard deviation) between them."""
+    """Return a table of the mean and standard deviation of each group of runs."""
     rows, names = list(rows), (*FIGURES, *COSTS)
     lines = ["| " + " | ".join((*by, "runs", *names)) + " |", "|---" * (len(by) + 1 + len(names)) + "|"]
     for group in dict.fromkeys(tuple(row[name] for name in by) for row in rows):

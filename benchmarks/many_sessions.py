@@ -1,6 +1,8 @@
-"""How long `fastdb sessions` and `fastdb space` take among many sessions: `python benchmarks/many_sessions.py [1000]`.
+"""Time `fastdb sessions` and `fastdb space` with many sessions.
 
-Each has what a trained one has: photos, three checkpoints of two stages, samples, a log, two runs in its history.
+    python benchmarks/many_sessions.py [1000]
+
+Each session has the files of a trained session: photos, three checkpoints of two stages, samples, a log and two runs.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from fastdb.sessions.session_yaml import BaseModelRecord, Run, write_record
 
 
 def make(root: Path, number: int) -> None:
-    """One session of many; the numbers of files are real, their contents are not."""
+    """Create a session with realistic numbers of files but dummy contents."""
     name = f"session_{number:04d}"
     session = Session.create(name, base_model=BaseModelRecord(folder="mini", fingerprint="0" * 64), root=root)
     runs = tuple(Run(started="2026-11-01T10:00:00+00:00", begins="text_encoder step 0") for _ in range(2))
@@ -36,7 +38,7 @@ def make(root: Path, number: int) -> None:
 
 
 def seconds(root: Path, verb: str, times: int = 5) -> list[float]:
-    """The whole process, from its start to its end."""
+    """Return the sorted wall times of whole processes."""
     took = []
     for _ in range(times):
         began = time.perf_counter()
@@ -48,7 +50,7 @@ def seconds(root: Path, verb: str, times: int = 5) -> list[float]:
 
 
 def main() -> None:
-    """Make them, list them, and print one line of JSON a verb."""
+    """Create the sessions, time each verb and print a line of JSON."""
     many = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
     with tempfile.TemporaryDirectory() as folder:
         os.environ["FASTDB_CACHE"] = str(Path(folder) / "cache")

@@ -1,7 +1,9 @@
-"""What mini can do by itself: `python benchmarks/mini.py [--prompts 128] [--model FOLDER] [--sheet FILE]`.
+"""Measure mini without training.
 
-Draws random prompts of the drawn world with fixed seeds, reads the pictures back with the judge, and measures the
-autoencoder on pictures nothing was trained on. The judge's own accuracy comes first, since all else rests on it.
+    python benchmarks/mini.py [--prompts 128] [--model FOLDER] [--sheet FILE]
+
+Draws random prompts of the drawn world with fixed seeds, reads the pictures with the judge, and measures the
+autoencoder on held-out pictures. The judge's own accuracy comes first because the other figures depend on it.
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ from fastdb.world.scene import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, Scene, pr
 from fastdb.world.subjects import SUBJECTS
 
 SEED = 1_000_003
-"""Of everything drawn here; training's pictures have other seeds."""
+"""Seed of all pictures here; training pictures have other seeds."""
 
-HELD = 1000
-"""Pictures that judge and autoencoder are measured on."""
+HELD_OUT = 1000
+"""Number of pictures that judge and autoencoder are measured on."""
 
-TOGETHER = 16
-"""Pictures made in one batch."""
+BATCH = 16
+"""Pictures per batch."""
 
 ON_SHEET = 40
 
@@ -41,8 +43,8 @@ ON_SHEET = 40
 def main() -> None:
     """Print the figures; save the sheet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, help="a folder to measure instead of what ships")
-    parser.add_argument("--prompts", type=int, default=128, help="0 leaves the denoiser out")
+    parser.add_argument("--model", type=Path, help="a folder to measure instead of the shipped model")
+    parser.add_argument("--prompts", type=int, default=128, help="0 skips the denoiser")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--sheet", type=Path, help=f"where to save the first {ON_SHEET} pictures")
@@ -51,7 +53,7 @@ def main() -> None:
     weights = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
     print(f"weights: {weights / 1e6:.2f} MB in half precision")
 
-    scenes = [random_scene(random.Random(f"{SEED}/held/{number}")) for number in range(HELD)]
+    scenes = [random_scene(random.Random(f"{SEED}/held/{number}")) for number in range(HELD_OUT)]
     pictures = [draw(scene) for scene in scenes]
     back = show_autoencoder(folder, pictures)
     show_judge("drawn", scenes, pictures)
@@ -65,7 +67,7 @@ def main() -> None:
 
 
 def show_autoencoder(folder: Path, pictures: list[Image.Image]) -> list[Image.Image]:
-    """Print how near the autoencoder comes to drawn pictures and to subjects; return the pictures it gives back."""
+    """Print the autoencoder's PSNR on drawn pictures and subjects; return the decoded pictures."""
     back, quality = round_trips(folder, pictures)
     _, of_subjects = round_trips(folder, [photo for subject in SUBJECTS.values() for photo in subject.photos()])
     print(f"autoencoder on {len(pictures)} pictures: PSNR {quality:.2f} dB; on subjects {of_subjects:.2f} dB")
@@ -73,16 +75,17 @@ def show_autoencoder(folder: Path, pictures: list[Image.Image]) -> list[Image.Im
 
 
 def show_judge(kind: str, scenes: list[Scene], pictures: list[Image.Image]) -> None:
-    """Print how often the judge is right."""
+    """Print the judge's accuracy."""
     print(f"judge on {kind}: " + figures(compared([expected_reading(scene) for scene in scenes], read(pictures))))
 
 
 def show_subjects(folder: Path, scenes: list[Scene], back: list[Image.Image]) -> None:
-    """Print where each subject is found: in its own round trips, and by mistake in those of others of its class."""
+    """Print how often each subject is found in its own decoded pictures and in others of its class."""
     for subject in SUBJECTS.values():
         again, _ = round_trips(folder, subject.photos())
         others = [picture for picture, scene in zip(back, scenes, strict=True) if scene.shape == subject.shape]
-        seen, false = (sum(one.present for one in find_subject(some, subject)) for some in (again, others))
+        groups = (find_subject(group, subject) for group in (again, others))
+        seen, false = (sum(likeness.present for likeness in likenesses) for likenesses in groups)
         print(
             f"subject {subject.name}: found in {seen} of {len(again)} round trips of itself, "
             f"in {false} of {len(others)} of others of its class"
@@ -90,7 +93,7 @@ def show_subjects(folder: Path, scenes: list[Scene], back: list[Image.Image]) ->
 
 
 def show_prompts(folder: Path, asked: list[tuple[Reading, str]], steps: int, guidance: float) -> list[Image.Image]:
-    """Print how often pictures show what was asked for, and what is wrong with the others; return the pictures."""
+    """Print the accuracy of pictures and the wrong readings; return the pictures."""
     began = time.process_time()
     drawn = generate(Engine.from_base(open_base_model(folder)), [text for _, text in asked], steps, guidance)
     seconds = (time.process_time() - began) / len(drawn)
@@ -106,7 +109,7 @@ def show_prompts(folder: Path, asked: list[tuple[Reading, str]], steps: int, gui
 
 
 def prompts(count: int) -> list[tuple[Reading, str]]:
-    """Random prompts that name everything, each class equally often, and what should be read off their pictures."""
+    """Return random prompts with all attributes, each class equally often, and their correct readings."""
     numbers, asked = random.Random(SEED), []
     for number in range(count):
         wanted = Reading(
@@ -120,39 +123,39 @@ def prompts(count: int) -> list[tuple[Reading, str]]:
 
 
 def generate(engine: Engine, texts: list[str], steps: int, guidance: float) -> list[Image.Image]:
-    """One picture a prompt, seeds from `SEED` on."""
+    """Draw a picture for each prompt, with seeds from `SEED` on."""
     requests = [
         Request(text, seed=SEED + number, steps=steps, guidance=guidance, width=SIDE, height=SIDE)
         for number, text in enumerate(texts)
     ]
-    groups = (requests[at : at + TOGETHER] for at in range(0, len(requests), TOGETHER))
+    groups = (requests[at : at + BATCH] for at in range(0, len(requests), BATCH))
     return [picture for group in groups for picture in engine.generate_together(group)]
 
 
 @torch.no_grad()
 def round_trips(folder: Path, pictures: list[Image.Image]) -> tuple[list[Image.Image], float]:
-    """What the autoencoder gives back, and the mean over pictures of 10 log10(1 / mean squared error) in dB."""
+    """Encode and decode pictures; return them and the mean of 10 log10(1 / mean squared error) in dB."""
     vae, back, quality = load_part(folder, "vae"), [], []
-    for some in to_tensor(pictures).split(50):
-        decoded = vae.decode(vae.encode(some).latent_dist.mean).sample.clamp(-1, 1)
-        quality.append(-10 * torch.log10(((decoded - some) / 2).square().mean(dim=(1, 2, 3))))
-        back += [Image.fromarray(one.numpy()) for one in ((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1)]
+    for batch in to_tensor(pictures).split(50):
+        decoded = vae.decode(vae.encode(batch).latent_dist.mean).sample.clamp(-1, 1)
+        quality.append(-10 * torch.log10(((decoded - batch) / 2).square().mean(dim=(1, 2, 3))))
+        back += [Image.fromarray(array.numpy()) for array in ((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1)]
     return back, float(torch.cat(quality).mean())
 
 
 def compared(wanted: Sequence[Reading], found: Sequence[Reading]) -> list[tuple[bool, ...]]:
-    """Whether each head is right, picture by picture."""
+    """Return for each picture which heads are correct."""
     pairs = zip(wanted, found, strict=True)
-    return [tuple(getattr(one, head) == getattr(other, head) for head in HEADS) for one, other in pairs]
+    return [tuple(getattr(first, head) == getattr(second, head) for head in HEADS) for first, second in pairs]
 
 
 def figures(rows: Sequence[tuple[bool, ...]]) -> str:
-    """Each head's share of right readings."""
+    """Format each head's share of correct readings."""
     return ", ".join(f"{head} {sum(row[at] for row in rows) / len(rows):.3f}" for at, head in enumerate(HEADS))
 
 
 def save(file: Path, asked: list[tuple[Reading, str]], drawn: list[Image.Image]) -> None:
-    """The first pictures with their prompts, eight in a row."""
+    """Save the first pictures with their prompts, eight per row."""
     cells = [
         Cell(picture, text.removeprefix("a photo of a ").removesuffix(" background"))
         for picture, (_, text) in zip(drawn[:ON_SHEET], asked, strict=False)

@@ -1,6 +1,6 @@
-"""Generate `fast-DreamBooth.ipynb` from its plain source; with `--check`, only say whether they agree.
+"""Generate `fast-DreamBooth.ipynb` from its source, or compare them with `--check`.
 
-A cell begins with `# %% name` (code) or `# %% [markdown] name` (its text as comments); the name is the cell's id.
+A cell starts with `# %% name` (code) or `# %% [markdown] name` (text as comments); the name is the cell's id.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _HEAD = re.compile(r"# %%(?P<markdown> \[markdown\])? (?P<name>[a-z][a-z0-9-]*)"
 
 
 def build(source: str) -> nbformat.NotebookNode:
-    """The notebook a source stands for.
+    """Return the notebook of a source.
 
     Raises:
-        ValueError: a line that cannot be placed, with its number.
+        ValueError: a line is invalid.
     """
     cells: list[nbformat.NotebookNode] = []
     names: set[str] = set()
@@ -39,9 +39,7 @@ def build(source: str) -> nbformat.NotebookNode:
             break
         head, lines = _HEAD.fullmatch(line), []
         if head is None or head["name"] in names:
-            raise ValueError(
-                f"line {number}: {line!r} is no `# %% name` or `# %% [markdown] name` with a name of its own"
-            )
+            raise ValueError(f"line {number}: {line!r} is not `# %% name` or `# %% [markdown] name` with a unique name")
         names.add(head["name"])
     metadata = {
         "accelerator": "GPU",
@@ -55,16 +53,16 @@ def build(source: str) -> nbformat.NotebookNode:
 
 
 def rendered() -> str:
-    """The text of the notebook's file as the source would have it."""
+    """Return the content of the notebook's file."""
     return nbformat.writes(build(SOURCE.read_text(encoding="utf-8"))) + "\n"
 
 
 def main(arguments: list[str]) -> None:
-    """Write the notebook, or check it."""
+    """Write or check the notebook."""
     text = rendered()
     if arguments == ["--check"]:
         if not NOTEBOOK.exists() or NOTEBOOK.read_text(encoding="utf-8") != text:
-            sys.exit(f"{NOTEBOOK.name} is not what src/{SOURCE.name} says: run python notebooks/build.py")
+            sys.exit(f"{NOTEBOOK.name} does not match src/{SOURCE.name}. Run python notebooks/build.py.")
     elif arguments:
         sys.exit("usage: python notebooks/build.py [--check]")
     else:
@@ -79,9 +77,9 @@ def _cell(head: re.Match[str], text: str) -> nbformat.NotebookNode:
 
 
 def _text(line: str, number: int) -> str:
-    """A line of a markdown cell without its comment sign."""
+    """Return a line of a markdown cell without its comment sign."""
     if line and line != "#" and not line.startswith("# "):
-        raise ValueError(f"line {number}: {line!r} is in a markdown cell and no comment")
+        raise ValueError(f"line {number}: {line!r} is not a comment, in a markdown cell")
     return line[2:]
 
 
