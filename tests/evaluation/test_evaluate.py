@@ -314,7 +314,7 @@ def test_the_notebook_shows_the_grid_above_the_curves(
     asked: list[dict[str, object]] = []
     monkeypatch.setattr(interactive, "evaluate", lambda session, **options: asked.append(options))
     assert notebook.compare(evaluated, 0) is None
-    assert "left out" in capsys.readouterr().out
+    assert "Skipped. Set pictures_of_each" in capsys.readouterr().out
     assert asked == []
     picture = notebook.compare(evaluated, 2)
     assert asked == [{"seeds": 2}]
