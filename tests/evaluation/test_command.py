@@ -81,7 +81,7 @@ def test_omitted_options_have_defaults(asked: list[Any]) -> None:
 @pytest.mark.parametrize("text", ["last", "1.5", "-3", "", "10,x", "¹"])
 def test_an_invalid_list_of_steps_is_refused(text: str, asked: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert run("cup", "--checkpoints", text) == 2
-    assert capsys.readouterr().err == (f"error: checkpoints {text!r}: is no list of steps. Write 500,1000 or all.\n")
+    assert capsys.readouterr().err == (f"error: checkpoints {text!r}: is not a list of steps. Write 500,1000 or all.\n")
     assert asked == []
 
 
