@@ -160,7 +160,7 @@ def publish(session: SessionLike, root: str | Path | None = None, *, report: Rep
         with report.progress("base model", "B") as update:
             base = ensure_base(session, update)
 
-        def emit(kind: str, **fields: Any) -> None:
+        def emit(kind: str, /, **fields: Any) -> None:
             report.event({"event": kind, **fields})
 
         try:

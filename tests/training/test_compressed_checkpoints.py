@@ -367,7 +367,7 @@ def test_a_full_disk_of_the_cache_is_told(
     (disk / "unpacked").joinpath(f"{sha256_of(plain)}.safetensors").unlink()
     (disk / "other").write_bytes(bytes(12 << 20))
     said = line_of(lambda: raw_file(weights, mini), StorageError)
-    assert "the disk is full: a checkpoint's weights need" in said
+    assert "the disk is full: decompressing a checkpoint's weights needs" in said
     assert [path.name for path in (disk / "unpacked").iterdir()] == [".lock"]
 
 
