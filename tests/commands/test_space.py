@@ -156,15 +156,15 @@ def gone(session: Session, kind: str) -> set[str]:
 
 
 GONE = {
-    "set-aside": {"checkpoints/set-aside-1/unet-000007/weights"},
-    "unfinished": {".dog.ckpt.123.part", "checkpoints/.unfinished-unet-000060/weights"},
+    "set-aside": {"checkpoints/set-aside-1/unet-000007/unet.safetensors"},
+    "unfinished": {".dog.ckpt.123.part", "checkpoints/.unfinished-unet-000060/unet.safetensors"},
     "exports": {"dog.safetensors", "dog.ckpt", "dog_step_20.ckpt"},
     "samples": {"samples/unet-000010-1.png"},
     "class-images": {"class_images/class-0001.png"},
     "checkpoints": {
         f"checkpoints/{name}/{file}"
         for name in ("text_encoder-000001", "text_encoder-000002", "unet-000010", "unet-000020")
-        for file in ("MANIFEST.json", "state.json", "unet.safetensors")
+        for file in ("MANIFEST.json", "state.json", f"{name.rpartition('-')[0]}.safetensors")
     },
 }
 
