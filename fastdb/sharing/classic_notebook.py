@@ -1,4 +1,4 @@
-"""The folder of a session of the classic fast-DreamBooth notebook, read and never changed."""
+"""Sessions of the classic fast-DreamBooth notebook, which are never changed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastdb.images.crop import choose_crop, crop_square
 from fastdb.images.intake import Intake, add_photos
 from fastdb.images.photo_files import photos_in
 from fastdb.images.photos import read_photo, save_png
-from fastdb.reporting import Progress
+from fastdb.reporting import Note, Progress
 from fastdb.sharing.untrusted_zip import opened
 from fastdb.storage.atomic_write import explained, write_text
 
@@ -20,17 +20,17 @@ IMAGES, CAPTIONS, CONCEPT = "instance_images", "captions", "concept_images"
 
 @dataclass(frozen=True)
 class ClassicSession:
-    """What a classic session's folder holds."""
+    """Content of a classic session's folder."""
 
     folder: Path
     photos: tuple[Path, ...]
     concept_images: tuple[Path, ...]
     models: tuple[Path, ...]
-    """What was trained in it: `<name>.ckpt`, `<name>_step_<N>.ckpt`."""
+    """Trained models: `<name>.ckpt`, `<name>_step_<N>.ckpt`."""
 
 
 def read_classic(folder: Path) -> ClassicSession:
-    """Look into a classic session's folder.
+    """Return the content of a classic session's folder.
 
     Raises:
         ImageError: it has no instance images.
@@ -49,7 +49,7 @@ def read_classic(folder: Path) -> ClassicSession:
 
 
 def only_zipped(folder: Path) -> bool:
-    """Whether a classic session has its instance images in `instance_images.zip` alone.
+    """Return whether a classic session has its instance images only in `instance_images.zip`.
 
     Raises:
         StorageError: it cannot be read.
@@ -59,11 +59,10 @@ def only_zipped(folder: Path) -> bool:
 
 
 def unzipped(folder: Path, into: Path) -> None:
-    """Unpack the instance images and captions that a classic session has in zips into the folders of a new one; what
-    lies beside the zips as files is copied.
+    """Extract a classic session's zips of instance images and captions into the folder `into`, and copy other captions.
 
     Raises:
-        SessionError: a zip does what none of pictures does, or is damaged.
+        SessionError: a zip is unsafe or damaged.
         StorageError: a disk is full or failing.
     """
     with explained(folder):
@@ -89,49 +88,51 @@ def add_classic(
     captions: Path,
     size: int,
     progress: Progress | None = None,
-) -> tuple[Intake, list[str]]:
-    """Take a classic session's instance images and captions into a session's folders; squares stay as they are.
+) -> tuple[Intake, list[Note]]:
+    """Import a classic session's instance images and captions into a session's folders, square images uncropped.
 
-    A caption lies in `captions/`, or in the oldest sessions beside its image. `size` is in pixels.
+    A caption is in `captions/`, or in the oldest sessions beside its image. `size` is in pixels.
 
-    Returns what became of each photo, and a line for each caption that could not be read.
+    Returns:
+        The imported photos, and a note for each caption that cannot be read.
 
     Raises:
         StorageError: a folder cannot be written.
-        ImageError: the face detector asked for cannot be used.
+        ImageError: the requested face detector is unavailable.
     """
     intake = add_photos(originals, instance_images, captions, classic.photos, size, progress, keep_squares=True)
-    said = []
+    notes = []
     for added in intake.added:
         path = classic.folder / CAPTIONS / f"{added.source.stem}.txt"
         try:
             caption = read_caption(path)
         except ImageError as error:
-            said.append(f"caption left out: {path.name}: {error.what}")
+            notes.append(Note("file skipped", path.name, error.what))
             continue
         if caption:
             write_text(captions / f"{added.name}.txt", caption + "\n")
-    return intake, said
+    return intake, notes
 
 
 def add_concept_images(classic: ClassicSession, class_images: Path, size: int) -> int:
-    """Take a classic session's concept images as class images of `size` pixels, each with what its name says as its
-    caption; those that cannot be read are passed over. Returns how many came in.
+    """Import a classic session's concept images as class images of `size` pixels, and return their number.
+
+    The caption is made from the file name. Images that cannot be read are skipped.
 
     Raises:
         StorageError: the folder cannot be written.
-        ImageError: the face detector asked for cannot be used.
+        ImageError: the requested face detector is unavailable.
     """
-    come = 0
+    imported = 0
     for path in classic.concept_images:
         try:
             image = read_photo(path)
         except ImageError:
             continue
         crop = choose_crop(image, size=size, keep_square=True)
-        come += 1
-        stem = f"concept-{come:04d}"
-        if said := prompt_from_name(path.stem):
-            write_text(class_images / f"{stem}.txt", said + "\n")
+        imported += 1
+        stem = f"concept-{imported:04d}"
+        if prompt := prompt_from_name(path.stem):
+            write_text(class_images / f"{stem}.txt", prompt + "\n")
         save_png(crop_square(image, crop, size), class_images / f"{stem}.png")
-    return come
+    return imported

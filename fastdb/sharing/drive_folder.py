@@ -1,4 +1,4 @@
-"""A folder on Google Drive that is shared by link: listed by gdown, its files fetched as any other."""
+"""Download of shared Google Drive folders."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from fastdb.reporting import Progress
 from fastdb.storage.atomic_write import make_folder
 from fastdb.storage.safe_names import MOST_FILES, double, inside_a_file, is_system_file, name_fault, shown
 
-FIX = "Zip the folder on Drive's page, download that, and adopt the zip; or mount Drive and give the folder's path."
+FIX = "Download the folder as a zip from Drive's page and adopt the zip, or mount Drive and give the folder's path."
 
 
 def folder_number(link: str) -> str:
-    """The number of the Drive folder that a link leads to; empty where it leads to none."""
+    """Return the ID of the Drive folder that a link refers to; empty for other links."""
     try:
         parts = urlsplit(link.strip())
     except ValueError:
         return ""
     if parts.scheme not in ("http", "https") or (parts.hostname or "").lower() != "drive.google.com":
         return ""
-    found = re.search(r"/folders/([\w-]{10,})/?$", parts.path, re.ASCII)
-    number = found[1] if found else parse_qs(parts.query).get("id", [""])[0]
-    inside = found or parts.path.rstrip("/").endswith(("/folderview", "/open"))
+    match = re.search(r"/folders/([\w-]{10,})/?$", parts.path, re.ASCII)
+    number = match[1] if match else parse_qs(parts.query).get("id", [""])[0]
+    inside = match or parts.path.rstrip("/").endswith(("/folderview", "/open"))
     return number if inside and re.fullmatch(r"[\w-]{10,}", number, re.ASCII) else ""
 
 
 def fetch_folder(number: str, target: Path, progress: Progress) -> str:
-    """Download a shared folder into `target`; gives the name that it has on Drive.
+    """Download a shared folder into `target`, and return its name on Drive.
 
     Args:
-        progress: called with the files that are here and those of the folder.
+        progress: called with the numbers of downloaded and of all files.
 
     Raises:
-        SessionError: it is not shared, has names no disk takes, or cannot be listed.
-        ModelError: one of its files cannot be had.
+        SessionError: it is not shared, cannot be listed, or contains unusable names.
+        ModelError: a file cannot be downloaded.
         StorageError: the disk is full or cannot be written.
     """
     where = f"https://drive.google.com/drive/folders/{number}"
@@ -56,7 +56,7 @@ def fetch_folder(number: str, target: Path, progress: Progress) -> str:
     for done, (file, path) in enumerate(listed, start=1):
         if not is_system_file(path):
             make_folder((target / path).parent)
-            # Beside the folder: the name that counts is the one in the list.
+            # Beside the folder, because the name in the list decides.
             came = download(remote_of(DriveFile(file)), target.with_name(f"{target.name}.coming"))
             came.replace(target / path)
         progress(done, len(listed))
@@ -64,31 +64,31 @@ def fetch_folder(number: str, target: Path, progress: Progress) -> str:
 
 
 def _listed(number: str, where: str) -> tuple[str, list[tuple[str, str]]]:
-    """The folder's name, and the number and the path inside the folder of each file.
+    """Return the folder's name, and the ID and relative path of each file.
 
     Raises:
-        SessionError: gdown is not here, or cannot list it.
+        SessionError: gdown is not installed, or cannot list it.
     """
     try:
         import gdown
         import requests
     except ImportError as error:
-        raise SessionError("gdown, which reads folders of Drive, is not installed", where=where, fix=FIX) from error
+        raise SessionError("gdown, which lists Drive folders, is not installed", where=where, fix=FIX) from error
     try:
         found: Any = gdown.download_folder(id=number, output="/", quiet=True, use_cookies=False, skip_download=True)
     except _kinds(gdown.exceptions) as error:
-        said = " ".join(str(error).split())
-        raise SessionError(f"Google Drive does not list it ({said[:120]})", where=where, fix=DRIVE_GATE) from error
+        reason = " ".join(str(error).split())
+        raise SessionError(f"Google Drive does not list it ({reason[:120]})", where=where, fix=DRIVE_GATE) from error
     except (requests.RequestException, OSError) as error:
         raise SessionError(
             f"Google Drive does not answer ({type(error).__name__})", where=where, fix="Check the network."
         ) from error
     if not found:
         raise SessionError("holds no files, or is not shared", where=where, fix=DRIVE_GATE)
-    return Path(found[0].local_path).parts[1], [(one.id, Path(one.path).as_posix()) for one in found]
+    return Path(found[0].local_path).parts[1], [(file.id, Path(file.path).as_posix()) for file in found]
 
 
 def _kinds(exceptions: Any) -> tuple[type[Exception], ...]:
-    """What gdown raises: 5.2, as Colab has it, lists fifty files at most, and has a kind of its own for more."""
+    """Return the errors of gdown; version 5.2, as on Colab, lists at most 50 files and has an error for more."""
     names = ("DownloadError", "FileURLRetrievalError", "FolderContentsMaximumLimitError")
     return (*(getattr(exceptions, name) for name in names if hasattr(exceptions, name)), RuntimeError, ValueError)

@@ -1,5 +1,4 @@
-"""What has come from elsewhere, looked at before it counts as a session: where in it the session lies, whether it is
-one, and what of it changes with its new name."""
+"""Validation of received sessions, and their conversion to a new name."""
 
 from __future__ import annotations
 
@@ -16,21 +15,21 @@ from fastdb.storage.atomic_write import explained
 from fastdb.storage.safe_names import shown
 
 CLASSIC = "instance_images"
-"""What a session of the classic notebook has, and no `session.yaml`."""
+"""Folder that identifies a session of the classic notebook, which has no `session.yaml`."""
 DEEPEST = 2
-"""How many folders down a session may lie in an archive or a folder."""
+"""Most folders above a session in an archive or folder."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """Where a session lies in what has come: "" or `folder/`, and whether it is one of the classic notebook."""
+    """Path of a session in an archive or folder, "" or `folder/`, and whether it is of the classic notebook."""
 
     prefix: str
     classic: bool
 
     @property
     def name(self) -> str:
-        """The name of its folder; empty where it lies at the top."""
+        """Name of its folder; empty at the top."""
         return PurePosixPath(self.prefix).name
 
 
@@ -38,7 +37,7 @@ def locate(paths: Iterable[str], where: object) -> Found:
     """Find the session among the relative paths of files.
 
     Raises:
-        SessionError: there is none, or more than one.
+        SessionError: there is no session, or more than one.
     """
     found: dict[int, dict[str, bool]] = {}
     for path in paths:
@@ -51,7 +50,7 @@ def locate(paths: Iterable[str], where: object) -> Found:
                 found.setdefault(depth, {}).setdefault(prefix, True)
     if not found:
         raise SessionError(
-            f"holds no session: no {FILE}, and no {CLASSIC} as the classic notebook has them",
+            f"contains no session: neither {FILE} nor {CLASSIC} of the classic notebook",
             where=where,
             fix="Name an archive that fastdb share made, or a session's own folder.",
         )
@@ -59,7 +58,7 @@ def locate(paths: Iterable[str], where: object) -> Found:
     if len(sessions) > 1:
         names = ", ".join(shown(prefix.rstrip("/")) for prefix in sorted(sessions)[:5])
         raise SessionError(
-            f"holds {len(sessions)} sessions ({names})", where=where, fix="Name the folder of one of them."
+            f"contains {len(sessions)} sessions ({names})", where=where, fix="Name the folder of a single session."
         )
     return Found(*next(iter(sessions.items())))
 
@@ -68,7 +67,7 @@ def locate_in(folder: Path, where: object) -> Found:
     """Find the session in a folder that came from `where`.
 
     Raises:
-        SessionError: there is none, or more than one.
+        SessionError: there is no session, or more than one.
         StorageError: it cannot be read.
     """
     with explained(folder):
@@ -83,11 +82,11 @@ def locate_in(folder: Path, where: object) -> Found:
 
 
 def read_come(folder: Path, where: object) -> Record:
-    """`session.yaml` of a session that has come; an error tells of `where` it came from, and is of bounded length.
+    """Return the record of a received session, with errors of bounded length that name its origin, `where`.
 
     Raises:
-        SessionError: it is missing, damaged, or of a format this version does not know.
-        ConfigError: it holds settings that do not fit.
+        SessionError: it is missing, damaged, or has an unsupported format.
+        ConfigError: it contains invalid settings.
     """
     try:
         return read_record(folder)
@@ -95,21 +94,22 @@ def read_come(folder: Path, where: object) -> Record:
         kind = ConfigError if isinstance(error, ConfigError) else SessionError
         what = error.what if len(error.what) < 300 else f"{error.what[:300]}..."
         raise kind(
-            f"its {FILE} cannot be used: {what}", where=where, fix="Ask for it again, or correct it where it came from."
+            f"its {FILE} cannot be used: {what}", where=where, fix="Get a new copy, or correct the original."
         ) from error
 
 
 def settle(folder: Path, name: str, base: BaseModelRecord | None, where: object, called: Sequence[str] = ()) -> None:
-    """Make a folder that has come a session of its new name: missing folders are made, exports get its name. It is of
-    the lineage it had where checkpoints have come along, else of a new one.
+    """Make a received folder a session of a new name; its lineage is kept only if it has checkpoints.
+
+    Missing folders are created, and exports renamed.
 
     Args:
-        base: the same base model as it is named here.
-        where: what an error is told about.
-        called: names that it had.
+        base: the same base model under its name on this machine.
+        where: the origin, for messages.
+        called: earlier names.
 
     Raises:
-        SessionError: it is no session, or `base` is another model than it was made with.
+        SessionError: it is invalid, or `base` is a different model.
         StorageError: the folder cannot be written.
     """
     record = read_come(folder, where)
@@ -117,13 +117,13 @@ def settle(folder: Path, name: str, base: BaseModelRecord | None, where: object,
         raise SessionError(
             "was made with another base model",
             where=where,
-            fix=f"Leave out --base, or give the same model; it was {shown(record.base_model.folder)}.",
+            fix=f"Omit --base, or give the same model: {shown(record.base_model.folder)}.",
         )
     try:
         lay_out(folder)
     except (FileExistsError, NotADirectoryError) as error:
         raise SessionError(
-            f"its {shown(Path(str(error.filename)).name)} is no folder", where=where, fix="Ask for it again."
+            f"its {shown(Path(str(error.filename)).name)} is not a folder", where=where, fix="Get a new copy."
         ) from error
     for old in {record.name, *called} - {name}:
         _rename_exports(folder, old, name)
@@ -143,7 +143,7 @@ def _rename_exports(folder: Path, old: str, new: str) -> None:
 
 
 def without_history(session: Session) -> None:
-    """Take out of a session's history what was done in it: it has not been trained. Its settings stay.
+    """Clear the history of a session, and keep its settings.
 
     Raises:
         StorageError: the folder cannot be written.

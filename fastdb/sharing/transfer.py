@@ -1,5 +1,4 @@
-"""Sessions on their way to another place: what of them travels, a zip or a copy made of it, and a folder that appears
-whole under its new name or not at all."""
+"""Archives and copies of sessions."""
 
 from __future__ import annotations
 
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from fastdb.errors import SessionError, SessionExists
+from fastdb.reporting import Note
 from fastdb.sessions.lease_file import is_lease_file
 from fastdb.sessions.session import check_free, near_name
 from fastdb.sharing.untrusted_zip import BLOCK, opened
@@ -25,13 +25,13 @@ from fastdb.storage.safe_names import MOST_FILES, double, is_system_file, name_f
 from fastdb.storage.staged_folder import staged_folder
 
 HEAVY = ("checkpoints", "class_images", "logs")
-"""Folders of a session's state: training goes on from them, and can make them again."""
+"""Folders of a session's training state."""
 EXPORTS = (".safetensors", ".ckpt")
 README = "README.txt"
 
 _PACKED_ALREADY = (".png", ".jpg", ".jpeg", ".webp", ".safetensors", ".packed", ".zip", ".gz")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-"""The time of every member, so that the same session gives the same archive."""
+"""Time of every member, so that equal sessions give equal archives."""
 
 _REST = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}")
 A_DAY = 86400.0
@@ -39,18 +39,21 @@ A_DAY = 86400.0
 Progress = Callable[[int, int], None]
 
 
-def files_of(folder: Path, *, state: bool = True, exports: bool = True) -> tuple[list[str], list[str]]:
-    """The files of a session's folder that travel, as relative paths, and a line for each that is no plain file.
+def files_of(folder: Path, *, state: bool = True, exports: bool = True) -> tuple[list[str], list[Note]]:
+    """Return the relative paths of the files to copy, and a note for each special file.
 
-    Hidden files stay behind, and the one that says who trains the session; so do checkpoints, class images and logs
-    where `state` is false, and exported models where `exports` is.
+    Hidden files and the lease are omitted.
+
+    Args:
+        state: include checkpoints, class images and logs.
+        exports: include exported models.
 
     Raises:
-        SessionError: one has a name that another disk would not take, or there are too many.
+        SessionError: a name is unusable on another disk, or there are too many files.
         StorageError: the folder cannot be read.
     """
     found: list[str] = []
-    said: list[str] = []
+    notes: list[Note] = []
 
     def unreadable(error: OSError) -> None:
         raise error
@@ -64,23 +67,23 @@ def files_of(folder: Path, *, state: bool = True, exports: bool = True) -> tuple
                 if is_system_file(relative) or is_lease_file(relative) or stat.S_ISDIR(mode := path.lstat().st_mode):
                     continue
                 if not stat.S_ISREG(mode):
-                    said.append(f"left out: {shown(relative)} is a link or no plain file")
+                    notes.append(Note("file skipped", shown(relative), "it is a link or not a regular file"))
                 elif relative != MANIFEST and _travels(relative, state, exports):
                     found.append(relative)
                 if len(found) > MOST_FILES:
                     raise SessionError(
-                        f"holds more than {MOST_FILES} files", where=folder, fix="Name a session's own folder."
+                        f"contains more than {MOST_FILES} files", where=folder, fix="Name the folder of a session."
                     )
     for relative in found:
         if clause := name_fault(relative):
             raise SessionError(f"its file {shown(relative)} {clause}", where=folder, fix="Rename it.")
     if twice := double(found):
         raise SessionError(
-            f"its file {shown(twice)} is there twice, if upper and lower case are the same",
+            f"its file {shown(twice)} exists twice if upper and lower case are equal",
             where=folder,
             fix="Rename one of them.",
         )
-    return found, said
+    return found, notes
 
 
 def _travels(relative: str, state: bool, exports: bool) -> bool:
@@ -91,16 +94,14 @@ def _travels(relative: str, state: bool, exports: bool) -> bool:
 
 
 def write_archive(folder: Path, files: Sequence[str], target: Path, top: str, progress: Progress) -> int:
-    """Write `files` of a session's folder as a zip, below one folder called `top`, with a manifest of their sizes and
-    hashes; it is read back and compared before it gets its name.
+    """Write `files` of a session's folder and a manifest as a zip, verify it, and return its size in bytes.
 
     Args:
-        progress: called with the bytes done and those of the whole, twice those of the files.
-
-    Returns its size in bytes.
+        top: name of the folder in the zip.
+        progress: called with bytes; the total is twice that of the files.
 
     Raises:
-        SessionError: a file changed or went away meanwhile, or what was read back is not what was written.
+        SessionError: a file changed or vanished meanwhile, or the archive does not match after writing.
         StorageError: the disk is full or cannot be written.
     """
     entries: dict[str, dict[str, object]] = {}
@@ -119,7 +120,7 @@ def write_archive(folder: Path, files: Sequence[str], target: Path, top: str, pr
                     entries[name] = {"bytes": size, "sha256": digest.hexdigest()}
                 manifest = json.dumps({"format": FORMAT, "files": entries}, indent=1, ensure_ascii=False) + "\n"
                 archive.writestr(_entry(f"{top}/{MANIFEST}"), manifest)
-            _read_back(beside, target, top, entries, lambda more: progress(min(done + more, total), total))
+            _read_back(beside, target, top, entries, lambda read: progress(min(done + read, total), total))
             return beside.stat().st_size
 
 
@@ -134,7 +135,7 @@ def _entry(name: str) -> zipfile.ZipInfo:
 def _read_back(
     beside: Path, target: Path, top: str, entries: Mapping[str, Mapping[str, object]], progress: Callable[[int], None]
 ) -> None:
-    """Read an archive as whoever adopts it will, and compare each file's hash."""
+    """Read an archive as `adopt` does, and compare the checksum of each file."""
     done = 0
     with opened(beside) as archive:
         for member in archive.members:
@@ -146,17 +147,17 @@ def _read_back(
             name = member.name.removeprefix(f"{top}/")
             if name != MANIFEST and entries[name]["sha256"] != digest.hexdigest():
                 raise SessionError(
-                    f"its member {shown(name)} was not read back as it was written",
+                    f"its member {shown(name)} does not match after writing",
                     where=target,
                     fix="Check the disk and run the same command again.",
                 )
 
 
 def copy_files(folder: Path, files: Sequence[str], target: Path, progress: Progress) -> None:
-    """Copy files of a session's folder, byte for byte.
+    """Copy files of a session's folder.
 
     Raises:
-        SessionError: one changed or went away meanwhile.
+        SessionError: a file changed or vanished meanwhile.
         StorageError: a disk is full, failing or cannot be written.
     """
     with _still_there(folder):
@@ -191,20 +192,19 @@ def _still_there(folder: Path) -> Iterator[None]:
 
 def _changed(folder: Path, name: str) -> SessionError:
     return SessionError(
-        f"{shown(Path(name).name)} changed or went away while it was read",
+        f"{shown(Path(name).name)} changed or vanished while it was read",
         where=folder,
-        fix="Stop what writes there, and run the same command again.",
+        fix="Stop the program that writes it, and run the same command again.",
     )
 
 
 @contextmanager
 def staged(name: str, root: Path | str | None) -> Iterator[tuple[Path, Path]]:
-    """A hidden folder beside a new session's place, and that place; on leaving without an error the one has become
-    the other, after an error nothing is left.
+    """Yield a hidden folder and the new session's folder, which it becomes if the block ends without an error.
 
     Raises:
-        SessionExists: there is a session of that name already; a free name is told.
-        SessionError: no session can have that name.
+        SessionExists: a session of that name exists; the message contains a free name.
+        SessionError: the name is invalid.
         StorageError: the folder cannot be written.
     """
     try:
@@ -223,13 +223,13 @@ def staged(name: str, root: Path | str | None) -> Iterator[tuple[Path, Path]]:
 
 
 def rests(root: Path, older: float = A_DAY) -> list[Path]:
-    """The hidden folders below `root` that were to become sessions and that nobody has written to for so long.
+    """Return unfinished session folders below `root` that were not written to for some time.
 
-    Whoever makes one was cut off then, on this machine or another: its name is a session's, between a point and eight
-    hexadecimal digits.
+    They are left by processes that were killed, on this machine or another. Their names are a session's between a dot
+    and eight hexadecimal digits.
 
     Args:
-        older: seconds.
+        older: seconds since the last write.
 
     Raises:
         StorageError: the folder cannot be read.
@@ -246,7 +246,7 @@ def _is_rest(path: Path) -> bool:
 
 
 def _touched(folder: Path) -> float:
-    """When something below a folder was last made or changed."""
+    """Return the time of the last change below a folder."""
     times = [folder.lstat().st_mtime]
     for place, folders, names in os.walk(folder):
         times += [Path(place, name).lstat().st_mtime for name in (*folders, *names)]
@@ -263,16 +263,14 @@ def _taken(name: str, root: Path | str | None) -> SessionExists:
             number += 1
         else:
             free = candidate
-    return SessionExists("there is a session of this name already", where=name, fix=f"{free} is free: give that name.")
+    return SessionExists("there is a session of this name already", where=name, fix=f"Use {free}, for example.")
 
 
 def check_manifest(folder: Path, where: object) -> bool:
-    """Hold a folder against the manifest inside, and take that away: it speaks of the way and not of the session.
-
-    Returns whether there was one.
+    """Verify a received folder against its manifest, delete the manifest, and return whether it existed.
 
     Raises:
-        SessionError: a file is missing, has changed, or is not named in it.
+        SessionError: a file is missing, changed or unlisted.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -281,12 +279,12 @@ def check_manifest(folder: Path, where: object) -> bool:
         named = set(json.loads(path.read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _unlike(where, "its manifest cannot be read") from error
-    there = {one.relative_to(folder).as_posix() for one in folder.rglob("*") if one.is_file()} - {MANIFEST}
-    if extra := sorted(there - named):
-        raise _unlike(where, f"{shown(extra[0])} is not named in its manifest")
-    # Only now: names that are not those of its own files would be looked up elsewhere.
-    if gone := sorted(named - there):
-        raise _unlike(where, f"{shown(gone[0])} is named in its manifest and missing")
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {MANIFEST}
+    if extra := sorted(files - named):
+        raise _unlike(where, f"{shown(extra[0])} is not listed in its manifest")
+    # Before `faults`, which would look up names outside the folder.
+    if gone := sorted(named - files):
+        raise _unlike(where, f"{shown(gone[0])} is listed in its manifest but missing")
     if wrong := faults(folder):
         raise _unlike(where, wrong[0])
     path.unlink()
@@ -295,7 +293,7 @@ def check_manifest(folder: Path, where: object) -> bool:
 
 def _unlike(where: object, what: str) -> SessionError:
     return SessionError(
-        f"is not what was shared: {what}",
+        f"does not match its manifest: {what}",
         where=where,
-        fix=f"Ask for it again; or, if you changed it yourself, unpack it, remove {MANIFEST} and adopt the folder.",
+        fix=f"Get a new copy; or, if you changed it yourself, extract it, delete {MANIFEST} and adopt the folder.",
     )

@@ -1,7 +1,7 @@
-"""Zips of sessions, which may come from anybody: everything is checked before and while it is unpacked.
+"""Extraction of untrusted zips of sessions, checked before and while they are extracted.
 
-`zipfile` takes apart what we have looked at: it reads a directory of any size, takes two members of one name, believes
-sizes, and calls what it cannot do a bug.
+`zipfile` alone reads a directory of any size, accepts duplicate names, trusts sizes, and raises NotImplementedError for
+unsupported archives.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from fastdb.storage.safe_names import MOST_FILES, double, inside_a_file, is_syst
 
 LARGEST_DIRECTORY = 8 << 20
 MOST_BYTES = 64 << 30
-"""Of everything unpacked: more than SDXL's checkpoints."""
+"""Largest extracted size, more than checkpoints of SDXL."""
 MOST_RATIO, RATIO_FROM = 200, 1 << 20
-"""How much smaller a member of some size may be packed; text is packed to a tenth, zeros to a thousandth."""
+"""Largest compression ratio of members from a size on; text compresses to a tenth, zeros to a thousandth."""
 
 BLOCK = 1 << 20
 PACKED = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 ENCRYPTED = 0x1 | 0x40 | 0x2000
 UTF8 = 0x800
 
-ANOTHER = "Nothing was changed. Ask for the archive again, or unpack it yourself and adopt the folder."
+ANOTHER = "Get a new copy of the archive, or extract it yourself and adopt the folder."
 
 _END = struct.Struct("<4s4H2LH")
 _LOCATOR64 = struct.Struct("<4sLQL")
@@ -45,23 +45,23 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Member:
-    """A file in an archive, its name checked."""
+    """File in an archive, with a checked name."""
 
     name: str
     info: zipfile.ZipInfo
 
 
 class Archive:
-    """An open zip whose directory was checked: names, sizes, kinds, places."""
+    """Open zip whose directory was checked."""
 
     def __init__(self, path: Path, file: zipfile.ZipFile, members: Sequence[Member]) -> None:
         self.path, self.members, self._file = path, members, file
 
     def unpack(self, members: Sequence[Member], folder: Path, prefix: str, progress: Progress | None = None) -> None:
-        """Write members into `folder`, their names without `prefix`; sizes and checksums are held while reading.
+        """Extract members into `folder`, without `prefix` in their names, and verify sizes and checksums.
 
         Raises:
-            SessionError: a member is damaged or not what the directory says.
+            SessionError: a member is damaged or contradicts the directory.
             StorageError: the disk is full or cannot be written.
         """
         total, done = sum(member.info.file_size for member in members), 0
@@ -78,7 +78,7 @@ class Archive:
                             progress(done, total)
 
     def blocks(self, member: Member) -> Iterator[bytes]:
-        """The bytes of a member, never more than its directory entry speaks of, and in the end exactly as many.
+        """Yield the bytes of a member, never more than its directory entry states.
 
         Raises:
             SessionError: it is damaged or of another size.
@@ -89,19 +89,19 @@ class Archive:
                 while block := stream.read(min(BLOCK, left + 1)):
                     left -= len(block)
                     if left < 0:
-                        raise _refused(self.path, member.name, "is larger than the archive says")
+                        raise _refused(self.path, member.name, "is larger than its directory entry")
                     yield block
         except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-            raise _refused(self.path, member.name, "is damaged: its checksum or its packing is wrong") from error
+            raise _refused(self.path, member.name, "is damaged: invalid checksum or compressed data") from error
         if left:
-            raise _refused(self.path, member.name, "is smaller than the archive says")
+            raise _refused(self.path, member.name, "is smaller than its directory entry")
 
     def _check_room(self, folder: Path, total: int) -> None:
         with explained(folder):
             free = shutil.disk_usage(folder).free
         if total > free:
             raise StorageError(
-                f"holds {total / 1e9:.1f} GB unpacked, and {free / 1e9:.1f} GB are free on {folder.parent}",
+                f"needs {total / 1e9:.1f} GB extracted, and {free / 1e9:.1f} GB are free on {folder.parent}",
                 where=self.path,
                 fix="Free some space, or choose another disk with --root.",
             )
@@ -109,10 +109,10 @@ class Archive:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Archive]:
-    """Open a zip and check its directory; nothing is unpacked yet.
+    """Open a zip and check its directory.
 
     Raises:
-        SessionError: it is no whole zip, or does what no archive of a session does.
+        SessionError: it is damaged, or unlike any archive of a session.
         StorageError: it cannot be read.
     """
     with ExitStack() as open_files:
@@ -132,10 +132,10 @@ def opened(path: Path) -> Iterator[Archive]:
 
 
 def _directory(path: Path, stream: BinaryIO) -> tuple[int, int]:
-    """Number of members and place of the directory, before `zipfile` reads as much as that says.
+    """Return the number of members and the offset of the directory, before `zipfile` reads it at any size.
 
     Raises:
-        SessionError: there is none where a zip has it, or it is larger than any session's.
+        SessionError: it is missing, or larger than that of any session.
     """
     length = stream.seek(0, 2)
     tail_at = max(0, length - _COMMENT - _END.size)
@@ -143,34 +143,34 @@ def _directory(path: Path, stream: BinaryIO) -> tuple[int, int]:
     tail = stream.read()
     place = tail.rfind(b"PK\x05\x06")
     if place < 0 or len(tail) < place + _END.size:
-        raise _damaged(path, "a zip's directory stands at its end, and there is none: it is cut short or no zip")
+        raise _damaged(path, "no zip directory at its end; it is truncated or not a zip")
     _, disk, first, here, count, size, start, comment = _END.unpack_from(tail, place)
     if len(tail) != place + _END.size + comment:
-        raise _damaged(path, "it goes on behind its end")
+        raise _damaged(path, "trailing data after the archive")
     end = tail_at + place
     if end >= _LOCATOR64.size:
         stream.seek(end - _LOCATOR64.size)
         signature, _, place64, _ = _LOCATOR64.unpack(stream.read(_LOCATOR64.size))
         if signature == b"PK\x06\x07":
             if place64 != end - _LOCATOR64.size - _END64.size:
-                raise _damaged(path, "its directory is not where it says")
+                raise _damaged(path, "invalid directory offset")
             stream.seek(place64)
             _, _, _, _, disk, first, here, count, size, start = _END64.unpack(stream.read(_END64.size))
             end = place64
     if disk or first or here != count:
-        raise _damaged(path, "it is one volume of a zip in several")
+        raise _damaged(path, "multi-volume archive")
     if count > MOST_FILES or size > LARGEST_DIRECTORY:
-        raise _damaged(path, f"it has {count} members, and a session has at most {MOST_FILES}")
+        raise _damaged(path, f"it has {count} members; a session has at most {MOST_FILES}")
     if start + size != end:
-        raise _damaged(path, "its directory is not where it says")
+        raise _damaged(path, "invalid directory offset")
     return count, start
 
 
 def _members(path: Path, infos: Sequence[zipfile.ZipInfo], end: int) -> list[Member]:
-    """The files of an archive.
+    """Return the files of an archive.
 
     Raises:
-        SessionError: a member is of a kind, a size or a name that none in a session has.
+        SessionError: a member has an unsafe name, type or size.
     """
     members, names = [], []
     for info in infos:
@@ -181,41 +181,41 @@ def _members(path: Path, infos: Sequence[zipfile.ZipInfo], end: int) -> list[Mem
         if not name.endswith("/"):
             members.append(Member(name, info))
     if twice := double(names):
-        raise _refused(path, twice, "is there twice, if upper and lower case are the same")
+        raise _refused(path, twice, "exists twice if upper and lower case are equal")
     if within := inside_a_file((member.name for member in members), names):
-        raise _refused(path, within, "lies in a folder that is a file too")
+        raise _refused(path, within, "has a file as its parent folder")
     if (total := sum(info.file_size for info in infos)) > MOST_BYTES:
-        raise _damaged(path, f"it would unpack to {total / 1e9:.0f} GB, more than any session has")
+        raise _damaged(path, f"it would extract to {total / 1e9:.0f} GB, more than any session")
     reached, before = 0, ""
     for info in sorted(infos, key=lambda info: info.header_offset):
         if info.header_offset < reached:
             raise _refused(path, _name(info), f"overlaps {shown(before)}")
         reached, before = info.header_offset + _LOCAL.size + len(info.orig_filename) + info.compress_size, _name(info)
     if reached > end:
-        raise _refused(path, before, "goes on behind the archive's end")
+        raise _refused(path, before, "extends past the end of the archive")
     return [member for member in members if not is_system_file(member.name)]
 
 
 def _fault(info: zipfile.ZipInfo, name: str) -> str:
-    """What is wrong with a member's kind and size."""
+    """Return why a member's type or size is refused, as a clause; empty if it is accepted."""
     mode = info.external_attr >> 16
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return "is a link" if stat.S_ISLNK(mode) else "is a device or the like, and no file"
+        return "is a link" if stat.S_ISLNK(mode) else "is not a regular file"
     if info.flag_bits & ENCRYPTED:
         return "is encrypted"
     if info.compress_type not in PACKED:
-        return "is packed in a way that few programs read"
+        return "uses an unsupported compression method"
     if name.endswith("/") or stat.S_ISDIR(mode):
-        return "is a folder with something in it" if info.file_size or not name.endswith("/") else ""
+        return "is a folder with data" if info.file_size or not name.endswith("/") else ""
     if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
-        return "has two sizes"
+        return "has contradictory sizes"
     if info.file_size >= RATIO_FROM and info.file_size > MOST_RATIO * info.compress_size:
-        return f"would unpack to {info.file_size / 1e6:.0f} MB out of {info.compress_size / 1e6:.1f}: a bomb"
+        return f"would extract to {info.file_size / 1e6:.0f} MB from {info.compress_size / 1e6:.1f} MB, like a zip bomb"
     return ""
 
 
 def _name(info: zipfile.ZipInfo) -> str:
-    """A member's name as it stands in the archive; macOS writes UTF-8 and does not say so."""
+    """Return a member's name; macOS writes UTF-8 without the flag for it."""
     name = info.orig_filename
     if not info.flag_bits & UTF8:
         try:

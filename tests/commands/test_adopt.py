@@ -116,7 +116,7 @@ def test_a_link_to_a_zip_is_adopted(zipped: Path, server: Server, sessions_folde
     ("body", "kind", "said"),
     [
         (b"<!doctype html><html>sign in</html>", ModelError, "web page"),
-        (b"\x00" * 5000, SessionError, "cut short or no zip"),
+        (b"\x00" * 5000, SessionError, "truncated or not a zip"),
     ],
 )
 def test_a_link_to_something_else_makes_nothing(

@@ -150,7 +150,7 @@ def test_any_unzip_and_a_folder_lead_to_the_same(session: Session, tmp_path: Pat
     assert contents(tmp_path / "mount") == before
     assert not (adopted.path / MANIFEST).exists()
     (tmp_path / "mount" / "cat" / "captions" / "sks cät (2).txt").write_text("changed")
-    with pytest.raises(SessionError, match="is not what was shared"):
+    with pytest.raises(SessionError, match="does not match its manifest"):
         sharing.adopt(tmp_path / "mount", "newer")
     (tmp_path / "mount" / "cat" / MANIFEST).unlink()
     assert (sharing.adopt(tmp_path / "mount", "newer").captions / "sks cät (2).txt").read_text() == "changed"
@@ -184,10 +184,10 @@ def test_a_duplicate_has_no_history_unless_its_checkpoints_come_along(session: S
 def test_what_is_left_out_is_said(session: Session, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     interactive.share(session, tmp_path)
     said = capsys.readouterr().out
-    assert "left out: 'link' is a link or no plain file" in said
+    assert "Skipping 'link': it is a link or not a regular file" in said
     assert "Left out: checkpoints, class_images, logs. Include them with --checkpoints" in said
     assert "Left out: cat.safetensors" in said
-    assert f"verified {tmp_path / 'cat.zip'}: " in said
+    assert f"Verified {tmp_path / 'cat.zip'}: " in said
 
 
 def test_nothing_is_overwritten(session: Session, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_nothing_is_overwritten(session: Session, tmp_path: Path) -> None:
 
 
 def test_names_taken_are_told_apart_by_what_was_asked(session: Session, tmp_path: Path) -> None:
-    with pytest.raises(SessionExists, match="cat_2 is free"):
+    with pytest.raises(SessionExists, match="Use cat_2"):
         sharing.duplicate(session, "cat")
     with pytest.raises(SessionNotFound):
         sharing.share("dog")
@@ -230,7 +230,7 @@ def test_a_file_that_other_disks_refuse_is_named(session: Session, tmp_path: Pat
         ):
             attempt()
     (session.captions / "what?.txt").rename(session.captions / "SKS CÄT (2).txt")
-    with pytest.raises(SessionError, match="is there twice, if upper and lower case are the same"):
+    with pytest.raises(SessionError, match="exists twice if upper and lower case are equal"):
         sharing.share(session, tmp_path / "a.zip")
     assert not (tmp_path / "a.zip").exists()
 
@@ -276,7 +276,7 @@ def test_a_file_that_changes_while_it_is_read_spoils_nothing(
     monkeypatch.setattr(transfer, "_blocks", vanishing)
     for attempt in (lambda: sharing.share(session, tmp_path / "a.zip"), lambda: sharing.duplicate(session, "new")):
         going.write_bytes(data)
-        with pytest.raises(SessionError, match="changed or went away while it was read"):
+        with pytest.raises(SessionError, match="changed or vanished while it was read"):
             attempt()
     assert listed(session.path.parent) == ["cat"]
     assert listed(tmp_path) == ["photos", "sessions"]
@@ -294,7 +294,7 @@ def test_an_archive_that_reads_back_otherwise_gets_no_name(
             return next(digests, real(*given))
 
     monkeypatch.setattr(transfer, "hashlib", Hashes)
-    with pytest.raises(SessionError, match="was not read back as it was written"):
+    with pytest.raises(SessionError, match="does not match after writing"):
         sharing.share(session, tmp_path / "a.zip")
     assert listed(tmp_path) == ["photos", "sessions"]
 
@@ -393,7 +393,7 @@ def test_a_session_of_the_classic_notebook_is_adopted_as_it_is(
     assert (session.name, session.record.base_model.folder) == ("my_dog", "mini")
     assert "Imported 4 of 5 images of a session of the classic notebook" in said
     assert "Skipping photo sks (5).jpg: the file is not a supported image" in said
-    assert "caption left out: sks (3).txt: the caption is not UTF-8 text" in said
+    assert "Skipping sks (3).txt: the caption is not UTF-8 text" in said
     assert f"--base {classic / 'my dog.ckpt'}" in said
     for number in (1, 2, 3):
         name = f"sks ({number}).jpg"
@@ -407,7 +407,7 @@ def test_a_session_of_the_classic_notebook_is_adopted_as_it_is(
     assert (session.class_images / "concept-0001.txt").read_text() == "style\n"
     assert size_of(session.class_images / "concept-0001.png") == (64, 64)
     assert not (session.path / "my dog.ckpt").exists()
-    with pytest.raises(SessionExists, match="my_dog_2 is free"):
+    with pytest.raises(SessionExists, match="Use my_dog_2"):
         interactive.adopt(classic)
     assert listed(session.path.parent) == ["my_dog"]
 
@@ -479,5 +479,5 @@ def test_the_command_line_shares_adopts_and_duplicates(session: Session, tmp_pat
     assert fastdb("duplicate", "new", "newer", "--checkpoints").returncode == 0
     refused = fastdb("adopt", "cat.zip")
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr == "error: cat: there is a session of this name already. cat_2 is free: give that name.\n"
+    assert refused.stderr == "error: cat: there is a session of this name already. Use cat_2, for example.\n"
     assert read_record(session.path.parent / "newer").name == "newer"

@@ -142,7 +142,7 @@ def test_a_shared_folder_becomes_a_session(drive: Drive, sessions_folder: Path) 
         ),
         ({"session.yaml": YAML, "captions": {"a.txt": b"1", "A.txt": b"2"}}, "'captions/A.txt' is there twice"),
         ({"session.yaml": YAML, "x": {"a": b"1"}, "X": b"2"}, "there twice"),
-        ({"captions": {"a.txt": b"1"}}, "holds no session"),
+        ({"captions": {"a.txt": b"1"}}, "contains no session"),
         ({}, "holds no files, or is not shared"),
         ({"session.yaml": b"a: ["}, "cannot be read as YAML"),
     ],

@@ -157,57 +157,57 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "too long": (with_member(f"cup/captions/{'b' * 250}.txt"), "has a name that is too long"),
     "too deep": (with_member("cup/" + "b/" * 40 + "b.txt"), "lies more than 8 folders deep"),
     "a link": (lambda: special(stat.S_IFLNK), "is a link"),
-    "a device": (lambda: special(stat.S_IFCHR), "is a device or the like"),
-    "a pipe": (lambda: special(stat.S_IFIFO), "is a device or the like"),
-    "a socket": (lambda: special(stat.S_IFSOCK), "is a device or the like"),
+    "a device": (lambda: special(stat.S_IFCHR), "is not a regular file"),
+    "a pipe": (lambda: special(stat.S_IFIFO), "is not a regular file"),
+    "a socket": (lambda: special(stat.S_IFSOCK), "is not a regular file"),
     "encrypted": (lambda: flagged(0x1), "is encrypted"),
     "strongly encrypted": (lambda: flagged(0x41), "is encrypted"),
-    "packed as lzma": (lambda: zipped(CUP, zipfile.ZIP_LZMA), "is packed in a way that few programs read"),
-    "packed as bzip2": (lambda: zipped(CUP, zipfile.ZIP_BZIP2), "is packed in a way that few programs read"),
+    "packed as lzma": (lambda: zipped(CUP, zipfile.ZIP_LZMA), "uses an unsupported compression method"),
+    "packed as bzip2": (lambda: zipped(CUP, zipfile.ZIP_BZIP2), "uses an unsupported compression method"),
     "a bomb": (
         lambda: zipped([*CUP, ("cup/logs/0.txt", bytes(20_000_000))], zipfile.ZIP_DEFLATED),
-        "would unpack to 20 MB out of 0.0: a bomb",
+        "would extract to 20 MB from 0.0 MB, like a zip bomb",
     ),
-    "says more than it holds": (lambda: with_sizes(1000), "is smaller than the archive says"),
-    "says less than it holds": (lambda: with_sizes(20), "is damaged: its checksum or its packing is wrong"),
-    "two sizes": (lambda: with_sizes(4, zipfile.ZIP_STORED), "has two sizes"),
-    "wrong checksum": (with_wrong_crc, "'cup/captions/a.txt' is damaged: its checksum or its packing is wrong"),
-    "broken stream": (broken_stream, "'cup/captions/b.txt' is damaged: its checksum or its packing is wrong"),
-    "the same name in another case": (with_member("cup/Captions/A.TXT"), "is there twice"),
+    "says more than it holds": (lambda: with_sizes(1000), "is smaller than its directory entry"),
+    "says less than it holds": (lambda: with_sizes(20), "is damaged: invalid checksum or compressed data"),
+    "two sizes": (lambda: with_sizes(4, zipfile.ZIP_STORED), "has contradictory sizes"),
+    "wrong checksum": (with_wrong_crc, "'cup/captions/a.txt' is damaged: invalid checksum or compressed data"),
+    "broken stream": (broken_stream, "'cup/captions/b.txt' is damaged: invalid checksum or compressed data"),
+    "the same name in another case": (with_member("cup/Captions/A.TXT"), "exists twice"),
     "the same name composed otherwise": (
         lambda: zipped([*CUP, ("cup/captions/\xfc.txt", b"1"), ("cup/captions/u\u0308.txt", b"2")]),
-        "is there twice",
+        "exists twice",
     ),
-    "a file and a folder": (with_member("cup/captions/a.txt/b.txt"), "lies in a folder that is a file too"),
+    "a file and a folder": (with_member("cup/captions/a.txt/b.txt"), "has a file as its parent folder"),
     "a folder with bytes": (
         renamed("cup/captions/b_", "cup/captions/b/"),
-        "'cup/captions/b/' is a folder with something in it",
+        "'cup/captions/b/' is a folder with data",
     ),
-    "a folder that is a file": (lambda: zipped([CUP[0], ("cup/captions", b"x")]), "its 'captions' is no folder"),
+    "a folder that is a file": (lambda: zipped([CUP[0], ("cup/captions", b"x")]), "its 'captions' is not a folder"),
     "overlapping": (overlapping, "overlaps 'cup/captions/b.txt'"),
     "other name in its own header": (
         lambda: zipped(CUP).replace(b"cup/captions/a.txt", b"cup/captions/b.txt", 1),
         "'cup/captions/a.txt' is damaged",
     ),
-    "cut short": (lambda: zipped(CUP)[:-60], "it is cut short or no zip"),
-    "cut in the middle": (lambda: zipped(CUP)[:100], "it is cut short or no zip"),
-    "nothing": (lambda: b"", "it is cut short or no zip"),
-    "no zip": (lambda: b"\x1f\x8b" + bytes(2000), "it is cut short or no zip"),
-    "goes on behind its end": (lambda: zipped(CUP) + b"more", "it goes on behind its end"),
-    "something before it": (lambda: b"#!/bin/sh\n" + zipped(CUP), "its directory is not where it says"),
-    "in volumes": (lambda: with_count(3)[:-18] + b"\1\0\1\0" + with_count(3)[-14:], "one volume of a zip in several"),
+    "cut short": (lambda: zipped(CUP)[:-60], "it is truncated or not a zip"),
+    "cut in the middle": (lambda: zipped(CUP)[:100], "it is truncated or not a zip"),
+    "nothing": (lambda: b"", "it is truncated or not a zip"),
+    "no zip": (lambda: b"\x1f\x8b" + bytes(2000), "it is truncated or not a zip"),
+    "goes on behind its end": (lambda: zipped(CUP) + b"more", "trailing data after the archive"),
+    "something before it": (lambda: b"#!/bin/sh\n" + zipped(CUP), "invalid directory offset"),
+    "in volumes": (lambda: with_count(3)[:-18] + b"\1\0\1\0" + with_count(3)[-14:], "multi-volume archive"),
     "lists fewer than it has": (lambda: with_count(2), "its directory lists 3 members instead of 2"),
     "lists more than it has": (lambda: with_count(5), "its directory lists 3 members instead of 5"),
     "lists far too many": (lambda: with_count(60_000), "it has 60000 members"),
     "has far too many": (
         lambda: zipped([*CUP, *((f"cup/logs/{number}", b"") for number in range(20_000))]),
-        "it has 20003 members, and a session has at most 20000",
+        "it has 20003 members; a session has at most 20000",
     ),
     "a broken directory": (lambda: zipped(CUP).replace(b"PK\x01\x02", b"PK\x01\x03"), "its directory cannot be read"),
-    "empty": (lambda: zipped([]), "holds no session"),
-    "no session": (lambda: zipped(CUP[1:]), "holds no session"),
-    "a session too far down": (lambda: zipped([(f"a/b/{name}", data) for name, data in CUP]), "holds no session"),
-    "two sessions": (lambda: zipped([*CUP, ("mug/session.yaml", YAML)]), "holds 2 sessions ('cup', 'mug')"),
+    "empty": (lambda: zipped([]), "contains no session"),
+    "no session": (lambda: zipped(CUP[1:]), "contains no session"),
+    "a session too far down": (lambda: zipped([(f"a/b/{name}", data) for name, data in CUP]), "contains no session"),
+    "two sessions": (lambda: zipped([*CUP, ("mug/session.yaml", YAML)]), "contains 2 sessions ('cup', 'mug')"),
     "yaml that is none": (in_place_of_yaml(b"a: [b\nc: }"), "its session.yaml cannot be used: cannot be read as YAML"),
     "yaml of aliases": (lambda: in_place_of_yaml(alias_bomb())(), "cannot be read as YAML (line 2)"),
     "yaml that nests": (in_place_of_yaml(b"[" * 50_000), "its session.yaml cannot be used"),
@@ -220,29 +220,29 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "yaml with a long value": (in_place_of_yaml(YAML + b"runs: " + b"y" * 5000), "..."),
     "yaml that is long": (in_place_of_yaml(YAML + b"#" * 2_000_000), "is too large for a session.yaml"),
     "yaml that is binary": (in_place_of_yaml(b"\x80\xff\0"), "its session.yaml cannot be used"),
-    "yaml that is a folder": (lambda: zipped([("cup/session.yaml/a", b""), *CUP[1:]]), "holds no session"),
+    "yaml that is a folder": (lambda: zipped([("cup/session.yaml/a", b""), *CUP[1:]]), "contains no session"),
     "unlike its manifest": (
         lambda: with_manifest({**facts(CUP), "captions/a.txt": {"bytes": 10, "sha256": "0" * 64}}),
-        "is not what was shared: a.txt has changed",
+        "does not match its manifest: a.txt has changed",
     ),
     "less than its manifest": (
         lambda: with_manifest({**facts(CUP), "captions/b.txt": {"bytes": 1, "sha256": ""}}),
-        "'captions/b.txt' is named in its manifest and missing",
+        "'captions/b.txt' is listed in its manifest but missing",
     ),
     "more than its manifest": (
         lambda: with_manifest(facts(without("cup/originals/a.jpg"))),
-        "'originals/a.jpg' is not named in its manifest",
+        "'originals/a.jpg' is not listed in its manifest",
     ),
     "a manifest that looks elsewhere": (
         lambda: with_manifest({**facts(CUP), "../../../../etc/passwd": {"bytes": 1, "sha256": ""}}),
-        "is named in its manifest and missing",
+        "is listed in its manifest but missing",
     ),
     "a manifest of another format": (lambda: with_manifest(facts(CUP), format=7), "its manifest has format 7"),
     "a manifest that is none": (
         lambda: zipped([*CUP, ("cup/MANIFEST.json", b"[" * 100_000)]),
         "its manifest cannot be read",
     ),
-    "a manifest of something else": (lambda: with_manifest(["a"]), "is not named in its manifest"),
+    "a manifest of something else": (lambda: with_manifest(["a"]), "is not listed in its manifest"),
 }
 
 
@@ -367,7 +367,7 @@ def test_the_whole_may_not_be_larger_than_any_session(
     zip_of: Callable[[bytes], Path], monkeypatch: pytest.MonkeyPatch, sessions_folder: Path
 ) -> None:
     monkeypatch.setattr(archives, "MOST_BYTES", 100)
-    with pytest.raises(SessionError, match="more than any session has"):
+    with pytest.raises(SessionError, match="more than any session"):
         sharing.adopt(zip_of(zipped(CUP)))
     assert not sessions_folder.exists()
 
@@ -400,10 +400,10 @@ def test_a_session_that_is_there_stays_and_a_free_name_is_told(zip_of: Callable[
     (first.captions / "a.txt").write_text("mine")
     before = everything(first.path)
     for _ in range(2):
-        with pytest.raises(SessionExists, match=r"cup: there is a session of this name already\. cup_2 is free"):
+        with pytest.raises(SessionExists, match=r"cup: there is a session of this name already\. Use cup_2"):
             sharing.adopt(path)
     assert sharing.adopt(path, "cup_2").name == "cup_2"
-    with pytest.raises(SessionExists, match="cup_3 is free"):
+    with pytest.raises(SessionExists, match="Use cup_3"):
         sharing.adopt(path)
     assert everything(first.path) == before
 
@@ -418,7 +418,7 @@ def test_a_zip64_is_read(zip_of: Callable[[bytes], Path]) -> None:
     short = archives._END.pack(b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
     assert sharing.adopt(zip_of(data[:place] + end + locator + short)).name == "cup"
     far = archives._LOCATOR64.pack(b"PK\x06\x07", 0, 4, 1)
-    with pytest.raises(SessionError, match="its directory is not where it says"):
+    with pytest.raises(SessionError, match="invalid directory offset"):
         sharing.adopt(zip_of(data[:place] + end + far + short), "far")
 
 
