@@ -469,7 +469,7 @@ def test_the_command_line_shares_adopts_and_duplicates(session: Session, tmp_pat
             text=True,
             check=False,
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(Path(sharing.__file__).parents[1])},
+            env={**os.environ, "PYTHONPATH": str(Path(sharing.__file__).parents[2])},
         )
 
     shared = fastdb("share", "cat")
