@@ -16,12 +16,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
 from fastdb import console, interactive
+from fastdb.checkpoints.progress import STAGES
 from fastdb.commands import results, space
 from fastdb.errors import FastDBError, ImageError, ModelError, SessionBusy, StorageError
 from fastdb.images.faces import fetch_yunet
 from fastdb.runtime.drive import colab, leave_drive, mount_drive
 from fastdb.runtime.paths import sessions_root
 from fastdb.sessions.session import Session
+from fastdb.training.process import find
 from fastdb.version import __version__
 
 if TYPE_CHECKING:
@@ -71,8 +73,6 @@ def add_images(session: Session, folder: str = "", *, upload_more: bool = False)
     Raises:
         ImageError: no photos, or some cannot be used (after the others were added).
     """
-    from fastdb.training.process import find
-
     sheet = session.path / "instance_images.png"
     if find(session) is not None:
         console.say(f"{session.name} is being trained; no photos were added")
@@ -91,7 +91,6 @@ def add_images(session: Session, folder: str = "", *, upload_more: bool = False)
 
 def samples(session: Session) -> Image | None:
     """Return a contact sheet of the samples so far, by stage and step."""
-    from fastdb.checkpoints.progress import STAGES
     from fastdb.images.contact_sheet import Cell
 
     cells: dict[str, list[Cell]] = {stage: [] for stage in STAGES}
@@ -174,7 +173,6 @@ def _download(session: Session, file: Path) -> None:
 
 
 def _disconnect(session: Session) -> None:
-    from fastdb.training.process import find
 
     runtime = colab("runtime")
     if runtime is None:

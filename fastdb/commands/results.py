@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fastdb.commands.sessions import SessionLike, open_session
 from fastdb.inference.samplers import DEFAULT, check_sampler
+from fastdb.models.resolve import ensure_base
 from fastdb.reporting import SILENT, Note, Report, format_bytes
 from fastdb.runtime.library_logging import hush_libraries
 from fastdb.runtime.paths import expanded
@@ -46,7 +47,6 @@ def export(
     """
     from fastdb.checkpoints.export_parts import export_metadata, export_parts
     from fastdb.models.export import export_model
-    from fastdb.models.resolve import ensure_base
 
     session = open_session(session, root)
     with report.progress("base model", "B") as update:

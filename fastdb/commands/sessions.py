@@ -14,6 +14,10 @@ from fastdb.checkpoints.publish import pending
 from fastdb.config import Config, build
 from fastdb.errors import FastDBError, ImageError, SessionBusy, SessionNotFound, StorageError
 from fastdb.images.photo_files import find_photos, photos_in, png_fault
+from fastdb.models.diffusers_folder import fingerprint, open_base_model
+from fastdb.models.mini_settings import recommended
+from fastdb.models.registry import check_choice
+from fastdb.models.resolve import MINI, known_base, resolve_base
 from fastdb.reporting import SILENT, Note, Report
 from fastdb.runtime.paths import expanded, sessions_root
 from fastdb.sessions import file_hashes
@@ -24,6 +28,7 @@ from fastdb.storage.atomic_write import explained
 from fastdb.storage.delete import bytes_of
 from fastdb.storage.drive_uploads import waits_for_upload
 from fastdb.storage.set_aside import ASIDE
+from fastdb.training.process import find
 
 if TYPE_CHECKING:
     from fastdb.images.intake import Added
@@ -112,10 +117,6 @@ def new(
         ImageError: a photo cannot be used; the session was created with the other photos.
         StorageError: the folder cannot be written.
     """
-    from fastdb.models.diffusers_folder import fingerprint, open_base_model
-    from fastdb.models.mini_settings import recommended
-    from fastdb.models.registry import check_choice
-    from fastdb.models.resolve import MINI, known_base, resolve_base
 
     check_name(name)
     config = Config().changed({**recommended(base, class_word), **(settings or {})})
@@ -189,7 +190,6 @@ def add_images(
     from fastdb.images.contact_sheet import review_sheet
     from fastdb.images.intake import add_photos
     from fastdb.images.photos import save_png
-    from fastdb.training.process import find
 
     session = open_session(session, root)
     files = _photo_files(photos)

@@ -15,13 +15,20 @@ from fastdb.checkpoints.progress import check_step
 from fastdb.checkpoints.publish import pending
 from fastdb.commands.sessions import SessionLike, as_notes, exports_of, open_session
 from fastdb.config import Config
+from fastdb.downloads.civitai_and_drive import remote_of
+from fastdb.downloads.download import download
+from fastdb.downloads.source import CivitaiFile, DriveFile, WebFile, parse
 from fastdb.errors import ImageError, SessionBusy, SessionError, StorageError
+from fastdb.models.diffusers_folder import fingerprint, open_base_model
+from fastdb.models.mini_settings import recommended
+from fastdb.models.resolve import MINI, resolve_base
 from fastdb.reporting import SILENT, Note, Report, format_bytes
 from fastdb.runtime.paths import cache_folder, expanded
 from fastdb.sessions.file_hashes import changes, record_files
 from fastdb.sessions.lease_status import refuse_elsewhere
 from fastdb.sessions.session import Session, check_name, lay_out, near_name, now
 from fastdb.sessions.session_yaml import BaseModelRecord, Record, new_lineage, read_record, write_record
+from fastdb.sharing.drive_folder import fetch_folder, folder_number
 from fastdb.sharing.incoming import Found, locate, locate_in, read_come, settle, without_history
 from fastdb.sharing.transfer import (
     EXPORTS,
@@ -36,6 +43,7 @@ from fastdb.sharing.transfer import (
 from fastdb.sharing.untrusted_zip import MOST_BYTES, Archive, Member, opened
 from fastdb.storage.manifest import MANIFEST
 from fastdb.storage.set_aside import ASIDE
+from fastdb.training.process import is_training
 
 ENDING = ".zip"
 
@@ -128,8 +136,6 @@ def adopt(
         ModelError: the base model, or a file on Google Drive, is not available.
         StorageError: a disk is full or cannot be written.
     """
-    from fastdb.sharing.drive_folder import fetch_folder, folder_number
-
     if name is not None:
         check_name(name)
     adoption = _Adoption(name, base, root, report)
@@ -227,10 +233,6 @@ def _adopt_link(link: str, adoption: _Adoption) -> Session:
         ModelError: it is not available.
         SessionError: it is larger than any session, or cannot be adopted.
     """
-    from fastdb.downloads.civitai_and_drive import remote_of
-    from fastdb.downloads.download import download
-    from fastdb.downloads.source import CivitaiFile, DriveFile, WebFile, parse
-
     source = parse(link)
     if not isinstance(source, DriveFile | WebFile) or isinstance(source, CivitaiFile):
         raise SessionError("is the link of a model, not of a session", where=source, fix="Give the link of a zip.")
@@ -304,8 +306,6 @@ def _import_classic(folder: Path, beside: Path, name: str, adoption: _Adoption, 
         ImageError: no photo can be used.
         ModelError: the base model is not available.
     """
-    from fastdb.models.mini_settings import recommended
-    from fastdb.models.resolve import MINI
     from fastdb.sharing.classic_notebook import (
         add_classic,
         add_concept_images,
@@ -350,9 +350,6 @@ def _import_classic(folder: Path, beside: Path, name: str, adoption: _Adoption, 
 
 def _base_record(base: str | Path, report: Report) -> tuple[BaseModelRecord, int]:
     """Return the record of a base model, downloaded where needed, and its image size in pixels."""
-    from fastdb.models.diffusers_folder import fingerprint, open_base_model
-    from fastdb.models.resolve import resolve_base
-
     with report.progress("base model", "B") as update:
         model = resolve_base(base, update)
     record = BaseModelRecord(folder=model.named, fingerprint=fingerprint(model.folder), source=model.source)
@@ -383,8 +380,6 @@ def _check_not_trained(folder: Path, name: str, state: bool) -> None:
     Raises:
         SessionBusy: a trainer does, on this machine or, as far as the lease shows, on another.
     """
-    from fastdb.training.process import is_training
-
     if state and is_training(folder):
         raise SessionBusy("is being trained", where=name, fix=f"Stop it first: fastdb stop {name}")
     if state:

@@ -21,7 +21,7 @@ from fastdb.sessions.session_yaml import FILE
 from fastdb.sharing.transfer import rests
 from fastdb.storage.atomic_write import explained
 from fastdb.storage.delete import bytes_of, mapped_files, remove
-from fastdb.training.process import any_training, training_lock
+from fastdb.training.process import any_training, find, training_lock
 
 if TYPE_CHECKING:
     from fastdb.downloads.model_cache import Entry
@@ -256,7 +256,6 @@ def _cache() -> list[tuple[str, int]]:
 
 
 def _check_not_trained(session: Session) -> None:
-    from fastdb.training.process import find
 
     if find(session) is not None:
         raise SessionBusy(

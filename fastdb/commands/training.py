@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.progress import check_step
+from fastdb.checkpoints.publish import Publishing, nothing_published, pending
 from fastdb.commands.sessions import SessionLike, open_session
 from fastdb.config import Config, Extension, build
 from fastdb.errors import ConfigError, SessionBusy, TrainingError
+from fastdb.models.resolve import ensure_base
 from fastdb.reporting import SILENT, Note, Report
 from fastdb.sessions.lease_status import refuse_elsewhere
 from fastdb.sessions.session import Session
 from fastdb.storage.set_aside import move_aside
-
-if TYPE_CHECKING:
-    from fastdb.training.process import Running
+from fastdb.training import process
+from fastdb.training.preflight import preflight
+from fastdb.training.schedules import default_peak
 
 PUBLISH_WITHIN = 30.0
 """Seconds of failures after which `publish` gives up."""
@@ -52,8 +54,6 @@ def train(
         SessionBusy: another machine trains it, or a trainer runs with other settings.
         FastDBError: training cannot start or resume.
     """
-    from fastdb.training import process
-
     session = open_session(session, root)
     config = session.config.changed(settings or {})
     if restart and from_step is not None:
@@ -104,9 +104,6 @@ def extend(
         SessionBusy: the session is being trained.
         StorageError: the session's folder cannot be written.
     """
-    from fastdb.training import process
-    from fastdb.training.schedules import default_peak
-
     session = open_session(session, root)
     peak = default_peak(session.config.unet) if learning_rate is None else learning_rate
     extension = build(Extension, {"steps": steps, "schedule": schedule, "learning_rate": peak})
@@ -124,10 +121,8 @@ def extend(
 
 def stop(session: SessionLike, root: str | Path | None = None, *, report: Report = SILENT) -> bool:
     """Ask the trainer of a session to save and stop; return whether there was one."""
-    from fastdb.training.process import find
-
     session = open_session(session, root)
-    running = find(session)
+    running = process.find(session)
     if running is None:
         report.note(Note("no trainer", session.name))
         return False
@@ -144,12 +139,8 @@ def publish(session: SessionLike, root: str | Path | None = None, *, report: Rep
         StorageError: its disk is full, read-only or not available.
         ModelError: its base model is not available.
     """
-    from fastdb.checkpoints.publish import Publishing, pending
-    from fastdb.models.resolve import ensure_base
-    from fastdb.training.process import find
-
     session = open_session(session, root)
-    if find(session) is not None:
+    if process.find(session) is not None:
         raise SessionBusy(
             "is being trained; the trainer publishes its own checkpoints",
             where=session.name,
@@ -177,10 +168,6 @@ def _prepare(session: Session, config: Config, restart: bool, from_step: int | N
     Raises:
         FastDBError: training cannot start or resume; the session is unchanged.
     """
-    from fastdb.checkpoints.publish import nothing_published
-    from fastdb.models.resolve import ensure_base
-    from fastdb.training.preflight import preflight
-
     if from_step is not None:
         check_step(session, from_step)
     with report.progress("base model", "B") as update:
@@ -210,7 +197,7 @@ def _prepare(session: Session, config: Config, restart: bool, from_step: int | N
     return session
 
 
-def _follow(session: Session, running: Running, report: Report) -> str:
+def _follow(session: Session, running: process.Running, report: Report) -> str:
     """Report a trainer's events until it ends; an interruption asks it to save and stop, a second one leaves.
 
     Returns:
