@@ -23,7 +23,7 @@ from fastdb.images.faces import fetch_yunet
 from fastdb.runtime.drive import colab, leave_drive, mount_drive
 from fastdb.runtime.paths import sessions_root
 from fastdb.sessions.session import Session
-from fastdb.training.process import find
+from fastdb.training import process
 from fastdb.version import __version__
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def add_images(session: Session, folder: str = "", *, upload_more: bool = False)
         ImageError: no photos, or some cannot be used (after the others were added).
     """
     sheet = session.path / "instance_images.png"
-    if find(session) is not None:
+    if process.find(session) is not None:
         console.say(f"{session.name} is being trained; no photos were added")
         return _picture(sheet)
     if folder:
@@ -178,7 +178,7 @@ def _disconnect(session: Session) -> None:
     if runtime is None:
         console.say(f"Only Colab machines can be released. Everything is in {session.path}")
         return
-    if find(session) is not None:
+    if process.find(session) is not None:
         raise SessionBusy("is being trained", where=session.name, fix="Wait or stop it, and disconnect then.")
     interactive.publish(session)
     console.say("Waiting until Google Drive has uploaded everything")

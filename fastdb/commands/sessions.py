@@ -28,7 +28,7 @@ from fastdb.storage.atomic_write import explained
 from fastdb.storage.delete import bytes_of
 from fastdb.storage.drive_uploads import waits_for_upload
 from fastdb.storage.set_aside import ASIDE
-from fastdb.training.process import find
+from fastdb.training import process
 
 if TYPE_CHECKING:
     from fastdb.images.intake import Added
@@ -195,7 +195,7 @@ def add_images(
     files = _photo_files(photos)
     if not files:
         raise ImageError("no photos were given", where=session.name, fix="Name files or a folder of photos.")
-    if find(session) is not None:
+    if process.find(session) is not None:
         raise SessionBusy("is being trained", where=session.name, fix="Add photos when training has ended.")
     refuse_elsewhere(session.path, "Or stop it there, and add photos then.")
     with report.progress("crop", "photo") as update:

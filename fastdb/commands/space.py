@@ -21,7 +21,7 @@ from fastdb.sessions.session_yaml import FILE
 from fastdb.sharing.transfer import rests
 from fastdb.storage.atomic_write import explained
 from fastdb.storage.delete import bytes_of, mapped_files, remove
-from fastdb.training.process import any_training, find, training_lock
+from fastdb.training.process import any_training, training_lock
 
 if TYPE_CHECKING:
     from fastdb.downloads.model_cache import Entry
@@ -257,7 +257,7 @@ def _cache() -> list[tuple[str, int]]:
 
 def _check_not_trained(session: Session) -> None:
 
-    if find(session) is not None:
+    if process.find(session) is not None:
         raise SessionBusy(
             "is being trained; nothing was deleted",
             where=session.name,
