@@ -21,7 +21,6 @@ from fastdb.sessions.session_yaml import FILE
 from fastdb.sharing.transfer import rests
 from fastdb.storage.atomic_write import explained
 from fastdb.storage.delete import bytes_of, mapped_files, remove
-from fastdb.training.process import any_training, training_lock
 
 if TYPE_CHECKING:
     from fastdb.downloads.model_cache import Entry
@@ -151,7 +150,7 @@ def free(
     if not confirm(Removal(session.name, tuple(files))):
         report.note(Note("nothing deleted"))
         return 0
-    with training_lock(session.path), explained(session.path):
+    with process.training_lock(session.path), explained(session.path):
         session.check_there()
         refuse_elsewhere(session.path, "Or stop it there.")
         if costs_of(session.path) != before:
@@ -267,7 +266,7 @@ def _check_not_trained(session: Session) -> None:
 
 
 def _check_none_trains() -> None:
-    if any_training():
+    if process.any_training():
         raise SessionBusy(
             "a session is being trained on this machine and may need any of its models",
             where="models",
