@@ -21,6 +21,7 @@ from fastdb.sessions.session_yaml import FILE
 from fastdb.sharing.transfer import rests
 from fastdb.storage.atomic_write import explained
 from fastdb.storage.delete import bytes_of, mapped_files, remove
+from fastdb.training import process
 
 if TYPE_CHECKING:
     from fastdb.downloads.model_cache import Entry
