@@ -17,7 +17,7 @@ test: $(VENV)/.test lint
 	tests/other_pythons.sh
 
 test-full: $(VENV)/.test
-	$(BIN)/python -m pytest -m "full or not full" --hypothesis-profile=default $(PYTEST)
+	$(BIN)/python -m pytest -m "full or not full" --real-processes --hypothesis-profile=default $(PYTEST)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .

@@ -139,7 +139,7 @@ MUTANTS = {
     "an export is not read back": (
         "models/export.py",
         "        read_back(",
-        "        str(",
+        "        (lambda *_: None)(",
         ["tests/models/test_export.py"],
     ),
     "an unpickler lets a global of anything through": (

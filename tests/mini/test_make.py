@@ -105,6 +105,7 @@ def test_packing_replaces_old_files(
     assert first == second
 
 
+@pytest.mark.full
 def test_two_processes_equal_a_single_process_up_to_rounding(
     small: SimpleNamespace, made: SimpleNamespace, again: Path
 ) -> None:

@@ -42,8 +42,8 @@ ALL = 4 + 4 + 3 + 2
 
 @pytest.fixture(scope="module")
 def from_the_beginning(make_session: Made) -> Session:
-    """A session that had its extensions before it began, trained without an interruption; every step is kept."""
-    settings = {**SHORT, "unet__extensions": [REWARM, DECAY, HOLD], "checkpoints__keep_every": 1}
+    """A session that had its extensions before it began, trained without an interruption; every fourth step is kept."""
+    settings = {**SHORT, "unet__extensions": [REWARM, DECAY, HOLD], "checkpoints__keep_every": 4}
     session = make_session("whole", **settings)
     life = Life(session)
     assert life.run() == "finished"

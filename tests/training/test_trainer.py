@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -107,7 +108,43 @@ def test_sigterm_saves_the_step_it_is_in_and_going_on_equals_never_stopping(
     assert runs[1].begins == f"unet step {saved[-1]['step']}"
 
 
-@pytest.mark.parametrize("name", ["adamw8bit", pytest.param("adamw", marks=pytest.mark.full)])
+def test_resume_is_exact_with_many_settings_together(make_session: Made) -> None:
+    """8-bit moments, dropped captions, accumulation, checkpointing and samples; the full suite tests each alone."""
+    eight_bit = importlib.util.find_spec("bitsandbytes") is not None
+    settings = {
+        "text_encoder__steps": 3,
+        "unet__steps": 4,
+        "optimizer__name": "adamw8bit" if eight_bit else "adamw",
+        "captions__dropout": 0.5,
+        "gradient_accumulation": 2,
+        "gradient_checkpointing": True,
+        "samples__every_steps": 2,
+        "samples__steps": 2,
+    }
+    one, other = (make_session(f"all{number}", **settings) for number in range(2))
+    for session in (one, other):
+        for image in session.instance_images.glob("*.png"):
+            (session.captions / f"{image.stem}.txt").write_text("on a table")
+    life = Life(one)
+    assert life.run() == "finished"
+    assert life.said("plan")[0]["captions_dropped"] == 0.5
+    assert Life(other, until=at("text_encoder", 1)).run() == "stopped"
+    assert Life(other, until=at("unet", 3)).run() == "stopped"
+    moments = load_file(standing(other).checkpoints["unet"].path / "optimizer.safetensors").values()
+    assert any(value.dtype == torch.uint8 for value in moments) == eight_bit
+    assert Life(other).run() == "finished"
+    assert result(one) == result(other)
+    assert standing(one).checkpoints["unet"].state["host"]["threads"] == 1, "a small model is slower on more"
+    samples = sorted(path.name for path in one.samples.glob("*.png"))
+    assert samples == [
+        f"{stage}-1.png" for stage in ("text_encoder-000002", "text_encoder-000003", "unet-000002", "unet-000004")
+    ]
+    for name in samples:
+        assert (one.samples / name).read_bytes() == (other.samples / name).read_bytes()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["adamw8bit", "adamw"])
 def test_resume_is_exact_with_each_optimizer(make_session: Made, name: str) -> None:
     pytest.importorskip("bitsandbytes")
     settings = {"text_encoder__steps": 2, "unet__steps": 6, "optimizer__name": name, "batch_size": 2}
@@ -121,6 +158,7 @@ def test_resume_is_exact_with_each_optimizer(make_session: Made, name: str) -> N
     assert result(one) == result(other)
 
 
+@pytest.mark.full
 def test_captions_left_out_now_and_then_resume_exactly(make_session: Made) -> None:
     settings = {"text_encoder__steps": 2, "unet__steps": 4, "prior__class_images": 0}
     sessions = [make_session(f"told{n}", captions__dropout=share, **settings) for n, share in enumerate((0.5, 0.5, 0))]
@@ -139,6 +177,7 @@ def test_captions_left_out_now_and_then_resume_exactly(make_session: Made) -> No
     assert standing(one).checkpoints["unet"].state["host"]["threads"] == 1, "a small model is slower on more"
 
 
+@pytest.mark.full
 def test_accumulation_checkpointing_and_samples_resume_exactly(make_session: Made) -> None:
     settings = {
         "text_encoder__steps": 3,
@@ -351,6 +390,7 @@ def broken_package(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("real_processes")
 def test_modules_in_the_current_folder_are_not_imported(
     make_session: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
