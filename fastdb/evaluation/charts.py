@@ -8,15 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
-from fastdb.evaluation.candidates import PictureCache
 from fastdb.evaluation.measures import Value
 from fastdb.evaluation.prompts import Protocol, Shot
-from fastdb.evaluation.report import Evaluation
 from fastdb.images.contact_sheet import Cell, Row, contact_sheet
 from fastdb.images.photos import read_photo
+
+if TYPE_CHECKING:
+    from fastdb.evaluation.candidates import PictureCache
+    from fastdb.evaluation.report import Evaluation
 
 _GRID_COLUMNS = 8
 _PAPER, _INK, _GREY, _RULE = "#ffffff", "#1c1c1e", "#6b6b70", "#e4e4e8"

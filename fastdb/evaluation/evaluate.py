@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from fastdb.checkpoints.retention import PICKED
-from fastdb.errors import ConfigError, ImageError, ModelError, SessionBusy, TrainingError
+from fastdb.errors import ConfigError, ImageError, ModelError, SessionBusy
 from fastdb.evaluation.candidates import Candidate, PictureCache, checkpoints_of, file_of, untrained
 from fastdb.evaluation.charts import curves_of, draw_curves, draw_grid
 from fastdb.evaluation.choose import Row, pick
@@ -23,7 +20,7 @@ from fastdb.inference.engine import Request
 from fastdb.inference.samplers import DEFAULT
 from fastdb.models.resolve import MINI, ensure_base
 from fastdb.reporting import SILENT, Note, Report
-from fastdb.runtime.device import choose_device
+from fastdb.runtime.device import choose_device, explain_out_of_memory
 from fastdb.sessions.lease_status import refuse_elsewhere
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import make_folder, write_json
@@ -32,6 +29,8 @@ from fastdb.training.process import find
 
 FOLDER = "evaluation"
 MEASURES = ("auto", "drawn", "clip")
+
+_OUT_OF_MEMORY = "Close other programs that use the GPU and run the same command again; finished pictures are kept."
 
 
 @dataclass(frozen=True)
@@ -174,7 +173,7 @@ def _draw(
     total, done = len(candidates) * len({(shot.prompt, shot.seed) for shot in shots}), 0
     if missing < total:
         report.note(Note("pictures reused", f"{total - missing} of {total}"))
-    with report.progress("draw", "picture") as update, _out_of_memory_explained():
+    with report.progress("draw", "picture") as update, explain_out_of_memory("evaluation", _OUT_OF_MEMORY):
 
         def count(drawn: int) -> None:
             nonlocal done
@@ -191,7 +190,7 @@ def _measure(
 ) -> list[Measured]:
     """Measure every candidate's pictures and add the figures that compare it with the base."""
     results: list[Measured] = []
-    with report.progress("measure", "checkpoint") as update, _out_of_memory_explained():
+    with report.progress("measure", "checkpoint") as update, explain_out_of_memory("evaluation", _OUT_OF_MEMORY):
         for number, candidate in enumerate(candidates, start=1):
             measured = measure.read(cache.load(candidate, protocol.shots()))
             start = results[0].values if results else measured.values
@@ -236,20 +235,3 @@ def _settings(cache: PictureCache) -> dict[str, object]:
         "height": request.height,
         "precision": cache.precision,
     }
-
-
-@contextmanager
-def _out_of_memory_explained() -> Iterator[None]:
-    """Replace torch's out-of-memory error.
-
-    Raises:
-        TrainingError: the GPU is out of memory.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(
-            f"the GPU is out of memory ({str(error).splitlines()[0][:120]})",
-            where="evaluation",
-            fix="Close other programs that use the GPU and run the same command again; finished pictures are kept.",
-        ) from error

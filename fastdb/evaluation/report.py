@@ -6,13 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastdb.evaluation.candidates import Candidate, PictureCache
 from fastdb.evaluation.choose import Pick
 from fastdb.evaluation.measures import Figure, Measured
 from fastdb.evaluation.prompts import Protocol
 from fastdb.reporting import Note
+
+if TYPE_CHECKING:
+    from fastdb.evaluation.candidates import Candidate, PictureCache
 
 FORMAT = 1
 
