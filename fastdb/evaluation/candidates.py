@@ -16,7 +16,7 @@ from fastdb.checkpoints.progress import Standing, standings
 from fastdb.evaluation.measures import Taken
 from fastdb.evaluation.prompts import Shot
 from fastdb.images.photo_files import png_fault
-from fastdb.inference.engine import Engine, Request
+from fastdb.inference.engine import Engine, Request, group_size
 from fastdb.inference.pictures import parameters, png
 from fastdb.inference.source import open_source
 from fastdb.models.diffusers_folder import BaseModel
@@ -25,7 +25,6 @@ from fastdb.runtime.device import release_memory
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import explained, make_folder, write_bytes
 from fastdb.storage.manifest import sha256
-from fastdb.training.class_images import group_size
 
 STAGE = "unet"
 

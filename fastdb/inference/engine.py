@@ -21,6 +21,11 @@ from fastdb.models.loading import load_part, load_scheduler, load_tokenizer
 from fastdb.runtime.device import Device, choose_device
 
 
+def group_size(resolution: int) -> int:
+    """Return the number of pictures of a resolution to draw per pass, 4 of 512 px and at most 8."""
+    return max(1, min(8, 4 * 512**2 // resolution**2))
+
+
 @dataclass(frozen=True)
 class Request:
     """Settings of pictures to draw; picture i of `count` has seed + i.

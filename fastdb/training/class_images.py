@@ -12,7 +12,7 @@ from PIL import Image
 
 from fastdb.images.captions import read_caption
 from fastdb.images.photo_files import photos_in
-from fastdb.inference.engine import Engine, Request
+from fastdb.inference.engine import Engine, Request, group_size
 from fastdb.inference.pictures import parameters, png
 from fastdb.reporting import Note, Progress
 from fastdb.sessions.file_hashes import forget_files, record_files
@@ -95,11 +95,6 @@ def _make(
                 done += 1
                 progress(done, len(numbers))
     record_files(session.path, [_path(session.class_images, number) for number in numbers])
-
-
-def group_size(resolution: int) -> int:
-    """Return the number of class images of a resolution per pass, 4 of 512 px and at most 8."""
-    return max(1, min(8, 4 * 512**2 // resolution**2))
 
 
 def _path(folder: Path, number: int) -> Path:

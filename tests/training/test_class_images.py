@@ -15,13 +15,13 @@ from PIL import Image
 
 from fastdb.checkpoints.progress import standing
 from fastdb.errors import ImageError, TrainingError
-from fastdb.inference.engine import Engine, Request
+from fastdb.inference.engine import Engine, Request, group_size
 from fastdb.models.diffusers_folder import open_base_model
 from fastdb.reporting import Note
 from fastdb.runtime.device import choose_device
 from fastdb.sessions.session import Session
 from fastdb.training.batches import Batches
-from fastdb.training.class_images import class_images, group_size
+from fastdb.training.class_images import class_images
 from tests.training.conftest import result
 from tests.training.test_trainer import Life, at
 
