@@ -24,8 +24,9 @@ from fastdb.reporting import format_bytes
 PROBE = """
 import sys
 from pathlib import Path
+from fastdb.formats.reader import open_tensors
 from fastdb.models.prediction import probe_unet
-probe_unet(Path(sys.argv[1]))
+probe_unet(open_tensors(Path(sys.argv[1])))
 """
 NOTHING = "import diffusers; from diffusers import UNet2DConditionModel; import fastdb.models.prediction"
 

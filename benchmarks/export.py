@@ -22,7 +22,8 @@ import numpy as np
 from fastdb import console, demo
 from fastdb.commands import sessions, training
 from fastdb.evaluation.prompts import words_of
-from fastdb.models.resolve import MINI, ensure_base
+from fastdb.models.mini_settings import MINI
+from fastdb.models.resolve import ensure_base
 from fastdb.reporting import format_bytes
 from fastdb.runtime.library_logging import hush_libraries
 from fastdb.sessions.session import Session

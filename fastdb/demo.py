@@ -19,7 +19,7 @@ from fastdb.evaluation.prompts import CLASS, CONTEXT, OTHERS, SUBJECT, Shot
 from fastdb.images.contact_sheet import Cell, Row, arrowed, contact_sheet
 from fastdb.images.photo_files import photos_in
 from fastdb.images.photos import read_photo, save_png
-from fastdb.models.resolve import MINI
+from fastdb.models.mini_settings import MINI
 from fastdb.reporting import format_bytes
 from fastdb.runtime.library_logging import hush_libraries
 from fastdb.runtime.paths import cache_folder

@@ -15,9 +15,9 @@ from fastdb.config import Config, build
 from fastdb.errors import FastDBError, ImageError, SessionBusy, SessionNotFound, StorageError
 from fastdb.images.photo_files import find_photos, photos_in, png_fault
 from fastdb.models.diffusers_folder import fingerprint, open_base_model
-from fastdb.models.mini_settings import recommended
+from fastdb.models.mini_settings import MINI, recommended
 from fastdb.models.registry import check_choice
-from fastdb.models.resolve import MINI, known_base, resolve_base
+from fastdb.models.resolve import known_base, resolve_base
 from fastdb.reporting import SILENT, Note, Report
 from fastdb.runtime.paths import expanded, sessions_root
 from fastdb.sessions import file_hashes

@@ -20,8 +20,8 @@ from fastdb.downloads.download import download
 from fastdb.downloads.source import CivitaiFile, DriveFile, WebFile, parse
 from fastdb.errors import ImageError, SessionBusy, SessionError, StorageError
 from fastdb.models.diffusers_folder import fingerprint, open_base_model
-from fastdb.models.mini_settings import recommended
-from fastdb.models.resolve import MINI, resolve_base
+from fastdb.models.mini_settings import MINI, recommended
+from fastdb.models.resolve import resolve_base
 from fastdb.reporting import SILENT, Note, Report, format_bytes
 from fastdb.runtime.paths import cache_folder, expanded
 from fastdb.sessions.file_hashes import changes, record_files

@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL.Image import Image
 from PIL.PngImagePlugin import PngInfo
 
-from fastdb.inference.engine import Request
 from fastdb.storage.atomic_write import make_folder, write_bytes
+
+if TYPE_CHECKING:
+    from fastdb.inference.engine import Request
 
 
 def save_pictures(pictures: Sequence[Image], request: Request, folder: Path) -> list[Path]:

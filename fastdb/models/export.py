@@ -127,7 +127,7 @@ def export_model(
     done = write_model(plan, target, metadata, progress)
     if family == "sd2":
         kinds = {"epsilon": "epsilon", "v": "v_prediction"}
-        kind = kinds.get(metadata.get("modelspec.prediction_type", "")) or probe_unet(parts["unet"]).kind
+        kind = kinds.get(metadata.get("modelspec.prediction_type", "")) or probe_unet(files["unet"]).kind
         write_yaml(target, {planned.entry.name: planned.entry.shape for planned in plan}, kind)
     return done
 

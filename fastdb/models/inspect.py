@@ -125,7 +125,7 @@ def prediction_of(inspection: Inspection, progress: Progress | None = None) -> P
     """
     path, prediction = inspection.path, inspection.prediction
     if prediction is not None and not prediction.kind:
-        return probe_unet(weight_file(path, "unet") if path.is_dir() else path, progress)
+        return probe_unet(open_tensors(weight_file(path, "unet") if path.is_dir() else path), progress)
     if prediction is None or prediction.kind not in ("epsilon", "v_prediction"):
         reason = "it has no UNet" if prediction is None else f"it predicts {prediction.kind}, neither noise nor v"
         fix = "Give a whole Stable Diffusion 1.x, 2.x or SDXL."

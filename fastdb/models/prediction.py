@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdb.errors import ModelError
-from fastdb.formats.reader import TensorFile, open_tensors
 from fastdb.models.detect import FLUX, SD2, SD3, Recognised
 from fastdb.models.layouts.families import layout_of
 from fastdb.models.layouts.layout import AGAIN, UNET_ROOT, Line, Shape
@@ -23,6 +22,8 @@ from fastdb.storage.atomic_write import explained, write_text
 
 if TYPE_CHECKING:
     from torch.nn import Module
+
+    from fastdb.formats.reader import TensorFile
 
 LATENT, TOKENS, VALUE, LAST_STEP = (4, 64, 64), 77, 0.5, 999
 PROBE_LIMIT = -1.0
@@ -81,7 +82,7 @@ def declared_prediction(
     return Prediction("epsilon", zero_snr, "default") if what.family else UNKNOWN
 
 
-def probe_unet(path: Path, progress: Progress | None = None) -> Prediction:
+def probe_unet(file: TensorFile, progress: Progress | None = None) -> Prediction:
     """Measure what the UNet of a Stable Diffusion 2.x predicts, by one pass on the CPU.
 
     The inputs are a latent of 0.5 everywhere, [1, 4, 64, 64], the last step, 999, and text states of 0.5 everywhere,
@@ -90,7 +91,7 @@ def probe_unet(path: Path, progress: Progress | None = None) -> Prediction:
     below -1, as in the fast-DreamBooth notebooks and in AUTOMATIC1111's `is_using_v_parameterization_for_sd2`.
 
     Args:
-        path: an original file or a file of diffusers, with or without the other parts; only the UNet is loaded.
+        file: an original file or a file of diffusers, with or without the other parts; only the UNet is loaded.
         progress: called with (done, total): the UNet's tensors, and the pass as one more.
 
     Raises:
@@ -100,7 +101,6 @@ def probe_unet(path: Path, progress: Progress | None = None) -> Prediction:
     import torch
     from diffusers import UNet2DConditionModel
 
-    file = open_tensors(path)
     stored = _stored_names(file)
     shapes: dict[str, Shape] = {line.original: file.tensors[name].shape for line, name in stored.items()}
     with torch.device("meta"):
@@ -116,7 +116,7 @@ def probe_unet(path: Path, progress: Progress | None = None) -> Prediction:
         progress(len(stored) + 1, len(stored) + 1)
     mean = float((out.float() - VALUE).mean())
     if mean != mean or abs(mean) == float("inf"):
-        raise ModelError("its UNet returns NaN or infinity", where=path, fix="Choose another copy of this model.")
+        raise ModelError("its UNet returns NaN or infinity", where=file.path, fix="Choose another copy of this model.")
     return Prediction("v_prediction" if mean < PROBE_LIMIT else "epsilon", source="UNet probe", mean=mean)
 
 

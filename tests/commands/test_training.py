@@ -104,7 +104,8 @@ def half_base(photos: list[Path], folder: Path) -> dict[str, Any]:
 
 
 def workflow_base() -> Path:
-    from fastdb.models.resolve import MINI, resolve_base
+    from fastdb.models.mini_settings import MINI
+    from fastdb.models.resolve import resolve_base
 
     return resolve_base(MINI).folder
 

@@ -28,7 +28,7 @@ from transformers import (
 
 from fastdb.commands import sessions, training
 from fastdb.images.photos import save_png
-from fastdb.models.resolve import MINI
+from fastdb.models.mini_settings import MINI
 from fastdb.sessions.session import Session
 from fastdb.world.subjects import SUBJECTS
 
