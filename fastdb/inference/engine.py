@@ -67,11 +67,6 @@ Embeddings = tuple[torch.Tensor, torch.Tensor]
 """Embeddings of a prompt and a negative prompt, each (77, width)."""
 
 
-def group_size(resolution: int) -> int:
-    """Return the number of pictures of a resolution per pass, 4 of 512 px and at most 8."""
-    return max(1, min(8, 4 * 512**2 // resolution**2))
-
-
 class Engine:
     """Draws pictures by prompt, seed, steps, guidance and sampler.
 
