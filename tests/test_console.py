@@ -153,7 +153,7 @@ def test_a_plan_is_shown_in_sentences(capsys: pytest.CaptureFixture[str]) -> Non
         "Loss: Min-SNR weights, gamma 5",
         "Device: cpu in fp32 (as asked)",
         "Optimizer: adamw (as asked)",
-        "Checkpoints: every 50 steps or 5 minutes, and when stopped; multiples of 100 steps are kept",
+        "Checkpoints: every 50 steps or 5 minutes, and when stopped; those at multiples of 100 are kept",
     ]
     for change, line in (
         ({"joint_steps": 4}, "Text encoder: trained with the UNet until step 4, learning rate 0.001 falling to 0"),

@@ -133,7 +133,7 @@ def _plan_lines(plan: dict[str, Any]) -> list[str]:
         lines.append(f"Loss: Min-SNR weights, gamma {plan['min_snr_gamma']:g}")
     lines.append(f"Device: {plan['device']} in {plan['precision']} ({plan['precision_reason']})")
     lines.append(f"Optimizer: {plan['optimizer']} ({plan['optimizer_reason']})")
-    kept = f"; multiples of {plan['keep_every']} steps are kept" if plan["keep_every"] else ""
+    kept = f"; those at multiples of {plan['keep_every']} are kept" if plan["keep_every"] else ""
     often = f"every {plan['save_every_steps']} steps or {plan['save_every_minutes']:g} minutes"
     lines.append(f"Checkpoints: {often}, and when stopped{kept}")
     return lines

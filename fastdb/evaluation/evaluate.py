@@ -29,6 +29,7 @@ from fastdb.training.prepare import check_base
 from fastdb.training.process import find
 
 FOLDER = "evaluation"
+_OUT_OF_MEMORY = "Close other programs that use the GPU and run the same command again; finished pictures are kept."
 MEASURES = ("auto", "drawn", "clip")
 
 _OUT_OF_MEMORY = "Close other programs that use the GPU and run the same command again; finished pictures are kept."

@@ -107,10 +107,9 @@ def test_another_schedule_is_another_result(base: Session, from_the_beginning: S
 
 
 def test_every_count_follows(base: Session, capsys: pytest.CaptureFixture[str]) -> None:
-    session = more(base, DECAY)
-    said = capsys.readouterr().out
-    assert "base is extended after step 4 by 3 steps, decay at 0.00025: 7 in all" in said
-    assert "train them with: fastdb train base" in said
+    session = interactive.extend(base, 3, schedule="decay", learning_rate=0.00025)
+    expected = "Extended base after step 4 by 3 steps, decay at 0.00025: 7 steps in all. Train them with: fastdb train"
+    assert expected in capsys.readouterr().out
     assert (steps_of(session, "unet"), steps_of(session, "text_encoder")) == (7, 2)
     assert how_far(session, progress_of(session)) == "text_encoder 2/2, unet 4/7"
     assert set(need(session, _base_of(session)).checkpoints) == {"unet"}

@@ -57,7 +57,7 @@ def test_it_goes_on_from_there_and_ends_where_it_ended(
     assert interactive.train(session, from_step=2) == "finished"
     out = capsys.readouterr().out
     aside = session.checkpoints / "set-aside-1"
-    assert f"checkpoints after step 2 of the UNet's stage are kept in {aside}\n" in out
+    assert f"Kept earlier checkpoints in {aside}\n" in out
     assert "resuming after step 2" in out
     assert [one.step for one in complete(aside)] == [3, 4, 5]
     assert (aside / "unet-000005" / "unet.packed").read_bytes() == last
@@ -93,7 +93,7 @@ def test_from_0_the_stage_begins_again_with_what_it_is_to_have(
     assert {name: data for name, data in tree(session).items() if "text_encoder-" in name} == encoder
     capsys.readouterr()
     assert interactive.train(session, from_step=2) == "finished"
-    assert "There were no checkpoints after step 2 of the UNet's stage" in capsys.readouterr().out
+    assert "There were no checkpoints to set aside" in capsys.readouterr().out
     assert not (session.checkpoints / "set-aside-2").exists()
 
 
