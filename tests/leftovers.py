@@ -95,7 +95,7 @@ def in_place_of(path: Path, make: Callable[[Path], object]) -> None:
     make(path)
 
 
-LEADS_OUT = "its manifest names "
+LEADS_OUT = "its manifest lists "
 TWIN = "Google Drive shows it as a second {last}"
 
 CASES: dict[str, Case] = {

@@ -16,9 +16,9 @@ from PIL import Image
 
 from fastdb import interactive
 from fastdb.commands import sessions, sharing, training
-from fastdb.commands.sessions import list_sessions, show
 from fastdb.errors import FastDBError
 from fastdb.images.captions import instance_images_of
+from fastdb.interactive import list_sessions, show
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import read_record
 from fastdb.sharing.transfer import files_of

@@ -270,7 +270,7 @@ SAID = [
     (["train", "cup", "--set", "resolution=500"], "resolution is 500, but must be a multiple of 64"),
     (["train", "cup", "--set", "unet.stpes=5"], "there is no setting unet.stpes (did you mean unet.steps?)."),
     (["new", "x", "--set", "unet.stpes=5", "--set", "seed=-1"], "seed is -1, but must be at least 0"),
-    (["train", "cup", "--set", "foo"], "'foo': is no setting and value. Write it as --set unet.steps=800."),
+    (["train", "cup", "--set", "foo"], "'foo': is not a setting and a value. Write it as --set unet.steps=800."),
     (["train", "cup", "--set", "unet.steps=2026-13-45"], "unet.steps is '2026-13-45', but must be a whole number"),
     (["new", "x", "--base", "{bad}/gone"], "{bad}/gone: there is no such file or folder. Give a Stable Diffusion 1.x"),
     (["new", "x", "--base", "{bad}"], "{bad}"),
@@ -301,7 +301,7 @@ def test_a_session_is_extended(session: Path) -> None:
     done = fastdb("extend", "cup", "--steps", "20", "--schedule", "hold", "--rate", "1e-5")
     assert (done.code, done.err) == (0, "")
     assert done.out == (
-        "cup is extended after step 60 by 20 steps, hold at 1e-05: 80 in all\ntrain them with: fastdb train cup\n"
+        "Extended cup after step 60 by 20 steps, hold at 1e-05: 80 steps in all. Train them with: fastdb train cup\n"
     )
     done = fastdb("show", "cup")
     assert "text_encoder 0/60, unet 0/80" in done.out

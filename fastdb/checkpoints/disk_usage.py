@@ -11,7 +11,7 @@ from fastdb.checkpoints.checkpoint import UNFINISHED, complete
 from fastdb.checkpoints.progress import STAGES, progress_of, steps_of
 from fastdb.checkpoints.retention import retention, spare
 from fastdb.sessions.session import Session
-from fastdb.storage.atomic_write import TEMPORARY
+from fastdb.storage.atomic_write import is_temporary
 from fastdb.storage.delete import bytes_of
 from fastdb.storage.set_aside import ASIDE
 
@@ -126,7 +126,7 @@ def _files(folder: Path, kind: str, name: re.Pattern[str]) -> list[Cost]:
 
 def _is_unfinished(path: Path) -> bool:
     """Whether a killed process left a file behind while writing it."""
-    return path.name.startswith(".") and path.name.endswith(TEMPORARY)
+    return is_temporary(path.name)
 
 
 def _is_generated(path: Path) -> bool:

@@ -14,10 +14,10 @@ from fastdb.checkpoints.checkpoint import Checkpoint, newest, save
 from fastdb.checkpoints.leftovers import leftovers
 from fastdb.checkpoints.progress import standing
 from fastdb.checkpoints.retention import prune, spare
-from fastdb.commands.sessions import show
 from fastdb.config import Config
 from fastdb.console import sentence
 from fastdb.errors import StorageError
+from fastdb.interactive import show
 from fastdb.reporting import Note
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import FILE, BaseModelRecord

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fastdb.commands.sessions import show
 from fastdb.config import Config
+from fastdb.interactive import show
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import BaseModelRecord
 from fastdb.storage.drive_uploads import waits_for_upload
@@ -27,7 +27,10 @@ def test_what_waits_for_its_upload_is_told_until_it_is_there(
         (session.path / "cup.ckpt").write_bytes(b"export")
         show(session)
         said = " ".join(capsys.readouterr().out.split())
-        assert "not uploaded unet-000004, unet-000003, unet-000002 and 3 more: on this machine alone" in said
+        assert (
+            "not uploaded unet-000004, unet-000003, unet-000002 and 3 more: Google Drive has not uploaded them yet"
+            in said
+        )
         assert waits_for_upload(session.path / "cup.ckpt")
         drive.settle()
         show(session)

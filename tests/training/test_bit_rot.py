@@ -16,8 +16,8 @@ from fastdb import interactive
 from fastdb.checkpoints.progress import standing
 from fastdb.commands import sessions, training
 from fastdb.commands.results import export, generate
-from fastdb.commands.sessions import show
 from fastdb.errors import FastDBError
+from fastdb.interactive import show
 from fastdb.sessions.file_hashes import FILES, changes, unlisted
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import FILE
