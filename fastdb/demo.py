@@ -1,4 +1,4 @@
-"""The whole journey on mini, offline: five photos of a mug, an interruption on purpose, a file, a picture."""
+"""The whole journey on mini, offline, from five photos to an exported file."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ TOKEN, CLASS_WORD = "sks", "mug"
 PROMPT = f"a photo of a {TOKEN} {CLASS_WORD}"
 
 SETTINGS: dict[str, Any] = {"captions.instance_prompt": PROMPT, "samples.every_steps": 100}
-"""Beside what is recommended for mini."""
+"""Settings besides those recommended for mini."""
 
 DRAWING: dict[str, Any] = {"guidance": 3.0, "steps": 20}
-"""How every picture is made, before training and after."""
+"""Settings of every picture, before and after training."""
 
 COLOURED = "coloured class"
 
@@ -64,36 +64,36 @@ PROMPTS: dict[str, tuple[str, ...]] = {
         "a photo of a blue car on a checkered grey background",
     ),
 }
-"""What is asked for, in the groups of `fastdb evaluate`; no photo shows one of these backgrounds."""
+"""Prompts by the groups of `fastdb evaluate`; no photo has one of these backgrounds."""
 
 TIMES = {SUBJECT: 4, CONTEXT: 2, CLASS: 4, COLOURED: 2, OTHERS: 2}
-"""Seeds a prompt; the contact sheet shows the first."""
+"""Seeds per prompt; the contact sheet shows the first."""
 
 KILL_AT = 0.5
-"""Where in the UNet stage the trainer is killed, as a part of its steps."""
+"""Part of the UNet stage after which the trainer is killed."""
 
 
 def run_demo(root: Path | None = None, name: str = "demo") -> Path:
     """Run the journey and return the contact sheet's path.
 
     Raises:
-        FastDBError: something of it failed.
+        FastDBError: a part failed.
     """
     began, root = time.monotonic(), Path(root or "fastdb-demo").absolute()
     name = _free(root, name)
-    console.say(f"1. The model that ships, five photos of a {CLASS_WORD} it has never seen, a new session")
+    console.say(f"1. A new session: the model that ships, and five photos of a {CLASS_WORD} that it has never seen")
     session = interactive.new(
         name, MINI, demo_photos(), token=TOKEN, class_word=CLASS_WORD, root=root, settings=SETTINGS
     )
-    part("2. What the model makes of the prompts before it has learned anything")
+    part("2. Pictures of the prompts before training")
     before = pictures(session)
-    part("3. Two-stage training, and in the midst of it the trainer is killed on purpose")
+    part("3. Two-stage training; the trainer is killed on purpose")
     killed = train_and_kill(session)
-    part("4. The same command again: it goes on from the last checkpoint")
+    part("4. The same command again: training resumes from the last checkpoint")
     interactive.train(session)
-    part("5. One file in the original layout, twice")
+    part("5. Export to one file in the original layout, in two formats")
     files = interactive.export(session)
-    part("6. What the exported file makes of the same prompts and seeds")
+    part("6. Pictures of the same prompts and seeds from the exported file")
     after = pictures(files[0])
     sheet = session.path / "contact_sheet.png"
     save_png(draw(session, killed, before, after), sheet)
@@ -103,57 +103,57 @@ def run_demo(root: Path | None = None, name: str = "demo") -> Path:
 
 
 def demo_photos() -> list[Path]:
-    """The five photos of a mug that mini was not trained on, as PNG files, each with a caption beside it.
+    """Write five photos of a mug that mini was not trained on, with captions; return their paths.
 
-    A caption says what lies behind the mug, so that it is not taken for a part of it.
+    A caption describes the background, so that it is not learned as a part of the mug.
     """
     from fastdb.world.subjects import SUBJECTS
 
     folder, subject = cache_folder() / "demo_photos", SUBJECTS[CLASS_WORD]
     make_folder(folder)
     paths = []
-    for number, (photo, said) in enumerate(zip(subject.photos(), subject.captions(), strict=True), start=1):
+    for number, (photo, caption) in enumerate(zip(subject.photos(), subject.captions(), strict=True), start=1):
         path = folder / f"{CLASS_WORD}-{number}.png"
         save_png(photo, path)
-        write_text(path.with_suffix(".txt"), said + "\n")
+        write_text(path.with_suffix(".txt"), caption + "\n")
         paths.append(path)
     return paths
 
 
 def shots() -> list[Shot]:
-    """Every picture asked for, each with a seed of its own, so that no two begin alike."""
-    asked = [(group, prompt) for group, prompts in PROMPTS.items() for prompt in prompts]
+    """Return every picture to generate, each with its own seed."""
+    prompts_by_group = [(group, prompt) for group, prompts in PROMPTS.items() for prompt in prompts]
     return [
-        Shot(group, prompt, seed=number + len(asked) * turn)
-        for number, (group, prompt) in enumerate(asked)
+        Shot(group, prompt, seed=number + len(prompts_by_group) * turn)
+        for number, (group, prompt) in enumerate(prompts_by_group)
         for turn in range(TIMES[group])
     ]
 
 
 def pictures(source: Session | Path) -> list[Taken]:
-    """A picture for each of `shots`, from a session's weights or an exported file, all in one pass."""
+    """Generate a picture for each of `shots`, from a session's weights or an exported file."""
     hush_libraries()
     from fastdb.evaluation.measures import Taken
     from fastdb.inference.source import open_source
 
-    opened, wanted = open_source(source if isinstance(source, Session) else str(source), None, None), shots()
-    console.say(f"drawing {len(wanted)} pictures from {opened.name}")
-    requests = [opened.request(shot.prompt, seed=shot.seed, **DRAWING) for shot in wanted]
-    made = opened.load().generate_together(requests)
-    return [Taken(shot, picture) for shot, picture in zip(wanted, made, strict=True)]
+    opened, planned = open_source(source if isinstance(source, Session) else str(source), None, None), shots()
+    console.say(f"Generating {len(planned)} pictures from {opened.name}")
+    requests = [opened.request(shot.prompt, seed=shot.seed, **DRAWING) for shot in planned]
+    images = opened.load().generate_together(requests)
+    return [Taken(shot, picture) for shot, picture in zip(planned, images, strict=True)]
 
 
 def part(line: str) -> None:
-    """Print the first line of a part of the journey, apart from the one before."""
+    """Print the heading of a part of the journey."""
     console.say()
     console.say(line)
 
 
 def train_and_kill(session: Session) -> int:
-    """Start the trainer as `fastdb train` does, and kill it without a warning; returns the UNet's step by then.
+    """Start the trainer as `fastdb train` does and kill it; return the UNet step it had reached.
 
     Raises:
-        TrainingError: it ended by itself before.
+        TrainingError: it ended before that step.
     """
     step = round(steps_of(session, "unet") * KILL_AT)
     running, view = process.start(session), console.TrainingView()
@@ -166,14 +166,14 @@ def train_and_kill(session: Session) -> int:
         raise TrainingError(f"the trainer ended before step {step} of the unet stage", where=session.name)
     view.close()
     running.reap()
-    console.say(f"killed process {running.pid} with SIGKILL after step {step} of the unet stage")
+    console.say(f"Killed process {running.pid} with SIGKILL after step {step} of the unet stage")
     return step
 
 
 def draw(session: Session, killed: int, before: Sequence[Taken], after: Sequence[Taken]) -> Image:
-    """The contact sheet: the photos, the mug before and after, and what should have stayed as it was."""
-    went_on = open_session(session).record.runs[-1].begins.rsplit(" ", 1)[-1]
-    asked_first, asked_then = _firsts(before, SUBJECT, CONTEXT), _firsts(after, SUBJECT, CONTEXT)
+    """Return the contact sheet of the photos, the mug before and after, and what should not change."""
+    resumed = open_session(session).record.runs[-1].begins.rsplit(" ", 1)[-1]
+    first, then = _firsts(before, SUBJECT, CONTEXT), _firsts(after, SUBJECT, CONTEXT)
     return contact_sheet(
         [
             Row(
@@ -183,42 +183,42 @@ def draw(session: Session, killed: int, before: Sequence[Taken], after: Sequence
             ),
             Row(
                 "Before training",
-                [Cell(one.picture) for one in asked_first],
-                about="what the model makes of the prompts below",
+                [Cell(taken.picture) for taken in first],
+                about="pictures of the prompts below",
             ),
             Row(
                 "After training",
-                [Cell(one.picture, _said(one.shot)) for one in asked_then],
+                [Cell(taken.picture, _short_prompt(taken.shot)) for taken in then],
                 about=f"the same prompts and seeds; {TOKEN} is the word for this mug",
             ),
             Row("Other mugs", _pairs(before, after, CLASS, COLOURED), about="before and after: should stay other mugs"),
             Row("Other things", _pairs(before, after, OTHERS), about="before and after: should stay as they were"),
         ],
         thumb=184,
-        title="Five photos of one mug. Then: the same mug, wherever you ask for it.",
-        note=f"On the way the trainer was killed on purpose, at step {killed} of {steps_of(session, 'unet')}, and went "
-        f"on from step {went_on}. All pictures after training are drawn from the one file that was exported.",
+        title="Five photos of a mug, then the same mug in new pictures",
+        note=f"The trainer was killed on purpose at step {killed} of {steps_of(session, 'unet')} and resumed from step "
+        f"{resumed}. All pictures after training were generated from the exported file.",
     )
 
 
 def measure(before: Sequence[Taken], after: Sequence[Taken]) -> None:
-    """Say what the pictures show, read back from their pixels."""
+    """Print what the pictures show, read back from their pixels."""
     from fastdb.evaluation.mini_measures import FIGURES, Drawn
     from fastdb.world.subjects import SUBJECTS
 
     drawn = Drawn(SUBJECTS[CLASS_WORD])
     first, then = drawn.read(before).values, drawn.read(after).values
-    part(f"Read back from {len(before)} pictures before training and {len(after)} after, so a rough measure:")
+    part(f"Read back from {len(before)} pictures before and {len(after)} after training, a rough measure:")
     rows = [
         (figure.about.removeprefix("share of "), _count(first[figure.name]), _count(then[figure.name]))
         for figure in FIGURES
         if figure.name in then
     ]
-    console.table(("how many", "before", "after"), rows)
+    console.table(("pictures", "before", "after"), rows)
 
 
 def summary(session: Session, files: Sequence[Path], sheet: Path, seconds: float) -> None:
-    """Say where everything lies."""
+    """Print where everything is."""
     part(f"Done in {seconds:.0f} s.")
     rows = [
         ("session", str(session.path)),
@@ -230,27 +230,27 @@ def summary(session: Session, files: Sequence[Path], sheet: Path, seconds: float
 
 
 def _firsts(taken: Sequence[Taken], *groups: str) -> list[Taken]:
-    """The first picture of each prompt of some groups."""
-    found: dict[str, Taken] = {}
-    for one in taken:
-        if one.shot.group in groups:
-            found.setdefault(one.shot.prompt, one)
-    return list(found.values())
+    """Return the first picture of each prompt of some groups."""
+    first: dict[str, Taken] = {}
+    for picture in taken:
+        if picture.shot.group in groups:
+            first.setdefault(picture.shot.prompt, picture)
+    return list(first.values())
 
 
 def _pairs(before: Sequence[Taken], after: Sequence[Taken], *groups: str) -> list[Cell]:
-    """Cells that hold a picture before training and the same one after it."""
+    """Return cells with a picture before training beside the same picture after it."""
     both = zip(_firsts(before, *groups), _firsts(after, *groups), strict=True)
     return [Cell(arrowed(first.picture, then.picture), then.shot.prompt) for first, then in both]
 
 
-def _said(shot: Shot) -> str:
-    """A prompt, its beginning left out where the first column has it already."""
+def _short_prompt(shot: Shot) -> str:
+    """Return a prompt without the beginning that the first column shows."""
     return f"… {shot.prompt.removeprefix(PROMPT).strip()}" if shot.prompt != PROMPT else shot.prompt
 
 
 def _count(value: Value) -> str:
-    """A share as `3 of 4`."""
+    """Format a share as `3 of 4`."""
     return f"{round(value.mean * value.count)} of {value.count}"
 
 

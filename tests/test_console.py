@@ -27,7 +27,7 @@ def test_an_interruption_is_said_and_130(capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit) as ended, console.boundary():
         raise KeyboardInterrupt
     assert ended.value.code == 130
-    assert capsys.readouterr().err == "stopped by you\n"
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_a_bug_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,11 +177,11 @@ def test_a_training_is_shown_from_its_events(
     assert told.out.splitlines() == [
         "text_encoder stage: 2 steps",
         "images: 3 at 64 px",
-        "saved text_encoder-000002 on this machine in 0.2 s",
+        "Saved text_encoder-000002 on this machine in 0.2 s",
         "warning: the weather is bad",
         "warning: Skipping checkpoint unet-000009: unet.packed is missing",
         "warning: of a later version: a b",
-        "sample /s/samples/unet-000006-1.png",
+        "Sample: /s/samples/unet-000006-1.png",
     ]
     bars = [part.strip() for part in told.err.replace("\n", "\r").split("\r") if part.strip()]
     last = {

@@ -11,16 +11,16 @@ from typing import Any
 from fastdb.errors import FastDBError
 
 _BREAKS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
-"""What breaks a line, moves a terminal's cursor or turns the direction of writing; a file's name may hold it."""
+"""Characters, possible in file names, that break a line, move the cursor or change the direction of writing."""
 
 _showing: list[Any] = []
-"""The bars that are showing, the innermost last."""
+"""The open bars, the innermost last."""
 
 
 def say(line: str = "") -> None:
     """Print one line, above a progress bar if one is showing."""
-    # A file name may hold what this terminal has no sign for; that is no reason to fail.
-    line = _BREAKS.sub(lambda sign: ascii(sign[0])[1:-1], line)
+    # A file name may contain characters that this terminal cannot encode.
+    line = _BREAKS.sub(lambda match: ascii(match[0])[1:-1], line)
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     line = line.encode(encoding, "backslashreplace").decode(encoding)
     if _showing:
@@ -30,25 +30,25 @@ def say(line: str = "") -> None:
 
 
 def complain(line: str) -> None:
-    """Print one line to standard error; what would break it into several becomes a space."""
+    """Print one line to standard error, with line breaks replaced by spaces."""
     print(" ".join(line.splitlines()), file=sys.stderr, flush=True)
 
 
 @contextmanager
 def boundary() -> Iterator[None]:
-    """Turn a fault a person can mend into one line and exit code 2; a bug keeps its traceback."""
+    """Turn a `FastDBError` into one line and exit code 2; other exceptions keep their traceback."""
     try:
         yield
     except FastDBError as error:
         complain(f"error: {error}")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        complain("stopped by you")
+        complain("interrupted")
         raise SystemExit(130) from None
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows under a head, columns aligned; nothing is cut, so that it can be copied and piped."""
+    """Print rows below a head with aligned columns; nothing is cut, so that output can be copied and piped."""
     lines = [list(head), *(list(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     for line in lines:
@@ -57,38 +57,38 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 @contextmanager
 def bar(task: str, unit: str = "it") -> Iterator[Callable[[int, int], None]]:
-    """A progress bar with rate and ETA; call what it gives with (done, total), total 0 where nobody knows.
+    """Show a progress bar with rate and ETA; yield its callback for (done, total), a total of 0 being unknown.
 
-    Of the unit `B`, bytes, it shows thousands as k, M and G.
+    With the unit `B`, bytes, numbers are shown in k, M and G.
     """
-    shown: list[Any] = []
+    bars: list[Any] = []
 
     def update(done: int, total: int) -> None:
-        # Opened only now that the total is known: a widget keeps the total it began with.
-        if not shown:
-            shown.append(open_bar(desc=task, unit=unit, total=total or None, unit_scale=unit == "B"))
-        shown[0].update(done - shown[0].n)
+        # Opened once the total is known: a widget keeps its first total.
+        if not bars:
+            bars.append(open_bar(desc=task, unit=unit, total=total or None, unit_scale=unit == "B"))
+        bars[0].update(done - bars[0].n)
 
     try:
         yield update
     finally:
-        for one in shown:
-            close_bar(one)
+        for opened in bars:
+            close_bar(opened)
 
 
 def open_bar(**options: Any) -> Any:
-    """A bar of tqdm: a widget in a notebook, a line that moves in a terminal, a line now and then in a log file."""
+    """Open a tqdm bar, a widget in a notebook and a line in a terminal or log file."""
     from tqdm.auto import tqdm
 
     live = sys.stderr.isatty() or "ipykernel" in sys.modules
-    shown = tqdm(dynamic_ncols=True, mininterval=0.1 if live else 10, **options)
-    # Only a bar that is whole: an interruption while a widget was being made left one that cannot be drawn.
-    _showing.append(shown)
-    return shown
+    opened = tqdm(dynamic_ncols=True, mininterval=0.1 if live else 10, **options)
+    # Registered only now: an interruption while a widget was created left a bar that cannot be drawn.
+    _showing.append(opened)
+    return opened
 
 
-def close_bar(shown: Any) -> None:
+def close_bar(opened: Any) -> None:
     """Close a progress bar."""
-    if shown in _showing:
-        _showing.remove(shown)
-    shown.close()
+    if opened in _showing:
+        _showing.remove(opened)
+    opened.close()

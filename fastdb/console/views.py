@@ -34,7 +34,7 @@ class ConsoleReport(Report):
 
 
 class TrainingView:
-    """Shows a trainer's events: the plan, a bar for each task and stage, a line for what was saved."""
+    """Shows a trainer's events, with a bar for each task and stage."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -42,7 +42,7 @@ class TrainingView:
         self._smooth: float | None = None
 
     def show(self, event: dict[str, Any]) -> None:
-        """Show one event; a kind this version does not know is passed over."""
+        """Show an event; events of an unknown kind are ignored."""
         kinds: dict[str, Callable[[dict[str, Any]], None]] = {
             "plan": self._plan,
             "progress": self._progress,
@@ -55,12 +55,12 @@ class TrainingView:
             "warning": self._warning,
             "end": self._end,
         }
-        shower = kinds.get(event["event"])
-        if shower is not None:
-            shower(event)
+        handler = kinds.get(event["event"])
+        if handler is not None:
+            handler(event)
 
     def close(self) -> None:
-        """Finish the bar that is showing."""
+        """Close the current bar."""
         if self._bar is not None:
             close_bar(self._bar)
         self._bar, self._task = None, ""
@@ -78,31 +78,29 @@ class TrainingView:
             say(line)
 
     def _progress(self, event: dict[str, Any]) -> None:
-        shown = self._open(event["task"], event["total"])
-        shown.update(event["done"] - shown.n)
+        bar = self._open(event["task"], event["total"])
+        bar.update(event["done"] - bar.n)
 
     def _stage(self, event: dict[str, Any]) -> None:
         self._open(event["stage"], event["steps"], event["step"])
 
     def _step(self, event: dict[str, Any]) -> None:
-        shown = self._open(event["stage"], event["steps"], event["step"] - 1)
+        bar = self._open(event["stage"], event["steps"], event["step"] - 1)
         before = self._smooth
-        # One step's loss mostly tells which timestep was drawn; the mean over about twenty tells more.
+        # The loss of a single step mostly depends on the timestep drawn, so a mean over about 20 steps is shown.
         self._smooth = event["loss"] if before is None else 0.95 * before + 0.05 * event["loss"]
-        shown.set_postfix_str(f"loss {self._smooth:.4f}, rate {event['learning_rate']:.2e}", refresh=False)
-        shown.update(event["step"] - shown.n)
+        bar.set_postfix_str(f"loss {self._smooth:.4f}, rate {event['learning_rate']:.2e}", refresh=False)
+        bar.update(event["step"] - bar.n)
 
     def _saved(self, event: dict[str, Any]) -> None:
         waited = f", training waited {event['blocked']:.1f} s" if event.get("blocked", 0) >= 0.1 else ""
-        say(f"saved {Path(event['path']).name} on this machine in {event['seconds']:.1f} s{waited}")
+        say(f"Saved {Path(event['path']).name} on this machine in {event['seconds']:.1f} s{waited}")
 
     def _published(self, event: dict[str, Any]) -> None:
-        name, taken = Path(event["path"]).name, event["seconds"]
-        size = format_bytes(event["bytes"])
-        say(f"published {name}: {size} in the session's folder in {taken:.1f} s, read back and hashed")
+        say(f"Checkpoint {Path(event['path']).name} is in the session's folder ({format_bytes(event['bytes'])})")
 
     def _sample(self, event: dict[str, Any]) -> None:
-        say(f"sample {event['path']}")
+        say(f"Sample: {event['path']}")
 
     def _note(self, event: dict[str, Any]) -> None:
         note = Note(event["kind"], event.get("subject", ""), event.get("reason", ""))

@@ -31,7 +31,7 @@ _HEADER_ENTRY = 110
 """Bytes of a tensor's entry in a safetensors header."""
 _COMPRESSED_WEIGHTS, _COMPRESSED_MOMENTS = 0.72, 0.9
 """Size of weights and moments in a compressed checkpoint, as a part of their raw size; the largest that was measured
-(benchmarks/RESULTS.md, "Exact state in little room": 0.57 and 0.69 for SD 1.5's UNet, small models up to these)."""
+(benchmarks/RESULTS.md, "Compressed checkpoints": 0.57 and 0.69 for SD 1.5's UNet, small models up to these)."""
 
 _Weights = tuple[int, ...]
 """The number of weights in each tensor of a part."""
