@@ -209,7 +209,7 @@ class Config(Settings):
         """Return the settings that differ, each as `unet.steps 200 -> 300`."""
         mine, theirs = dict(flat(self.model_dump())), dict(flat(other.model_dump()))
         differ = [name for name in mine if mine[name] != theirs[name]]
-        return [f"{name} {setting_told(mine[name])} -> {setting_told(theirs[name])}" for name in differ]
+        return [f"{name} {format_setting(mine[name])} -> {format_setting(theirs[name])}" for name in differ]
 
 
 Built = TypeVar("Built", bound=Settings)
@@ -224,7 +224,7 @@ def flat(data: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]
             yield f"{before}{name}", value
 
 
-def setting_told(value: Any) -> str:
+def format_setting(value: Any) -> str:
     """Format a setting's value, as `flat` yields it, on one line."""
     if not (isinstance(value, list | tuple) and value and all(isinstance(item, Mapping) for item in value)):
         return str(value)

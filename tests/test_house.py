@@ -305,7 +305,7 @@ sys.path.insert(0, {str(installed)!r})
 from fastdb.sessions import session
 from fastdb.sessions.session_yaml import BaseModelRecord
 made = session.Session.create("dog", base_model=BaseModelRecord(folder="/m", fingerprint="0"), root={str(tmp_path)!r})
-print(json.dumps({{"home": [session.__file__, str(session.template())]}}))
+print(json.dumps({{"home": [session.__file__, str(session.TEMPLATE)]}}))
 """
     home = python(code)["home"]
     assert all(path.startswith(str(installed)) for path in home)

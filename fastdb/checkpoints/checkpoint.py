@@ -16,7 +16,7 @@ from fastdb.reporting import Note
 from fastdb.storage.atomic_write import explained, flush, write_json
 from fastdb.storage.delete import remove
 from fastdb.storage.drive_duplicates import first_name
-from fastdb.storage.manifest import faults, hashes_in, named, write_manifest
+from fastdb.storage.manifest import faults, hashes_in, write_manifest
 from fastdb.storage.safe_names import shown
 from fastdb.storage.set_aside import ASIDE, move_aside
 
@@ -161,9 +161,9 @@ def fault_in(checkpoint: Checkpoint, lineage: str = "", *, quick: bool = False) 
     """
     if reasons := faults(checkpoint.path, quick=quick):
         return reasons[0]
-    files = named(checkpoint.path)
+    files = hashes_in(checkpoint.path).keys()
     for needed in ((STATE,), (f"{checkpoint.stage}{RAW}", f"{checkpoint.stage}{PACKED}")):
-        if not files.intersection(needed):
+        if files.isdisjoint(needed):
             return f"its manifest does not name {needed[0]}"
     try:
         state = checkpoint.state

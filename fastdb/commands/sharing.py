@@ -29,7 +29,7 @@ from fastdb.sessions.lease_status import refuse_elsewhere
 from fastdb.sessions.session import Session, check_name, lay_out, near_name, now
 from fastdb.sessions.session_yaml import BaseModelRecord, Record, new_lineage, read_record, write_record
 from fastdb.sharing.drive_folder import fetch_folder, folder_number
-from fastdb.sharing.incoming import Found, locate, locate_in, read_come, settle, without_history
+from fastdb.sharing.incoming import Found, locate, locate_in, read_received, settle
 from fastdb.sharing.transfer import (
     EXPORTS,
     HEAVY,
@@ -193,7 +193,7 @@ def duplicate(
         copy_files(session.path, files, beside, update)
         settle(beside, name, None, session.path)
         if not checkpoints:
-            without_history(Session(beside, read_record(beside)))
+            write_record(beside, read_record(beside).model_copy(update={"runs": (), "extended": ()}), keep=False)
         record_files(beside, lock=False)
     report.note(Note("session created", str(path)))
     _report_left_out(session, checkpoints, report)
@@ -289,7 +289,7 @@ def _adopt_folder(top: Path, own_name: str, adoption: _Adoption, where: object) 
             _import_classic(folder, beside, name, adoption, where)
         else:
             _check_not_trained(folder, str(where), True)
-            read_come(folder, where)
+            read_received(folder, where)
             files = _files(folder, adoption.report)
             with adoption.report.progress("copy", "B") as update:
                 copy_files(folder, [*files, MANIFEST] if (folder / MANIFEST).is_file() else files, beside, update)
@@ -309,15 +309,13 @@ def _import_classic(folder: Path, beside: Path, name: str, adoption: _Adoption, 
     from fastdb.sharing.classic_notebook import (
         add_classic,
         add_concept_images,
-        only_zipped,
+        extract_zips,
         read_classic,
-        unzipped,
     )
 
     report, base = adoption.report, adoption.base or MINI
     unpacked = beside / ".images"
-    if only_zipped(folder):
-        unzipped(folder, unpacked)
+    if extract_zips(folder, unpacked):
         folder = unpacked
     classic = read_classic(folder)
     base_record, size = _base_record(base, report)

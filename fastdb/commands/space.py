@@ -18,7 +18,7 @@ from fastdb.runtime.paths import cache_folder, sessions_root
 from fastdb.sessions.file_hashes import forget_files
 from fastdb.sessions.lease_status import refuse_elsewhere
 from fastdb.sessions.session_yaml import FILE
-from fastdb.sharing.transfer import rests
+from fastdb.sharing.transfer import unfinished_sessions
 from fastdb.storage.atomic_write import explained
 from fastdb.storage.delete import bytes_of, mapped_files, remove
 from fastdb.training import process
@@ -103,7 +103,7 @@ def space(sessions: Sequence[SessionLike] = (), root: str | Path | None = None) 
             folders = sorted(path for path in base.iterdir() if (path / FILE).is_file()) if base.is_dir() else []
         used = tuple(SessionUsage(folder, tuple(costs_of(folder))) for folder in folders)
         cache = () if sessions else tuple(_cache())
-        unfinished = () if sessions else tuple((path.name, bytes_of(path)) for path in rests(base))
+        unfinished = () if sessions else tuple((path.name, bytes_of(path)) for path in unfinished_sessions(base))
         places = [*(folders if sessions else [base]), *([cache_folder()] if cache else [])]
         return Usage(base, used, unfinished, cache, tuple(disks(places)))
 
@@ -212,7 +212,7 @@ def free_unfinished(*, confirm: Confirm, root: str | Path | None = None, report:
     """
     base = sessions_root(root)
     with explained(base):
-        folders = rests(base)
+        folders = unfinished_sessions(base)
         if not folders:
             report.note(Note("no unfinished sessions", str(base)))
             return 0
@@ -221,7 +221,7 @@ def free_unfinished(*, confirm: Confirm, root: str | Path | None = None, report:
             report.note(Note("nothing deleted"))
             return 0
         # Listed again: an interrupted command may have resumed while the question was open.
-        deleted = sum(remove(path) for path in rests(base) if path in folders)
+        deleted = sum(remove(path) for path in unfinished_sessions(base) if path in folders)
     _report_deleted(deleted, base, report)
     return deleted
 

@@ -34,7 +34,7 @@ from fastdb.reporting import Note
 from fastdb.runtime import machine
 from fastdb.runtime.paths import cache_folder, work_folder
 from fastdb.sessions import lease_file
-from fastdb.sessions.lease_file import ASIDE, FILE, Lease, rank_of
+from fastdb.sessions.lease_file import ASIDE, FILE, Lease
 from fastdb.sessions.lease_status import QUIET, Verdict, busy, judge, minutes, when
 from fastdb.storage.atomic_write import explained
 from fastdb.storage.set_aside import next_aside
@@ -69,7 +69,8 @@ class Guard:
         self.session, self.words = session, tuple(words)
         self.notes: tuple[Note, ...] = ()
         """What was taken over."""
-        self._rank = rank_of(int(words[0]), words[1]) if words else None
+        # As in `Lease.rank`.
+        self._rank = (int(words[0]), -int(words[1], 16)) if words else None
 
     def check(self) -> None:
         """Raise if the session was taken over; costs one small read.

@@ -65,7 +65,7 @@ class Lease(BaseModel):
     @property
     def rank(self) -> tuple[int, int]:
         """Rank by which all machines choose the same one of two leases; the greater wins, and no two are equal."""
-        return rank_of(self.term, self.token)
+        return self.term, -int(self.token, 16)
 
     @property
     def whose(self) -> str:
@@ -80,11 +80,6 @@ class Lease(BaseModel):
         """
         here = (machine.machine_number(), _printable(machine.host_name()), machine.boot())
         return (self.machine, self.host, self.boot) == here
-
-
-def rank_of(term: int, token: str) -> tuple[int, int]:
-    """Return the rank of a lease; see `Lease.rank`."""
-    return term, -int(token, 16)
 
 
 def read(path: Path) -> Lease | str | None:

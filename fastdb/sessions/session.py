@@ -31,6 +31,10 @@ from fastdb.storage.staged_folder import staged_folder
 
 NAME = re.compile(r"[^\W_][\w.-]{0,62}")
 
+_PACKAGE = Path(__file__).resolve().parents[1]
+_INSTALLED = _PACKAGE / "sessions_template"
+TEMPLATE = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "sessions_template"
+"""Template of sessions, in the installed package or beside it in the source tree."""
 _LONGEST = 200
 """Bytes of UTF-8, so that `<name>.safetensors` and its temporary name fit into 255."""
 
@@ -258,20 +262,13 @@ def _usable(name: str) -> bool:
     return bool(NAME.fullmatch(name)) and short and not is_system_file(name) and not reserved_on_windows(name)
 
 
-def template() -> Path:
-    """Return the template of sessions, in the installed package or beside it in the source tree."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "sessions_template"
-    return installed if installed.is_dir() else package.parent / "sessions_template"
-
-
 def lay_out(folder: Path) -> None:
     """Copy the template's folders and files where they are missing, without its permissions: it may be read-only.
 
     Raises:
         FileExistsError: a file has the name of a folder.
     """
-    source = template()
+    source = TEMPLATE
     for path in sorted(source.rglob("*")):
         target = folder / path.relative_to(source)
         if path.is_dir():

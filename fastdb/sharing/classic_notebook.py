@@ -48,24 +48,21 @@ def read_classic(folder: Path) -> ClassicSession:
         return ClassicSession(folder, tuple(photos), tuple(_photos(folder / CONCEPT)), tuple(models))
 
 
-def only_zipped(folder: Path) -> bool:
-    """Return whether a classic session has its instance images only in `instance_images.zip`.
+def extract_zips(folder: Path, into: Path) -> bool:
+    """Extract instance images and captions into `into` if a classic session has its images only in a zip.
 
-    Raises:
-        StorageError: it cannot be read.
-    """
-    with explained(folder):
-        return not _photos(folder / IMAGES) and (folder / f"{IMAGES}.zip").is_file()
+    Captions outside the zips are copied.
 
-
-def unzipped(folder: Path, into: Path) -> None:
-    """Extract a classic session's zips of instance images and captions into the folder `into`, and copy other captions.
+    Returns:
+        Whether it has.
 
     Raises:
         SessionError: a zip is unsafe or damaged.
         StorageError: a disk is full or failing.
     """
     with explained(folder):
+        if _photos(folder / IMAGES) or not (folder / f"{IMAGES}.zip").is_file():
+            return False
         for name in (IMAGES, CAPTIONS):
             (into / name).mkdir(parents=True)
             if (folder / f"{name}.zip").is_file():
@@ -75,6 +72,7 @@ def unzipped(folder: Path, into: Path) -> None:
         for path in (folder / CAPTIONS).glob("*.txt"):
             if path.is_file() and not (into / CAPTIONS / path.name).exists():
                 (into / CAPTIONS / path.name).write_bytes(path.read_bytes())
+    return True
 
 
 def _photos(folder: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.errors import ConfigError, FastDBError, SessionError
-from fastdb.sessions.session import Session, lay_out
+from fastdb.sessions.session import lay_out
 from fastdb.sessions.session_yaml import FILE, BaseModelRecord, Record, new_lineage, read_record, write_record
 from fastdb.sharing.transfer import EXPORTS
 from fastdb.storage.atomic_write import explained
@@ -81,7 +81,7 @@ def locate_in(folder: Path, where: object) -> Found:
         return locate((path.relative_to(folder).as_posix() for path in paths), where)
 
 
-def read_come(folder: Path, where: object) -> Record:
+def read_received(folder: Path, where: object) -> Record:
     """Return the record of a received session, with errors of bounded length that name its origin, `where`.
 
     Raises:
@@ -112,7 +112,7 @@ def settle(folder: Path, name: str, base: BaseModelRecord | None, where: object,
         SessionError: it is invalid, or `base` is a different model.
         StorageError: the folder cannot be written.
     """
-    record = read_come(folder, where)
+    record = read_received(folder, where)
     if base is not None and base.fingerprint != record.base_model.fingerprint:
         raise SessionError(
             "was made with another base model",
@@ -140,12 +140,3 @@ def _rename_exports(folder: Path, old: str, new: str) -> None:
         target = folder / f"{new}{rest}"
         if rest != path.name and rest.startswith((".", "_step_")) and rest.endswith(EXPORTS) and not target.exists():
             path.rename(target)
-
-
-def without_history(session: Session) -> None:
-    """Clear the history of a session, and keep its settings.
-
-    Raises:
-        StorageError: the folder cannot be written.
-    """
-    write_record(session.path, session.record.model_copy(update={"runs": (), "extended": ()}), keep=False)

@@ -33,7 +33,7 @@ _PACKED_ALREADY = (".png", ".jpg", ".jpeg", ".webp", ".safetensors", ".packed", 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """Time of every member, so that equal sessions give equal archives."""
 
-_REST = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}")
+_UNFINISHED = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}")
 A_DAY = 86400.0
 
 Progress = Callable[[int, int], None]
@@ -222,7 +222,7 @@ def staged(name: str, root: Path | str | None) -> Iterator[tuple[Path, Path]]:
         raise _taken(name, root) from error
 
 
-def rests(root: Path, older: float = A_DAY) -> list[Path]:
+def unfinished_sessions(root: Path, older: float = A_DAY) -> list[Path]:
     """Return unfinished session folders below `root` that were not written to for some time.
 
     They are left by processes that were killed, on this machine or another. Their names are a session's between a dot
@@ -237,11 +237,11 @@ def rests(root: Path, older: float = A_DAY) -> list[Path]:
     now = time.time()
     with explained(root):
         there = sorted(root.iterdir()) if root.is_dir() else []
-        return [path for path in there if _is_rest(path) and now - _touched(path) > older]
+        return [path for path in there if _is_unfinished(path) and now - _touched(path) > older]
 
 
-def _is_rest(path: Path) -> bool:
-    found = _REST.fullmatch(path.name)
+def _is_unfinished(path: Path) -> bool:
+    found = _UNFINISHED.fullmatch(path.name)
     return found is not None and near_name(found["name"]) == found["name"] and path.is_dir() and not path.is_symlink()
 
 

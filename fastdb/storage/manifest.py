@@ -80,18 +80,6 @@ def faults(folder: Path, *, quick: bool = False) -> list[str]:
     return [clause for entry in read if (clause := _fault(folder, *entry))]
 
 
-def named(folder: Path) -> frozenset[str]:
-    """The files that the manifest of `folder` names; none where it cannot be read.
-
-    Raises:
-        StorageError: the disk is gone.
-    """
-    try:
-        return frozenset(_read(folder)["files"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return frozenset()
-
-
 def _read(folder: Path) -> Any:
     """Return a folder's manifest as plain data.
 

@@ -20,7 +20,7 @@ from fastdb.commands import sessions, sharing, space
 from fastdb.errors import ModelError, SessionError
 from fastdb.runtime.paths import cache_folder
 from fastdb.sessions.session import Session
-from fastdb.sharing.transfer import rests
+from fastdb.sharing.transfer import unfinished_sessions
 from tests.downloads.server import File, Server
 
 TWO_DAYS = 2 * 86400.0
@@ -75,7 +75,7 @@ def test_what_a_killed_adoption_left_is_told_and_removed_after_a_day(zipped: Pat
         asked.append(removal)
         return True
 
-    assert rests(sessions_folder) == []
+    assert unfinished_sessions(sessions_folder) == []
     assert space.free_unfinished(confirm=yes) == 0, "it may be on its way, here or on another machine"
     age(left, TWO_DAYS)
     (left / "session.yaml").touch()
@@ -101,7 +101,7 @@ def test_nothing_else_is_taken_for_such_a_rest(sessions_folder: Path) -> None:
     (sessions_folder / ".link.12345678").symlink_to(sessions_folder / "elsewhere")
     (sessions_folder / ".cat.0123abcd").mkdir()
     age(sessions_folder, TWO_DAYS)
-    assert [path.name for path in rests(sessions_folder)] == [".cat.0123abcd"]
+    assert [path.name for path in unfinished_sessions(sessions_folder)] == [".cat.0123abcd"]
 
 
 def test_a_link_to_a_zip_is_adopted(zipped: Path, server: Server, sessions_folder: Path) -> None:

@@ -14,7 +14,8 @@ import yaml
 import fastdb
 from fastdb.config import Config
 from fastdb.errors import ConfigError, FastDBError, SessionError, SessionExists, SessionNotFound, StorageError
-from fastdb.sessions.session import Session, check_name, template
+from fastdb.sessions import session as session_module
+from fastdb.sessions.session import Session, check_name
 from fastdb.sessions.session_yaml import FILE, BaseModelRecord, Record, Subject, read_record
 
 BASE = BaseModelRecord(folder="/models/some", fingerprint="0" * 64)
@@ -37,7 +38,7 @@ def test_a_new_session_equals_the_template() -> None:
     session = make()
     expected = tree(TEMPLATE)
     assert len(expected) == 14, "seven folders, each with a line about what it is for"
-    assert template() == TEMPLATE
+    assert session_module.TEMPLATE == TEMPLATE
     found = tree(session.path)
     assert found.pop(FILE)
     assert found == expected
@@ -55,7 +56,7 @@ def test_its_folders_can_be_written_even_where_the_template_cannot(
     installed = shutil.copytree(TEMPLATE, tmp_path / "installed")
     for path in (*installed.rglob("*"), installed):
         path.chmod(0o555 if path.is_dir() else 0o444)
-    monkeypatch.setattr("fastdb.sessions.session.template", lambda: installed)
+    monkeypatch.setattr("fastdb.sessions.session.TEMPLATE", installed)
     session = make()
     for path in (session.path, *session.path.rglob("*")):
         assert path.stat().st_mode & 0o200, path
