@@ -1,4 +1,4 @@
-"""Writes docs/settings.md from the settings themselves; `--check` says whether it is up to date."""
+"""Write docs/settings.md from fastdb/config.py; `--check` compares only."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from fastdb.config import Config, Settings
 
 TARGET = Path(__file__).with_suffix(".md")
 EXTENSIONS = (
-    "`fastdb extend NAME --steps 500 --schedule rewarm` adds to `unet.extensions`, and `fastdb train NAME` takes the",
-    "steps. The result equals, to the last bit, that of a run which had them from the beginning. One that has begun",
-    "stays as it is; those after it may be changed or removed.",
+    "`fastdb extend NAME --steps 500 --schedule rewarm` adds to `unet.extensions`, and `fastdb train NAME` runs the",
+    "added steps. The result is bitwise equal to that of a run that had them from the beginning. An extension that",
+    "has begun is fixed; later ones may be changed or removed.",
     "",
-    "![The rate falls to 0; then it stays, falls again, or rises in the first tenth and falls](schedules.png)",
+    "![The learning rate falls to 0; then it stays constant, falls again, or rises and falls](schedules.png)",
     "",
-    "`rewarm` begins near 0, where training ended, and falls to 0 again; it is taken where nothing is said. `decay`",
-    "has no rise, for extensions of a few steps. `hold` does not end at 0, for when more will follow. Beside a",
-    "text encoder that trains in the UNet's stage (`joint`), an extension is the UNet's alone, unless",
+    "`rewarm`, the default, starts near 0, where training ended, rises, and falls to 0 again. `decay` falls to 0",
+    "without the rise, for extensions of a few steps. `hold` is constant and does not end at 0, for when more steps",
+    "will follow. If the text encoder trains in the UNet stage (`joint`), an extension trains only the UNet, unless",
     "`text_encoder.steps` reach into it.",
 )
 
 
 def page() -> str:
-    """The page as it should be."""
+    """Return the page as it should be."""
     lines = [
         "# Settings",
         "",
-        "`fastdb new NAME --set unet.steps=800` or `fastdb train NAME --set unet.steps=800`.",
+        "Change a setting with `fastdb new NAME --set unet.steps=800` or `fastdb train NAME --set unet.steps=800`.",
         "",
     ]
     lines += ["| setting | default | meaning |", "|---|---|---|"]
@@ -37,16 +37,16 @@ def page() -> str:
 
 
 def rows(kind: type[Settings], before: str = "") -> list[str]:
-    """A line a setting, groups after single ones as they come."""
-    made = []
+    """Return a table row per setting, in the order of the fields."""
+    lines = []
     for name, field in kind.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, Settings):
-            made += rows(inner, f"{before}{name}.")
+            lines += rows(inner, f"{before}{name}.")
         else:
             default = f"`{field.default}`" if field.default not in ("", ()) else "empty"
-            made.append(f"| `{before}{name}` | {default} | {field.description} |")
-    return made
+            lines.append(f"| `{before}{name}` | {default} | {field.description} |")
+    return lines
 
 
 if __name__ == "__main__":
