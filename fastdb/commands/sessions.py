@@ -130,20 +130,30 @@ def new(
     check_free(name, root)
     if known := known_base(base):
         check_choice(known, resolution=config.resolution)
-    with report.progress("base model", "B") as update:
-        model = resolve_base(base, update)
-    opened = open_base_model(model.folder)
-    if "resolution" not in (settings or {}) and config.resolution != opened.sample_size:
-        config = config.changed({"resolution": opened.sample_size})
-        report.note(Note("resolution of base model", str(opened.sample_size)))
-    record = BaseModelRecord(folder=model.named, fingerprint=fingerprint(model.folder), source=model.source)
+    record, size = base_record(base, report)
+    if "resolution" not in (settings or {}) and config.resolution != size:
+        config = config.changed({"resolution": size})
+        report.note(Note("resolution of base model", str(size)))
     session = Session.create(name, base_model=record, subject=subject, config=config, root=root)
     report.note(Note("session created", str(session.path)))
-    if model.named == MINI:
+    if record.folder == MINI:
         report.note(Note("base model is mini"))
     if files:
         add_images(session, files, report=report)
     return session
+
+
+def base_record(base: str | Path, report: Report = SILENT) -> tuple[BaseModelRecord, int]:
+    """Return the record of a base model, downloaded where needed, and its image size in pixels.
+
+    Raises:
+        ModelError: the base model is not available or cannot be used.
+        StorageError: the disk is full.
+    """
+    with report.progress("base model", "B") as update:
+        model = resolve_base(base, update)
+    record = BaseModelRecord(folder=model.named, fingerprint=fingerprint(model.folder), source=model.source)
+    return record, open_base_model(model.folder).sample_size
 
 
 def open_or_new(

@@ -13,15 +13,13 @@ from pathlib import Path
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.progress import check_step
 from fastdb.checkpoints.publish import pending
-from fastdb.commands.sessions import SessionLike, as_notes, exports_of, open_session
+from fastdb.commands.sessions import SessionLike, as_notes, base_record, exports_of, open_session
 from fastdb.config import Config
 from fastdb.downloads.civitai_and_drive import remote_of
 from fastdb.downloads.download import download
 from fastdb.downloads.source import CivitaiFile, DriveFile, WebFile, parse
 from fastdb.errors import ImageError, SessionBusy, SessionError, StorageError
-from fastdb.models.diffusers_folder import fingerprint, open_base_model
 from fastdb.models.mini_settings import MINI, recommended
-from fastdb.models.resolve import resolve_base
 from fastdb.reporting import SILENT, Note, Report, format_bytes
 from fastdb.runtime.paths import cache_folder, expanded
 from fastdb.sessions.file_hashes import changes, record_files
@@ -74,9 +72,9 @@ class _Adoption:
             self.report.note(Note("session renamed", own, name))
         return name
 
-    def base_record(self) -> BaseModelRecord | None:
+    def base_model(self) -> BaseModelRecord | None:
         """Return the record of the base model that was asked for, if any."""
-        return None if self.base is None else _base_record(self.base, self.report)[0]
+        return None if self.base is None else base_record(self.base, self.report)[0]
 
 
 def share(
@@ -256,7 +254,7 @@ def _adopt_archive(path: Path, adoption: _Adoption) -> Session:
         place = locate((member.name for member in archive.members), path)
         name = adoption.named(place.name or path.stem, path)
         members = [member for member in archive.members if member.name.startswith(place.prefix)]
-        base = None if place.classic else adoption.base_record()
+        base = None if place.classic else adoption.base_model()
         with staged(name, adoption.root) as (beside, final):
             if place.classic:
                 unpacked = beside / ".unpacked"
@@ -283,7 +281,7 @@ def _adopt_folder(top: Path, own_name: str, adoption: _Adoption, where: object) 
     place = locate_in(top, where)
     folder = top / place.prefix
     name = adoption.named(place.name or own_name, where)
-    base = None if place.classic else adoption.base_record()
+    base = None if place.classic else adoption.base_model()
     with staged(name, adoption.root) as (beside, final):
         if place.classic:
             _import_classic(folder, beside, name, adoption, where)
@@ -318,10 +316,10 @@ def _import_classic(folder: Path, beside: Path, name: str, adoption: _Adoption, 
     if extract_zips(folder, unpacked):
         folder = unpacked
     classic = read_classic(folder)
-    base_record, size = _base_record(base, report)
+    base_model, size = base_record(base, report)
     config = Config().changed({**recommended(base, ""), "resolution": size})
     lay_out(beside)
-    record = Record(name=name, created=now(), lineage=new_lineage(), base_model=base_record, config=config)
+    record = Record(name=name, created=now(), lineage=new_lineage(), base_model=base_model, config=config)
     session = Session(beside, write_record(beside, record))
     with report.progress("photos", "photo") as update:
         intake, remarks = add_classic(
@@ -344,14 +342,6 @@ def _import_classic(folder: Path, beside: Path, name: str, adoption: _Adoption, 
     shutil.rmtree(unpacked, ignore_errors=True)
     for path in classic.models:
         report.note(Note("classic model found", str(path)))
-
-
-def _base_record(base: str | Path, report: Report) -> tuple[BaseModelRecord, int]:
-    """Return the record of a base model, downloaded where needed, and its image size in pixels."""
-    with report.progress("base model", "B") as update:
-        model = resolve_base(base, update)
-    record = BaseModelRecord(folder=model.named, fingerprint=fingerprint(model.folder), source=model.source)
-    return record, open_base_model(model.folder).sample_size
 
 
 def _target(session: Session, target: str | Path | None, usual: str) -> Path:
