@@ -1,24 +1,25 @@
-"""Source of the notebook: `# %%` begins a cell and names it; `python notebooks/build.py` writes the notebook.
+"""Source of the notebook, from which `python notebooks/build.py` generates it.
 
-Every code cell is a form (one literal a line) and one call. Everything else belongs in the package.
+`# %%` starts a cell and names it. Every code cell is a form (one literal per line) and one call; everything else
+belongs in the package.
 """
 
 # %% [markdown] intro
 # # fast DreamBooth
 #
 # Teach Stable Diffusion a subject of yours from about ten photos: a person, a pet, a mug, a style.
-# **Run the cells from top to bottom.** Each one is a form: fill it in, press play, read what it says.
+# **Run the cells from top to bottom.** Each cell is a form: fill it in, press play and read the output.
 #
-# You may stop at any time. When the machine goes away, run the same cells again another day: your session is
-# found, and training goes on from its last checkpoint.
+# You may stop at any time. If the machine disappears, run the same cells again on another day: they open your session
+# and training resumes from the last checkpoint.
 #
-# In Colab, first choose a GPU: *Runtime → Change runtime type*. The same notebook runs in any Jupyter.
+# In Colab, choose a GPU first: *Runtime → Change runtime type*. The same notebook runs in any Jupyter.
 
 # %% [markdown] about-set-up
 # ## 1 · Set up
-# Installs `fastdb` where it is missing. It is not published on PyPI yet, and **the `fastdb` there is another project**:
-# say in `source` where yours is. That may be a folder, a wheel you have uploaded, or the address of a git repository
-# (`git+https://…`). Where fastdb is installed already, leave `source` empty.
+# Installs `fastdb` if it is missing. It is not published on PyPI yet, and **the `fastdb` on PyPI is another
+# project**, so enter its location in `source`: a folder, an uploaded wheel, or the address of a git repository
+# (`git+https://…`). Leave `source` empty if fastdb is installed already.
 
 # %% set-up
 # @title Set up { display-mode: "form" }
@@ -39,8 +40,8 @@ fastdb.notebook.begin()
 
 # %% [markdown] about-drive
 # ## 2 · Google Drive
-# Sessions live on your Drive, in `Fast-Dreambooth/Sessions`, so that they outlast the machine; Colab asks you
-# before it connects. Outside Colab they live in your home folder, or where `FASTDB_ROOT` says.
+# Sessions are stored on your Drive, in `Fast-Dreambooth/Sessions`, so that they outlive the machine. Colab asks for
+# permission first. Outside Colab they are stored in your home folder, or in the folder that `FASTDB_ROOT` names.
 
 # %% drive
 # @title Connect Google Drive and list your sessions { display-mode: "form" }
@@ -48,15 +49,16 @@ fastdb.notebook.open_drive()
 
 # %% [markdown] about-session
 # ## 3 · Session
-# A session holds everything about one subject. **A name that exists is opened as it was made; a new one is made.**
+# A session contains everything about one subject. **An existing name opens that session (the other fields are ignored);
+# a new name makes one.**
 #
 # - `base_model`: a Stable Diffusion 1.x: `sd15`, a repository on the Hub, a link to a file (Civitai, Google Drive or
-#   anywhere), or the path of a `.safetensors`, `.ckpt` or diffusers folder, for example on your Drive. Where the Hub
-#   or Civitai asks for a token, make a Colab secret named `HF_TOKEN` or `CIVITAI_TOKEN`.
+#   any server), or the path of a `.safetensors`, `.ckpt` or diffusers folder, for example on your Drive. If the Hub
+#   or Civitai asks for a token, create a Colab secret named `HF_TOKEN` or `CIVITAI_TOKEN`.
 #   `mini` is a small model that comes with fastdb, to try every step in minutes. It knows only drawn pictures of ten
 #   classes, such as a mug, a house or a dog, at 64 pixels: set `resolution` to 64 for it.
-# - `token`: a rare word for your subject. `class_word`: what it is. Together they make the prompt
-#   *a photo of sks dog*; leave both empty to use each photo's file name instead.
+# - `token`: a rare word for your subject. `class_word`: its class. Together they make the prompt
+#   *a photo of sks dog*. Leave both empty to use the file name of each photo as its prompt.
 
 # %% session
 # @title Open or make a session { display-mode: "form" }
@@ -72,9 +74,9 @@ session = fastdb.open_or_new(
 
 # %% [markdown] about-images
 # ## 4 · Instance images
-# About ten photos of your subject, varied in pose, light and background. Name a folder of them; in Colab, leave it
-# empty and your browser uploads them. **Look at the crops**: what is outside the red frame is not learned.
-# Photos that are in the session already are not added twice.
+# About ten photos of your subject, with different poses, light and backgrounds. Enter a folder, or leave it empty in
+# Colab to upload photos from your browser. **Look at the crops**: the model does not learn what is outside the red
+# frame. Photos that the session contains already are not added again.
 
 # %% images
 # @title Add photos and look at the crops { display-mode: "form" }
@@ -85,14 +87,16 @@ fastdb.notebook.add_images(session, folder, upload_more=upload_more)
 
 # %% [markdown] about-train
 # ## 5 · Train
-# First the text encoder learns the word, then the UNet learns the look. The values are the classic recipe for ten
-# photos. If the likeness is weak, more `unet_steps`; if every picture looks like your photos, fewer. For `mini`, set
-# `text_encoder_steps` 120, `text_encoder_rate` 1e-3, `unet_steps` 450, `unet_rate` 6e-4 and `class_images` 64.
+# First the text encoder learns the word, then the UNet learns the look. The defaults are the classic recipe for ten
+# photos. If the likeness is weak, use more `unet_steps`; if every picture resembles your photos, use fewer. For
+# `mini`, set `text_encoder_steps` 120, `text_encoder_rate` 1e-3, `unet_steps` 450, `unet_rate` 6e-4 and
+# `class_images` 64.
 #
-# Run this cell again after anything: it **goes on from the last checkpoint**, follows a training that still runs, or
-# says that all is done. The stop button saves first. `start_over` puts the checkpoints aside and begins anew.
-# Of the checkpoints on the way only the newest stay, unless `keep_every` says which: 500 keeps those of steps 500, 1000
-# and so on, to compare them afterwards. Each takes several GB of your Drive.
+# You can run this cell again at any time: it **resumes from the last checkpoint**, follows a training that is still
+# running, or reports that training is finished. The stop button saves first. `start_over` moves the checkpoints aside
+# and starts from step 0.
+# Of the checkpoints only the newest are kept. A `keep_every` of 500 also keeps those of steps 500, 1000 and so on, so
+# that you can compare them. Each takes several GB of your Drive.
 
 # %% train
 # @title Train, or go on { display-mode: "form" }
@@ -113,7 +117,7 @@ fastdb.train(session, settings=stages | rest, restart=start_over)
 
 # %% [markdown] about-samples
 # ## 6 · Samples
-# The pictures made on the way, `sample_every` steps apart, all from the same seed.
+# The pictures made during training, every `sample_every` steps, all with the same seed.
 
 # %% samples
 # @title Look at the samples { display-mode: "form" }
@@ -121,9 +125,10 @@ fastdb.notebook.samples(session)
 
 # %% [markdown] about-compare
 # ## 7 · Compare
-# Which checkpoint is the best? Each draws the same prompts, `pictures_of_each` times, and they are measured: is it your
-# subject, does it follow the prompt, has the rest stayed as it was? The one to use is named, with the reason. With 0
-# this is left out. It takes some minutes, and fetches CLIP, which measures, the first time.
+# Which checkpoint is the best? Each generates the same prompts, `pictures_of_each` times, and the pictures are
+# measured: does the subject appear, are prompts followed, is the rest unchanged? The cell recommends a checkpoint,
+# with the reason. Set `pictures_of_each` to 2 or more to compare; 0 skips this. It takes some minutes and downloads
+# CLIP the first time.
 
 # %% compare
 # @title Compare the checkpoints { display-mode: "form" }
@@ -133,8 +138,8 @@ fastdb.notebook.compare(session, pictures_of_each)
 
 # %% [markdown] about-export
 # ## 8 · Export
-# One file in the original layout, for every Stable Diffusion program, verified by reading it back. `use_step` names a
-# checkpoint that was compared; 0 takes the newest.
+# One file in the original layout, for other Stable Diffusion programs, verified by reading it back. `use_step`
+# selects a checkpoint that you compared; 0 selects the newest.
 
 # %% export
 # @title Make the file to use { display-mode: "form" }
@@ -146,7 +151,7 @@ _ = fastdb.export(session, formats=formats.split(" and "), precision=precision, 
 
 # %% [markdown] about-generate
 # ## 9 · Generate
-# Pictures from your session as trained so far. Name your subject by its token and class.
+# Pictures from your session as trained so far. Use the token and the class word of your subject in the prompt.
 
 # %% generate
 # @title Generate pictures { display-mode: "form" }
@@ -161,9 +166,10 @@ request = {"negative_prompt": negative_prompt, "seed": seed, "count": count, "st
 fastdb.notebook.pictures(fastdb.generate(session, prompt, **request))
 
 # %% [markdown] about-finish
-# ## 10 · Take it home
-# `download` sends an export to your browser, which holds it in memory meanwhile. `disconnect` waits until Drive has
-# uploaded everything and then gives the machine back. Both are for Colab; elsewhere the files are yours already.
+# ## 10 · Download or disconnect
+# `download` sends an export to your browser, which keeps it in memory meanwhile. `disconnect` waits until Drive has
+# uploaded everything and then releases the machine. Both are for Colab; elsewhere the files are on your machine
+# already.
 
 # %% finish
 # @title Download or disconnect { display-mode: "form" }

@@ -54,7 +54,7 @@ def test_check_tells_when_they_differ(tmp_path):
     source.write_text(source.read_text(encoding="utf-8").replace("# ## 5 · Train", "# ## 5 · Teach"), encoding="utf-8")
     code, lines, said = check("--check")
     assert (code, lines) == (1, 1)
-    assert "run python notebooks/build.py" in said
+    assert "Run python notebooks/build.py" in said
     assert check()[0] == 0
     assert check("--check")[0] == 0
     assert "5 · Teach" in (tmp_path / "fast-DreamBooth.ipynb").read_text(encoding="utf-8")
