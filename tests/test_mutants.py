@@ -107,9 +107,9 @@ MUTANTS = {
         ["tests/training/test_trainer.py", "-k", "sigterm"],
     ),
     "the noise does not depend on the step": (
-        "training/randomness.py",
-        "address.step, address.microbatch",
-        "0, address.microbatch",
+        "training/batches.py",
+        "self.stage, step, microbatch,",
+        "self.stage, 0, microbatch,",
         ["tests/training/test_randomness.py"],
     ),
     "the learning rate stays constant": (
