@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -332,11 +332,6 @@ def check(
         )
     report.note(Note("sizes match" if quick else "files match", session.name, str(checked)))
     return remarks
-
-
-def as_notes(findings: Iterable[Note | str]) -> list[Note]:
-    """Return findings as notes, sentences among them as the reason of a `remark`."""
-    return [finding if isinstance(finding, Note) else Note("remark", "", finding) for finding in findings]
 
 
 def exports_of(session: Session) -> list[Path]:

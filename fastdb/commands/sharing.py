@@ -13,7 +13,7 @@ from pathlib import Path
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.progress import check_step
 from fastdb.checkpoints.publish import pending
-from fastdb.commands.sessions import SessionLike, as_notes, base_record, exports_of, open_session
+from fastdb.commands.sessions import SessionLike, base_record, exports_of, open_session
 from fastdb.config import Config
 from fastdb.downloads.civitai_and_drive import remote_of
 from fastdb.downloads.download import download
@@ -203,7 +203,7 @@ def _files(folder: Path, report: Report, *, state: bool = True, exports: bool = 
     for note in changes(folder):
         report.note(note)
     files, skipped = files_of(folder, state=state, exports=exports)
-    for note in as_notes(skipped):
+    for note in skipped:
         report.note(note)
     return files
 
@@ -332,7 +332,7 @@ def _import_classic(folder: Path, beside: Path, name: str, adoption: _Adoption, 
         )
     for refused in intake.refused:
         report.note(Note("photo skipped", refused.source.name, refused.reason))
-    for note in as_notes(remarks):
+    for note in remarks:
         report.note(note)
     if not intake.added:
         raise ImageError("no photo can be used", where=where, fix="Fix or remove the photos named above.")

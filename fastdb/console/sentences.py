@@ -54,7 +54,6 @@ SENTENCES: dict[str, str] = {
     "photo used whole": "{subject}: used whole {reason}",
     "photo skipped": "Skipping photo {subject}: {reason}",
     "prediction recorded": "Keep {subject} beside it: it records what the UNet predicts",
-    "remark": "{reason}",
     "resolution of base model": "Resolution: {subject} px, the size of the base model",
     "session created": "New session: {subject}",
     "session extended": "Extended {subject} {reason}. Train them with: fastdb train {subject}",

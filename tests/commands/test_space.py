@@ -90,7 +90,7 @@ def session(sessions_folder: Path) -> Session:
 
 
 def test_all_bytes_are_told_once_under_their_kind(session: Session) -> None:
-    [spent] = space.space(["dog"]).sessions.sessions
+    [spent] = space.space(["dog"]).sessions
     assert spent.bytes == sum(path.stat().st_size for path in session.path.rglob("*") if path.is_file())
     assert {cost.kind for cost in spent.costs} <= set(KINDS)
     assert spent.of("set-aside") == 70_000
@@ -207,7 +207,7 @@ def test_it_asks_first_and_says_what_would_go(session: Session) -> None:
         done = fastdb("free", "dog", "--what", "exports", "--what", "set-aside", said=said)
         assert "exports: 3 files or folders, 90.0 kB" in done.stdout
         assert "  dog_step_20.ckpt  30.0 kB" in done.stdout
-        assert "remove 160 kB of dog for good?" in done.stdout + done.stderr
+        assert "Delete 160 kB of dog for good?" in done.stdout + done.stderr
         assert names(session.path) == before
     done = fastdb("free", "dog", "--what", "exports", "--what", "set-aside", "--yes")
     assert (done.returncode, done.stderr) == (0, "")
