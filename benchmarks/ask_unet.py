@@ -17,8 +17,8 @@ from export_full_size import measured
 from safetensors.torch import save_file
 
 from fastdb import console
-from fastdb.models.layouts.families import layout_of
 from fastdb.models.layouts.sd2_sizes import UNetSizes
+from fastdb.models.layouts.tables import layout_of
 from fastdb.reporting import format_bytes
 
 PROBE = """

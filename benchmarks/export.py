@@ -34,7 +34,7 @@ import torch
 
 from fastdb.checkpoints.export_parts import export_metadata, export_parts
 from fastdb.inference.engine import Engine, Request
-from fastdb.inference.source import open_source
+from fastdb.inference.open_model import open_source
 from fastdb.models.export import Precision, export_model
 
 SETTINGS: dict[str, Any] = {

@@ -20,14 +20,14 @@ from pathlib import Path
 from full_size import build
 
 from fastdb import console
-from fastdb.models.layouts.families import layout_of
+from fastdb.models.layouts.tables import layout_of
 
 OURS = """
 import sys
 from pathlib import Path
 from fastdb.models.export import export_model
 from fastdb.models.diffusers_folder import weight_file
-from fastdb.models.layouts.families import layout_of
+from fastdb.models.layouts.tables import layout_of
 folder, target, dtype, family = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
 parts = {part: weight_file(folder, part) for part in layout_of(family).parts}
 done = export_model(parts, target, dtype=dtype, metadata={}, family=family)

@@ -17,7 +17,7 @@ from full_size import build
 from fastdb import console
 from fastdb.models.convert import convert
 from fastdb.models.export import Precision
-from fastdb.models.layouts.families import layout_of
+from fastdb.models.layouts.tables import layout_of
 
 START = """
 import sys

@@ -23,7 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from fastdb import console
 from fastdb.formats.ckpt_writer import write_ckpt
 from fastdb.formats.safetensors_file import Entry, write_safetensors
-from fastdb.models.layouts.families import layout_of
+from fastdb.models.layouts.tables import layout_of
 from fastdb.reporting import format_bytes
 
 BLOCKS = {

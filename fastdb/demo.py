@@ -134,7 +134,7 @@ def pictures(source: Session | Path) -> list[Taken]:
     """Generate a picture for each of `shots`, from a session's weights or an exported file."""
     hush_libraries()
     from fastdb.evaluation.measures import Taken
-    from fastdb.inference.source import open_source
+    from fastdb.inference.open_model import open_source
 
     opened, planned = open_source(source if isinstance(source, Session) else str(source), None, None), shots()
     console.say(f"Generating {len(planned)} pictures from {opened.name}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 def originals(part: str, names: Iterable[str]) -> dict[str, str]:
     """The name in an original Stable Diffusion 1.x file of each tensor of a part, by the name as given."""
-    from fastdb.models.layouts.families import layout_of
+    from fastdb.models.layouts.tables import layout_of
 
     layout = layout_of("sd1")
     return {given: layout.by_name[part, modern].original for modern, given in layout.known(part, names).items()}

@@ -36,7 +36,7 @@ from fastdb.formats.reader import open_tensors
 from fastdb.images.photo_files import photos_in
 from fastdb.images.photos import read_photo
 from fastdb.models.export import _check_described, plan_from_parts
-from fastdb.models.layouts.families import layout_of
+from fastdb.models.layouts.tables import layout_of
 from fastdb.models.mini_settings import recommended
 from fastdb.models.resolve import ensure_base
 from fastdb.runtime.paths import work_folder

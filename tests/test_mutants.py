@@ -101,7 +101,7 @@ MUTANTS = {
         [f"{PUBLISHING}::test_a_session_that_was_taken_over_gets_nothing"],
     ),
     "the optimizer's state is not restored on resume": (
-        "training/checkpointing.py",
+        "training/saver.py",
         '    restore_state(optimizer, tensors_of(checkpoint, OPTIMIZER, base_folder), state["optimizer"])\n',
         "",
         ["tests/training/test_trainer.py", "-k", "sigterm"],

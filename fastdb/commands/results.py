@@ -98,8 +98,8 @@ def generate(
     if isinstance(source, Session) or not str(source).endswith((".safetensors", ".ckpt")):
         source = open_session(source, root)
     hush_libraries()
+    from fastdb.inference.open_model import open_source
     from fastdb.inference.pictures import save_pictures
-    from fastdb.inference.source import open_source
     from fastdb.runtime.device import release_memory
 
     with report.progress("base model", "B") as update:

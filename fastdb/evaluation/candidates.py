@@ -17,8 +17,8 @@ from fastdb.evaluation.measures import Taken
 from fastdb.evaluation.prompts import Shot
 from fastdb.images.photo_files import png_fault
 from fastdb.inference.engine import Engine, Request, group_size
+from fastdb.inference.open_model import open_source
 from fastdb.inference.pictures import parameters, png
-from fastdb.inference.source import open_source
 from fastdb.models.diffusers_folder import BaseModel
 from fastdb.reporting import Note
 from fastdb.runtime.device import release_memory

@@ -19,8 +19,8 @@ from fastdb.formats.ckpt_writer import write_ckpt
 from fastdb.formats.hashing_writer import AGAIN, read_back
 from fastdb.formats.reader import TensorFile, open_tensors
 from fastdb.formats.safetensors_file import Entry, write_safetensors
-from fastdb.models.layouts.families import layout_of
 from fastdb.models.layouts.layout import VAE_ROOT, Layout, Move, ema_key
+from fastdb.models.layouts.tables import layout_of
 from fastdb.models.prediction import probe_unet, write_yaml
 from fastdb.reporting import Progress
 from fastdb.storage.atomic_write import flush, writing

@@ -14,8 +14,8 @@ from fastdb.models import family as families
 from fastdb.models.detect import FLUX, REFINER, SD1, SD2, SD3, XL, Recognised, recognise
 from fastdb.models.diffusers_folder import read_config, weight_file
 from fastdb.models.family import Family
-from fastdb.models.layouts.families import layout_of
 from fastdb.models.layouts.layout import Layout
+from fastdb.models.layouts.tables import layout_of
 from fastdb.models.prediction import UNKNOWN, Prediction, declared_prediction, probe_unet
 from fastdb.reporting import Progress
 from fastdb.storage.atomic_write import explained

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from fastdb.errors import ModelError
 from fastdb.models.detect import FLUX, SD2, SD3, Recognised
-from fastdb.models.layouts.families import layout_of
 from fastdb.models.layouts.layout import AGAIN, UNET_ROOT, Line, Shape
 from fastdb.models.layouts.sd2_sizes import UNetSizes, VAESizes, unet_sizes, vae_sizes
+from fastdb.models.layouts.tables import layout_of
 from fastdb.reporting import Progress
 from fastdb.storage.atomic_write import explained, write_text
 

@@ -22,8 +22,8 @@ from fastdb.sessions.events import Emit
 from fastdb.sessions.lease import Guard
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import make_folder, write_bytes
-from fastdb.training.checkpointing import Saver
 from fastdb.training.loop import Loop, StepReport
+from fastdb.training.saver import Saver
 from fastdb.training.stages import Stage
 
 

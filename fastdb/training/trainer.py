@@ -25,13 +25,13 @@ from fastdb.sessions.file_hashes import changes
 from fastdb.sessions.lease import Guard
 from fastdb.sessions.session import Session
 from fastdb.training.batches import Batches, Group, every_prompt
-from fastdb.training.checkpointing import Saver, restore
 from fastdb.training.class_images import ClassImage, class_images
 from fastdb.training.loop import Loop
 from fastdb.training.observers import Observers, Sampler
 from fastdb.training.optimizers import make_optimizer
 from fastdb.training.preflight import check_recipes, check_resume, make_recipe
 from fastdb.training.prepare import Preparation, image_groups, plan_run, progress_events, settle
+from fastdb.training.saver import Saver, restore
 from fastdb.training.stages import build_stage
 
 _OUT_OF_MEMORY = "Set gradient_checkpointing=true and run the same command again; the last checkpoint is good."

@@ -176,8 +176,8 @@ def test_their_tensors_go_back_into_an_optimizer(first: Session) -> None:
     from safetensors.torch import load_file
 
     from fastdb.checkpoints.progress import Standing
-    from fastdb.training.checkpointing import OPTIMIZER, restore
     from fastdb.training.optimizers import make_optimizer
+    from fastdb.training.saver import OPTIMIZER, restore
     from fastdb.training.stages import Stage
 
     checkpoint = standing(first).checkpoints["unet"]

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from fastdb.commands import sessions, training
 from fastdb.inference.engine import Engine
-from fastdb.inference.source import open_source
+from fastdb.inference.open_model import open_source
 from fastdb.sessions.session import Session
 
 SETTINGS: dict[str, Any] = {

@@ -20,8 +20,8 @@ from fastdb.cli import app
 from fastdb.errors import FastDBError, ModelError, StorageError
 from fastdb.formats.reader import open_tensors
 from fastdb.models.convert import convert
-from fastdb.models.layouts.families import layout_of
 from fastdb.models.layouts.layout import ema_key
+from fastdb.models.layouts.tables import layout_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 import real_models

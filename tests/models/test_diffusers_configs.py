@@ -20,7 +20,7 @@ from fastdb.models.diffusers_configs import configs, lay_out
 from fastdb.models.diffusers_folder import open_base_model
 from fastdb.models.export import Planned
 from fastdb.models.family import FAMILIES
-from fastdb.models.layouts.families import layout_of
+from fastdb.models.layouts.tables import layout_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 import original_names

@@ -34,7 +34,7 @@ from fastdb.formats.safetensors_file import Entry, write_safetensors
 from fastdb.models import export
 from fastdb.models.diffusers_folder import open_base_model, weight_file
 from fastdb.models.export import _check_described, export_model, plan_from_parts
-from fastdb.models.layouts.families import layout_of
+from fastdb.models.layouts.tables import layout_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 import sd1_names
@@ -418,7 +418,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from fastdb.models.export import export_model
-from fastdb.models.layouts.families import layout_of
+from fastdb.models.layouts.tables import layout_of
 
 folder = Path(sys.argv[1])
 parts = {}

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from fastdb.errors import ModelError
-from fastdb.models.layouts.families import layout_of
 from fastdb.models.layouts.layout import Line, ema_key, modern_name
+from fastdb.models.layouts.tables import layout_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 import original_names
@@ -315,7 +315,7 @@ def test_an_unsupported_family_is_an_error() -> None:
 
 
 def test_layouts_and_shapes_work_without_torch() -> None:
-    code = "import sys; from fastdb.models.layouts.families import layout_of; l = layout_of('sdxl'); "
+    code = "import sys; from fastdb.models.layouts.tables import layout_of; l = layout_of('sdxl'); "
     code += "l.lines['conditioner.embedders.1.model.text_projection'].shapes((2, 2)); "
     code += "print([m for m in ('torch', 'numpy', 'diffusers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from fastdb.errors import ModelError
 from fastdb.models.diffusers_folder import PARTS, WEIGHTS, open_base_model
 from fastdb.models.family import FAMILIES
-from fastdb.models.layouts.families import layout_of
 from fastdb.models.layouts.layout import modern_name
+from fastdb.models.layouts.tables import layout_of
 from fastdb.models.loading import load_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))

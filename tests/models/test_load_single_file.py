@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from fastdb.errors import ModelError
 from fastdb.models.convert import convert
 from fastdb.models.diffusers_folder import read_config
-from fastdb.models.layouts.families import layout_of
 from fastdb.models.layouts.layout import ema_key
+from fastdb.models.layouts.tables import layout_of
 from fastdb.models.loading import load_single_file
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -18,8 +18,8 @@ from fastdb.commands.inspection_rows import UNKNOWN_PREDICTION
 from fastdb.errors import ModelError
 from fastdb.models import inspect as inspecting
 from fastdb.models.inspect import inspect, prediction_of
-from fastdb.models.layouts.families import layout_of
 from fastdb.models.layouts.sd2_sizes import unet_sizes
+from fastdb.models.layouts.tables import layout_of
 from fastdb.models.prediction import UNKNOWN, Prediction
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -11,7 +11,7 @@ import pytest
 from fastdb.config import Config
 from fastdb.errors import ConfigError, ModelError
 from fastdb.models.family import FAMILIES
-from fastdb.models.layouts.families import layout_of
+from fastdb.models.layouts.tables import layout_of
 from fastdb.models.registry import MODELS, KnownModel, check_choice, find_model, known_model
 
 LAID_OUT = ("sd1", "sd1-inpainting", "sd2", "sdxl")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from fastdb.checkpoints.export_parts import export_parts
 from fastdb.checkpoints.progress import standing
-from fastdb.inference.source import open_source
+from fastdb.inference.open_model import open_source
 from fastdb.models.resolve import ensure_base
 from fastdb.sessions.session import Session
 from tests.training.conftest import raw, result

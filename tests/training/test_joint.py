@@ -20,7 +20,7 @@ from fastdb.checkpoints.export_parts import export_parts
 from fastdb.checkpoints.progress import Standing, standing
 from fastdb.commands import training
 from fastdb.errors import TrainingError
-from fastdb.inference.source import open_source
+from fastdb.inference.open_model import open_source
 from fastdb.models.loading import load_part, load_scheduler, load_tokenizer
 from fastdb.models.resolve import ensure_base
 from fastdb.sessions.session import Session

@@ -8,8 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastdb.training import checkpointing
-from fastdb.training.checkpointing import RESERVE, Snapshot
+from fastdb.training import saver
+from fastdb.training.saver import RESERVE, Snapshot
 
 
 def contents() -> dict[str, dict[str, Any]]:
@@ -55,9 +55,9 @@ def test_another_shape_gets_memory_of_its_own() -> None:
 
 
 def test_where_memory_is_short_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpointing, "memory_to_be_had", lambda: RESERVE + 10)
+    monkeypatch.setattr(saver, "memory_to_be_had", lambda: RESERVE + 10)
     taken = Snapshot()
     taken.preallocate(contents())
     assert taken.copy(contents()) is None
-    monkeypatch.setattr(checkpointing, "memory_to_be_had", lambda: RESERVE + 10_000)
+    monkeypatch.setattr(saver, "memory_to_be_had", lambda: RESERVE + 10_000)
     assert taken.copy(contents()) is not None

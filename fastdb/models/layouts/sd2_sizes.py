@@ -8,8 +8,8 @@ from math import gcd
 from typing import Any
 
 from fastdb.errors import ModelError
-from fastdb.models.layouts.families import SD2_UNET, VAE_MULTIPLES
 from fastdb.models.layouts.layout import BROKEN, CONV_IN, UNET_ROOT, VAE_ROOT, Shape
+from fastdb.models.layouts.tables import SD2_UNET, VAE_MULTIPLES
 
 HEAD = 64
 """Channels of an attention head in every SD 2.x; no shape shows it, and narrow test models have fewer."""

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from fastdb.commands import results
 from fastdb.errors import ConfigError, ModelError, SessionError, SessionNotFound
-from fastdb.inference.source import Source, open_source
+from fastdb.inference.open_model import Source, open_source
 from fastdb.sessions.session import Session
 from tests.other_models import wider
 
