@@ -22,6 +22,7 @@ from fastdb.interactive import list_sessions, show
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import read_record
 from fastdb.sharing.transfer import files_of
+from tests.known_faces import faces_detected_once
 
 NAMES = [
     "plain", "Plain", "PLAIN", "two words", " leading", "trailing ", "  ", "tab\there", "line\nbreak", "\n", "cr\rcr",
@@ -61,10 +62,18 @@ def refused() -> Iterator[list[str]]:
     assert all(len(line) < 1500 and "Traceback" not in line for line in said)
 
 
+@pytest.fixture
+def known_faces() -> Iterator[None]:
+    """The few photos are the same under each name."""
+    with faces_detected_once():
+        yield
+
+
 def test_there_are_a_hundred() -> None:
     assert len(set(NAMES)) == len(NAMES) >= 100
 
 
+@pytest.mark.usefixtures("known_faces")
 def test_as_sessions(refused: list[str], sessions_folder: Path, photos: list[Path], tmp_path: Path) -> None:
     made = []
     for name in NAMES:
@@ -135,6 +144,7 @@ def awkward(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("known_faces")
 def test_as_photos_and_captions(
     refused: list[str], awkward: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,6 +178,7 @@ def test_as_photos_and_captions(
             refused.append(str(error))
 
 
+@pytest.mark.usefixtures("known_faces")
 def test_all_the_way(refused: list[str], awkward: Path, tmp_path: Path) -> None:
     """Photos, captions and prompts of all names, a session and a root of awkward ones: trained, exported, shared."""
     pytest.importorskip("torch")

@@ -116,7 +116,7 @@ MUTANTS = {
         "training/schedules.py",
         "max(0.0, 1.0 - step / steps)",
         "1.0",
-        ["tests/training/test_loss.py"],
+        ["tests/training/test_schedules.py"],
     ),
     "the loss of the class images is dropped": (
         "training/loss.py",
@@ -164,7 +164,7 @@ MUTANTS = {
         "storage/checksum_line.py",
         "    return text != sealed(text)",
         "    return False",
-        ["tests/training/test_bit_rot.py", "-k", "flipped_byte"],
+        ["tests/training/test_bit_rot.py", "-k", "flipped_session_yaml"],
     ),
     "a download resumes a file that has changed": (
         "downloads/download.py",
@@ -208,10 +208,13 @@ MUTANTS = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_each_break_is_one_of_the_code_as_it_is(name: str) -> None:
     """They are made in the full suite; that they can be is held here."""
-    file, honest, broken, _ = MUTANTS[name]
+    file, honest, broken, tests = MUTANTS[name]
     text = (REPOSITORY / "fastdb" / file).read_text()
     assert text.count(honest) == 1, "the code has changed: break it anew"
     compile(text.replace(honest, broken), file, "exec")
+    path, _, test = tests[0].partition("::")
+    names = re.findall(r"^def (test_\w+)", (REPOSITORY / path).read_text(), re.MULTILINE)
+    assert any(tests[-1] in name if "-k" in tests else test in name for name in names), "its test has another name"
 
 
 @pytest.mark.full

@@ -28,6 +28,7 @@ from fastdb.runtime.paths import work_folder
 from fastdb.sessions.session import Session
 from fastdb.storage.manifest import sha256
 from fastdb.training import process
+from tests.known_faces import faces_detected_once
 
 SETTINGS: dict[str, Any] = {
     "resolution": 64,
@@ -58,28 +59,25 @@ def make_session(
 ) -> Callable[..., Session]:
     """Makes a small session, each in a root of its own."""
 
-    def make(name: str = "cup", **settings: Any) -> Session:
-        root = tmp_path_factory.mktemp("root")
+    def make(name: str = "cup", root: Path | None = None, **settings: Any) -> Session:
+        root = root or tmp_path_factory.mktemp("root")
         chosen = {**SETTINGS, **{key.replace("__", "."): value for key, value in settings.items()}}
-        return sessions.new(name, mini, small_photos, token="sks", class_word="cup", root=root, settings=chosen)
+        with faces_detected_once():
+            return sessions.new(name, mini, small_photos, token="sks", class_word="cup", root=root, settings=chosen)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def trained_once(mini: Path, small_photos: list[Path], common: Path) -> Callable[..., Session]:
+def trained_once(make_session: Callable[..., Session], common: Path) -> Callable[..., Session]:
     """Makes a session and trains it, once for all workers and tests with this `key`; they only copy it."""
 
     def trained(key: str, train: Callable[[Session], object], name: str = "cup", **settings: Any) -> Session:
         root = common / "trained" / key
         root.mkdir(parents=True, exist_ok=True)
-        chosen = {**SETTINGS, **{key.replace("__", "."): value for key, value in settings.items()}}
         with FileLock(root / "lock"):
             if not (root / "done").exists():
-                session = sessions.new(
-                    name, mini, small_photos, token="sks", class_word="cup", root=root, settings=chosen
-                )
-                train(session)
+                train(make_session(name, root, **settings))
                 (root / "done").touch()
         return Session.open(root / name)
 

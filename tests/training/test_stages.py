@@ -34,6 +34,7 @@ from fastdb.training.stages import build_stage
 from fastdb.training.trainer import Trainer
 
 Made = Callable[..., Session]
+LONG: dict[str, Any] = {"text_encoder__steps": 0, "unet__steps": 40, "checkpoints__every_steps": 40}
 
 
 def moved(part: str, session: Session, mini: Path) -> dict[str, float]:
@@ -75,7 +76,7 @@ def test_the_text_encoder_stage_leaves_the_unet(make_session: Made, mini: Path) 
 
 
 def test_the_loss_on_the_instance_images_falls(make_session: Made) -> None:
-    session = make_session("falls", text_encoder__steps=0, unet__steps=40, unet__learning_rate=1e-3, batch_size=2)
+    session = make_session("falls", **LONG, unet__learning_rate=1e-3, batch_size=2)
     trainer = train(session)
     before, after = loss_of(trainer, None), loss_of(trainer, standing(session).weights["unet"])
     assert after < 0.8 * before
@@ -83,7 +84,7 @@ def test_the_loss_on_the_instance_images_falls(make_session: Made) -> None:
 
 def test_prior_preservation_holds_the_class_images(make_session: Made) -> None:
     """The loss on the class images ends lower with prior preservation than without, the rest being equal."""
-    settings: dict[str, Any] = {"text_encoder__steps": 0, "unet__steps": 40, "unet__learning_rate": 2e-3}
+    settings: dict[str, Any] = {**LONG, "unet__learning_rate": 2e-3}
     with_prior = train(make_session("prior", **settings))
     without = train(make_session("no_prior", **settings, prior__weight=0.0))
     both = [loss_of(one, standing(one.session).weights["unet"], group="class") for one in (with_prior, without)]
