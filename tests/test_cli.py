@@ -200,7 +200,7 @@ def test_sessions_and_show_say_what_is_there(session: Path, sessions_folder: Pat
     lines = listed.out.splitlines()
     assert lines[0] == f"1 session in {sessions_folder}"
     assert re.split(" {2,}", lines[2])[:3] == ["cup", "text_encoder 0/60, unet 0/60", "1"]
-    assert lines[3].startswith(f"Cannot open: {sessions_folder / 'broken'}: there is no session.yaml")
+    assert lines[3].startswith(f"Cannot open: {sessions_folder / 'broken'}: it contains no session.yaml")
     shown = fastdb("show", "cup")
     assert (shown.code, shown.err) == (0, "")
     facts = dict(line.split("  ", 1) for line in shown.out.splitlines() if "  " in line)
@@ -331,7 +331,7 @@ def test_a_base_model_that_is_gone_is_said_and_nothing_changes(session: Path, mi
 def test_without_a_base_the_model_that_ships_is_taken_with_what_fits_it(sessions_folder: Path) -> None:
     done = fastdb("new", "x", "--token", "sks", "--class", "mug", "--set", "unet.steps=9")
     assert done.code == 0, done
-    assert "The base model is mini, which knows a small drawn world only" in done.out
+    assert "The base model is mini, which knows only a small drawn world" in done.out
     session = Session.open("x")
     assert session.record.base_model.folder == "mini", "by its name: the package lies elsewhere on the next machine"
     assert (session.config.resolution, session.config.unet.steps) == (64, 9)

@@ -46,7 +46,7 @@ from fastdb.storage.manifest import faults
 from fastdb.training.process import Running
 from fastdb.world.draw import draw
 from fastdb.world.scene import BACKGROUNDS, COLOURS, Scene, parse_prompt
-from fastdb.world.subjects import SUBJECTS
+from fastdb.world.subjects import PLACES, SUBJECTS
 
 FEWER: dict[str, Any] = {
     "text_encoder.steps": 4,
@@ -351,7 +351,9 @@ def test_what_is_asked_for() -> None:
     """Backgrounds that no photo has, a seed for every picture, groups that the readings know."""
     contexts = [parse_prompt(prompt) for prompt in demo.PROMPTS[CONTEXT]]
     assert all(demo.PROMPTS[CONTEXT][n].startswith(f"{demo.PROMPT} on a ") for n in range(4))
-    assert not {f"{asked.texture} {asked.background}" for asked in contexts} & set(SUBJECTS["mug"].backgrounds())
+    assert not {f"{asked.texture} {asked.background}" for asked in contexts} & {
+        f"{texture} {background}" for background, texture, _ in PLACES
+    }
     assert all(None not in (asked.shape, asked.background, asked.texture) for asked in contexts)
     for prompt in (*demo.PROMPTS[demo.COLOURED], *demo.PROMPTS[OTHERS]):
         asked = parse_prompt(prompt)

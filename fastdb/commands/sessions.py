@@ -152,8 +152,10 @@ def base_record(base: str | Path, report: Report = SILENT) -> tuple[BaseModelRec
     """
     with report.progress("base model", "B") as update:
         model = resolve_base(base, update)
+    # Opened first: its errors name what is missing.
+    opened = open_base_model(model.folder)
     record = BaseModelRecord(folder=model.named, fingerprint=fingerprint(model.folder), source=model.source)
-    return record, open_base_model(model.folder).sample_size
+    return record, opened.sample_size
 
 
 def open_or_new(

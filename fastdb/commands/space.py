@@ -244,7 +244,7 @@ def disks(folders: Sequence[Path]) -> list[Disk]:
 def _report_deleted(count: int, folder: Path, report: Report) -> None:
     report.note(Note("deleted", format_bytes(count)))
     for disk in disks([folder]):
-        report.note(Note("free space", format_bytes(disk.free), f"{format_bytes(disk.total)}, on the disk of {folder}"))
+        report.note(Note("free space", f"{format_bytes(disk.free)} of {format_bytes(disk.total)}", str(folder)))
 
 
 def _cache() -> list[tuple[str, int]]:

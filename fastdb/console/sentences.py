@@ -36,7 +36,7 @@ SENTENCES: dict[str, str] = {
     "files accepted": "Accepted the current files of {subject}",
     "files match": "{subject}: OK, {reason} files checked",
     "following trainer": "{subject} is being trained already (process {reason}); following it",
-    "free space": "{subject} of {reason} free",
+    "free space": "{subject} free on the disk of {reason}",
     "image saved": "{subject}",
     "instance prompt": "Instance prompt: {subject!r}, from the token and the class word",
     "kept while downloading": "Kept (download in progress): {subject}",

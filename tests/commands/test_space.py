@@ -211,7 +211,7 @@ def test_it_asks_first_and_says_what_would_go(session: Session) -> None:
         assert names(session.path) == before
     done = fastdb("free", "dog", "--what", "exports", "--what", "set-aside", "--yes")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "removed 160 kB" in done.stdout
+    assert "Deleted 160 kB" in done.stdout
     assert before - names(session.path) == GONE["exports"] | GONE["set-aside"]
     assert fastdb("free", "dog", "--what", "exports", "--yes").stdout == "nothing of exports can go\n"
 

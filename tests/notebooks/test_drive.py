@@ -27,7 +27,7 @@ def test_drive_is_mounted_and_sessions_live_there(colab, capsys):
     said = capsys.readouterr().out
     *lines, free = said.splitlines()
     assert lines == [f"Google Drive: {colab.mountpoint / 'MyDrive'}", f"No sessions in {sessions_root()}"]
-    assert re.fullmatch(rf"free: .+ of .+, where {re.escape(str(sessions_root()))} lies", free)
+    assert re.fullmatch(rf".+ of .+ free on the disk of {re.escape(str(sessions_root()))}", free)
 
 
 def test_a_drive_that_is_mounted_asks_for_no_consent_again(colab):

@@ -53,6 +53,12 @@ class Drive:
         self.pages[number] = page.encode()
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Downloads that other tests leave to be resumed do not count here."""
+    monkeypatch.setenv("FASTDB_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def drive(monkeypatch: pytest.MonkeyPatch) -> Iterator[Drive]:
     """A server in Google's place, for gdown's requests and for ours."""
