@@ -213,7 +213,7 @@ def test_it_asks_first_and_says_what_would_go(session: Session) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "Deleted 160 kB" in done.stdout
     assert before - names(session.path) == GONE["exports"] | GONE["set-aside"]
-    assert fastdb("free", "dog", "--what", "exports", "--yes").stdout == "nothing of exports can go\n"
+    assert fastdb("free", "dog", "--what", "exports", "--yes").stdout == "Nothing to delete: exports\n"
 
 
 def test_nothing_goes_while_it_is_trained(session: Session) -> None:

@@ -127,7 +127,7 @@ def test_another_base_model_is_said(exported: Path, kind: str, mini: Path, tmp_p
     wide = wider(mini, tmp_path / "wide")
     line = refused(exported / f"cup.{kind}", wide)
     assert line.startswith(f"{exported}/cup.{kind}: cannot load it as a Stable Diffusion with the sizes of {wide} (")
-    assert line.endswith("Name the base model it was trained from, or export it again.")
+    assert line.endswith("Name the base model that it was trained from, or export it again.")
     assert "time_emb_proj" in line or "shape" in line
 
 

@@ -238,7 +238,7 @@ def run(*arguments: object) -> int:
 def test_the_command(single_file: Path, mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(single_file, tmp_path / "half", "--half", "--to", "ckpt") == 0
     output = capsys.readouterr().out
-    assert f"verified {tmp_path / 'half.ckpt'}: Stable Diffusion 1.x, 1131 tensors, " in output
+    assert f"Verified {tmp_path / 'half.ckpt'}: Stable Diffusion 1.x, 1131 tensors, " in output
     assert open_tensors(tmp_path / "half.ckpt").tensors[CONV].dtype == "float16"
     assert run(tmp_path / "half.ckpt", tmp_path / "folder", "--like", mini, "--to", "diffusers") == 0
     assert (tmp_path / "folder" / "model_index.json").is_file()
@@ -247,5 +247,5 @@ def test_the_command(single_file: Path, mini: Path, tmp_path: Path, capsys: pyte
     assert run(tmp_path / "nothing.ckpt", tmp_path / "b.ckpt") == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2
-    assert "is not safetensors. Give it another ending, or leave out --to." in errors[0]
+    assert "does not end as safetensors. Change the suffix, or leave out --to." in errors[0]
     assert "file not found" in errors[1]

@@ -53,7 +53,7 @@ def test_the_first_hour_and_the_next_evening(home, photos):
         **dict.fromkeys(("set-up", "drive", "session", "train", "compare", "export", "finish"), 0),
         **dict.fromkeys(("images", "samples", "generate"), 1),
     }
-    assert "no Google Drive here: sessions stay on this machine" in text(cells["drive"])
+    assert "No Google Drive here: sessions stay on this machine" in text(cells["drive"])
     assert "pet (unet step 6)" in text(cells["generate"]), "the pictures come from all that was trained"
 
     # Another kernel, as after a restart or on another day; and every cell twice.
@@ -62,7 +62,7 @@ def test_the_first_hour_and_the_next_evening(home, photos):
         second.run("set-up", "drive")
         assert "1 session in" in text(cells["drive"])
         second.run("session", "session")
-        assert "Opened session mug with its own base model" in text(cells["session"])
+        assert "Opened session pet with its own base model" in text(cells["session"])
         assert "text_encoder 4/4, unet 6/6" in text(cells["session"])
         assert "'finished'" in text(second.run("train", "train"))
         assert "UNet: done, 6 steps" in text(cells["train"])
