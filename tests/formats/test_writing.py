@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("torch")
+
 from fastdb.formats import direct_io
 from fastdb.formats.ckpt_writer import write_zip
 from fastdb.formats.direct_io import BLOCK, blocks_of
