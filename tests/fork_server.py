@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
+import importlib.util
 import inspect
 import json
 import os
@@ -47,7 +48,7 @@ _SIZE = struct.Struct("I")
 
 def usable() -> bool:
     """Return whether this system has what the server needs."""
-    return hasattr(os, "pidfd_open") and hasattr(socket, "send_fds")
+    return importlib.util.find_spec("torch") is not None and hasattr(os, "pidfd_open") and hasattr(socket, "send_fds")
 
 
 class ForkedPopen(RealPopen[Any]):
