@@ -267,10 +267,10 @@ def _become(request: dict[str, Any], streams: list[int], connection: socket.sock
     else:
         with suppress(PermissionError, ProcessLookupError):  # in another session: its own children would be alone
             os.setpgid(0, request["group"])
+    os.chdir(request["folder"])
     # Not before: whoever starts a process may ask for its group at once, and send a signal to all of it.
     connection.sendall(_INT.pack(os.getpid()))
     connection.close()
-    os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
