@@ -185,6 +185,8 @@ def test_every_verb_has_its_help() -> None:
         done = fastdb(verb, "--help")
         assert (done.code, done.err) == (0, "")
         assert done.out.startswith(f"Usage: fastdb {verb} ") or f" {verb} " in done.out.splitlines()[0]
+        summary = next(line for line in whole.out.splitlines() if line.startswith(f"  {verb} ")).split(maxsplit=1)[1]
+        assert f"\n\n  {summary}" in done.out
 
 
 def test_it_says_its_version() -> None:

@@ -1,27 +1,72 @@
 """The command line: `fastdb <verb>`.
 
-Verbs import what they need when they are called, so that --help is quick.
+Each verb is a function of a module of this folder, which is imported when the verb is called, so that --help is quick.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+import importlib
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from fastdb.cli import models, results, sessions, sharing, space, training
 from fastdb.cli.options import Root
 from fastdb.console import boundary, say
 from fastdb.runtime.library_logging import hush_libraries
 from fastdb.version import __version__
 
+VERBS = {
+    "new": ("sessions", "Create a session and add photos to it."),
+    "sessions": ("sessions", "List the sessions."),
+    "show": ("sessions", "Show what a session contains and how far its training is."),
+    "check": ("sessions", "Verify every file of a session against its checksum."),
+    "add-images": ("sessions", "Clean, crop and add photos."),
+    "train": ("training", "Train a session, or resume."),
+    "extend": ("training", "Add steps to a session; `fastdb train` then runs them."),
+    "stop": ("training", "Ask a running trainer to save a checkpoint and stop."),
+    "publish": ("training", "Publish local checkpoints to the session."),
+    "export": ("results", "Export the trained model to one file, verified."),
+    "convert": ("models", "Convert a model to another layout or precision."),
+    "generate": ("results", "Generate images from a session or an exported file."),
+    "evaluate": ("results", "Compare checkpoints on the same prompts and choose the best."),
+    "inspect": ("models", "Show what a model file contains, without running code in it."),
+    "space": ("space", "Show the disk usage of sessions and cached models."),
+    "free": ("space", "Delete files for good after a confirmation."),
+    "share": ("sharing", "Write a session to a zip: photos, captions, settings."),
+    "adopt": ("sharing", "Create a session from a zip, a folder or a link."),
+    "duplicate": ("sharing", "Copy photos, captions and settings to a new session."),
+}
+"""Module of each verb, and its line in `fastdb --help`: the first sentence of its function's docstring."""
+
+PLAIN: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+"""Options of typer, for help texts and errors without boxes."""
+
+
+class Verbs(TyperGroup):
+    """The verbs; the one that is called replaces its line of `fastdb --help`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Import the module of the verb that is called."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if name in VERBS:
+            verb = typer.Typer(**PLAIN)
+            verb.command(name)(getattr(importlib.import_module(f"fastdb.cli.{VERBS[name][0]}"), name.replace("-", "_")))
+            command = typer.main.get_command(verb)
+        return name, command, rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb that is called; its errors are one line."""
+        with boundary():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
+    cls=Verbs,
     name="fastdb",
     help="Teach Stable Diffusion a new subject from a handful of photos.",
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    **PLAIN,
 )
 
 
@@ -46,34 +91,13 @@ def demo(
     name: Annotated[str, typer.Option(help="Name of the new session.")] = "demo",
 ) -> None:
     """Run the whole journey on a small model, offline."""
-    with boundary():
-        from fastdb.demo import run_demo
+    from fastdb.demo import run_demo
 
-        run_demo(root=root, name=name)
+    run_demo(root=root, name=name)
 
 
-for verb in (
-    sessions.new,
-    sessions.sessions,
-    sessions.show,
-    sessions.check,
-    sessions.add_images,
-    training.train,
-    training.extend,
-    training.stop,
-    training.publish,
-    results.export,
-    models.convert,
-    results.generate,
-    results.evaluate,
-    models.inspect,
-    space.space,
-    space.free,
-    sharing.share,
-    sharing.adopt,
-    sharing.duplicate,
-):
-    app.command()(verb)
+for _verb, (_, _line) in VERBS.items():
+    app.command(_verb, help=_line)(lambda: None)
 
 
 def main() -> None:

@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from fastdb.cli.options import Precision, Render
-from fastdb.console import ConsoleReport, boundary, table
+from fastdb.commands import models as verbs
+from fastdb.commands.inspection_rows import inspection_rows
+from fastdb.console import ConsoleReport, table
 from fastdb.errors import ConfigError
 
 
@@ -48,21 +50,18 @@ def convert(
     render: Render = False,
 ) -> None:
     """Convert a model to another layout or precision."""
-    with boundary():
-        from fastdb.commands import models
-
-        wanted = Precision.fp16 if half and precision is None else precision
-        models.convert(
-            source,
-            _target(target, to),
-            precision=wanted.value if wanted else None,
-            ema=ema,
-            vae=vae,
-            like=like,
-            prediction=prediction.value if prediction else None,
-            render=render,
-            report=ConsoleReport(),
-        )
+    wanted = Precision.fp16 if half and precision is None else precision
+    verbs.convert(
+        source,
+        _target(target, to),
+        precision=wanted.value if wanted else None,
+        ema=ema,
+        vae=vae,
+        like=like,
+        prediction=prediction.value if prediction else None,
+        render=render,
+        report=ConsoleReport(),
+    )
 
 
 def _target(target: Path, to: Layout | None) -> Path:
@@ -88,9 +87,5 @@ def inspect(
     ] = False,
 ) -> None:
     """Show what a model file contains, without running code in it."""
-    with boundary():
-        from fastdb.commands import models
-        from fastdb.commands.inspection_rows import inspection_rows
-
-        inspection = models.inspect(file, probe=probe, report=ConsoleReport())
-        table(("", inspection.path.name), inspection_rows(inspection))
+    inspection = verbs.inspect(file, probe=probe, report=ConsoleReport())
+    table(("", inspection.path.name), inspection_rows(inspection))

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from fastdb.cli.options import Name, Precision, Render, Root
-from fastdb.console import ConsoleReport, boundary, show_evaluation
+from fastdb.commands import results as verbs
+from fastdb.console import ConsoleReport, show_evaluation
 from fastdb.errors import ConfigError
 
 
@@ -37,13 +38,8 @@ def export(
     root: Root = None,
 ) -> None:
     """Export the trained model to one file, verified."""
-    with boundary():
-        from fastdb.commands import results
-
-        kinds, report = [kind.value for kind in formats or Format], ConsoleReport()
-        results.export(
-            name, formats=kinds, precision=precision.value, step=step, render=render, root=root, report=report
-        )
+    kinds, report = [kind.value for kind in formats or Format], ConsoleReport()
+    verbs.export(name, formats=kinds, precision=precision.value, step=step, render=render, root=root, report=report)
 
 
 def generate(
@@ -64,25 +60,22 @@ def generate(
     root: Root = None,
 ) -> None:
     """Generate images from a session or an exported file."""
-    with boundary():
-        from fastdb.commands import results
-
-        results.generate(
-            source,
-            prompt,
-            base=base,
-            output=output,
-            root=root,
-            negative_prompt=negative_prompt,
-            seed=seed,
-            count=count,
-            steps=steps,
-            guidance=guidance,
-            sampler=sampler,
-            width=width,
-            height=height,
-            report=ConsoleReport(),
-        )
+    verbs.generate(
+        source,
+        prompt,
+        base=base,
+        output=output,
+        root=root,
+        negative_prompt=negative_prompt,
+        seed=seed,
+        count=count,
+        steps=steps,
+        guidance=guidance,
+        sampler=sampler,
+        width=width,
+        height=height,
+        report=ConsoleReport(),
+    )
 
 
 def evaluate(
@@ -115,25 +108,22 @@ def evaluate(
     root: Root = None,
 ) -> None:
     """Compare checkpoints on the same prompts and choose the best."""
-    with boundary():
-        from fastdb.commands import results
-
-        evaluation = results.evaluate(
-            name,
-            checkpoints=_steps(checkpoints),
-            seeds=seeds,
-            prompts=prompts or (),
-            measure=measure.value,
-            clip=clip,
-            dino=dino,
-            steps=steps,
-            guidance=guidance,
-            sampler=sampler,
-            file=file,
-            root=root,
-            report=ConsoleReport(),
-        )
-        show_evaluation(evaluation)
+    evaluation = verbs.evaluate(
+        name,
+        checkpoints=_steps(checkpoints),
+        seeds=seeds,
+        prompts=prompts or (),
+        measure=measure.value,
+        clip=clip,
+        dino=dino,
+        steps=steps,
+        guidance=guidance,
+        sampler=sampler,
+        file=file,
+        root=root,
+        report=ConsoleReport(),
+    )
+    show_evaluation(evaluation)
 
 
 def _steps(text: str) -> list[int] | None:

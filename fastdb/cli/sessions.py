@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from fastdb.cli.options import Name, Root, Set, settings_of
-from fastdb.console import ConsoleReport, boundary, show_overview, show_sessions
+from fastdb.commands import sessions as verbs
+from fastdb.console import ConsoleReport, show_overview, show_sessions
 
 
 def new(
@@ -26,35 +27,26 @@ def new(
     settings: Set = None,
 ) -> None:
     """Create a session and add photos to it."""
-    with boundary():
-        from fastdb.commands import sessions
-
-        sessions.new(
-            name,
-            base,
-            photos or (),
-            token=token,
-            class_word=class_word,
-            root=root,
-            settings=settings_of(settings),
-            report=ConsoleReport(),
-        )
+    verbs.new(
+        name,
+        base,
+        photos or (),
+        token=token,
+        class_word=class_word,
+        root=root,
+        settings=settings_of(settings),
+        report=ConsoleReport(),
+    )
 
 
 def sessions(root: Root = None) -> None:
     """List the sessions."""
-    with boundary():
-        from fastdb.commands import sessions
-
-        show_sessions(sessions.list_sessions(root))
+    show_sessions(verbs.list_sessions(root))
 
 
 def show(name: Name, root: Root = None) -> None:
     """Show what a session contains and how far its training is."""
-    with boundary():
-        from fastdb.commands import sessions
-
-        show_overview(sessions.show(name, root))
+    show_overview(verbs.show(name, root))
 
 
 def check(
@@ -64,10 +56,7 @@ def check(
     root: Root = None,
 ) -> None:
     """Verify every file of a session against its checksum."""
-    with boundary():
-        from fastdb.commands import sessions
-
-        sessions.check(name, quick=quick, accept=accept, root=root, report=ConsoleReport())
+    verbs.check(name, quick=quick, accept=accept, root=root, report=ConsoleReport())
 
 
 def add_images(
@@ -76,7 +65,4 @@ def add_images(
     root: Root = None,
 ) -> None:
     """Clean, crop and add photos. A .txt beside a photo becomes its caption."""
-    with boundary():
-        from fastdb.commands import sessions
-
-        sessions.add_images(name, photos, root, report=ConsoleReport())
+    verbs.add_images(name, photos, root, report=ConsoleReport())

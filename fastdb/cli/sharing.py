@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from fastdb.cli.options import Name, Root
-from fastdb.console import ConsoleReport, boundary
+from fastdb.commands import sharing as verbs
+from fastdb.console import ConsoleReport
 
 Checkpoints = Annotated[
     bool, typer.Option("--checkpoints", help="Include checkpoints, class images and logs, to resume from.")
@@ -24,10 +25,7 @@ def share(
     root: Root = None,
 ) -> None:
     """Write a session to a zip: photos, captions, settings."""
-    with boundary():
-        from fastdb.commands import sharing
-
-        sharing.share(name, target, checkpoints=checkpoints, root=root, report=ConsoleReport())
+    verbs.share(name, target, checkpoints=checkpoints, root=root, report=ConsoleReport())
 
 
 def adopt(
@@ -46,10 +44,7 @@ def adopt(
     root: Root = None,
 ) -> None:
     """Create a session from a zip, a folder or a link."""
-    with boundary():
-        from fastdb.commands import sharing
-
-        sharing.adopt(source, name, base=base, root=root, report=ConsoleReport())
+    verbs.adopt(source, name, base=base, root=root, report=ConsoleReport())
 
 
 def duplicate(
@@ -63,7 +58,4 @@ def duplicate(
     root: Root = None,
 ) -> None:
     """Copy photos, captions and settings to a new session."""
-    with boundary():
-        from fastdb.commands import sharing
-
-        sharing.duplicate(name, new, checkpoints=checkpoints, from_step=from_step, root=root, report=ConsoleReport())
+    verbs.duplicate(name, new, checkpoints=checkpoints, from_step=from_step, root=root, report=ConsoleReport())

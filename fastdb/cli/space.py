@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from fastdb.cli.options import Root
-from fastdb.console import ConsoleReport, boundary, show_removal, show_usage
+from fastdb.commands import space as verbs
+from fastdb.console import ConsoleReport, show_removal, show_usage
 from fastdb.errors import ConfigError
 
 
@@ -31,10 +32,7 @@ def space(
     root: Root = None,
 ) -> None:
     """Show the disk usage of sessions and cached models."""
-    with boundary():
-        from fastdb.commands import space as verbs
-
-        show_usage(verbs.space(names or (), root), details=bool(names))
+    show_usage(verbs.space(names or (), root), details=bool(names))
 
 
 def free(
@@ -54,25 +52,22 @@ def free(
 
     Files that training needs to resume are never deleted.
     """
-    with boundary():
-        from fastdb.commands import space as verbs
+    report = ConsoleReport()
 
-        report = ConsoleReport()
+    def confirm(removal: verbs.Removal) -> bool:
+        question = show_removal(removal)
+        return yes or typer.confirm(question)
 
-        def confirm(removal: verbs.Removal) -> bool:
-            question = show_removal(removal)
-            return yes or typer.confirm(question)
-
-        if (name is not None) + models + unfinished != 1 or (what and name is None):
-            raise ConfigError(
-                "needs either a session and --what, or --models, or --unfinished",
-                where="fastdb free",
-                fix="Give exactly one of the three.",
-            )
-        if models:
-            verbs.free_models(confirm=confirm, wanted=int(wanted * 1e9), report=report)
-        elif unfinished:
-            verbs.free_unfinished(confirm=confirm, root=root, report=report)
-        else:
-            kinds = [kind.value for kind in what or ()]
-            verbs.free(name or "", kinds, confirm=confirm, root=root, report=report)
+    if (name is not None) + models + unfinished != 1 or (what and name is None):
+        raise ConfigError(
+            "needs either a session and --what, or --models, or --unfinished",
+            where="fastdb free",
+            fix="Give exactly one of the three.",
+        )
+    if models:
+        verbs.free_models(confirm=confirm, wanted=int(wanted * 1e9), report=report)
+    elif unfinished:
+        verbs.free_unfinished(confirm=confirm, root=root, report=report)
+    else:
+        kinds = [kind.value for kind in what or ()]
+        verbs.free(name or "", kinds, confirm=confirm, root=root, report=report)

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from fastdb.cli.options import Name, Root, Schedule, Set, settings_of
-from fastdb.console import ConsoleReport, boundary
+from fastdb.commands import training as verbs
+from fastdb.console import ConsoleReport
 
 
 def train(
@@ -27,19 +28,16 @@ def train(
     root: Root = None,
 ) -> None:
     """Train a session, or resume. Ctrl-C saves and stops; closing the terminal does not."""
-    with boundary():
-        from fastdb.commands import training
-
-        training.train(
-            name,
-            settings=settings_of(settings),
-            restart=restart,
-            from_step=from_step,
-            take_over=take_over,
-            follow=not detach,
-            root=root,
-            report=ConsoleReport(),
-        )
+    verbs.train(
+        name,
+        settings=settings_of(settings),
+        restart=restart,
+        from_step=from_step,
+        take_over=take_over,
+        follow=not detach,
+        root=root,
+        report=ConsoleReport(),
+    )
 
 
 def extend(
@@ -55,23 +53,14 @@ def extend(
     root: Root = None,
 ) -> None:
     """Add steps to a session; `fastdb train` then runs them."""
-    with boundary():
-        from fastdb.commands import training
-
-        training.extend(name, steps, schedule=schedule.value, learning_rate=rate, root=root, report=ConsoleReport())
+    verbs.extend(name, steps, schedule=schedule.value, learning_rate=rate, root=root, report=ConsoleReport())
 
 
 def publish(name: Name, root: Root = None) -> None:
     """Publish local checkpoints to the session. Training does this itself."""
-    with boundary():
-        from fastdb.commands import training
-
-        training.publish(name, root, report=ConsoleReport())
+    verbs.publish(name, root, report=ConsoleReport())
 
 
 def stop(name: Name, root: Root = None) -> None:
     """Ask a running trainer to save a checkpoint and stop."""
-    with boundary():
-        from fastdb.commands import training
-
-        training.stop(name, root, report=ConsoleReport())
+    verbs.stop(name, root, report=ConsoleReport())
