@@ -17,6 +17,7 @@ import fastdb
 from fastdb import notebook
 from fastdb.commands import sessions
 from fastdb.errors import FastDBError, ImageError, ModelError, SessionBusy, SessionError, StorageError
+from fastdb.notebook import cells
 from fastdb.training import process
 
 
@@ -119,7 +120,7 @@ def test_samples_stand_in_the_order_of_their_steps(session, capsys, monkeypatch)
         Image.new("RGB", (64, 64)).save(session.samples / f"{name}.png")
     (session.samples / "someone's own.png").write_bytes(_red())
     shown = {}
-    monkeypatch.setattr(notebook, "_sheet", shown.update)
+    monkeypatch.setattr(cells, "_sheet", shown.update)
     notebook.samples(session)
     assert {label: [cell.caption for cell in cells] for label, cells in shown.items()} == {
         "text encoder": ["step 5"],
@@ -140,7 +141,7 @@ def test_pictures_fit_a_notebook(tmp_path, count):
 
 
 def test_the_gpu_is_named_or_missed(monkeypatch, colab, capsys, tmp_path):
-    monkeypatch.setattr(notebook, "fetch_yunet", lambda timeout: tmp_path)
+    monkeypatch.setattr(cells, "fetch_yunet", lambda timeout: tmp_path)
 
     def answering(code, text):
         monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi")
@@ -160,14 +161,14 @@ def test_the_gpu_is_named_or_missed(monkeypatch, colab, capsys, tmp_path):
 
 @pytest.mark.usefixtures("colab")
 def test_colab_gets_the_better_face_detector_or_a_line_why_not(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(notebook, "fetch_yunet", lambda timeout: tmp_path / "yunet.onnx")
+    monkeypatch.setattr(cells, "fetch_yunet", lambda timeout: tmp_path / "yunet.onnx")
     notebook.begin()
     assert f"Face detector: YuNet ({tmp_path / 'yunet.onnx'})" in capsys.readouterr().out
 
     def refused(timeout):
         raise ImageError("the face detector could not be downloaded (refused)", fix="Try again later.")
 
-    monkeypatch.setattr(notebook, "fetch_yunet", refused)
+    monkeypatch.setattr(cells, "fetch_yunet", refused)
     notebook.begin()
     assert "Face detector: built in, because the face detector could not be downloaded" in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""What a notebook's cells need beside the verbs: pictures to look at, and a browser's uploads and downloads.
+"""Functions that the cells of a notebook call: pictures to look at, and a browser's uploads and downloads.
 
 Works in any Jupyter; `google.colab` is used where it is and never required.
 """
