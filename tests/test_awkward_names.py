@@ -1,4 +1,4 @@
-"""A hundred awkward names for sessions, photos, captions, prompts and roots: each works all the way or is refused in a
+"""Awkward names for sessions, photos, captions, prompts and roots work or are refused.
 line."""
 
 from __future__ import annotations

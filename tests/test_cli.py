@@ -1,4 +1,4 @@
-"""The command line as people use it: real processes, photos and disks, every mistake answered in a line."""
+"""The command line in real processes, its output and its errors."""
 
 from __future__ import annotations
 

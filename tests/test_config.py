@@ -1,4 +1,4 @@
-"""What may be set: all faults at once, the nearest name, the bound; and files that come back as they were."""
+"""Bounds and errors of settings, and their YAML files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The only room that prints."""
+"""Output to the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo, run for real with fewer steps: killed, resumed, exported, shown, measured; the network out of reach."""
+"""The demo with fewer steps, also killed and resumed, without network."""
 
 from __future__ import annotations
 

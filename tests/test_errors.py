@@ -1,4 +1,4 @@
-"""One family, one line each: what happened, to what, and what to do now."""
+"""Errors are a single line with subject and remedy."""
 
 from __future__ import annotations
 

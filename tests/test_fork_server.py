@@ -1,4 +1,4 @@
-"""A process of the fork server cannot be told from a real one by the tests that start it."""
+"""Forked processes behave like real ones."""
 
 from __future__ import annotations
 

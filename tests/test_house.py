@@ -1,4 +1,4 @@
-"""The house as drawn: rooms and their order, what an import costs, what is public, what is packed."""
+"""Structure of the package, its import order, costs, public names and contents."""
 
 from __future__ import annotations
 

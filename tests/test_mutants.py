@@ -1,4 +1,4 @@
-"""Saving, loading and publishing broken on purpose: each break is noticed by a test that is there anyway."""
+"""Deliberate breaks of features, each noticed by a test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.requires import requires_fuse
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 FAULTS = "tests/checkpoints/test_drive_faults.py"
-PENDING = "tests/checkpoints/test_pending.py"
+PENDING = "tests/checkpoints/test_publish_pending.py"
 PUBLISHING = "tests/checkpoints/test_publish.py"
 
 MUTANTS = {
@@ -110,7 +110,7 @@ MUTANTS = {
         "training/batches.py",
         "self.stage, step, microbatch,",
         "self.stage, 0, microbatch,",
-        ["tests/training/test_randomness.py"],
+        ["tests/training/test_batches.py"],
     ),
     "the learning rate stays constant": (
         "training/schedules.py",
@@ -146,7 +146,7 @@ MUTANTS = {
         "formats/unpickler.py",
         " if full in CALLS or",
         " if True or",
-        ["tests/formats/test_hostile.py"],
+        ["tests/formats/test_hostile_files.py"],
     ),
     "the names of an archive's members are not checked": (
         "sharing/untrusted_zip.py",

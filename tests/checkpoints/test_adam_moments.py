@@ -1,4 +1,4 @@
-"""Files of earlier versions with sorted 8-bit moments are read to the bit, and nothing in them is trusted unchecked."""
+"""Reading of sorted 8-bit moments written by earlier versions."""
 
 from __future__ import annotations
 

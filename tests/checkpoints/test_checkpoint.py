@@ -1,4 +1,4 @@
-"""At every instant some complete checkpoint can be opened, and it is the newest that was ever said to be saved."""
+"""Atomic saves of checkpoints, verified when written and read."""
 
 from __future__ import annotations
 

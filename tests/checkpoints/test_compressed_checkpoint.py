@@ -1,4 +1,4 @@
-"""What a checkpoint is packed into: the same for ever, of every type; and no torch is needed for it."""
+"""Compression of checkpoints of every type without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packed files: every bit comes back, any damage is noticed, and nothing they say is believed unchecked."""
+"""Compressed files restore every bit, and reject damaged or hostile data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints on a drive that fails: every error at every operation, and the machine lost at any of them."""
+"""Saving checkpoints on a drive that fails at any operation or loses the machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Publishing itself: packed, paced, over errors, and only while the session is this machine's."""
+"""Publishing of checkpoints, its pace, its retries and its check of the owner."""
 
 from __future__ import annotations
 

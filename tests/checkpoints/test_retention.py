@@ -1,4 +1,4 @@
-"""What of a session's checkpoints stays is told by its settings and by what its evaluation found."""
+"""Retention of checkpoints by settings and by the evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The publisher's process beside a training: it packs and writes without the memory that torch takes."""
+"""The publisher's process imports no torch."""
 
 from __future__ import annotations
 

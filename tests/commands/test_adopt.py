@@ -1,4 +1,4 @@
-"""What adoption leaves, and more of what it takes: rests of one that was cut off, links, and photos in zips."""
+"""Adoption of shared sessions after interruptions, with links and photos in zips."""
 
 from __future__ import annotations
 

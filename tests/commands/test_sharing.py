@@ -1,4 +1,4 @@
-"""Sessions on their way: shared, adopted, duplicated, and those of the classic notebook; nothing is lost."""
+"""Sharing, adopting and duplicating sessions, and sessions of the classic notebook."""
 
 from __future__ import annotations
 

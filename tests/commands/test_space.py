@@ -1,4 +1,4 @@
-"""What everything costs is told, and only what can be done without is ever given back."""
+"""Reports of disk usage and deletion of files that can be made again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verbs as a notebook calls them: what they make, what they leave when something is wrong, what they say."""
+"""Verbs of `fastdb.interactive`, their results, errors and output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Civitai, Google Drive and any link, through `fetch`: named by the server, kept, and refused in words of their own."""
+"""Downloads from Civitai, Google Drive and other links by `fetch`."""
 
 from __future__ import annotations
 

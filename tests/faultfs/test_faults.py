@@ -1,4 +1,4 @@
-"""Each fault is seen by a program as the kernel tells it."""
+"""Errors of the fake drive as a program receives them from the kernel."""
 
 from __future__ import annotations
 

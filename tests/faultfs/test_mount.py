@@ -1,4 +1,4 @@
-"""It is a real mount, whatever happens: quick to make, always gone at the end, and counting what is asked of it."""
+"""Mounting, unmounting and request counts of the fake drive."""
 
 from __future__ import annotations
 

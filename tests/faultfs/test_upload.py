@@ -1,4 +1,4 @@
-"""What is in the cloud when the machine is lost: at once all, late any part, and never what was open."""
+"""Contents of the fake cloud after the machine is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A session with packed 8-bit moments opens, resumes to the bit and exports. README.md describes the samples."""
+"""A session with sorted 8-bit moments opens, resumes to the bit and exports."""
 
 from __future__ import annotations
 

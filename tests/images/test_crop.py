@@ -1,4 +1,4 @@
-"""The square that training sees, on real photos."""
+"""Crops of real photos."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faces on real photos with both detectors, and where the model file comes from."""
+"""Both face detectors on real photos, and the download of their model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Photos come in: kept, cropped, captioned, named, and nothing lost on the way."""
+"""Intake of photos, which are kept, cropped, captioned and named."""
 
 from __future__ import annotations
 

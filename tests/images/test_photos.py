@@ -1,4 +1,4 @@
-"""Photos as phones, scanners and web pages make them."""
+"""Photos as phones, scanners and web pages write them."""
 
 from __future__ import annotations
 

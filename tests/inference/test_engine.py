@@ -1,4 +1,4 @@
-"""Pictures by prompt, seed, steps, guidance and sampler, drawn for real by a small model that has learned."""
+"""Pictures by prompt, seed, steps, guidance and sampler of a trained model."""
 
 from __future__ import annotations
 

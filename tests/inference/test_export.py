@@ -1,4 +1,4 @@
-"""The file draws what the session draws: the figures of benchmarks/export.py, and their bounds."""
+"""Pictures of an exported file equal those of its session (benchmarks/export.py)."""
 
 from __future__ import annotations
 

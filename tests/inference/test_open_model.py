@@ -1,4 +1,4 @@
-"""What pictures come from: a session by name, folder or itself, and an exported file in its session or outside."""
+"""Models for inference, opened from a session or an exported file."""
 
 from __future__ import annotations
 

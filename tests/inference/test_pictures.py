@@ -1,4 +1,4 @@
-"""Pictures on disk say how they were made, and never take another's place."""
+"""Saved pictures contain their settings and overwrite nothing."""
 
 from __future__ import annotations
 

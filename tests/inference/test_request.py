@@ -1,4 +1,4 @@
-"""A request is checked when it is made: every bound, in one line that says what to do."""
+"""Bounds of inference requests."""
 
 from __future__ import annotations
 

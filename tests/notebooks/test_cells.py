@@ -1,4 +1,4 @@
-"""What the cells call: sessions opened or made, pictures to look at, uploads and downloads."""
+"""Functions that notebook cells call."""
 
 from __future__ import annotations
 

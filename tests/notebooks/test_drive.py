@@ -1,4 +1,4 @@
-"""Google Drive: mounted when it has to be, and every way in which that fails is one clear line."""
+"""Mounting of Google Drive and its errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The notebook as people meet it: a real Jupyter kernel, real photos, the small model that ships, a folder as Drive."""
+"""The notebook in a real Jupyter kernel, with real photos and a folder as Drive."""
 
 from __future__ import annotations
 

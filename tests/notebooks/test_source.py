@@ -1,4 +1,4 @@
-"""The notebook is what its source says, and stays a row of forms."""
+"""The notebook matches its source and consists of forms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which device and precision, and why."""
+"""Choice of device and precision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which folder: as given, else the environment, else Drive, else the home folder."""
+"""Order in which the sessions folder is chosen."""
 
 from __future__ import annotations
 

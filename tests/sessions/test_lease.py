@@ -1,4 +1,4 @@
-"""Who trains a session, across machines: real processes with caches of their own, really killed and really stopped."""
+"""Leases across machines, with real processes that are killed or stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint of another session, or of an earlier beginning, is passed over with its reason and stays where it is."""
+"""Checkpoints of another session or lineage are skipped with a reason."""
 
 from __future__ import annotations
 

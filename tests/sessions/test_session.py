@@ -1,4 +1,4 @@
-"""A session is a folder: it appears whole, it is found again, and nothing in it is ever replaced unasked."""
+"""Session folders appear complete, are found again and are never overwritten."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A shared folder of Google Drive: gdown reads real pages and files from a server of ours that stands for Google's."""
+"""Downloads of shared Google Drive folders by gdown from a local server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Archives from strangers: each is refused in one line or taken as what it is, and nothing else changes."""
+"""Untrusted archives are extracted safely or refused."""
 
 from __future__ import annotations
 

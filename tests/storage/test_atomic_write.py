@@ -1,4 +1,4 @@
-"""The old file or the new one, whatever happens: cut, killed, full, read-only."""
+"""Atomic writes that are interrupted, killed, or meet a full or read-only disk."""
 
 from __future__ import annotations
 

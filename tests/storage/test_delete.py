@@ -1,4 +1,4 @@
-"""Removing gives space back for real, takes nobody else's bytes with it, and leaves nothing that looks whole."""
+"""Deletion frees disk space and affects no other file."""
 
 from __future__ import annotations
 

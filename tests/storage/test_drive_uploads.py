@@ -1,4 +1,4 @@
-"""What is on this machine alone is told, by a mount that says so as Google Drive's does."""
+"""Upload state as Google Drive's mount reports it."""
 
 from __future__ import annotations
 

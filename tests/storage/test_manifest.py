@@ -1,4 +1,4 @@
-"""A folder is what its manifest says, or the fault has a name."""
+"""Manifests of folders and their faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What our YAML may hold comes as the usual reader gives it; what could harm is refused with its place."""
+"""The safe YAML loader equals PyYAML, and refuses other input with its line."""
 
 from __future__ import annotations
 

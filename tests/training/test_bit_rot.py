@@ -1,4 +1,4 @@
-"""One byte flipped in every file of a really trained session, one at a time: always noticed, and in a line."""
+"""A flipped byte in any file of a trained session is noticed."""
 
 from __future__ import annotations
 

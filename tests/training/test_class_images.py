@@ -1,4 +1,4 @@
-"""Class images: each a function of its number, each trained with the prompt it was made with."""
+"""Class images are functions of their number and train with their own prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints in their packed form: all that reads one gets from it, to the bit, what it gets from the raw one."""
+"""Training, export and inference from compressed checkpoints equal those from raw ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run needs is told before it begins, right within a tenth, and nothing is refused that fits."""
+"""Disk space predicted before a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The running average of the UNet's weights: by its formula, kept exactly, and what is used where it is on."""
+"""The running average of the UNet's weights."""
 
 from __future__ import annotations
 

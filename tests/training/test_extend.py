@@ -1,4 +1,4 @@
-"""More steps for a session: to the last bit as if they had been asked for at the beginning, and never otherwise."""
+"""An extended run equals, to the bit, a run planned with those steps."""
 
 from __future__ import annotations
 

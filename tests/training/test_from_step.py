@@ -1,4 +1,4 @@
-"""Training goes back to a step that was chosen: to the bit what it was, nothing is deleted, and no recipe is mixed."""
+"""Training resumes from a chosen step without deleting anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same promises on a GPU, in the precision it is fast at."""
+"""Exact resume on a GPU."""
 
 from __future__ import annotations
 

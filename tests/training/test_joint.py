@@ -1,4 +1,4 @@
-"""The text encoder beside the UNet: by its own rate, for its own steps, and found wherever weights are looked for."""
+"""Joint training of text encoder and UNet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resume is equality: killed anywhere, the result is that of a run that never stopped, to the last bit."""
+"""A killed and resumed run equals an uninterrupted run to the bit."""
 
 from __future__ import annotations
 

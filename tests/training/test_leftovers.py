@@ -1,4 +1,4 @@
-"""Training among leftovers: it goes on from the state before them and ends in the same bytes; nothing is lost."""
+"""Training with foreign files and copies in the session's folder."""
 
 from __future__ import annotations
 

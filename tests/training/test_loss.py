@@ -1,4 +1,4 @@
-"""The objective against its formulas, written out by hand."""
+"""The loss, compared with its formulas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rate as a function of the step: never negative, as it should be at each joint, unmoved by what comes later."""
+"""Learning rates as functions of the step."""
 
 from __future__ import annotations
 

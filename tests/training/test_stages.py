@@ -1,4 +1,4 @@
-"""What trains moves, what stands still does not, and the loss on the instance images falls."""
+"""Weights that each stage changes, and the effect of settings on the loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trainer as people meet it: stopped, started twice, changed under its feet, damaged, and still right."""
+"""The trainer, stopped, started twice, with changed settings or damaged files."""
 
 from __future__ import annotations
 

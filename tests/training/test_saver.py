@@ -1,4 +1,4 @@
-"""Copies of a stage's state: exact, apart from what training does next, and none where memory is short."""
+"""Snapshots of a stage's state in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an attentive reader found: each of these once gave a wrong result, an untrue word or a traceback."""
+"""Defects that were found once, each with its test."""
 
 from __future__ import annotations
 

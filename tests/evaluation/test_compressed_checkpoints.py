@@ -1,4 +1,4 @@
-"""An evaluation of packed checkpoints tells what one of the raw ones tells, and knows them for the same."""
+"""Evaluations of compressed checkpoints equal those of raw ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training beside a drive that fails: it never stops, nothing is lost, and the person is told."""
+"""Training while the drive fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two tabs and two machines on one session: real commands, real trainers, really killed."""
+"""A session used by two tabs or two machines, with real trainers that are killed."""
 
 from __future__ import annotations
 

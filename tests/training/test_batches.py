@@ -1,4 +1,4 @@
-"""Every random number is a function of its address: nothing before it, beside it or about the machine counts."""
+"""Random numbers of batches are functions of their address."""
 
 from __future__ import annotations
 

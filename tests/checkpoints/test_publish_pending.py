@@ -1,4 +1,4 @@
-"""Which checkpoints lie on this machine alone and have to be published; needs no torch."""
+"""Choice of local checkpoints to publish or delete, without torch."""
 
 from __future__ import annotations
 

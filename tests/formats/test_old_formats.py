@@ -1,4 +1,4 @@
-"""Every format that fastdb has ever written still opens; see README.md here for what the samples are."""
+"""Samples of every earlier format open (README.md describes them)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A session begun anew knows its checkpoints from those of its earlier beginning, wherever they turn up again."""
+"""Checkpoints from before `--restart` are skipped."""
 
 from __future__ import annotations
 
