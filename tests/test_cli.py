@@ -189,7 +189,7 @@ def test_every_verb_has_its_help() -> None:
         assert f"\n\n  {summary}" in done.out
 
 
-def test_it_says_its_version() -> None:
+def test_the_version_is_shown() -> None:
     from fastdb import __version__
 
     assert fastdb("--version") == Done(0, f"fastdb {__version__}\n", "")

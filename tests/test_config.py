@@ -173,7 +173,7 @@ def test_others_are_told_what_is_next_to_them(value: int, near: str) -> None:
     assert f"resolution is {value}, but must be a multiple of 64, such as {near}" in refused(resolution=value)
 
 
-def test_it_is_frozen_and_changed_gives_another() -> None:
+def test_a_config_is_frozen_and_changed_returns_another() -> None:
     config = Config()
     with pytest.raises(ValidationError, match="frozen"):
         config.seed = 3
@@ -229,7 +229,7 @@ def test_what_is_missing_is_said_without_the_rest() -> None:
         build(Config, 7)
 
 
-def test_it_comes_back_from_yaml_as_it_was() -> None:
+def test_a_config_survives_yaml_unchanged() -> None:
     config = Config().changed(
         {
             "text_encoder.learning_rate": 1e-06,

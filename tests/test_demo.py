@@ -143,7 +143,7 @@ def logs(session: Session) -> list[list[dict[str, Any]]]:
     return [read_events(path) for path in sorted(work_folder(session.path).glob("run-*.jsonl"))]
 
 
-def test_it_leaves_a_whole_session(shown: Shown) -> None:
+def test_the_demo_leaves_a_complete_session(shown: Shown) -> None:
     session, five = shown.session, [f"mug-{number}" for number in range(1, 6)]
     assert [path.stem for path in photos_in(session.originals)] == five
     assert [path.stem for path in photos_in(session.instance_images)] == five
@@ -162,7 +162,7 @@ def test_it_leaves_a_whole_session(shown: Shown) -> None:
     assert session.config.unet.steps == 20
 
 
-def test_it_trains_with_prior_preservation(shown: Shown) -> None:
+def test_the_demo_trains_with_prior_preservation(shown: Shown) -> None:
     """As recommended for mini: class images of several classes."""
     recommends = Config().changed(recommended("mini", "mug"))
     assert shown.session.config.prior.prompts == recommends.prior.prompts
@@ -173,7 +173,7 @@ def test_it_trains_with_prior_preservation(shown: Shown) -> None:
     assert all(event["prior_loss"] > 0 for event in steps)
 
 
-def test_it_leaves_checkpoints_of_both_stages_that_verify(shown: Shown) -> None:
+def test_the_demo_leaves_valid_checkpoints_of_both_stages(shown: Shown) -> None:
     kept = complete(shown.session.checkpoints)
     assert {checkpoint.stage for checkpoint in kept} == {"text_encoder", "unet"}
     assert {("text_encoder", 4), ("unet", 20)} <= {(checkpoint.stage, checkpoint.step) for checkpoint in kept}
@@ -321,7 +321,7 @@ def test_what_it_says_is_true(shown: Shown) -> None:
     assert "Traceback" not in said
 
 
-def test_it_measures_what_it_shows(shown: Shown) -> None:
+def test_the_demo_measures_what_it_shows(shown: Shown) -> None:
     """A line a figure of the drawn world, counted before and after; a known picture is counted as what it is."""
     expected = {
         figure.about.removeprefix("share of ") for figure in mini_measures.FIGURES if figure.name != "others_kept"
@@ -364,7 +364,7 @@ def test_what_is_asked_for() -> None:
     assert len({shot.seed for shot in demo.shots()}) == len(demo.shots()) == 34
 
 
-def test_it_needs_no_network(shown: Shown) -> None:
+def test_the_demo_needs_no_network(shown: Shown) -> None:
     assert shown.network.read_text() == ""
 
 

@@ -17,7 +17,7 @@ from fastdb.errors import FastDBError
 PACKAGE = Path(errors.__file__).parent
 
 
-def test_its_text_is_where_what_and_the_way_out() -> None:
+def test_an_error_has_subject_reason_and_remedy() -> None:
     error = FastDBError("is damaged", where=Path("a") / "photo.jpg", fix="Copy it again.")
     assert str(error) == f"{Path('a') / 'photo.jpg'}: is damaged. Copy it again."
     assert (error.what, error.where, error.fix) == ("is damaged", Path("a") / "photo.jpg", "Copy it again.")
@@ -47,7 +47,7 @@ def test_a_notebook_shows_the_line_and_no_traceback() -> None:
     assert FastDBError("is damaged", fix="Copy it again.")._render_traceback_() == ["error: is damaged. Copy it again."]
 
 
-def test_it_survives_a_process_border() -> None:
+def test_an_error_survives_a_process_border() -> None:
     error = errors.SessionBusy("is being trained", where="dog", fix="Wait.")
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is errors.SessionBusy

@@ -30,7 +30,7 @@ def test_output_and_exit_code_are_those_of_a_real_process(words: list[str], monk
     assert forked == run(*words)
 
 
-def test_it_has_its_own_session_folder_and_signals(tmp_path: Path) -> None:
+def test_a_forked_process_has_its_own_session_folder_and_signals(tmp_path: Path) -> None:
     command = [sys.executable, "-P", "-m", "fastdb.training", "missing", str(tmp_path / "events.jsonl")]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True) as process:
         assert os.getsid(process.pid) == os.getpgid(process.pid) == process.pid

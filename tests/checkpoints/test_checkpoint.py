@@ -56,7 +56,7 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-def test_it_is_saved_and_found(tmp_path: Path) -> None:
+def test_a_checkpoint_is_saved_and_found(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     assert newest(folder, "unet") == (None, [])
     checkpoint = put(folder, 7)

@@ -60,7 +60,7 @@ def make(root: Path | None = None) -> Session:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_it_is_skipped_with_its_reason(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_leftover_is_skipped_with_a_reason(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     case, session = CASES[name], make()
     case.make(session.checkpoints, LAST)
     before, reason = tree(session.path), expected(case, LAST)

@@ -161,7 +161,7 @@ def test_one_whose_weights_rot_is_found_at_the_end_of_a_run(session: Session, mi
     assert faults(weights.parent) == []
 
 
-def test_it_is_no_faster_than_was_asked(session: Session, mini: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compression_keeps_to_the_requested_rate(session: Session, mini: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = session.with_config(session.config.changed({"checkpoints.publish_mb_per_second": 0.2}))
     saved(slow, 5)
     began = time.monotonic()

@@ -201,7 +201,7 @@ def test_class_images_stay_while_checkpoints_need_them(session: Session, capsys:
     assert "Class images cannot be deleted before training ends" in capsys.readouterr().out
 
 
-def test_it_asks_first_and_says_what_would_go(session: Session) -> None:
+def test_free_lists_files_and_asks_before_deleting(session: Session) -> None:
     before = names(session.path)
     for said in ("n\n", ""):
         done = fastdb("free", "dog", "--what", "exports", "--what", "set-aside", said=said)

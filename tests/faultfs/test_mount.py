@@ -52,14 +52,14 @@ def test_what_is_written_is_read_by_another_process(tmp_path: Path) -> None:
         assert os.listdir(drive.path) == os.listdir(drive.disk) == []
 
 
-def test_it_is_unmounted_after_an_error(tmp_path: Path) -> None:
+def test_the_drive_is_unmounted_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), Mount(tmp_path) as drive, (drive.path / "open").open("w"):
         raise ZeroDivisionError
     assert not mounted(drive.path)
     assert drive.server is None
 
 
-def test_it_is_unmounted_when_its_process_was_killed(tmp_path: Path) -> None:
+def test_the_drive_is_unmounted_when_its_process_was_killed(tmp_path: Path) -> None:
     with Mount(tmp_path) as drive:
         assert drive.server is not None
         drive.server.send_signal(signal.SIGKILL)
@@ -71,7 +71,7 @@ def test_it_is_unmounted_when_its_process_was_killed(tmp_path: Path) -> None:
 
 
 @requires_fuse
-def test_it_goes_when_its_owner_is_killed(tmp_path: Path) -> None:
+def test_the_drive_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
     code = """
 from pathlib import Path
 from tests.faultfs.mount import Mount

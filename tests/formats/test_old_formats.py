@@ -63,7 +63,7 @@ def test_a_session_of_format_1_opens_with_everything_in_it() -> None:
     assert tree(SAMPLES) == before
 
 
-def test_it_opens_where_nothing_can_be_written(first: Session, forbidden: list[str]) -> None:
+def test_an_old_session_opens_on_a_read_only_disk(first: Session, forbidden: list[str]) -> None:
     for path in (*first.path.rglob("*"), first.path):
         path.chmod(0o555 if path.is_dir() else 0o444)
     script = """

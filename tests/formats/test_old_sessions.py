@@ -127,7 +127,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*/*.safetensors"))
 
 
-def test_it_resumes_to_the_bit_and_exports(
+def test_an_old_session_resumes_to_the_bit_and_exports(
     session: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("bitsandbytes")

@@ -40,7 +40,7 @@ def data(pictures: list[Image]) -> list[bytes]:
     return [picture.tobytes() for picture in pictures]
 
 
-def test_it_draws_pictures_and_not_only_black_and_white(engine: Engine) -> None:
+def test_pictures_are_not_only_black_and_white(engine: Engine) -> None:
     """Without this, most comparisons below would compare little."""
     picture = one(engine)
     assert ((picture > 0) & (picture < 255)).mean() > 0.4

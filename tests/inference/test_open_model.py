@@ -51,7 +51,7 @@ def test_a_session_is_opened_by_name_folder_or_itself(session: Session) -> None:
     assert len({drawn(source) for source in opened}) == 1
 
 
-def test_it_is_said_how_far_the_session_is(session: Session) -> None:
+def test_the_progress_of_the_session_is_reported(session: Session) -> None:
     shutil.rmtree(session.checkpoints / "unet-000040")
     assert open_source("cup", None, None).name == "cup (text_encoder step 8)"
     shutil.rmtree(session.checkpoints / "text_encoder-000008")

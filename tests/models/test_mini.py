@@ -78,7 +78,7 @@ def recipe() -> ModuleType:
     return module
 
 
-def test_it_is_found_by_its_name_from_anywhere(mini: Path, tmp_path: Path) -> None:
+def test_mini_is_found_by_its_name_in_any_folder(mini: Path, tmp_path: Path) -> None:
     (tmp_path / MINI).mkdir()
     code = "from fastdb.models.resolve import resolve_base; print(resolve_base('mini').folder)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
@@ -87,7 +87,7 @@ def test_it_is_found_by_its_name_from_anywhere(mini: Path, tmp_path: Path) -> No
     assert mini.is_relative_to(REPOSITORY / "fastdb")
 
 
-def test_its_files_are_small(mini: Path, weights: dict[str, dict[str, Any]]) -> None:
+def test_the_files_of_mini_are_small(mini: Path, weights: dict[str, dict[str, Any]]) -> None:
     files = sorted(mini.rglob("*.safetensors"))
     assert files == sorted(weight_file(mini, part) for part in PARTS)
     assert sum(file.stat().st_size for file in files) <= 12_000_000
@@ -96,7 +96,7 @@ def test_its_files_are_small(mini: Path, weights: dict[str, dict[str, Any]]) -> 
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_its_tensors_are_those_of_sd15_finite_and_in_half_precision(
+def test_mini_has_the_tensors_of_sd15_finite_and_in_half_precision(
     part: str, weights: dict[str, dict[str, Any]]
 ) -> None:
     found = weights[part]
@@ -253,7 +253,7 @@ def test_pipelines_load_and_generate(mini: Path) -> None:
     assert Engine.from_base(open_base_model(mini)).generate(request)[0].tobytes() == theirs
 
 
-def test_its_configurations_have_its_size(mini: Path) -> None:
+def test_the_configurations_of_mini_have_its_size(mini: Path) -> None:
     unet, vae, text = (json.loads((mini / part / "config.json").read_text()) for part in PARTS)
     assert unet["sample_size"] * 8 == vae["sample_size"] == 64
     assert (text["num_hidden_layers"], text["max_position_embeddings"]) == (12, 77)

@@ -171,7 +171,7 @@ def refusal(act: Callable[[], Any]) -> str:
     return str(caught.value)
 
 
-def test_it_is_taken_renewed_and_given_back(session: Path, other: Machine) -> None:
+def test_a_lease_is_taken_renewed_and_returned(session: Path, other: Machine) -> None:
     holder, said = other.hold(session, beat=0.05)
     assert said == "held"
     first = there(session)

@@ -96,7 +96,7 @@ def test_strangers_make_no_room_and_are_not_removed(session: Session) -> None:
     assert [one.step for one in complete(session.checkpoints, "unet")] == [50, 200, 300, 400, 500]
 
 
-def test_it_goes_where_the_checkpoints_go(session: Session, tmp_path: Path) -> None:
+def test_a_lineage_is_copied_with_the_checkpoints(session: Session, tmp_path: Path) -> None:
     heavy = sharing.share(session, tmp_path / "heavy.zip", checkpoints=True)
     light = sharing.share(session, tmp_path / "light.zip")
     shutil.copytree(session.path, tmp_path / "mount")

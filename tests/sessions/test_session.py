@@ -47,7 +47,7 @@ def test_a_new_session_equals_the_template() -> None:
         assert (session.path / name).is_dir()
 
 
-def test_its_folders_can_be_written_even_where_the_template_cannot(
+def test_folders_of_a_session_are_writable_even_if_the_template_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An installed package is often read-only; new sessions must not inherit that."""
@@ -75,7 +75,7 @@ def test_what_was_given_is_kept_and_read_back(sessions_folder: Path) -> None:
     assert opened.record.created.endswith("+00:00")
 
 
-def test_it_opens_by_name_by_path_and_below_another_root(tmp_path: Path) -> None:
+def test_a_session_opens_by_name_by_path_and_below_another_root(tmp_path: Path) -> None:
     session = make(root=tmp_path / "elsewhere")
     assert Session.open("dog", tmp_path / "elsewhere") == session
     assert Session.open(session.path) == session

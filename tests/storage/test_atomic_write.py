@@ -30,7 +30,7 @@ from fastdb.storage.atomic_write import (
 OLD, NEW = b"old " * 30_000, b"new " * 50_000
 
 
-def test_it_makes_and_replaces_files(tmp_path: Path) -> None:
+def test_files_are_created_and_replaced(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_bytes(path, b"one")
     write_text(path, "zwei \N{SNOWMAN}")

@@ -17,7 +17,7 @@ SAME = [
 
 
 @pytest.mark.parametrize("text", SAME)
-def test_it_is_as_the_usual_reader_has_it(text: str) -> None:
+def test_values_equal_those_of_pyyaml(text: str) -> None:
     assert repr(parse(text)) == repr(yaml.safe_load(text))
 
 

@@ -319,7 +319,7 @@ def test_a_base_model_that_is_gone_or_another_is_told_as_that(
 # The cache of unpacked files.
 
 
-def test_it_is_unpacked_once(weights: Path, plain: bytes, mini: Path, caches: Path) -> None:
+def test_a_compressed_file_is_decompressed_once(weights: Path, plain: bytes, mini: Path, caches: Path) -> None:
     first = raw_file(weights, mini)
     made = first.stat()
     second = raw_file(weights, mini)

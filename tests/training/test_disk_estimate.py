@@ -210,7 +210,7 @@ def test_a_session_that_can_go_on_is_not_refused(
     assert outcome(process.start(session)) == "finished"
 
 
-def test_it_needs_no_torch(mini: Path, make_session: Callable[..., Session]) -> None:
+def test_the_estimate_needs_no_torch(mini: Path, make_session: Callable[..., Session]) -> None:
     code = (
         "import sys; from pathlib import Path; from fastdb.sessions.session import Session; "
         "from fastdb.training.disk_estimate import check_space; "

@@ -43,7 +43,7 @@ def averaged(make_session: Made) -> Session:
     return Session.open(session.path)
 
 
-def test_it_is_the_formulas_of_the_weights_of_every_step(averaged: Session) -> None:
+def test_the_average_matches_its_formula_at_every_step(averaged: Session) -> None:
     """By hand in 64 bits: the decay is 0, 2/11, 3/12, 4/13, then the 0.3 that is set."""
     average: dict[str, Any] = {}
     for step in range(1, STEPS + 1):
@@ -60,7 +60,7 @@ def test_it_is_the_formulas_of_the_weights_of_every_step(averaged: Session) -> N
     assert any(not torch.allclose(value, kept[name], rtol=1e-4) for name, value in last.items())
 
 
-def test_it_changes_nothing_of_the_training(averaged: Session, make_session: Made) -> None:
+def test_the_average_does_not_change_training(averaged: Session, make_session: Made) -> None:
     plain = make_session("plain", **{**AVERAGED, "unet__ema_decay": 0.0})
     assert Life(plain).run() == "finished"
     mine = result(averaged)
@@ -76,7 +76,7 @@ def test_going_on_is_exact(averaged: Session, make_session: Made) -> None:
     assert result(other) == result(averaged)
 
 
-def test_it_is_what_is_exported_and_drawn(averaged: Session) -> None:
+def test_the_average_is_exported_and_drawn(averaged: Session) -> None:
     last = averaged.local_checkpoints / f"unet-{STEPS:06d}"
     stands = standing(averaged)
     assert stands.weights == {"unet": last / "unet_ema.safetensors"}

@@ -73,7 +73,7 @@ def more(session: Session, one: dict[str, Any]) -> Session:
     return training.extend(session, one["steps"], schedule=one["schedule"], learning_rate=one["learning_rate"])
 
 
-def test_it_equals_a_run_that_had_it_from_the_beginning(base: Session, from_the_beginning: Session) -> None:
+def test_an_extension_equals_a_run_that_had_it_from_the_beginning(base: Session, from_the_beginning: Session) -> None:
     """Extended after its end, stopped within the extension, extended again there, and again after the end."""
     session = more(base, REWARM)
     assert Life(session, until=at("unet", 6)).run() == "stopped"
@@ -129,7 +129,7 @@ def _base_of(session: Session) -> Any:
     return ensure_base(session).folder
 
 
-def test_it_is_in_the_history_and_in_the_export(base: Session, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_extension_is_in_the_history_and_in_the_export(base: Session, capsys: pytest.CaptureFixture[str]) -> None:
     assert "fastdb.extended" not in export_metadata(base, ensure_base(base), "x")
     session = more(more(base, REWARM), HOLD)
     assert [one.model_dump(exclude={"when"}) for one in session.record.extended] == [
@@ -148,7 +148,7 @@ def test_it_is_in_the_history_and_in_the_export(base: Session, capsys: pytest.Ca
     assert Session.open(session.path) == session
 
 
-def test_it_may_come_before_the_end_or_the_beginning(make_session: Made) -> None:
+def test_an_extension_may_be_added_before_the_end_or_the_beginning(make_session: Made) -> None:
     session = make_session("early", **SHORT)
     session = training.extend(session, 3)
     assert session.config.unet.extensions[0].model_dump() == {"steps": 3, "schedule": "rewarm", "learning_rate": 2.5e-4}

@@ -49,7 +49,7 @@ def tree(session: Session) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(session.path.rglob("*")) if path.is_file()}
 
 
-def test_it_goes_on_from_there_and_ends_where_it_ended(
+def test_training_from_a_step_ends_in_the_same_bytes(
     finished: Session, copy: Copied, capsys: pytest.CaptureFixture[str]
 ) -> None:
     session = copy(finished)

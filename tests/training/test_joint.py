@@ -82,7 +82,7 @@ def test_once_it_stands_still_it_has_no_gradient(joint: Session) -> None:
     assert not any(torch.equal(last[name], last_of_both[name]) for name in set(last) - moments if name.endswith("step"))
 
 
-def test_its_steps_are_those_written_out_by_hand(joint: Session, mini: Path) -> None:
+def test_joint_steps_equal_those_written_out_by_hand(joint: Session, mini: Path) -> None:
     """The same batches through two AdamW of torch, one a part, with one norm clipped over both and two rates."""
     config = joint.config
     prepared = plan_run(joint, lambda *_, **__: None)[0]
@@ -162,7 +162,7 @@ def test_the_text_encoder_is_found_wherever_weights_are_looked_for(
     assert equal(encoder.state_dict(), load_part(mini, "text_encoder", weights=unpacked["text_encoder"]).state_dict())
 
 
-def test_it_is_said_in_the_overview_and_is_in_the_export(joint: Session, capsys: pytest.CaptureFixture[str]) -> None:
+def test_joint_training_is_in_the_overview_and_the_export(joint: Session, capsys: pytest.CaptureFixture[str]) -> None:
     interactive.show(joint)
     assert "unet 7/7 with the text encoder" in capsys.readouterr().out
     [file] = interactive.export(joint, formats=["safetensors"], precision="fp32")

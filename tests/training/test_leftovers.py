@@ -43,7 +43,7 @@ def contents(folder: Path) -> set[bytes]:
         ),
     ],
 )
-def test_it_goes_on_from_before_and_ends_in_the_same(
+def test_training_with_leftovers_ends_in_the_same_bytes(
     name: str, straight: Session, copy: Callable[[Session], Session]
 ) -> None:
     session = copy(straight)

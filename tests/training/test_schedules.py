@@ -44,7 +44,7 @@ def test_the_three_by_hand() -> None:
 
 
 @given(UNETS)
-def test_it_is_never_negative_and_never_above_its_peak(config: UNetConfig) -> None:
+def test_a_rate_is_never_negative_and_never_above_its_peak(config: UNetConfig) -> None:
     found = rates(config)
     assert all(rate > 0 for rate in found), "no step is idle"
     own, start = found[: config.steps], config.steps
@@ -68,7 +68,7 @@ def test_what_is_appended_changes_nothing_before_it(config: UNetConfig, more: Ex
 
 
 @given(EXTENSIONS)
-def test_it_has_no_jump_but_where_it_begins(one: Extension) -> None:
+def test_a_rate_jumps_only_where_an_extension_begins(one: Extension) -> None:
     """Within, it moves by no more than its slope; a decay and a rewarming end where the next step would be 0."""
     found = extension(one.steps, one.schedule, one.learning_rate)
     warm = max(1, one.steps // 10)
