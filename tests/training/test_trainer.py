@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -32,12 +32,15 @@ from fastdb.reporting import Note
 from fastdb.sessions.events import read_events
 from fastdb.sessions.session import Session
 from fastdb.training import process
+from fastdb.training.batches import Batch
+from fastdb.training.loop import Loop
 from fastdb.training.trainer import Trainer
 from tests.other_models import another
 from tests.training.conftest import outcome, result
 
 Made = Callable[..., Session]
 Copied = Callable[[Session], Session]
+EIGHT_BIT = importlib.util.find_spec("bitsandbytes") is not None
 
 
 class Life:
@@ -108,14 +111,25 @@ def test_sigterm_saves_the_step_it_is_in_and_going_on_equals_never_stopping(
     assert runs[1].begins == f"unet step {saved[-1]['step']}"
 
 
-def test_resume_is_exact_with_many_settings_together(make_session: Made) -> None:
+class Many(NamedTuple):
+    """Two equal sessions with many settings, one trained without an interruption, and what its loop computed."""
+
+    straight: Session
+    stopped: Session
+    plan: dict[str, Any]
+    prompts: list[str]
+    losses: list[tuple[float, float, float]]
+
+
+@pytest.fixture(scope="module")
+def many(make_session: Made) -> Many:
     """8-bit moments, dropped captions, accumulation, checkpointing and samples; the full suite tests each alone."""
-    eight_bit = importlib.util.find_spec("bitsandbytes") is not None
     settings = {
         "text_encoder__steps": 3,
         "unet__steps": 4,
-        "optimizer__name": "adamw8bit" if eight_bit else "adamw",
+        "optimizer__name": "adamw8bit" if EIGHT_BIT else "adamw",
         "captions__dropout": 0.5,
+        "prior__weight": 0.5,
         "gradient_accumulation": 2,
         "gradient_checkpointing": True,
         "samples__every_steps": 2,
@@ -125,13 +139,29 @@ def test_resume_is_exact_with_many_settings_together(make_session: Made) -> None
     for session in (one, other):
         for image in session.instance_images.glob("*.png"):
             (session.captions / f"{image.stem}.txt").write_text("on a table")
+    prompts: list[str] = []
+    losses: list[tuple[float, float, float]] = []
+    honest = Loop.loss
+
+    def recorded(self: Loop, batch: Batch) -> Any:
+        parts = honest(self, batch)
+        prompts.extend(batch.prompts[: batch.instances])
+        losses.append(tuple(float(part.detach()) for part in parts))  # type: ignore[arg-type]
+        return parts
+
     life = Life(one)
-    assert life.run() == "finished"
-    assert life.said("plan")[0]["captions_dropped"] == 0.5
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loop, "loss", recorded)
+        assert life.run() == "finished"
+    return Many(one, other, life.said("plan")[0], prompts, losses)
+
+
+def test_resume_is_exact_with_many_settings_together(many: Many) -> None:
+    one, other = many.straight, many.stopped
     assert Life(other, until=at("text_encoder", 1)).run() == "stopped"
     assert Life(other, until=at("unet", 3)).run() == "stopped"
     moments = load_file(standing(other).checkpoints["unet"].path / "optimizer.safetensors").values()
-    assert any(value.dtype == torch.uint8 for value in moments) == eight_bit
+    assert any(value.dtype == torch.uint8 for value in moments) == EIGHT_BIT
     assert Life(other).run() == "finished"
     assert result(one) == result(other)
     assert standing(one).checkpoints["unet"].state["host"]["threads"] == 1, "a small model is slower on more"
@@ -141,6 +171,24 @@ def test_resume_is_exact_with_many_settings_together(make_session: Made) -> None
     ]
     for name in samples:
         assert (one.samples / name).read_bytes() == (other.samples / name).read_bytes()
+
+
+def test_captions_are_dropped_in_some_turns_of_the_training(many: Many) -> None:
+    assert many.plan["captions_dropped"] == 0.5
+    captioned = [prompt.endswith("on a table") for prompt in many.prompts]
+    assert len(captioned) == 2 * (3 + 4)
+    assert 0 < sum(captioned) < len(captioned)
+
+
+def test_the_class_images_add_to_the_trained_loss_by_their_weight(many: Many) -> None:
+    assert all(prior > 0 for _, _, prior in many.losses)
+    assert [loss for loss, _, _ in many.losses] == pytest.approx([own + prior / 2 for _, own, prior in many.losses])
+
+
+def test_accumulated_microbatches_are_one_step_of_the_optimizer(many: Many) -> None:
+    last = complete(many.straight.local_checkpoints, "unet")[-1]
+    state = {**load_file(last.path / "optimizer.safetensors"), **last.state["optimizer"]}
+    assert {int(value) for name, value in state.items() if name.endswith("/step")} == {4}
 
 
 @pytest.mark.full
