@@ -22,7 +22,7 @@ import numpy as np
 from fastdb import console, demo
 from fastdb.commands import sessions, training
 from fastdb.evaluation.prompts import words_of
-from fastdb.models.mini_settings import MINI
+from fastdb.models.registry import MINI
 from fastdb.models.resolve import ensure_base
 from fastdb.reporting import format_bytes
 from fastdb.runtime.library_logging import hush_libraries
@@ -140,13 +140,13 @@ def trained(root: Path) -> Session:
         settings=SETTINGS,
     )
     training.train(session)
-    return sessions.open_session(session)
+    return Session.open(session)
 
 
 def main() -> None:
     """Print the table."""
     with console.boundary(), tempfile.TemporaryDirectory() as folder:
-        session = sessions.open_session(sys.argv[1]) if len(sys.argv) > 1 else trained(Path(folder))
+        session = Session.open(sys.argv[1]) if len(sys.argv) > 1 else trained(Path(folder))
         prompts = words_of(session).instance_prompts
         rows = compare(session, Path(folder), prompts)
         stands = export_parts(session, ensure_base(session))[1]

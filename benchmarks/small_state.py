@@ -26,13 +26,13 @@ from full_size import WIDTHS
 
 from fastdb.checkpoints.compressed_file import Base, Packed, write_packed
 from fastdb.checkpoints.progress import standing
-from fastdb.commands.sessions import open_session
 from fastdb.formats.reader import open_tensors
 from fastdb.formats.safetensors_file import Entry, write_safetensors
 from fastdb.formats.tensor_bits import Numbers
 from fastdb.models.diffusers_folder import read_config, weight_file
 from fastdb.models.resolve import ensure_base, resolve_base
 from fastdb.reporting import format_bytes
+from fastdb.sessions.session import Session
 from fastdb.storage.manifest import sha256
 from fastdb.training.optimizers import state_tensors
 
@@ -59,7 +59,7 @@ def main() -> None:
 
 def of_session(folder: Path) -> None:
     """Compress the files of the newest checkpoint of each stage, beside the session."""
-    session = open_session(folder.name, folder.parent)
+    session = Session.open(folder.name, folder.parent)
     model = ensure_base(session).folder
     for stage, checkpoint in standing(session).checkpoints.items():
         for file in sorted(checkpoint.path.glob("*.safetensors")):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fastdb.errors import ConfigError
@@ -245,6 +246,26 @@ def build(kind: type[Built], data: Any, where: object = None) -> Built:
     except ValidationError as error:
         faults = [_sentence(kind, fault) for fault in error.errors(include_url=False)]
         raise ConfigError("; ".join(faults), where=where, fix="Correct this and run the same command again.") from None
+
+
+def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
+    """Parse `unet.steps=800` pairs; a list is parsed as YAML, other values by the type of their setting.
+
+    Raises:
+        ConfigError: a pair has no equals sign.
+    """
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError("is not a setting and a value", where=repr(pair), fix="Write it as --set unet.steps=800.")
+        settings[name.strip()] = value.strip()
+        if value.strip().startswith("["):
+            try:
+                settings[name.strip()] = yaml.safe_load(value)
+            except (yaml.YAMLError, ValueError):
+                continue  # Reported with its name and value when the settings are built.
+    return settings
 
 
 _WHOLE, _NUMBER = "must be a whole number, such as 1500", "must be a number, such as 0.5 or 2e-6"

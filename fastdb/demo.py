@@ -13,13 +13,12 @@ from PIL.Image import Image
 
 from fastdb import console, interactive
 from fastdb.checkpoints.progress import steps_of
-from fastdb.commands.sessions import open_session
 from fastdb.errors import TrainingError
 from fastdb.evaluation.prompts import CLASS, CONTEXT, OTHERS, SUBJECT, Shot
 from fastdb.images.contact_sheet import Cell, Row, arrowed, contact_sheet
 from fastdb.images.photo_files import photos_in
 from fastdb.images.photos import read_photo, save_png
-from fastdb.models.mini_settings import MINI
+from fastdb.models.registry import MINI
 from fastdb.reporting import format_bytes
 from fastdb.runtime.library_logging import hush_libraries
 from fastdb.runtime.paths import cache_folder
@@ -172,7 +171,7 @@ def train_and_kill(session: Session) -> int:
 
 def draw(session: Session, killed: int, before: Sequence[Taken], after: Sequence[Taken]) -> Image:
     """Return the contact sheet of the photos, the mug before and after, and what should not change."""
-    resumed = open_session(session).record.runs[-1].begins.rsplit(" ", 1)[-1]
+    resumed = Session.open(session).record.runs[-1].begins.rsplit(" ", 1)[-1]
     first, then = _firsts(before, SUBJECT, CONTEXT), _firsts(after, SUBJECT, CONTEXT)
     return contact_sheet(
         [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from fastdb.commands import results, sessions, sharing, training
 from fastdb.console import ConsoleReport, show_evaluation, show_overview, show_sessions
-from fastdb.sessions.session import Session
+from fastdb.sessions.session import Session, SessionLike
 
 if TYPE_CHECKING:
     from fastdb.evaluation.report import Evaluation
@@ -43,7 +43,7 @@ adopt = _printing(sharing.adopt)
 duplicate = _printing(sharing.duplicate)
 
 
-def evaluate(session: sessions.SessionLike, **given: Any) -> Evaluation:
+def evaluate(session: SessionLike, **given: Any) -> Evaluation:
     """Evaluate checkpoints and show the result; see `fastdb.commands.results.evaluate`."""
     evaluation = _printing(results.evaluate)(session, **given)
     show_evaluation(evaluation)
@@ -63,7 +63,7 @@ def list_sessions(root: str | Path | None = None) -> list[Session]:
     return [row.session for row in listing.rows]
 
 
-def show(session: sessions.SessionLike, root: str | Path | None = None) -> Session:
+def show(session: SessionLike, root: str | Path | None = None) -> Session:
     """Show what a session contains and how far its training is."""
     overview = sessions.show(session, root)
     show_overview(overview)

@@ -84,7 +84,7 @@ def sessions_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def mini() -> Path:
     """The folder of the base model that ships, which tests only read."""
-    from fastdb.models.mini_settings import MINI
+    from fastdb.models.registry import MINI
     from fastdb.models.resolve import resolve_base
 
     return resolve_base(MINI).folder

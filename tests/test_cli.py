@@ -497,16 +497,15 @@ def test_stopping_what_does_not_run_is_said(session: Path) -> None:
 
 def test_a_value_is_read_by_its_settings_kind() -> None:
     """A word that looks like a number or a truth value stays a word where a word is wanted, and is none elsewhere."""
-    from fastdb.cli.options import settings_of
-    from fastdb.config import Config
+    from fastdb.config import Config, parse_settings
     from fastdb.errors import ConfigError
 
     pairs = ["captions.instance_prompt=123", "prior.prompts=yes", "unet.steps=800", "unet.learning_rate=2e-6"]
-    config = Config().changed(settings_of([*pairs, "gradient_checkpointing=true", "samples.prompts=[a cat, a dog]"]))
+    config = Config().changed(parse_settings([*pairs, "gradient_checkpointing=true", "samples.prompts=[a cat, a dog]"]))
     assert (config.captions.instance_prompt, config.prior.prompts) == ("123", ("yes",))
     assert (config.unet.steps, config.unet.learning_rate) == (800, 2e-6)
     assert config.gradient_checkpointing is True
     assert config.samples.prompts == ("a cat", "a dog")
     for wrong in ("unet.steps=true", "samples.prompts=[a cat"):
         with pytest.raises(ConfigError, match=wrong.partition("=")[0]):
-            Config().changed(settings_of([wrong]))
+            Config().changed(parse_settings([wrong]))

@@ -134,7 +134,7 @@ def shown(common: Path) -> Shown:
                 refuse(network, patch)
                 demo.run_demo(root)
             said.write_text(output.getvalue(), encoding="utf-8")
-    session = sessions.open_session("demo", root)
+    session = Session.open("demo", root)
     return Shown(session.path / "contact_sheet.png", session, said.read_text(encoding="utf-8"), network)
 
 

@@ -161,7 +161,7 @@ MUTANTS = {
         ["tests/sessions/test_lease.py", "-k", "another_machine"],
     ),
     "the checksum of session.yaml is ignored": (
-        "storage/checksum_line.py",
+        "sessions/session_yaml.py",
         "    return text != sealed(text)",
         "    return False",
         ["tests/training/test_bit_rot.py", "-k", "flipped_session_yaml"],

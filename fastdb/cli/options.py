@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-
-from fastdb.errors import ConfigError
 
 Name = Annotated[str, typer.Argument(help="Session name or folder.", show_default=False)]
 Root = Annotated[Path | None, typer.Option("--root", help="Folder of the sessions.", envvar="FASTDB_ROOT")]
@@ -30,25 +28,3 @@ class Schedule(StrEnum):
     hold = "hold"
     rewarm = "rewarm"
     decay = "decay"
-
-
-def settings_of(pairs: list[str] | None) -> dict[str, Any]:
-    """Parse `unet.steps=800` pairs; a list is parsed as YAML, other values by the type of their setting.
-
-    Raises:
-        ConfigError: a pair has no equals sign.
-    """
-    import yaml
-
-    settings: dict[str, Any] = {}
-    for pair in pairs or ():
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise ConfigError("is not a setting and a value", where=repr(pair), fix="Write it as --set unet.steps=800.")
-        settings[name.strip()] = value.strip()
-        if value.strip().startswith("["):
-            try:
-                settings[name.strip()] = yaml.safe_load(value)
-            except (yaml.YAMLError, ValueError):
-                continue  # Reported with its name and value when the settings are built.
-    return settings

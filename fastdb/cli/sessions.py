@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from fastdb.cli.options import Name, Root, Set, settings_of
+from fastdb.cli.options import Name, Root, Set
 from fastdb.commands import sessions as verbs
+from fastdb.config import parse_settings
 from fastdb.console import ConsoleReport, show_overview, show_sessions
 
 
@@ -34,7 +35,7 @@ def new(
         token=token,
         class_word=class_word,
         root=root,
-        settings=settings_of(settings),
+        settings=parse_settings(settings or ()),
         report=ConsoleReport(),
     )
 

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from fastdb.cli.options import Name, Root, Schedule, Set, settings_of
+from fastdb.cli.options import Name, Root, Schedule, Set
 from fastdb.commands import training as verbs
+from fastdb.config import parse_settings
 from fastdb.console import ConsoleReport
 
 
@@ -30,7 +31,7 @@ def train(
     """Train a session, or resume. Ctrl-C saves and stops; closing the terminal does not."""
     verbs.train(
         name,
-        settings=settings_of(settings),
+        settings=parse_settings(settings or ()),
         restart=restart,
         from_step=from_step,
         take_over=take_over,

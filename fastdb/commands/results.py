@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fastdb.commands.sessions import SessionLike, open_session
 from fastdb.inference.samplers import DEFAULT, check_sampler
 from fastdb.models.resolve import ensure_base
 from fastdb.reporting import SILENT, Note, Report, format_bytes
 from fastdb.runtime.library_logging import hush_libraries
 from fastdb.runtime.paths import expanded
 from fastdb.sessions.file_hashes import record_files
-from fastdb.sessions.session import Session
+from fastdb.sessions.session import Session, SessionLike
 from fastdb.sessions.session_yaml import FILE
 from fastdb.storage.atomic_write import make_folder
 
@@ -48,7 +47,7 @@ def export(
     from fastdb.checkpoints.export_parts import export_metadata, export_parts
     from fastdb.models.export import export_model
 
-    session = open_session(session, root)
+    session = Session.open(session, root)
     with report.progress("base model", "B") as update:
         base = ensure_base(session, update)
     parts, progress = export_parts(session, base, step)
@@ -96,7 +95,7 @@ def generate(
     # Before torch is loaded, which takes seconds.
     check_sampler(request.get("sampler", DEFAULT))
     if isinstance(source, Session) or not str(source).endswith((".safetensors", ".ckpt")):
-        source = open_session(source, root)
+        source = Session.open(source, root)
     hush_libraries()
     from fastdb.inference.open_model import open_source
     from fastdb.inference.pictures import save_pictures
@@ -149,7 +148,7 @@ def evaluate(
     # Before torch is loaded, which takes seconds.
     if options.get("sampler") is not None:
         check_sampler(options["sampler"])
-    session = open_session(session, root)
+    session = Session.open(session, root)
     hush_libraries()
     from fastdb.evaluation.evaluate import Options, evaluate_session
 

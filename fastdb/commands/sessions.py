@@ -15,14 +15,14 @@ from fastdb.config import Config, build
 from fastdb.errors import FastDBError, ImageError, SessionBusy, SessionNotFound, StorageError
 from fastdb.images.photo_files import find_photos, photos_in, png_fault
 from fastdb.models.diffusers_folder import fingerprint, open_base_model
-from fastdb.models.mini_settings import MINI, recommended
-from fastdb.models.registry import check_choice
+from fastdb.models.mini_settings import recommended
+from fastdb.models.registry import MINI, check_choice
 from fastdb.models.resolve import known_base, resolve_base
 from fastdb.reporting import SILENT, Note, Report
 from fastdb.runtime.paths import expanded, sessions_root
 from fastdb.sessions import file_hashes
 from fastdb.sessions.lease_status import in_use, refuse_elsewhere
-from fastdb.sessions.session import Session, check_free, check_name
+from fastdb.sessions.session import Session, SessionLike, check_free, check_name
 from fastdb.sessions.session_yaml import BaseModelRecord, Extended, Subject
 from fastdb.storage.atomic_write import explained
 from fastdb.storage.delete import bytes_of
@@ -32,8 +32,6 @@ from fastdb.training import process
 
 if TYPE_CHECKING:
     from fastdb.images.intake import Added
-
-SessionLike = Session | str | Path
 
 
 @dataclass(frozen=True)
@@ -81,17 +79,6 @@ class Overview:
     """Files that were edited or damaged since they were recorded."""
     settings: tuple[str, ...]
     """Settings that differ from the defaults."""
-
-
-def open_session(session: SessionLike, root: str | Path | None = None) -> Session:
-    """Open a session by name, folder or itself.
-
-    A session that is open already is read again: a trainer may have written to its record.
-
-    Raises:
-        SessionError: no such session, or it cannot be opened.
-    """
-    return Session.open(session.path if isinstance(session, Session) else session, root)
 
 
 def new(
@@ -174,7 +161,7 @@ def open_or_new(
         FastDBError: it cannot be opened or created.
     """
     try:
-        session = open_session(name, root)
+        session = Session.open(name, root)
     except SessionNotFound:
         return new(name, base, token=token, class_word=class_word, root=root, settings=settings, report=report)
     report.note(Note("existing session opened", session.name))
@@ -203,7 +190,7 @@ def add_images(
     from fastdb.images.intake import add_photos
     from fastdb.images.photos import save_png
 
-    session = open_session(session, root)
+    session = Session.open(session, root)
     files = _photo_files(photos)
     if not files:
         raise ImageError("no photos were given", where=session.name, fix="Name files or a folder of photos.")
@@ -259,7 +246,7 @@ def show(session: SessionLike, root: str | Path | None = None) -> Overview:
         SessionError: no such session, or it cannot be opened.
         StorageError: a folder cannot be read.
     """
-    session = open_session(session, root)
+    session = Session.open(session, root)
     return Overview(
         session=session,
         in_use=in_use(session.path),
@@ -298,7 +285,7 @@ def check(
         SessionError: no such session, or it cannot be opened.
         StorageError: a file is damaged, was edited or is missing; or the disk does not answer.
     """
-    session = open_session(session, root)
+    session = Session.open(session, root)
     if accept:
         file_hashes.accept_changes(session.path)
         report.note(Note("files accepted", session.name))

@@ -13,18 +13,19 @@ from pathlib import Path
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.progress import check_step
 from fastdb.checkpoints.publish import pending
-from fastdb.commands.sessions import SessionLike, base_record, exports_of, open_session
+from fastdb.commands.sessions import base_record, exports_of
 from fastdb.config import Config
 from fastdb.downloads.civitai_and_drive import remote_of
 from fastdb.downloads.download import download
 from fastdb.downloads.source import CivitaiFile, DriveFile, WebFile, parse
 from fastdb.errors import ImageError, SessionBusy, SessionError, StorageError
-from fastdb.models.mini_settings import MINI, recommended
+from fastdb.models.mini_settings import recommended
+from fastdb.models.registry import MINI
 from fastdb.reporting import SILENT, Note, Report, format_bytes
 from fastdb.runtime.paths import cache_folder, expanded
 from fastdb.sessions.file_hashes import changes, record_files
 from fastdb.sessions.lease_status import refuse_elsewhere
-from fastdb.sessions.session import Session, check_name, lay_out, near_name, now
+from fastdb.sessions.session import Session, SessionLike, check_name, lay_out, near_name, now
 from fastdb.sessions.session_yaml import BaseModelRecord, Record, new_lineage, read_record, write_record
 from fastdb.sharing.drive_folder import fetch_folder, folder_number
 from fastdb.sharing.incoming import Found, locate, locate_in, read_received, settle
@@ -98,7 +99,7 @@ def share(
         SessionBusy: checkpoints are wanted while the session is being trained.
         StorageError: the target exists, or cannot be written.
     """
-    session = open_session(session, root)
+    session = Session.open(session, root)
     _check_not_trained(session.path, session.name, checkpoints)
     name = near_name(session.name) or "session"
     path = _target(session, target, f"{name}{ENDING}")
@@ -179,7 +180,7 @@ def duplicate(
         SessionBusy: checkpoints are wanted while the session is being trained.
         StorageError: the disk is full or cannot be written.
     """
-    session, checkpoints = open_session(session, root), checkpoints or from_step is not None
+    session, checkpoints = Session.open(session, root), checkpoints or from_step is not None
     _check_not_trained(session.path, session.name, checkpoints)
     files = _files(session.path, report, state=checkpoints, exports=False)
     if from_step is not None:

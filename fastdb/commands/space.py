@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from fastdb.checkpoints.disk_usage import KINDS, REMOVABLE, Cost, costs_of, removable
 from fastdb.checkpoints.retention import delete_checkpoint, retention
-from fastdb.commands.sessions import SessionLike, open_session
 from fastdb.downloads.model_cache import entries, locked_now, remove_entry
 from fastdb.errors import ConfigError, SessionBusy
 from fastdb.reporting import SILENT, Note, Report, format_bytes
 from fastdb.runtime.paths import cache_folder, sessions_root
 from fastdb.sessions.file_hashes import forget_files
 from fastdb.sessions.lease_status import refuse_elsewhere
+from fastdb.sessions.session import Session, SessionLike
 from fastdb.sessions.session_yaml import FILE
 from fastdb.sharing.transfer import unfinished_sessions
 from fastdb.storage.atomic_write import explained
@@ -98,7 +98,7 @@ def space(sessions: Sequence[SessionLike] = (), root: str | Path | None = None) 
     base = sessions_root(root)
     with explained(base):
         if sessions:
-            folders = [open_session(session, root).path for session in sessions]
+            folders = [Session.open(session, root).path for session in sessions]
         else:
             folders = sorted(path for path in base.iterdir() if (path / FILE).is_file()) if base.is_dir() else []
         used = tuple(SessionUsage(folder, tuple(costs_of(folder))) for folder in folders)
@@ -129,7 +129,7 @@ def free(
         SessionBusy: the session is being trained, or changed while the question was open.
         StorageError: a file cannot be deleted; those before it are gone.
     """
-    session = open_session(session, root)
+    session = Session.open(session, root)
     unknown = [kind for kind in what if kind not in REMOVABLE]
     if unknown or not what:
         raise ConfigError(

@@ -10,13 +10,12 @@ from typing import Any, Literal
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.progress import check_step
 from fastdb.checkpoints.publish import Publishing, nothing_published, pending
-from fastdb.commands.sessions import SessionLike, open_session
 from fastdb.config import Config, Extension, build
 from fastdb.errors import ConfigError, SessionBusy, TrainingError
 from fastdb.models.resolve import ensure_base
 from fastdb.reporting import SILENT, Note, Report
 from fastdb.sessions.lease_status import refuse_elsewhere
-from fastdb.sessions.session import Session
+from fastdb.sessions.session import Session, SessionLike
 from fastdb.storage.set_aside import move_aside
 from fastdb.training import process
 from fastdb.training.preflight import preflight
@@ -54,7 +53,7 @@ def train(
         SessionBusy: another machine trains it, or a trainer runs with other settings.
         FastDBError: training cannot start or resume.
     """
-    session = open_session(session, root)
+    session = Session.open(session, root)
     config = session.config.changed(settings or {})
     if restart and from_step is not None:
         raise ConfigError(
@@ -104,7 +103,7 @@ def extend(
         SessionBusy: the session is being trained.
         StorageError: the session's folder cannot be written.
     """
-    session = open_session(session, root)
+    session = Session.open(session, root)
     peak = default_peak(session.config.unet) if learning_rate is None else learning_rate
     extension = build(Extension, {"steps": steps, "schedule": schedule, "learning_rate": peak})
     if process.find(session) is not None:
@@ -121,7 +120,7 @@ def extend(
 
 def stop(session: SessionLike, root: str | Path | None = None, *, report: Report = SILENT) -> bool:
     """Ask the trainer of a session to save and stop; return whether there was one."""
-    session = open_session(session, root)
+    session = Session.open(session, root)
     running = process.find(session)
     if running is None:
         report.note(Note("no trainer", session.name))
@@ -139,7 +138,7 @@ def publish(session: SessionLike, root: str | Path | None = None, *, report: Rep
         StorageError: its disk is full, read-only or not available.
         ModelError: its base model is not available.
     """
-    session = open_session(session, root)
+    session = Session.open(session, root)
     if process.find(session) is not None:
         raise SessionBusy(
             "is being trained; the trainer publishes its own checkpoints",

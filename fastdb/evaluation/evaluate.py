@@ -18,7 +18,7 @@ from fastdb.images.photo_files import photos_in
 from fastdb.images.photos import read_photo, save_png
 from fastdb.inference.engine import Request
 from fastdb.inference.samplers import DEFAULT
-from fastdb.models.mini_settings import MINI
+from fastdb.models.registry import MINI
 from fastdb.models.resolve import ensure_base
 from fastdb.reporting import SILENT, Note, Report
 from fastdb.runtime.device import choose_device, explain_out_of_memory

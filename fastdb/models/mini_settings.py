@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastdb.models.registry import MINI
 from fastdb.world.scene import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, prompt
-
-MINI = "mini"
-"""The small model of a drawn world that ships in the package; `mini/` in the repository makes it."""
 
 
 def recommended(base: object, class_word: str) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from typing import Literal
 from fastdb.errors import ConfigError, ModelError
 from fastdb.models.family import FLUX, NAME_PATTERNS, SD1, SD1_INPAINTING, SD2, SD35, SDXL, Family
 
+MINI = "mini"
+"""The small model of a drawn world that ships in the package; `mini/` in the repository makes it."""
+
 STEP = 64
 """Sides of training pictures are multiples of this: the VAE and the UNet halve them three times each."""
 

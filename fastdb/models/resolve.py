@@ -21,8 +21,7 @@ from fastdb.formats.reader import open_tensors
 from fastdb.models.diffusers_folder import BaseModel, open_base_model
 from fastdb.models.family import FAMILIES
 from fastdb.models.inspect import Inspection, inspect, model_layout
-from fastdb.models.mini_settings import MINI
-from fastdb.models.registry import NO_BASE, KnownModel, check_choice, check_trainable, find_model, known_model
+from fastdb.models.registry import MINI, NO_BASE, KnownModel, check_choice, check_trainable, find_model, known_model
 from fastdb.reporting import Progress
 from fastdb.runtime.paths import expanded
 from fastdb.sessions.session_yaml import FILE

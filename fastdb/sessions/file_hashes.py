@@ -17,9 +17,8 @@ from filelock import FileLock
 
 from fastdb.reporting import Note
 from fastdb.runtime.paths import work_folder
-from fastdb.sessions.session_yaml import FILE
+from fastdb.sessions.session_yaml import FILE, is_broken, sealed
 from fastdb.storage.atomic_write import explained, make_folder, write_text
-from fastdb.storage.checksum_line import is_broken, sealed
 from fastdb.storage.manifest import sha256
 from fastdb.storage.safe_names import name_fault, shown
 

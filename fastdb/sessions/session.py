@@ -108,15 +108,17 @@ class Session:
         return cls(path, record)
 
     @classmethod
-    def open(cls, name: Path | str, root: Path | str | None = None) -> Session:
+    def open(cls, name: SessionLike, root: Path | str | None = None) -> Session:
         """Open a session by its name below `root`, or by its folder's path, such as `./my_dog`.
+
+        An open session is read again, because its trainer may have changed its record.
 
         Raises:
             SessionNotFound: it does not exist; the message contains the nearest name.
             SessionError, ConfigError: its `session.yaml` is invalid.
             StorageError: it cannot be read.
         """
-        path = expanded(name)
+        path = name.path if isinstance(name, Session) else expanded(name)
         with explained(path):
             if path.is_absolute() and not path.is_dir():
                 raise SessionNotFound(
@@ -212,6 +214,9 @@ class Session:
 
     def _rewritten(self, record: Record) -> Session:
         return Session(self.path, write_record(self.path, record))
+
+
+SessionLike = Session | str | Path
 
 
 def now() -> str:

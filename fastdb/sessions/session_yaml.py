@@ -16,7 +16,6 @@ from pydantic import Field
 from fastdb.config import Config, Extension, Settings, build
 from fastdb.errors import ConfigError, SessionError
 from fastdb.storage.atomic_write import explained, write_bytes, write_text
-from fastdb.storage.checksum_line import sealed
 from fastdb.storage.safe_names import shown
 from fastdb.storage.safe_yaml import parse
 from fastdb.version import __version__
@@ -25,6 +24,8 @@ FILE = "session.yaml"
 FORMAT = 2
 """Format that this version writes. A new number needs a migration, and a sample of the old one in `tests/formats`."""
 WRITER = f"fastdb {__version__}"
+_CHECKSUM = "# sha256 of the lines above: "
+"""Start of the last line, by which edits are detected."""
 LARGEST = 1 << 20
 """Bytes of `session.yaml`; a long history takes a tenth of it."""
 
@@ -215,3 +216,17 @@ def _keep_earlier(path: Path) -> None:
         beside = path.with_name(f"{FILE}.format-{number}")
         if type(number) is int and 0 < number < FORMAT and not beside.exists():
             write_bytes(beside, path.read_bytes())
+
+
+def sealed(text: str) -> str:
+    """Return a text of whole lines with its checksum as the last line, in place of an earlier checksum."""
+    text = "".join(line for line in text.splitlines(keepends=True) if not line.startswith(_CHECKSUM))
+    return f"{text}{_CHECKSUM}{hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
+def is_broken(text: str) -> bool:
+    """Return whether a text was edited or damaged since it was sealed; a text without a checksum was not."""
+    lines = text.splitlines(keepends=True)
+    if not lines or ("#" not in lines[-1] and "sha256 of" not in text):
+        return False
+    return text != sealed(text)

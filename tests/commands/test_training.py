@@ -104,7 +104,7 @@ def half_base(photos: list[Path], folder: Path) -> dict[str, Any]:
 
 
 def workflow_base() -> Path:
-    from fastdb.models.mini_settings import MINI
+    from fastdb.models.registry import MINI
     from fastdb.models.resolve import resolve_base
 
     return resolve_base(MINI).folder
@@ -227,7 +227,7 @@ def test_what_is_finished_is_not_trained_again(trained: Session) -> None:
     before = tree(trained.checkpoints)
     assert training.train("cup") == "finished"
     assert tree(trained.checkpoints) == before
-    assert len(sessions.open_session("cup").record.runs) == 1
+    assert len(Session.open("cup").record.runs) == 1
 
 
 def test_a_refused_setting_leaves_the_session_as_it_was(trained: Session) -> None:
@@ -399,10 +399,10 @@ def test_a_session_is_shown_with_all_that_matters(trained: Session, capsys: pyte
 def test_opening_reads_again_what_was_written_since(session: Session) -> None:
     session.with_run_begun("text_encoder step 0")
     assert session.record.runs == ()
-    for again in (sessions.open_session(session), sessions.open_session("cup"), sessions.open_session(session.path)):
+    for again in (Session.open(session), Session.open("cup"), Session.open(session.path)):
         assert [run.begins for run in again.record.runs] == ["text_encoder step 0"]
     with pytest.raises(SessionNotFound, match="Did you mean cup"):
-        sessions.open_session("cop")
+        Session.open("cop")
 
 
 def test_open_or_new_keeps_what_is_there(session: Session, mini: Path) -> None:

@@ -28,7 +28,7 @@ from transformers import (
 
 from fastdb.commands import sessions, training
 from fastdb.images.photos import save_png
-from fastdb.models.mini_settings import MINI
+from fastdb.models.registry import MINI
 from fastdb.sessions.session import Session
 from fastdb.world.subjects import SUBJECTS
 
@@ -66,7 +66,7 @@ def trained(common: Path, name: str, photos: list[Path], **settings: Any) -> Pat
             changed = {**SETTINGS, **settings}
             sessions.new(name, MINI, photos, token="sks", class_word=name, root=root, settings=changed)
             assert training.train(name, root=root) == "finished"
-    return sessions.open_session(name, root).path
+    return Session.open(name, root).path
 
 
 @pytest.fixture

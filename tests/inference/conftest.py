@@ -40,7 +40,7 @@ def learned(mini: Path, photos: list[Path], common: Path) -> Session:
         if not (root / "cup").exists():
             sessions.new("cup", mini, photos, token="sks", class_word="cup", root=root, settings=SETTINGS)
             assert training.train("cup", root=root) == "finished"
-    return sessions.open_session("cup", root)
+    return Session.open("cup", root)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from fastdb.models import loading
 from fastdb.models.diffusers_folder import PARTS, weight_file
-from fastdb.models.mini_settings import MINI
+from fastdb.models.registry import MINI
 from fastdb.models.resolve import resolve_base
 from fastdb.world.draw import draw
 from fastdb.world.scene import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, prompt, random_scene

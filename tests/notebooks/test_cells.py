@@ -15,9 +15,9 @@ torch = pytest.importorskip("torch")
 
 import fastdb
 from fastdb import notebook
-from fastdb.commands import sessions
 from fastdb.errors import FastDBError, ImageError, ModelError, SessionBusy, SessionError, StorageError
 from fastdb.notebook import cells
+from fastdb.sessions.session import Session
 from fastdb.training import process
 
 
@@ -34,7 +34,7 @@ def stems(session):
 def test_open_or_new_makes_then_opens(session, capsys):
     assert session.record.subject.class_word == "mug"
     capsys.readouterr()
-    sessions.open_session(session).with_run_begun("text_encoder step 0")
+    Session.open(session).with_run_begun("text_encoder step 0")
     again = fastdb.open_or_new("mug", "/nowhere", token="other", settings={"resolution": 512})
     assert (again.path, again.config.resolution, again.record.subject.token) == (session.path, 64, "sks")
     assert len(again.record.runs) == 1
@@ -62,7 +62,7 @@ def test_a_session_opened_long_ago_is_read_again(session, photos):
     assert session.config.unet.steps == before > 1, "the object in the cell does not change"
     assert fastdb.train(session, settings={**few, "samples.every_steps": 5}) == "finished"
     assert len(fastdb.show(session).record.runs) == 1
-    assert sessions.open_session(session).config.samples.every_steps == 5
+    assert Session.open(session).config.samples.every_steps == 5
 
 
 def test_photos_come_in_once(session, photos, capsys):
