@@ -206,11 +206,10 @@ class Config(Settings):
             target[last] = value
         return build(Config, data)
 
-    def differences(self, other: Config) -> list[str]:
-        """Return the settings that differ, each as `unet.steps 200 -> 300`."""
+    def differences(self, other: Config) -> dict[str, tuple[Any, Any]]:
+        """Return the dotted names of the settings that differ, each with this and the other value."""
         mine, theirs = dict(flat(self.model_dump())), dict(flat(other.model_dump()))
-        differ = [name for name in mine if mine[name] != theirs[name]]
-        return [f"{name} {format_setting(mine[name])} -> {format_setting(theirs[name])}" for name in differ]
+        return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
 
 
 Built = TypeVar("Built", bound=Settings)

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from fastdb.config import Config, TextEncoderConfig, build, flat
+from fastdb.config import Config, TextEncoderConfig, build, flat, format_setting
 from fastdb.errors import ConfigError
 
 
@@ -182,12 +182,13 @@ def test_a_config_is_frozen_and_changed_returns_another() -> None:
     other = config.changed({"unet.steps": 200, "samples.prompts": ["a", "b"], "seed": 5})
     assert (other.unet.steps, other.samples.prompts, other.seed) == (200, ("a", "b"), 5)
     assert config == Config()
-    assert config.differences(other) == ["seed 0 -> 5", "unet.steps 1500 -> 200", "samples.prompts () -> ('a', 'b')"]
+    expected = {"seed": (0, 5), "unet.steps": (1500, 200), "samples.prompts": ((), ("a", "b"))}
+    assert config.differences(other) == expected
     assert config.changed({}) == config
     extended = config.changed({"unet.extensions": [{"steps": 5, "schedule": "hold", "learning_rate": 1e-6}] * 2})
-    assert config.differences(extended) == [
-        "unet.extensions () -> 5 steps, hold at 1e-06 + 5 steps, hold at 1e-06",
-    ]
+    assert list(config.differences(extended)) == ["unet.extensions"]
+    change = config.differences(extended)["unet.extensions"]
+    assert [format_setting(value) for value in change] == ["()", "5 steps, hold at 1e-06 + 5 steps, hold at 1e-06"]
     assert (config.unet.all_steps, extended.unet.all_steps) == (1500, 1510)
 
 

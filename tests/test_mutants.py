@@ -24,8 +24,8 @@ PUBLISHING = "tests/checkpoints/test_publish.py"
 MUTANTS = {
     "an old checkpoint goes before the new one is there": (
         "checkpoints/checkpoint.py",
-        "        remove(hidden)\n        hidden.mkdir()",
-        "        remove(hidden)\n        [remove(one.path) for one in complete(folder, stage)]\n        hidden.mkdir()",
+        "        folder.mkdir(exist_ok=True)\n",
+        "        folder.mkdir(exist_ok=True)\n        [remove(one.path) for one in complete(folder, stage)]\n",
         [f"{FAULTS}::test_an_error_at_any_operation_leaves_a_good_checkpoint"],
     ),
     "a checkpoint has its name while it is written": (
@@ -36,13 +36,13 @@ MUTANTS = {
     ),
     "the manifest comes before the files": (
         "checkpoints/checkpoint.py",
-        """            meant = write(hidden)
-            write_json(hidden / STATE, state)
-            write_manifest(hidden, meant)
+        """        meant = write(hidden)
+        write_json(hidden / STATE, state)
+        write_manifest(hidden, meant)
 """,
-        """            write_manifest(hidden, {})
-            write(hidden)
-            write_json(hidden / STATE, state)
+        """        write_manifest(hidden, {})
+        write(hidden)
+        write_json(hidden / STATE, state)
 """,
         ["tests/checkpoints/test_checkpoint.py"],
     ),

@@ -6,19 +6,19 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastdb.errors import CheckpointError
 from fastdb.reporting import Note
-from fastdb.storage.atomic_write import explained, flush, write_json
+from fastdb.storage.atomic_write import explained, write_json
 from fastdb.storage.delete import remove
 from fastdb.storage.drive_duplicates import first_name
 from fastdb.storage.manifest import faults, hashes_in, write_manifest
 from fastdb.storage.safe_names import shown
 from fastdb.storage.set_aside import ASIDE, move_aside
+from fastdb.storage.staged_folder import staged_folder
 
 STATE = "state.json"
 FORMAT = 2
@@ -94,21 +94,13 @@ def save(
     notes: list[Note] = []
     with explained(final):
         folder.mkdir(exist_ok=True)
-        remove(hidden)
-        hidden.mkdir()
-        try:
-            meant = write(hidden)
-            write_json(hidden / STATE, state)
-            write_manifest(hidden, meant)
-            if final.exists() and (aside := move_aside(folder, [final])):
-                reason = "a new checkpoint of the same step replaced it"
-                notes.append(Note("checkpoint set aside", f"{aside.name}/{final.name}", reason))
-            hidden.rename(final)
-            flush(folder)
-        except BaseException:
-            with suppress(OSError):
-                remove(hidden)
-            raise
+    with staged_folder(final, hidden):
+        meant = write(hidden)
+        write_json(hidden / STATE, state)
+        write_manifest(hidden, meant)
+        if final.exists() and (aside := move_aside(folder, [final])):
+            reason = "a new checkpoint of the same step replaced it"
+            notes.append(Note("checkpoint set aside", f"{aside.name}/{final.name}", reason))
     return Checkpoint(final, stage, step), notes
 
 

@@ -260,7 +260,7 @@ def show(session: SessionLike, root: str | Path | None = None) -> Overview:
         not_uploaded=tuple(_not_uploaded(session)),
         skipped=tuple(leftovers(session)),
         changed=tuple(file_hashes.changes(session.path, quick=True)),
-        settings=tuple(line.split(" -> ")[0] for line in session.config.differences(Config())),
+        settings=tuple(session.config.differences(Config())),
     )
 
 

@@ -12,14 +12,11 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from fastdb.formats.tensor_info import MAX_TENSORS, Fault, shown
+from fastdb.formats.zip_directory import find_directory, read_at
 
 MAX_DIRECTORY_BYTES = 16 << 20
-END = struct.Struct("<4s4H2LH")
-END64 = struct.Struct("<4sQ2H2L4Q")
-LOCATOR64 = struct.Struct("<4sLQL")
 ENTRY = struct.Struct("<4s6H3L5H2L")
 LOCAL = struct.Struct("<4s5H3L2H")
-COMMENT = 1 << 16
 ENCRYPTED, SIZES_FOLLOW = 0x2041, 0x8
 """Flags of a record: bits 0, 6 and 13 mean encryption; with bit 3 the sizes follow the data, with zeros before it."""
 UNIX_LINK = 0o120000
@@ -42,14 +39,14 @@ def read_records(file: BinaryIO, length: int) -> dict[str, Record]:
         Fault: the zip is truncated, damaged, or contains what torch.save never writes: compression, encryption, links,
             paths outside of the zip, duplicate names, overlapping records.
     """
-    count, size, start = _directory(file, length)
-    if count > MAX_TENSORS or size > MAX_DIRECTORY_BYTES:
-        raise Fault(f"too many records ({count})")
-    data = _at(file, start, size)
+    directory = find_directory(file, length)
+    if directory.count > MAX_TENSORS or directory.size > MAX_DIRECTORY_BYTES:
+        raise Fault(f"too many records ({directory.count})")
+    data = read_at(file, directory.start, directory.size)
     records: dict[str, Record] = {}
     place = 0
-    for _ in range(count):
-        record, place = _record(file, data, place, start)
+    for _ in range(directory.count):
+        record, place = _record(file, data, place, directory.start)
         if record.name in records:
             raise Fault(f"duplicate record {shown(record.name)}")
         records[record.name] = record
@@ -59,30 +56,6 @@ def read_records(file: BinaryIO, length: int) -> dict[str, Record]:
             raise Fault(f"record {shown(record.name)} overlaps another record")
         end = record.start + record.size
     return records
-
-
-def _directory(file: BinaryIO, length: int) -> tuple[int, int, int]:
-    """Return number of entries, size and position of the directory."""
-    tail_start = max(0, length - COMMENT - END.size)
-    tail = _at(file, tail_start, length - tail_start)
-    place = tail.rfind(b"PK\x05\x06")
-    if place < 0 or len(tail) < place + END.size:
-        raise Fault("truncated: no zip directory at the end")
-    _, disk, first, entries, count, size, start, comment = END.unpack_from(tail, place)
-    end = tail_start + place
-    if len(tail) != place + END.size + comment:
-        raise Fault("trailing data after the archive")
-    if end >= LOCATOR64.size:
-        locator = LOCATOR64.unpack(_at(file, end - LOCATOR64.size, LOCATOR64.size))
-        if locator[0] == b"PK\x06\x07":
-            end = locator[2]
-            record = END64.unpack(_at(file, end, END64.size, b"PK\x06\x06"))
-            disk, first, entries, count, size, start = record[4:]
-    if disk or first or entries != count:
-        raise Fault("multi-volume archive")
-    if start + size != end:
-        raise Fault("wrong position of the zip directory")
-    return count, size, start
 
 
 def _record(file: BinaryIO, data: bytes, place: int, limit: int) -> tuple[Record, int]:
@@ -112,13 +85,13 @@ def _begin(file: BinaryIO, raw: bytes, start: int, limit: int, expected: tuple[i
     """Return the position of a record's data, after verifying its header."""
     if start + LOCAL.size > limit:
         raise Fault(f"record {shown(_name(raw))} begins beyond the file")
-    local = LOCAL.unpack(_at(file, start, LOCAL.size, b"PK\x03\x04"))
+    local = LOCAL.unpack(read_at(file, start, LOCAL.size, b"PK\x03\x04"))
     flags, method, crc, _, size, names, extras = *local[2:4], *local[6:11]
     begin = start + LOCAL.size + names + extras
     differs = method or (flags & ~SIZES_FOLLOW) != (expected[0] & ~SIZES_FOLLOW)
     if not flags & SIZES_FOLLOW:
         differs = differs or crc != expected[1] or (size != expected[2] and size != 0xFFFFFFFF)
-    if differs or _at(file, start + LOCAL.size, names) != raw:
+    if differs or read_at(file, start + LOCAL.size, names) != raw:
         raise Fault(f"record {shown(_name(raw))} differs from its directory entry")
     return begin
 
@@ -150,14 +123,3 @@ def _large(extra: bytes, *values: int) -> tuple[int, int, int]:
                     field = field[8:]
         place += 4 + length
     return numbers[0], numbers[1], numbers[2]
-
-
-def _at(file: BinaryIO, start: int, size: int, begins: bytes = b"") -> bytes:
-    """Return exactly `size` bytes of the file, which must start with `begins`."""
-    if start >= 1 << 62:
-        raise Fault("wrong position of the zip directory")
-    file.seek(start)
-    data = file.read(size)
-    if len(data) != size or not data.startswith(begins):
-        raise Fault("damaged zip directory")
-    return data

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from fastdb.errors import SessionError, StorageError
+from fastdb.formats.tensor_info import Fault
+from fastdb.formats.zip_directory import find_directory
 from fastdb.storage.atomic_write import explained
 from fastdb.storage.safe_names import MOST_FILES, double, inside_a_file, is_system_file, name_fault, shown
 
@@ -34,11 +35,7 @@ UTF8 = 0x800
 
 ANOTHER = "Get a new copy of the archive, or extract it yourself and adopt the folder."
 
-_END = struct.Struct("<4s4H2LH")
-_LOCATOR64 = struct.Struct("<4sLQL")
-_END64 = struct.Struct("<4sQ2H2L4Q")
 _LOCAL = struct.Struct("<4s5H3L2H")
-_COMMENT = 1 << 16
 
 Progress = Callable[[int, int], None]
 
@@ -119,51 +116,20 @@ def opened(path: Path) -> Iterator[Archive]:
         try:
             with explained(path):
                 stream = open_files.enter_context(open(path, "rb"))
-                count, start = _directory(path, stream)
+                directory = find_directory(stream, stream.seek(0, 2))
+                if directory.count > MOST_FILES or directory.size > LARGEST_DIRECTORY:
+                    raise Fault(f"it has {directory.count} members; a session has at most {MOST_FILES}")
                 file = open_files.enter_context(zipfile.ZipFile(stream))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise SessionError("there is no such file", where=path, fix="Check the spelling of the path.") from error
+        except Fault as error:
+            raise _damaged(path, str(error)) from error
         except (zipfile.BadZipFile, UnicodeDecodeError, struct.error, NotImplementedError) as error:
             raise _damaged(path, "its directory cannot be read") from error
         infos = file.infolist()
-        if len(infos) != count:
-            raise _damaged(path, f"its directory lists {len(infos)} members instead of {count}")
-        yield Archive(path, file, _members(path, infos, start))
-
-
-def _directory(path: Path, stream: BinaryIO) -> tuple[int, int]:
-    """Return the number of members and the offset of the directory, before `zipfile` reads it at any size.
-
-    Raises:
-        SessionError: it is missing, or larger than that of any session.
-    """
-    length = stream.seek(0, 2)
-    tail_at = max(0, length - _COMMENT - _END.size)
-    stream.seek(tail_at)
-    tail = stream.read()
-    place = tail.rfind(b"PK\x05\x06")
-    if place < 0 or len(tail) < place + _END.size:
-        raise _damaged(path, "no zip directory at its end; it is truncated or not a zip")
-    _, disk, first, here, count, size, start, comment = _END.unpack_from(tail, place)
-    if len(tail) != place + _END.size + comment:
-        raise _damaged(path, "trailing data after the archive")
-    end = tail_at + place
-    if end >= _LOCATOR64.size:
-        stream.seek(end - _LOCATOR64.size)
-        signature, _, place64, _ = _LOCATOR64.unpack(stream.read(_LOCATOR64.size))
-        if signature == b"PK\x06\x07":
-            if place64 != end - _LOCATOR64.size - _END64.size:
-                raise _damaged(path, "invalid directory offset")
-            stream.seek(place64)
-            _, _, _, _, disk, first, here, count, size, start = _END64.unpack(stream.read(_END64.size))
-            end = place64
-    if disk or first or here != count:
-        raise _damaged(path, "multi-volume archive")
-    if count > MOST_FILES or size > LARGEST_DIRECTORY:
-        raise _damaged(path, f"it has {count} members; a session has at most {MOST_FILES}")
-    if start + size != end:
-        raise _damaged(path, "invalid directory offset")
-    return count, start
+        if len(infos) != directory.count:
+            raise _damaged(path, f"its directory lists {len(infos)} members instead of {directory.count}")
+        yield Archive(path, file, _members(path, infos, directory.start))
 
 
 def _members(path: Path, infos: Sequence[zipfile.ZipInfo], end: int) -> list[Member]:

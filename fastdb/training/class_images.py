@@ -18,6 +18,7 @@ from fastdb.reporting import Note, Progress
 from fastdb.sessions.file_hashes import forget_files, record_files
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import explained, make_folder, write_bytes
+from fastdb.storage.set_aside import move_aside
 from fastdb.training.batches import generator
 
 _NAME = "class-{number:04d}.png"
@@ -142,12 +143,8 @@ def _set_foreign_aside(session: Session, folder: Path) -> Note | None:
             request = _request(session, made[0])
             if made[1] != parameters(request, request.seed):
                 foreign.append(path)
-    if not foreign:
+    aside = move_aside(folder, foreign)
+    if aside is None:
         return None
-    aside = next(folder / f"set-aside-{n}" for n in count(1) if not (folder / f"set-aside-{n}").exists())
-    with explained(aside):
-        aside.mkdir()
-        for path in foreign:
-            path.rename(aside / path.name)
     forget_files(session.path, foreign)
     return Note("class images set aside", aside.name, str(len(foreign)))

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from fastdb.commands import sharing
 from fastdb.errors import FastDBError, SessionError, SessionExists
+from fastdb.formats.zip_directory import END, END64, LOCATOR64
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import BaseModelRecord
 from fastdb.sharing import untrusted_zip as archives
@@ -189,12 +190,12 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: zipped(CUP).replace(b"cup/captions/a.txt", b"cup/captions/b.txt", 1),
         "'cup/captions/a.txt' is damaged",
     ),
-    "cut short": (lambda: zipped(CUP)[:-60], "it is truncated or not a zip"),
-    "cut in the middle": (lambda: zipped(CUP)[:100], "it is truncated or not a zip"),
-    "nothing": (lambda: b"", "it is truncated or not a zip"),
-    "no zip": (lambda: b"\x1f\x8b" + bytes(2000), "it is truncated or not a zip"),
+    "cut short": (lambda: zipped(CUP)[:-60], "truncated, or not a zip"),
+    "cut in the middle": (lambda: zipped(CUP)[:100], "truncated, or not a zip"),
+    "nothing": (lambda: b"", "truncated, or not a zip"),
+    "no zip": (lambda: b"\x1f\x8b" + bytes(2000), "truncated, or not a zip"),
     "goes on behind its end": (lambda: zipped(CUP) + b"more", "trailing data after the archive"),
-    "something before it": (lambda: b"#!/bin/sh\n" + zipped(CUP), "invalid directory offset"),
+    "something before it": (lambda: b"#!/bin/sh\n" + zipped(CUP), "invalid offset of the zip directory"),
     "in volumes": (lambda: with_count(3)[:-18] + b"\1\0\1\0" + with_count(3)[-14:], "multi-volume archive"),
     "lists fewer than it has": (lambda: with_count(2), "its directory lists 3 members instead of 2"),
     "lists more than it has": (lambda: with_count(5), "its directory lists 3 members instead of 5"),
@@ -412,13 +413,13 @@ def test_a_zip64_is_read(zip_of: Callable[[bytes], Path]) -> None:
     """With the directory that zips of more than 65,535 members or 4 GB have."""
     data = zipped(CUP)
     place = data.rindex(b"PK\x05\x06")
-    _, _, _, _, count, size, start, _ = archives._END.unpack(data[place:])
-    end = archives._END64.pack(b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, start)
-    locator = archives._LOCATOR64.pack(b"PK\x06\x07", 0, place, 1)
-    short = archives._END.pack(b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    _, _, _, _, count, size, start, _ = END.unpack(data[place:])
+    end = END64.pack(b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, start)
+    locator = LOCATOR64.pack(b"PK\x06\x07", 0, place, 1)
+    short = END.pack(b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
     assert sharing.adopt(zip_of(data[:place] + end + locator + short)).name == "cup"
-    far = archives._LOCATOR64.pack(b"PK\x06\x07", 0, 4, 1)
-    with pytest.raises(SessionError, match="invalid directory offset"):
+    far = LOCATOR64.pack(b"PK\x06\x07", 0, 4, 1)
+    with pytest.raises(SessionError, match="invalid offset of the zip directory"):
         sharing.adopt(zip_of(data[:place] + end + far + short), "far")
 
 
