@@ -161,9 +161,9 @@ MUTANTS = {
         ["tests/sessions/test_lease.py", "-k", "another_machine"],
     ),
     "the checksum of session.yaml is ignored": (
-        "sessions/session_yaml.py",
-        "    return text != sealed(text)",
-        "    return False",
+        "sessions/file_hashes.py",
+        " and text != sealed(text)",
+        " and False",
         ["tests/training/test_bit_rot.py", "-k", "flipped_session_yaml"],
     ),
     "a download resumes a file that has changed": (

@@ -79,17 +79,6 @@ class Engine:
         pipeline.set_progress_bar_config(disable=True)
 
     @classmethod
-    def from_folder(
-        cls, folder: Path, *, trained: Mapping[str, Path] | None = None, device: Device | None = None
-    ) -> Engine:
-        """Load a diffusers folder; see `from_base`.
-
-        Raises:
-            ModelError: the folder or the weights cannot be used.
-        """
-        return cls.from_base(open_base_model(folder), trained=trained, device=device)
-
-    @classmethod
     def from_base(
         cls, base: BaseModel, *, trained: Mapping[str, Path] | None = None, device: Device | None = None
     ) -> Engine:

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from fastdb.reporting import Note
 from fastdb.runtime.paths import work_folder
-from fastdb.sessions.session_yaml import FILE, is_broken, sealed
+from fastdb.sessions.session_yaml import FILE, sealed
 from fastdb.storage.atomic_write import explained, make_folder, write_text
 from fastdb.storage.manifest import sha256
 from fastdb.storage.safe_names import name_fault, shown
@@ -142,14 +142,16 @@ def unlisted(folder: Path) -> list[Path]:
 
 
 def _yaml_changed(folder: Path) -> bool:
-    """Return whether `session.yaml` was edited or damaged since it was written.
+    """Return whether `session.yaml` was edited or damaged since it was written; earlier versions wrote no checksum.
 
     Raises:
         StorageError: it cannot be read.
     """
     with explained(folder):
         path = folder / FILE
-        return path.is_file() and is_broken(path.read_bytes().decode("utf-8", "replace"))
+        text = path.read_bytes().decode("utf-8", "replace") if path.is_file() else ""
+    last = text.splitlines()[-1] if text else ""
+    return ("#" in last or "sha256 of" in text) and text != sealed(text)
 
 
 def _change(folder: Path, name: str, entry: Entry, quick: bool, progress: Callable[[int], None] | None) -> Note | None:

@@ -222,11 +222,3 @@ def sealed(text: str) -> str:
     """Return a text of whole lines with its checksum as the last line, in place of an earlier checksum."""
     text = "".join(line for line in text.splitlines(keepends=True) if not line.startswith(_CHECKSUM))
     return f"{text}{_CHECKSUM}{hashlib.sha256(text.encode()).hexdigest()}\n"
-
-
-def is_broken(text: str) -> bool:
-    """Return whether a text was edited or damaged since it was sealed; a text without a checksum was not."""
-    lines = text.splitlines(keepends=True)
-    if not lines or ("#" not in lines[-1] and "sha256 of" not in text):
-        return False
-    return text != sealed(text)
