@@ -7,13 +7,14 @@ import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL.Image import Image
 
 from fastdb import console, interactive
 from fastdb.checkpoints.progress import steps_of
 from fastdb.errors import TrainingError
+from fastdb.evaluation.measures import Taken, Value
 from fastdb.evaluation.prompts import CLASS, CONTEXT, OTHERS, SUBJECT, Shot
 from fastdb.images.contact_sheet import Cell, Row, arrowed, contact_sheet
 from fastdb.images.photo_files import photos_in
@@ -25,9 +26,7 @@ from fastdb.runtime.paths import cache_folder
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import make_folder, write_text
 from fastdb.training import process
-
-if TYPE_CHECKING:
-    from fastdb.evaluation.measures import Taken, Value
+from fastdb.world.subjects import SUBJECTS
 
 TOKEN, CLASS_WORD = "sks", "mug"
 PROMPT = f"a photo of a {TOKEN} {CLASS_WORD}"
@@ -106,8 +105,6 @@ def demo_photos() -> list[Path]:
 
     A caption describes the background, so that it is not learned as a part of the mug.
     """
-    from fastdb.world.subjects import SUBJECTS
-
     folder, subject = cache_folder() / "demo_photos", SUBJECTS[CLASS_WORD]
     make_folder(folder)
     paths = []
@@ -132,7 +129,6 @@ def shots() -> list[Shot]:
 def pictures(source: Session | Path) -> list[Taken]:
     """Generate a picture for each of `shots`, from a session's weights or an exported file."""
     hush_libraries()
-    from fastdb.evaluation.measures import Taken
     from fastdb.inference.open_model import open_source
 
     opened, planned = open_source(source if isinstance(source, Session) else str(source), None, None), shots()
@@ -203,7 +199,6 @@ def draw(session: Session, killed: int, before: Sequence[Taken], after: Sequence
 def measure(before: Sequence[Taken], after: Sequence[Taken]) -> None:
     """Print what the pictures show, read back from their pixels."""
     from fastdb.evaluation.mini_measures import FIGURES, Drawn
-    from fastdb.world.subjects import SUBJECTS
 
     drawn = Drawn(SUBJECTS[CLASS_WORD])
     first, then = drawn.read(before).values, drawn.read(after).values

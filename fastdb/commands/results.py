@@ -17,8 +17,6 @@ from fastdb.sessions.session_yaml import FILE
 from fastdb.storage.atomic_write import make_folder
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from fastdb.evaluation.report import Evaluation
 
 
@@ -167,10 +165,3 @@ def evaluate(
     folder = session.path / "evaluation"
     record_files(session.path, [path for path in folder.iterdir() if path.is_file() and path.name[0] != "."])
     return evaluation
-
-
-def pictures_of(paths: Sequence[Path]) -> list[Image]:
-    """Open images, for a notebook to show."""
-    from fastdb.images.photos import read_photo
-
-    return [read_photo(path) for path in paths]

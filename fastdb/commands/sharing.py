@@ -29,16 +29,7 @@ from fastdb.sessions.session import Session, SessionLike, check_name, lay_out, n
 from fastdb.sessions.session_yaml import BaseModelRecord, Record, new_lineage, read_record, write_record
 from fastdb.sharing.drive_folder import fetch_folder, folder_number
 from fastdb.sharing.incoming import Found, locate, locate_in, read_received, settle
-from fastdb.sharing.transfer import (
-    EXPORTS,
-    HEAVY,
-    README,
-    check_manifest,
-    copy_files,
-    files_of,
-    staged,
-    write_archive,
-)
+from fastdb.sharing.transfer import EXPORTS, HEAVY, README, check_manifest, copy_files, files_of, staged, write_archive
 from fastdb.sharing.untrusted_zip import MOST_BYTES, Archive, Member, opened
 from fastdb.storage.manifest import MANIFEST
 from fastdb.storage.set_aside import ASIDE
@@ -305,12 +296,7 @@ def _import_classic(folder: Path, beside: Path, name: str, adoption: _Adoption, 
         ImageError: no photo can be used.
         ModelError: the base model is not available.
     """
-    from fastdb.sharing.classic_notebook import (
-        add_classic,
-        add_concept_images,
-        extract_zips,
-        read_classic,
-    )
+    from fastdb.sharing.classic_notebook import add_classic, add_concept_images, extract_zips, read_classic
 
     report, base = adoption.report, adoption.base or MINI
     unpacked = beside / ".images"
@@ -323,14 +309,8 @@ def _import_classic(folder: Path, beside: Path, name: str, adoption: _Adoption, 
     record = Record(name=name, created=now(), lineage=new_lineage(), base_model=base_model, config=config)
     session = Session(beside, write_record(beside, record))
     with report.progress("photos", "photo") as update:
-        intake, remarks = add_classic(
-            classic,
-            session.originals,
-            session.instance_images,
-            session.captions,
-            size,
-            update,
-        )
+        folders = session.originals, session.instance_images, session.captions
+        intake, remarks = add_classic(classic, *folders, size, update)
     for refused in intake.refused:
         report.note(Note("photo skipped", refused.source.name, refused.reason))
     for note in remarks:

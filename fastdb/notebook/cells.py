@@ -13,23 +13,22 @@ from collections.abc import Sequence
 from contextlib import chdir
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+from PIL.Image import Image
 
 from fastdb import console, interactive
 from fastdb.checkpoints.progress import STAGES
-from fastdb.commands import results, space
+from fastdb.commands import space
 from fastdb.errors import FastDBError, ImageError, ModelError, SessionBusy, StorageError
+from fastdb.images.contact_sheet import Cell, Row, contact_sheet, stacked
 from fastdb.images.faces import fetch_yunet
+from fastdb.images.photos import read_photo
 from fastdb.runtime.drive import colab, leave_drive, mount_drive
 from fastdb.runtime.paths import sessions_root
 from fastdb.sessions.session import Session
 from fastdb.training import process
 from fastdb.version import __version__
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from fastdb.images.contact_sheet import Cell
 
 Ending = Literal["nothing", "download the safetensors", "download the ckpt", "disconnect"]
 
@@ -91,13 +90,11 @@ def add_images(session: Session, folder: str = "", *, upload_more: bool = False)
 
 def samples(session: Session) -> Image | None:
     """Return a contact sheet of the samples so far, by stage and step."""
-    from fastdb.images.contact_sheet import Cell
-
     cells: dict[str, list[Cell]] = {stage: [] for stage in STAGES}
     for path in sorted(session.samples.glob("*.png"), key=_sample_key):
         name = _SAMPLE.fullmatch(path.stem)
         if name and name["stage"] in cells:
-            image = results.pictures_of([path])[0]
+            image = read_photo(path)
             cells[name["stage"]].append(Cell(image, f"step {int(name['step'])}"))
     if not any(cells.values()):
         console.say(f"{session.name} has no samples yet. Set sample_every above 0 before training")
@@ -113,8 +110,6 @@ def compare(session: Session, seeds: int) -> Image | None:
     Raises:
         FastDBError: nothing to evaluate, or a measuring model is not available.
     """
-    from fastdb.images.contact_sheet import stacked
-
     if not seeds:
         console.say("Skipped. Set pictures_of_each to 2 or more to compare")
         return None
@@ -129,10 +124,7 @@ def pictures(paths: Sequence[Path]) -> Image:
     Raises:
         ImageError: an image cannot be read.
     """
-    from fastdb.images.contact_sheet import Cell
-
-    opened = results.pictures_of(paths)
-    return _sheet({"": [Cell(image, path.name) for image, path in zip(opened, paths, strict=True)]})
+    return _sheet({"": [Cell(read_photo(path), path.name) for path in paths]})
 
 
 def finish(session: Session, act: Ending) -> None:
@@ -203,13 +195,11 @@ def _uploaded(place: Path) -> list[Path]:
 
 
 def _picture(path: Path) -> Image | None:
-    return results.pictures_of([path])[0] if path.exists() else None
+    return read_photo(path) if path.exists() else None
 
 
 def _sheet(groups: dict[str, list[Cell]]) -> Image:
     """Return a contact sheet with labelled rows, thumbnails as large as a notebook's column allows."""
-    from fastdb.images.contact_sheet import Row, contact_sheet
-
     rows = [
         Row(label if first == 0 else "", cells[first : first + _COLUMNS])
         for label, cells in groups.items()

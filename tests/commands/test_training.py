@@ -34,6 +34,7 @@ from fastdb.errors import (
     StorageError,
     TrainingError,
 )
+from fastdb.images.photos import read_photo
 from fastdb.sessions.session import Session
 from fastdb.training import process
 
@@ -323,7 +324,7 @@ def test_pictures_go_where_they_are_wanted(trained: Session, tmp_path: Path) -> 
             assert picture.text["parameters"].startswith("a photo of sks cup\nSteps: 2, Sampler: DPM++ 2M")
     (own,) = results.generate(trained, "a photo of sks cup", steps=1, width=128, sampler="euler A")
     assert own == trained.path / "generated" / "0001-seed0.png"
-    assert [picture.size for picture in results.pictures_of([own, paths[0]])] == [(128, 64), (64, 64)]
+    assert [read_photo(path).size for path in (own, paths[0])] == [(128, 64), (64, 64)]
 
 
 @pytest.mark.parametrize(
