@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastdb.storage.manifest import MANIFEST, sha256
+from fastdb.storage import MANIFEST
+from fastdb.storage.manifest import sha256
 
 STATE = "state.json"
 

@@ -203,7 +203,7 @@ def test_the_trainer_was_really_killed_and_went_on(shown: Shown) -> None:
 def test_both_exports_are_there_and_verify(shown: Shown) -> None:
     parts, stands = export_parts(shown.session, ensure_base(shown.session))
     assert stands == "text_encoder 4/4, unet 20/20"
-    exports = sessions.exports_of(shown.session)
+    exports = shown.session.exports
     assert [path.name for path in exports] == ["demo.ckpt", "demo.safetensors"]
     files = {part: open_tensors(file) for part, file in parts.items()}
     plan = plan_from_parts(layout_of("sd1"), files, torch.float16)
@@ -314,7 +314,7 @@ def test_what_it_says_is_true(shown: Shown) -> None:
     session, said = shown.session, shown.said
     for number in range(1, 7):
         assert re.search(rf"^{number}\. ", said, re.MULTILINE), number
-    for path in (session.path, session.checkpoints, shown.sheet, *sessions.exports_of(session)):
+    for path in (session.path, session.checkpoints, shown.sheet, *session.exports):
         assert path.exists()
         assert str(path) in said
     assert re.search(r"^Done in \d+ s\.$", said, re.MULTILINE)

@@ -14,16 +14,15 @@ from fastdb.checkpoints.publish import pending
 from fastdb.config import Config, build
 from fastdb.errors import FastDBError, ImageError, SessionBusy, SessionNotFound, StorageError
 from fastdb.images.photo_files import find_photos, photos_in, png_fault
-from fastdb.models.diffusers_folder import fingerprint, open_base_model
 from fastdb.models.mini_settings import recommended
 from fastdb.models.registry import MINI, check_choice
-from fastdb.models.resolve import known_base, resolve_base
+from fastdb.models.resolve import base_record, known_base
 from fastdb.reporting import SILENT, Note, Report
 from fastdb.runtime.paths import expanded, sessions_root
 from fastdb.sessions import file_hashes
 from fastdb.sessions.lease_status import in_use, refuse_elsewhere
 from fastdb.sessions.session import Session, SessionLike, check_free, check_name
-from fastdb.sessions.session_yaml import BaseModelRecord, Extended, Subject
+from fastdb.sessions.session_yaml import Extended, Subject
 from fastdb.storage.atomic_write import explained
 from fastdb.storage.delete import bytes_of
 from fastdb.storage.drive_uploads import waits_for_upload
@@ -128,21 +127,6 @@ def new(
     if files:
         add_images(session, files, report=report)
     return session
-
-
-def base_record(base: str | Path, report: Report = SILENT) -> tuple[BaseModelRecord, int]:
-    """Return the record of a base model, downloaded where needed, and its image size in pixels.
-
-    Raises:
-        ModelError: the base model is not available or cannot be used.
-        StorageError: the disk is full.
-    """
-    with report.progress("base model", "B") as update:
-        model = resolve_base(base, update)
-    # Opened first: its errors name what is missing.
-    opened = open_base_model(model.folder)
-    record = BaseModelRecord(folder=model.named, fingerprint=fingerprint(model.folder), source=model.source)
-    return record, opened.sample_size
 
 
 def open_or_new(
@@ -255,7 +239,7 @@ def show(session: SessionLike, root: str | Path | None = None) -> Overview:
         progress=_progress(session),
         outcomes=tuple(run.outcome for run in session.record.runs),
         extended=session.record.extended,
-        exports=tuple(path.name for path in exports_of(session)),
+        exports=tuple(path.name for path in session.exports),
         unpublished=tuple(checkpoint.path.name for checkpoint in pending(session)),
         not_uploaded=tuple(_not_uploaded(session)),
         skipped=tuple(leftovers(session)),
@@ -323,11 +307,6 @@ def check(
     return remarks
 
 
-def exports_of(session: Session) -> list[Path]:
-    """Return the exported files of a session."""
-    return [path for path in sorted(session.path.glob(f"{session.name}*")) if path.suffix in {".safetensors", ".ckpt"}]
-
-
 def _photo_files(photos: Sequence[str | Path]) -> list[Path]:
     return find_photos([expanded(photo) for photo in photos]) if photos else []
 
@@ -342,7 +321,7 @@ def _photo_files_of(session: Session, added: Sequence[Added]) -> list[Path]:
 def _not_uploaded(session: Session) -> list[str]:
     """Return the names of what Google Drive has not uploaded yet, newest first."""
     paths = [checkpoint.path for checkpoint in reversed(complete(session.checkpoints))]
-    paths += [*exports_of(session), session.instance_images]
+    paths += [*session.exports, session.instance_images]
     with explained(session.path):
         return [path.name for path in paths if path.exists() and waits_for_upload(path)]
 

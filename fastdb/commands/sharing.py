@@ -13,7 +13,6 @@ from pathlib import Path
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.progress import check_step
 from fastdb.checkpoints.publish import pending
-from fastdb.commands.sessions import base_record, exports_of
 from fastdb.config import Config
 from fastdb.downloads.civitai_and_drive import remote_of
 from fastdb.downloads.download import download
@@ -21,6 +20,7 @@ from fastdb.downloads.source import CivitaiFile, DriveFile, WebFile, parse
 from fastdb.errors import ImageError, SessionBusy, SessionError, StorageError
 from fastdb.models.mini_settings import recommended
 from fastdb.models.registry import MINI
+from fastdb.models.resolve import base_record
 from fastdb.reporting import SILENT, Note, Report, format_bytes
 from fastdb.runtime.paths import cache_folder, expanded
 from fastdb.sessions.file_hashes import changes, record_files
@@ -31,7 +31,7 @@ from fastdb.sharing.drive_folder import fetch_folder, folder_number
 from fastdb.sharing.incoming import Found, locate, locate_in, read_received, settle
 from fastdb.sharing.transfer import EXPORTS, HEAVY, README, check_manifest, copy_files, files_of, staged, write_archive
 from fastdb.sharing.untrusted_zip import MOST_BYTES, Archive, Member, opened
-from fastdb.storage.manifest import MANIFEST
+from fastdb.storage import MANIFEST
 from fastdb.storage.set_aside import ASIDE
 from fastdb.training.process import is_training
 
@@ -208,7 +208,7 @@ def _report_left_out(session: Session, checkpoints: bool, report: Report) -> Non
     heavy = [name for name in HEAVY if any(path.name != README for path in _children(session.path / name))]
     if heavy:
         report.note(Note("state left out", ", ".join(heavy)))
-    if exports := exports_of(session):
+    if exports := session.exports:
         report.note(Note("exports left out", ", ".join(path.name for path in exports)))
 
 

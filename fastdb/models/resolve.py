@@ -18,13 +18,13 @@ from fastdb.downloads.model_cache import came_from, locked, note_use, place, rec
 from fastdb.downloads.source import HubFile, LocalPath, Source, parse
 from fastdb.errors import ModelError
 from fastdb.formats.reader import open_tensors
-from fastdb.models.diffusers_folder import BaseModel, open_base_model
+from fastdb.models.diffusers_folder import BaseModel, fingerprint, open_base_model
 from fastdb.models.family import FAMILIES
 from fastdb.models.inspect import Inspection, inspect, model_layout
 from fastdb.models.registry import MINI, NO_BASE, KnownModel, check_choice, check_trainable, find_model, known_model
-from fastdb.reporting import Progress
+from fastdb.reporting import SILENT, Progress, Report
 from fastdb.runtime.paths import expanded
-from fastdb.sessions.session_yaml import FILE
+from fastdb.sessions.session_yaml import FILE, BaseModelRecord
 from fastdb.storage.atomic_write import explained, unfinished
 
 if TYPE_CHECKING:
@@ -78,6 +78,21 @@ def resolve_base(base: str | Path, progress: Progress | None = None) -> Base:
         fix = f"Give a Stable Diffusion 1.x as a file or a diffusers folder, or {MINI!r} to try things out."
         return _existing(source.path, fix, progress)
     return _downloaded(source, progress)
+
+
+def base_record(base: str | Path, report: Report = SILENT) -> tuple[BaseModelRecord, int]:
+    """Return the record of a base model, downloaded where needed, and its image size in pixels.
+
+    Raises:
+        ModelError: the base model is not available or cannot be used.
+        StorageError: the disk is full.
+    """
+    with report.progress("base model", "B") as update:
+        model = resolve_base(base, update)
+    # Opened first: its errors name what is missing.
+    opened = open_base_model(model.folder)
+    record = BaseModelRecord(folder=model.named, fingerprint=fingerprint(model.folder), source=model.source)
+    return record, opened.sample_size
 
 
 def known_base(base: str | Path) -> KnownModel | None:

@@ -148,6 +148,12 @@ class Session:
                 yield error
 
     @property
+    def exports(self) -> tuple[Path, ...]:
+        """Exported files."""
+        files = sorted(self.path.glob(f"{self.name}*"))
+        return tuple(path for path in files if path.suffix in {".safetensors", ".ckpt"})
+
+    @property
     def local_checkpoints(self) -> Path:
         """Folder on this machine's own disk to which training saves, and from which checkpoints are published."""
         return work_folder(self.path) / "checkpoints"

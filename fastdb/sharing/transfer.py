@@ -19,8 +19,9 @@ from fastdb.reporting import Note
 from fastdb.sessions.lease_file import is_lease_file
 from fastdb.sessions.session import check_free, near_name
 from fastdb.sharing.untrusted_zip import BLOCK, opened
+from fastdb.storage import MANIFEST
 from fastdb.storage.atomic_write import explained, flush, make_folder, writing
-from fastdb.storage.manifest import FORMAT, MANIFEST, faults
+from fastdb.storage.manifest import FORMAT, faults
 from fastdb.storage.safe_names import MOST_FILES, double, is_system_file, name_fault, shown
 from fastdb.storage.staged_folder import staged_folder
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from fastdb.storage.manifest import MANIFEST
+from fastdb.storage import MANIFEST
 
 
 def bytes_of(path: Path) -> int:

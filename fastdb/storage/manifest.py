@@ -12,9 +12,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from fastdb.errors import StorageError
+from fastdb.storage import MANIFEST
 from fastdb.storage.atomic_write import explained, write_json
 
-MANIFEST = "MANIFEST.json"
 FORMAT = 1
 LARGEST = 1 << 24
 """Bytes of a manifest; that of thousands of files has a tenth of it."""

@@ -36,7 +36,8 @@ from fastdb.sessions.file_hashes import FILES
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import FILE, Run, read_record, write_record
 from fastdb.sharing import transfer
-from fastdb.storage.manifest import MANIFEST, faults
+from fastdb.storage import MANIFEST
+from fastdb.storage.manifest import faults
 from fastdb.training.process import training_lock
 
 SETTINGS = {"unet.steps": 2, "text_encoder.steps": 1, "prior.class_images": 0, "unet.learning_rate": 3e-5}

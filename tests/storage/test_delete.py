@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from fastdb.storage import MANIFEST
 from fastdb.storage.delete import bytes_of, remove
-from fastdb.storage.manifest import MANIFEST, faults, write_manifest
+from fastdb.storage.manifest import faults, write_manifest
 
 READER = """
 import mmap, sys

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from fastdb.errors import StorageError
-from fastdb.storage.manifest import MANIFEST, faults, write_manifest
+from fastdb.storage import MANIFEST
+from fastdb.storage.manifest import faults, write_manifest
 
 
 @pytest.fixture
