@@ -1,13 +1,17 @@
 # make demo   the main job, end to end, offline        make test   everything that is checked
 # make lint   format, lint, types                      make test-full   the long counts as well
+# make wheel  dist/*.whl of the last commit, with its SHA-256
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Until version 0.1.0 the distribution was called fastdb; both would own bin/fastdb.
+RENAMED = $(BIN)/python -m pip uninstall --quiet --disable-pip-version-check -y fastdb 2>&1 | grep -v 'not installed' || true; \
+	rm -rf fastdb.egg-info
 
-.PHONY: demo test test-full lint notebooks clean
+.PHONY: demo test test-full lint notebooks wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fastdb demo $(DEMO)
@@ -27,17 +31,22 @@ lint: $(VENV)/.test
 notebooks: $(VENV)/.test
 	$(BIN)/python notebooks/build.py
 
+wheel: $(VENV)/.test
+	$(BIN)/python wheels/build $(WHEEL)
+
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "fastdb needs Python 3.11 or newer, and none was found"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: setup.py constraints.txt | $(VENV)/bin/python
+	$(RENAMED)
 	$(PIP) -e .[faces]
 	touch $@
 
 $(VENV)/.test: setup.py constraints.txt | $(VENV)/bin/python
+	$(RENAMED)
 	$(PIP) -e .[test]
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,7 @@
-"""Packaging: what fastdb is called, what it stands on, and the template and the model that travel with it."""
+"""Packaging: names, requirements, and the files that the package contains beside its modules.
+
+The distribution is `fast-dreambooth`, because `fastdb` on PyPI is another project; the module is `fastdb`.
+"""
 
 import re
 from pathlib import Path
@@ -9,20 +12,22 @@ here = Path(__file__).parent
 version = re.search(r'__version__ = "(.+?)"', (here / "fastdb" / "version.py").read_text(encoding="utf-8"))
 
 setup(
-    name="fastdb",
+    name="fast-dreambooth",
     version=version.group(1),
     description="fast DreamBooth: teach Stable Diffusion a new subject from a handful of photos, and survive anything",
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=[*find_packages(include=["fastdb", "fastdb.*"]), "fastdb.sessions_template"],
-    package_dir={"fastdb.sessions_template": "sessions_template"},
+    packages=[*find_packages(include=["fastdb", "fastdb.*"]), "fastdb.sessions_template", "fastdb.wheels"],
+    package_dir={"fastdb.sessions_template": "sessions_template", "fastdb.wheels": "wheels"},
     package_data={
         "fastdb": ["py.typed"],
         "fastdb.models": [f"mini/**/*.{kind}" for kind in ("json", "txt", "safetensors", "md")],
         "fastdb.world": ["judge.safetensors"],
         "fastdb.sessions_template": ["*/README.txt"],
+        # `make wheel` adds models/.
+        "fastdb.wheels": ["locks/*.txt", "models.lock", "models/*"],
     },
     install_requires=[
         "accelerate>=1.10",
@@ -64,6 +69,7 @@ setup(
             "ruff>=0.14",
             "setuptools>=70.1",
             "types-PyYAML",
+            "uv>=0.9",
         ],
     },
     entry_points={"console_scripts": ["fastdb = fastdb.cli:main"]},

@@ -27,7 +27,8 @@ if [ ! "$venv/.done" -nt setup.py ] || [ ! "$venv/.done" -nt constraints.txt ]; 
   "$python" -m venv --clear "$venv"
   pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt)
   "${pip[@]}" --only-binary :all: filelock gdown httpx huggingface_hub hypothesis nbclient numpy opencv-python-headless pillow \
-    pydantic pytest PyYAML scikit-image setuptools tqdm typer zstandard
+    packaging pydantic pytest PyYAML scikit-image setuptools tqdm typer uv zstandard
+  rm -rf fastdb.egg-info # of the distribution's former name
   "${pip[@]}" --no-deps --no-build-isolation -e .
   touch "$venv/.done"
 fi

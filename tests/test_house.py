@@ -280,7 +280,13 @@ def test_the_wheel_holds_the_package_the_template_and_the_model(wheel: Path) -> 
     assert {path.suffix for path in files} >= {".json", ".txt", ".safetensors"}
     assert len(files) >= 13
     assert model == {path.relative_to(REPOSITORY).as_posix(): path.read_bytes() for path in files}
-    assert {name.split("/")[0] for name in names} == {"fastdb", f"fastdb-{fastdb.__version__}.dist-info"}
+    assert {name.split("/")[0] for name in names} == {"fastdb", f"fast_dreambooth-{fastdb.__version__}.dist-info"}
+    locks = {path.name for path in (REPOSITORY / "wheels" / "locks").iterdir()}
+    assert len(locks) == 9
+    assert {name for name in names if name.startswith("fastdb/wheels/")} == {
+        "fastdb/wheels/models.lock",
+        *(f"fastdb/wheels/locks/{name}" for name in locks),
+    }
 
 
 def test_a_checkout_holds_what_the_package_reads() -> None:
