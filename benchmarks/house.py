@@ -30,6 +30,7 @@ TOP = 5
 ORDER = [
     "__main__",
     "cli",
+    "notebook_setup",
     "notebook",
     "demo",
     "interactive",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         stop,
         train,
     )
+    from fastdb.notebook_setup import set_up
     from fastdb.sessions.session import Session
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "list_sessions",
     "new",
     "open_or_new",
+    "set_up",
     "show",
     "stop",
     "train",
@@ -61,6 +63,7 @@ _MODULES = {
     "list_sessions": "interactive",
     "new": "interactive",
     "open_or_new": "interactive",
+    "set_up": "notebook_setup",
     "show": "interactive",
     "stop": "interactive",
     "train": "interactive",

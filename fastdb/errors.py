@@ -10,6 +10,7 @@
     ├── ModelError              a model file or folder cannot be read or used
     ├── StorageError            a disk is full, read-only or gone
     ├── CheckpointError         a checkpoint is incomplete or damaged
+    ├── SetupError              packages that are needed cannot be installed
     └── TrainingError           training cannot start or continue
 
 `console.boundary` and notebooks report these errors without a traceback. Any other exception is a bug.
@@ -27,6 +28,7 @@ __all__ = [
     "SessionError",
     "SessionExists",
     "SessionNotFound",
+    "SetupError",
     "StorageError",
     "TrainingError",
 ]
@@ -85,6 +87,10 @@ class StorageError(FastDBError):
 
 class CheckpointError(FastDBError):
     """A checkpoint is incomplete or damaged."""
+
+
+class SetupError(FastDBError):
+    """Packages that are needed cannot be installed."""
 
 
 class TrainingError(FastDBError):

@@ -1,6 +1,7 @@
 """Generate `fast-DreamBooth.ipynb` from its source, or compare them with `--check`.
 
-A cell starts with `# %% name` (code) or `# %% [markdown] name` (text as comments); the name is the cell's id.
+A cell starts with `# %% name` (code) or `# %% [markdown] name` (text as comments); the name is the cell's id. The line
+`# %% include file` stands for the cells of `src/file.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ HERE = Path(__file__).resolve().parent
 SOURCE = HERE / "src" / "fast_DreamBooth.py"
 NOTEBOOK = HERE / "fast-DreamBooth.ipynb"
 
+RELEASE = ""
+"""Address of the released wheel, with `#sha256=` and its checksum; empty until there is a release."""
+
+_INCLUDE = re.compile(r"(?m)^# %% include (?P<name>[a-z_]+)\n")
 _HEAD = re.compile(r"# %%(?P<markdown> \[markdown\])? (?P<name>[a-z][a-z0-9-]*)")
 
 
@@ -29,7 +34,7 @@ def build(source: str) -> nbformat.NotebookNode:
     names: set[str] = set()
     head: re.Match[str] | None = None
     lines: list[str] = []
-    for number, line in enumerate([*source.splitlines(), None], start=1):
+    for number, line in enumerate([*_included(source).splitlines(), None], start=1):
         if line is not None and not line.startswith("# %%"):
             lines.append(_text(line, number) if head and head["markdown"] else line)
             continue
@@ -67,6 +72,16 @@ def main(arguments: list[str]) -> None:
         sys.exit("usage: python notebooks/build.py [--check]")
     else:
         NOTEBOOK.write_text(text, encoding="utf-8")
+
+
+def _included(source: str) -> str:
+    """Return a source with the cells of the files it includes, and the address of the release in them."""
+
+    def cells(found: re.Match[str]) -> str:
+        text = (HERE / "src" / f"{found['name']}.py").read_text(encoding="utf-8")
+        return text[text.index("# %%") :].replace('default=""', f'default="{RELEASE}"') + "\n"
+
+    return _INCLUDE.sub(cells, source)
 
 
 def _cell(head: re.Match[str], text: str) -> nbformat.NotebookNode:

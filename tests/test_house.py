@@ -75,12 +75,13 @@ def test_the_public_list_is_this() -> None:
         "list_sessions",
         "new",
         "open_or_new",
+        "set_up",
         "show",
         "stop",
         "train",
     ]
     assert fastdb.__all__ == sorted(fastdb.__all__)
-    assert len(fastdb.__all__) <= 16
+    assert len(fastdb.__all__) <= 30
     with pytest.raises(AttributeError, match="module 'fastdb' has no attribute 'load'"):
         _ = fastdb.load
     assert set(fastdb.__all__) <= set(dir(fastdb))

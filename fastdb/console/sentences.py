@@ -85,6 +85,10 @@ SENTENCES: dict[str, str] = {
     "pictures reused": "{subject} pictures exist already and are reused",
     # inference
     "render verified": "{subject} generates the picture of its source: {reason}",
+    # runtime
+    "installing": "Installing {subject}",
+    "kept wheels unusable": "Could not install from {subject} ({reason}); downloading again",
+    "wheels not kept": "Could not keep the wheels in {subject}: {reason}",
     # sessions
     "file changed": "{subject} was edited or damaged since it was added: {reason}",
     "file list damaged": "{subject}, the list of the session's files, was edited or damaged",

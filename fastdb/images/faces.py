@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.client
 import os
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,17 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fastdb.errors import ImageError, StorageError
+from fastdb.downloads.small_models import YUNET, fault, find
+from fastdb.errors import ImageError
 from fastdb.images.lbp_faces import find_faces
 from fastdb.runtime.paths import cache_folder
-from fastdb.storage.atomic_write import explained, write_bytes
 
-YUNET_NAME = "yunet_n_640_640.onnx"
-YUNET_URL = (
-    "https://raw.githubusercontent.com/ShiqiYu/libfacedetection.train/"
-    "0047ac24afb1a50a0c6105001c89d1b5b805dbf1/onnx/yunet_n_640_640.onnx"
-)
-YUNET_SHA256 = "25a606a145a5b6d7271ae138fbd00eba91dad8b83222ae3f2c7ecd0f4a7b0e31"
 YUNET_VARIABLE = "FASTDB_YUNET"
 
 SURE = 0.85
@@ -34,7 +24,6 @@ LIKELY = 0.65
 """Minimum score of a likely head, perhaps an animal's."""
 
 _YUNET_SIDE = 640
-_MODEL_BYTES = 2**22
 
 
 @dataclass(frozen=True)
@@ -95,84 +84,22 @@ def face_detector() -> Detector:
         ImageError: FASTDB_YUNET is set to a file that is missing or is not the YuNet model.
     """
     named = os.environ.get(YUNET_VARIABLE)
-    model = Path(named).expanduser() if named else cache_folder() / YUNET_NAME
-    fault = _fault(model)
-    if named and fault:
+    model = Path(named).expanduser() if named else find(YUNET) or cache_folder() / YUNET
+    reason = fault(model, YUNET)
+    if named and reason:
         raise ImageError(
-            f"{YUNET_VARIABLE} is set to this file, but it {fault}",
+            f"{YUNET_VARIABLE} is set to this file, but it {reason}",
             where=named,
             fix=f"Correct {YUNET_VARIABLE}, or unset it.",
         )
-    fault = fault or _opencv_fault(model)
-    if not fault:
+    reason = reason or _opencv_fault(model)
+    if not reason:
         return Detector("YuNet", model, f"its model file is present ({model})")
     try:
         from skimage.feature import Cascade  # noqa: F401
     except ImportError:
-        return Detector("none", None, f"YuNet: {model} {fault}; LBP: scikit-image is not installed")
-    return Detector("LBP", None, f"YuNet: {model} {fault}")
-
-
-def fetch_yunet(url: str = YUNET_URL, timeout: float = 30.0) -> Path:
-    """Download YuNet's model file (317 kB) into the cache, unless present.
-
-    Args:
-        url: address of the model file.
-        timeout: seconds without an answer after which the download fails.
-
-    Raises:
-        ImageError: the server cannot be reached, or returns another file.
-        StorageError: the cache folder cannot be written.
-    """
-    path = cache_folder() / YUNET_NAME
-    if not _fault(path):
-        return path
-    try:
-        with urllib.request.urlopen(url, timeout=timeout) as answer:
-            data = answer.read(_MODEL_BYTES)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        raise ImageError(
-            f"the face detector could not be downloaded ({reason})",
-            where=url,
-            fix="Try again later; until then the built-in detector is used.",
-        ) from error
-    if hashlib.sha256(data).hexdigest() != YUNET_SHA256:
-        raise ImageError(
-            f"the downloaded file does not match the expected checksum ({len(data):,} bytes)",
-            where=url,
-            fix="Try again later; until then the built-in detector is used.",
-        )
-    try:
-        with explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise StorageError(
-            "the path is not a folder", where=path.parent, fix="Set FASTDB_CACHE to another folder."
-        ) from error
-    write_bytes(path, data)
-    return path
-
-
-def _fault(model: Path) -> str:
-    """Return why a file is not YuNet's model, or an empty string."""
-    try:
-        state = model.stat()
-    except OSError:
-        return "does not exist"
-    return _content_fault(model, state.st_size, state.st_mtime_ns)
-
-
-@lru_cache(maxsize=8)
-def _content_fault(model: Path, size: int, changed: int) -> str:
-    """Return why the content is wrong, cached by size and time."""
-    if size > _MODEL_BYTES:
-        return "is not the YuNet model"
-    try:
-        digest = hashlib.sha256(model.read_bytes()).hexdigest()
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    return "" if digest == YUNET_SHA256 else "is not the YuNet model (checksum mismatch)"
+        return Detector("none", None, f"YuNet: {model} {reason}; LBP: scikit-image is not installed")
+    return Detector("LBP", None, f"YuNet: {model} {reason}")
 
 
 @lru_cache(maxsize=8)

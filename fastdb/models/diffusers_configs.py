@@ -1,7 +1,7 @@
 """Configurations of a diffusers folder for a model in one file.
 
-A file in the original layout contains weights and no settings; all models of a family have the same. The vocabularies
-of CLIP, 1.5 MB, are downloaded.
+A file in the original layout contains weights and no settings; all models of a family have the same. The vocabulary of
+CLIP is made from its merges if they are on this machine, else downloaded (1.5 MB).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdb.downloads.fetch import fetch
+from fastdb.downloads.small_models import CLIP_MERGES, clip_vocabulary, find
 from fastdb.downloads.source import HubFile
 from fastdb.errors import ModelError
 from fastdb.models.diffusers_folder import read_config
@@ -164,6 +165,9 @@ def _write(folder: Path, family: Family, v_prediction: bool) -> None:
 
 
 def _vocabulary(name: str) -> bytes:
+    merges = find(CLIP_MERGES)
+    if merges is not None:
+        return clip_vocabulary(merges)[name]
     first, *mirrors = (HubFile(repository, f"{inside}{name}") for repository, inside in VOCABULARIES)
     data = fetch(first, mirrors=mirrors).read_bytes()
     if name.endswith(".json"):

@@ -20,9 +20,9 @@ from PIL.Image import Image
 from fastdb import console, interactive
 from fastdb.checkpoints.progress import STAGES
 from fastdb.commands import space
+from fastdb.downloads import small_models
 from fastdb.errors import FastDBError, ImageError, ModelError, SessionBusy, StorageError
 from fastdb.images.contact_sheet import Cell, Row, contact_sheet, stacked
-from fastdb.images.faces import fetch_yunet
 from fastdb.images.photos import read_photo
 from fastdb.runtime.drive import colab, leave_drive, mount_drive
 from fastdb.runtime.paths import sessions_root
@@ -38,16 +38,22 @@ _COLUMNS, _WIDTH = 6, 960
 
 
 def begin() -> None:
-    """Show the version and the GPU, and in Colab download the better face detector."""
+    """Show the version and the GPU, and in Colab download the small models that the wheel lacks, once."""
     gpu = _gpu()
     console.say(f"fastdb {__version__}, Python {platform.python_version()}, {gpu or 'no NVIDIA GPU found'}")
     if gpu is None and colab("runtime") is not None:
         console.say("Training needs a GPU: choose one under Runtime > Change runtime type, and run this cell again")
     if colab("runtime") is not None:
-        try:
-            console.say(f"Face detector: YuNet ({fetch_yunet(timeout=10)})")
-        except FastDBError as error:
-            console.say(f"Face detector: built in, because {error}")
+        for name in small_models.small_models():
+            if small_models.find(name) is None:
+                _fetch(name)
+
+
+def _fetch(name: str) -> None:
+    try:
+        console.say(f"Downloaded {small_models.fetch(name, timeout=10)}")
+    except FastDBError as error:
+        console.say(f"Continuing without {name}: {error}")
 
 
 def open_drive() -> None:

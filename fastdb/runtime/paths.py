@@ -9,6 +9,14 @@ from pathlib import Path
 DRIVES = (Path("/content/drive/MyDrive"), Path("/content/gdrive/MyDrive"))
 """Mount points of Google Drive in Colab, of Google's notebooks and of the classic notebook."""
 
+FOLDER = "Fast-Dreambooth"
+"""Folder of everything that is kept for a user, on Drive or in the home folder."""
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_INSTALLED = _PACKAGE / "wheels"
+WHEELS = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "wheels"
+"""Locks and small model files, in the installed package or beside it in the source tree."""
+
 
 def expanded(path: Path | str) -> Path:
     """Return a path with `~` replaced by the home folder, and other names unchanged."""
@@ -18,13 +26,17 @@ def expanded(path: Path | str) -> Path:
         return Path(path)
 
 
+def mounted_drive() -> Path | None:
+    """Return the folder `MyDrive` of a mounted Google Drive, or None."""
+    return next((drive for drive in DRIVES if drive.is_dir()), None)
+
+
 def sessions_root(root: Path | str | None = None) -> Path:
     """Return the folder of sessions: `root`, else `FASTDB_ROOT`, else Drive, else the home folder."""
     chosen = root or os.environ.get("FASTDB_ROOT")
     if chosen:
         return expanded(chosen).absolute()
-    home = next((drive for drive in DRIVES if drive.is_dir()), Path.home())
-    return home / "Fast-Dreambooth" / "Sessions"
+    return (mounted_drive() or Path.home()) / FOLDER / "Sessions"
 
 
 def cache_folder() -> Path:

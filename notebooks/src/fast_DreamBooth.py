@@ -15,28 +15,7 @@ belongs in the package.
 #
 # In Colab, choose a GPU first: *Runtime → Change runtime type*. The same notebook runs in any Jupyter.
 
-# %% [markdown] about-set-up
-# ## 1 · Set up
-# Installs `fastdb` if it is missing. It is not published on PyPI yet, and **the `fastdb` on PyPI is another
-# project**, so enter its location in `source`: a folder, an uploaded wheel, or the address of a git repository
-# (`git+https://…`). Leave `source` empty if fastdb is installed already.
-
-# %% set-up
-# @title Set up { display-mode: "form" }
-source = ""  # @param {type:"string"}
-
-import importlib.util
-import subprocess
-import sys
-
-if importlib.util.find_spec("fastdb") is None:
-    wanted = f"fastdb[gpu] @ {source}" if "://" in source else f"{source}[gpu]"
-    if not source or subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", wanted]).returncode:
-        raise SystemExit("fastdb is not installed: say in `source` where it is, and run this cell again")
-    importlib.invalidate_caches()
-import fastdb.notebook
-
-fastdb.notebook.begin()
+# %% include set_up
 
 # %% [markdown] about-drive
 # ## 2 · Google Drive

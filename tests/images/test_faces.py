@@ -1,18 +1,17 @@
-"""Both face detectors on real photos, and the download of their model."""
+"""Faces on real photos with both detectors."""
 
 from __future__ import annotations
 
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from fastdb.errors import ImageError, StorageError
-from fastdb.images.faces import LIKELY, YUNET_NAME, Face, detect_faces, face_detector, fetch_yunet
+from fastdb.downloads.small_models import YUNET
+from fastdb.errors import ImageError
+from fastdb.images.faces import LIKELY, Face, detect_faces, face_detector
 from fastdb.images.photos import read_photo
 
 Shared = Callable[[str], Path]
@@ -90,7 +89,7 @@ def test_extreme_shapes_do_not_break_either_detector(yunet: None, monkeypatch: p
 def test_the_cached_model_is_used_unless_damaged(shared: Shared, tmp_path: Path) -> None:
     pytest.importorskip("cv2")
     data = shared("models/yunet_n_640_640.onnx").read_bytes()
-    cached = tmp_path / "cache" / YUNET_NAME
+    cached = tmp_path / "cache" / YUNET
     cached.parent.mkdir()
     cached.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert face_detector().name == "LBP"
@@ -105,7 +104,7 @@ def test_a_configured_model_must_exist(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(ImageError, match=r"no\.onnx: FASTDB_YUNET is set to this file, but it does not exist. Correct"):
         detect_faces(Image.new("RGB", (100, 100)))
     (tmp_path / "no.onnx").write_bytes(b"something else")
-    with pytest.raises(ImageError, match="is not the YuNet model"):
+    with pytest.raises(ImageError, match=f"it is not {YUNET}"):
         face_detector()
 
 
@@ -125,84 +124,3 @@ def test_without_opencv_and_scikit_image_no_faces_are_detected(
     assert face_detector().name == "none"
     assert detect_faces(astronaut) == []
     faces._opencv_fault.cache_clear()
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, dict[str, bytes], list[str]]]:
-    """A web server on this machine: its address, what it serves by path, and the paths asked for."""
-    served: dict[str, bytes] = {}
-    asked: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            body = served.get(self.path)
-            self.send_response(404 if body is None else 200)
-            self.send_header("Content-Length", str(len(body or b"")))
-            self.end_headers()
-            self.wfile.write(body or b"")
-
-        def log_message(self, *_: object) -> None:
-            """Stay silent."""
-
-    monkeypatch.setenv("no_proxy", "*")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_port}", served, asked
-        running.shutdown()
-        thread.join()
-
-
-def test_the_model_is_downloaded_once_and_verified(
-    server: tuple[str, dict[str, bytes], list[str]], shared: Shared, tmp_path: Path
-) -> None:
-    address, served, asked = server
-    served["/right"] = shared("models/yunet_n_640_640.onnx").read_bytes()
-    path = fetch_yunet(f"{address}/right")
-    assert path == tmp_path / "cache" / YUNET_NAME
-    assert path.read_bytes() == served["/right"]
-    assert fetch_yunet(f"{address}/right") == path
-    assert asked == ["/right"]
-    path.write_bytes(b"damaged")
-    assert fetch_yunet(f"{address}/right").read_bytes() == served["/right"]
-    assert [each.name for each in path.parent.iterdir()] == [YUNET_NAME]
-
-
-def test_a_failed_model_download_leaves_nothing_behind(
-    server: tuple[str, dict[str, bytes], list[str]], tmp_path: Path
-) -> None:
-    address, served, _ = server
-    served["/wrong"] = b"version https://git-lfs.github.com/spec/v1\n"
-    with pytest.raises(ImageError, match=r"the downloaded file does not match the expected checksum"):
-        fetch_yunet(f"{address}/wrong")
-    with pytest.raises(ImageError, match=r"missing: the face detector could not be downloaded .*Not Found.*Try again"):
-        fetch_yunet(f"{address}/missing")
-    with pytest.raises(ImageError, match="could not be downloaded"):
-        fetch_yunet("no address")
-    assert not (tmp_path / "cache").exists()
-
-
-def test_an_unreachable_model_server_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    import socket
-
-    monkeypatch.setenv("no_proxy", "*")
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{silent.getsockname()[1]}/"
-        with pytest.raises(ImageError, match=r"could not be downloaded .*refused"):
-            fetch_yunet(address)
-        silent.listen()
-        with pytest.raises(ImageError, match=r"could not be downloaded .*timed out"):
-            fetch_yunet(address, timeout=0.2)
-
-
-def test_an_unusable_cache_folder_is_reported(
-    server: tuple[str, dict[str, bytes], list[str]], shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    address, served, _ = server
-    served["/right"] = shared("models/yunet_n_640_640.onnx").read_bytes()
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("FASTDB_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(StorageError, match="is not a folder"):
-        fetch_yunet(f"{address}/right")

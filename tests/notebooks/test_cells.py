@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 
 import fastdb
 from fastdb import notebook
+from fastdb.downloads import small_models
 from fastdb.errors import FastDBError, ImageError, ModelError, SessionBusy, SessionError, StorageError
 from fastdb.notebook import cells
 from fastdb.sessions.session import Session
@@ -141,7 +142,7 @@ def test_pictures_fit_a_notebook(tmp_path, count):
 
 
 def test_the_gpu_is_named_or_missed(monkeypatch, colab, capsys, tmp_path):
-    monkeypatch.setattr(cells, "fetch_yunet", lambda timeout: tmp_path)
+    monkeypatch.setattr(small_models, "find", lambda name: tmp_path)
 
     def answering(code, text):
         monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi")
@@ -159,18 +160,25 @@ def test_the_gpu_is_named_or_missed(monkeypatch, colab, capsys, tmp_path):
     assert "no NVIDIA GPU found" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("colab")
-def test_colab_gets_the_better_face_detector_or_a_line_why_not(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(cells, "fetch_yunet", lambda timeout: tmp_path / "yunet.onnx")
-    notebook.begin()
-    assert f"Face detector: YuNet ({tmp_path / 'yunet.onnx'})" in capsys.readouterr().out
+def test_colab_downloads_the_models_that_the_wheel_lacks_or_says_why_not(colab, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("FASTDB_CACHE", str(tmp_path / "cache"))
+    asked = []
 
-    def refused(timeout):
-        raise ImageError("the face detector could not be downloaded (refused)", fix="Try again later.")
+    def fetch(name, timeout):
+        asked.append(name)
+        if name == small_models.YUNET:
+            raise ModelError(f"{name} could not be downloaded (refused)", fix="Try again later.")
+        return tmp_path / name
 
-    monkeypatch.setattr(cells, "fetch_yunet", refused)
+    monkeypatch.setattr(small_models, "fetch", fetch)
     notebook.begin()
-    assert "Face detector: built in, because the face detector could not be downloaded" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert asked == [small_models.YUNET, small_models.CLIP_MERGES]
+    assert f"Continuing without {small_models.YUNET}: {small_models.YUNET} could not be downloaded (refused)" in said
+    assert f"Downloaded {tmp_path / small_models.CLIP_MERGES}" in said
+    monkeypatch.setattr(small_models, "find", lambda name: tmp_path)
+    notebook.begin()
+    assert len(asked) == 2
 
 
 def test_finishing_outside_colab_says_where_everything_is(session, capsys):

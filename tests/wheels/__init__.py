@@ -1,0 +1,1 @@
+"""The wheel, its locks and the set-up cell, tried with real pip and uv in environments of their own."""
