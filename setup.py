@@ -25,6 +25,7 @@ setup(
         "fastdb": ["py.typed"],
         "fastdb.models": [f"mini/**/*.{kind}" for kind in ("json", "txt", "safetensors", "md")],
         "fastdb.world": ["judge.safetensors"],
+        "fastdb.notebook": ["panel.css", "panel.js"],
         "fastdb.sessions_template": ["*/README.txt"],
         # `make wheel` adds models/.
         "fastdb.wheels": ["locks/*.txt", "models.lock", "models/*"],

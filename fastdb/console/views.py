@@ -9,6 +9,7 @@ from typing import Any
 
 from fastdb.console.sentences import SENTENCES, sentence
 from fastdb.console.terminal import bar, close_bar, open_bar, say
+from fastdb.console.training_status import STAGE_TITLES
 from fastdb.reporting import Note, Progress, Report, format_bytes
 
 
@@ -138,7 +139,7 @@ def _plan_lines(plan: dict[str, Any]) -> list[str]:
 
 
 def _stage_line(name: str, plan: dict[str, Any]) -> str:
-    title, stage = {"text_encoder": "Text encoder", "unet": "UNet"}.get(name, name), plan["stages"][name]
+    title, stage = STAGE_TITLES.get(name, name), plan["stages"][name]
     if name == "text_encoder" and plan["joint_steps"]:
         rate = plan["joint_learning_rate"]
         return f"{title}: trained with the UNet until step {plan['joint_steps']}, learning rate {rate:g} falling to 0"
