@@ -9,6 +9,7 @@ import typer
 
 from fastdb.cli.options import Name, Root, Set
 from fastdb.commands import sessions as verbs
+from fastdb.commands.follow import follow as follow_training
 from fastdb.config import parse_settings
 from fastdb.console import ConsoleReport, show_overview, show_sessions
 
@@ -45,9 +46,17 @@ def sessions(root: Root = None) -> None:
     show_sessions(verbs.list_sessions(root))
 
 
-def show(name: Name, root: Root = None) -> None:
+def show(
+    name: Name,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Follow a running training; Ctrl-C leaves it running.")
+    ] = False,
+    root: Root = None,
+) -> None:
     """Show what a session contains and how far its training is."""
     show_overview(verbs.show(name, root))
+    if follow:
+        follow_training(name, root, report=ConsoleReport())
 
 
 def check(

@@ -64,9 +64,11 @@ SENTENCES: dict[str, str] = {
     "stopping trainer": (
         "Stopping: saving a checkpoint first. Ctrl-C again returns to the prompt; it still saves and stops"
     ),
+    "trainer continues": "Training continues in process {reason}. To stop it: fastdb stop {subject}",
     "trainer started": "{subject} trains in process {reason}. Follow it with: fastdb train {subject}",
     "training finished": "Training finished. Make the file to use with: fastdb export {subject}",
     "training stopped": "Training stopped. Resume with: fastdb train {subject}",
+    "watching trainer": "Following {subject} (process {reason}). Ctrl-C ends this view and leaves it running",
     "unpublished left out": "Left out {reason}: on this machine only. Publish first with: fastdb publish {subject}",
     # evaluation
     "DINO missing": "Skipping DINO: model not downloaded. Pass --dino {subject} to download it",

@@ -72,7 +72,8 @@ def frame(state: PanelState, samples: bytes) -> bytes:
         top = _text(pen, top + 4, note, 12, _GREY)
     top = _text(pen, top + 10, f"In a terminal: {state.command}", 12, _GREY)
     cut = sheet.crop((0, 0, _WIDTH, min(top + _MARGIN, sheet.height)))
-    return _encoded(cut, "PNG", optimize=False)
+    # A palette takes a third of the bytes, and the output of the notebook contains the last picture.
+    return _encoded(cut.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE), "PNG")
 
 
 def _bar(pen: ImageDraw.ImageDraw, top: int, bar: dict[str, Any], ink: str) -> int:
