@@ -38,15 +38,17 @@ class FastDBError(Exception):
     """Error that a user can fix, with the remedy in its message.
 
     Args:
-        what: the problem, a clause without a full stop.
-        where: the file, folder or value concerned.
+        what: the problem without a full stop: a predicate if there is a `subject`, else a clause.
+        subject: the file, folder, session or value that the predicate is about.
+        where: the file, folder, session or value in which the problem is.
         fix: the remedy, one imperative sentence.
     """
 
-    def __init__(self, what: str, *, where: object = None, fix: str = "") -> None:
-        line = f"{where}: {what}" if where is not None else what
-        super().__init__(f"{line}. {fix}" if fix else line)
-        self.what, self.where, self.fix = what, where, fix
+    def __init__(self, what: str, *, subject: object = None, where: object = None, fix: str = "") -> None:
+        self.problem = f"{subject} {what}" if subject is not None else f"{where}: {what}" if where is not None else what
+        """The message without the remedy."""
+        super().__init__(f"{self.problem}. {fix}" if fix else self.problem)
+        self.what, self.where, self.fix = what, subject if where is None else where, fix
 
     def _render_traceback_(self) -> list[str]:
         """Return the lines that IPython 7.34 to 9 shows instead of a traceback."""

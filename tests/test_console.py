@@ -18,9 +18,9 @@ from fastdb.reporting import format_bytes
 
 def test_a_fault_becomes_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended, console.boundary():
-        raise ImageError("is damaged", where=Path("two\nlines.jpg"), fix="Copy it\r\nagain.")
+        raise ImageError("is damaged", subject=Path("two\nlines.jpg"), fix="Copy it\r\nagain.")
     assert ended.value.code == 2
-    assert capsys.readouterr() == ("", "error: two lines.jpg: is damaged. Copy it again.\n")
+    assert capsys.readouterr() == ("", "error: two lines.jpg is damaged. Copy it again.\n")
 
 
 def test_an_interruption_is_said_and_130(capsys: pytest.CaptureFixture[str]) -> None:

@@ -254,7 +254,7 @@ def _compress_file(
     origin = Origin(raw.length, digest, raw.metadata)
     written = write_packed(target, tensors(), base=base, origin=origin, threads=threads, pace=pace)
     if seen.hexdigest() != digest:
-        raise CheckpointError("has changed since it was written", where=raw.path, fix=OLDER)
+        raise CheckpointError("has changed since it was written", subject=raw.path, fix=OLDER)
     return written.sha256
 
 

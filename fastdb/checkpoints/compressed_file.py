@@ -316,6 +316,6 @@ def _faults_explained(path: Path) -> Iterator[None]:
         with explained(path):
             yield
     except Fault as fault:
-        raise CheckpointError(f"cannot be used: {fault}", where=path, fix=OLDER) from fault
+        raise CheckpointError(f"cannot be used: {fault}", subject=path, fix=OLDER) from fault
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError("the file does not exist", where=path, fix=OLDER) from error

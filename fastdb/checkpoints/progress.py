@@ -168,15 +168,15 @@ def check_step(session: Session, step: int, folders: Sequence[Path] | None = Non
         raise _no_such_step(session, [step], checkpoints)
     if all(reasons):
         raise TrainingError(
-            f"cannot resume from step {step}: {reasons[0]}", where=session.name, fix="Choose another step."
+            f"cannot resume from step {step}: {reasons[0]}", subject=session.name, fix="Choose another step."
         )
 
 
 def _no_such_step(session: Session, steps: Sequence[int], checkpoints: Sequence[Checkpoint]) -> ConfigError:
     existing = ", ".join(map(str, sorted({checkpoint.step for checkpoint in checkpoints}))) or "none"
     return ConfigError(
-        f"{session.name} has no checkpoint of the UNet stage at step {', '.join(map(str, steps))}",
-        where="checkpoints",
+        f"has no checkpoint of the UNet stage at step {', '.join(map(str, steps))}",
+        subject=session.name,
         fix=f"Existing steps: {existing}.",
     )
 

@@ -75,7 +75,7 @@ def _target(target: Path, to: Layout | None) -> Path:
     if to is None or to == own or (to == Layout.diffusers and own is None):
         return target
     if own is not None:
-        raise ConfigError(f"does not end as {to.value}", where=target, fix="Change the suffix, or leave out --to.")
+        raise ConfigError(f"does not end as {to.value}", subject=target, fix="Change the suffix, or leave out --to.")
     return target.with_name(f"{target.name}{endings[to]}")
 
 

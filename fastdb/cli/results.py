@@ -136,5 +136,5 @@ def _steps(text: str) -> list[int] | None:
         return None
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or not all(part.isascii() and part.isdecimal() for part in parts):
-        raise ConfigError("is not a list of steps", where=f"checkpoints {text!r}", fix="Write 500,1000 or all.")
+        raise ConfigError("is not a list of steps", subject=f"checkpoints {text!r}", fix="Write 500,1000 or all.")
     return [int(part) for part in parts]

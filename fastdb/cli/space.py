@@ -61,7 +61,7 @@ def free(
     if (name is not None) + models + unfinished != 1 or (what and name is None):
         raise ConfigError(
             "needs either a session and --what, or --models, or --unfinished",
-            where="fastdb free",
+            subject="fastdb free",
             fix="Give exactly one of the three.",
         )
     if models:

@@ -179,7 +179,7 @@ def add_images(
     if not files:
         raise ImageError("no photos were given", where=session.name, fix="Name files or a folder of photos.")
     if process.find(session) is not None:
-        raise SessionBusy("is being trained", where=session.name, fix="Add photos when training has ended.")
+        raise SessionBusy("is being trained", subject=session.name, fix="Add photos when training has ended.")
     refuse_elsewhere(session.path, "Or stop it there, and add photos then.")
     with report.progress("crop", "photo") as update:
         intake = add_photos(

@@ -225,13 +225,13 @@ def _adopt_link(link: str, adoption: _Adoption) -> Session:
     """
     source = parse(link)
     if not isinstance(source, DriveFile | WebFile) or isinstance(source, CivitaiFile):
-        raise SessionError("is the link of a model, not of a session", where=source, fix="Give the link of a zip.")
+        raise SessionError("is the link of a model, not of a session", subject=source, fix="Give the link of a zip.")
     folder = cache_folder() / "coming" / hashlib.sha256(str(source).encode()).hexdigest()[:12]
     with adoption.report.progress("download", "B") as update:
 
         def arrived(done: int, total: int) -> None:
             if max(done, total) > MOST_BYTES:
-                raise SessionError("is larger than any session", where=source, fix="Ask for a smaller archive.")
+                raise SessionError("is larger than any session", subject=source, fix="Ask for a smaller archive.")
             update(done, total)
 
         path = download(remote_of(source), folder, arrived)
@@ -335,11 +335,11 @@ def _target(session: Session, target: str | Path | None, usual: str) -> Path:
     if path.is_dir():
         path = path / usual
     if path.suffix.lower() != ENDING:
-        raise StorageError("does not end in .zip", where=path, fix=f"Give it the suffix {ENDING}.")
+        raise StorageError("does not end in .zip", subject=path, fix=f"Give it the suffix {ENDING}.")
     if path.is_relative_to(session.path.resolve()) or path.is_relative_to(session.path):
-        raise StorageError("is inside the session itself", where=path, fix="Choose a place outside it.")
+        raise StorageError("is inside the session itself", subject=path, fix="Choose a place outside it.")
     if path.exists():
-        raise StorageError("exists already", where=path, fix="Choose another name, or remove it.")
+        raise StorageError("exists already", subject=path, fix="Choose another name, or remove it.")
     return path
 
 
@@ -350,6 +350,6 @@ def _check_not_trained(folder: Path, name: str, state: bool) -> None:
         SessionBusy: a trainer does, on this machine or, as far as the lease shows, on another.
     """
     if state and is_training(folder):
-        raise SessionBusy("is being trained", where=name, fix=f"Stop it first: fastdb stop {name}")
+        raise SessionBusy("is being trained", subject=name, fix=f"Stop it first: fastdb stop {name}")
     if state:
         refuse_elsewhere(folder, "Or stop it there.")

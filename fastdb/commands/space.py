@@ -157,7 +157,7 @@ def free(
         if costs_of(session.path) != before:
             raise SessionBusy(
                 "changed while the question was open; nothing was deleted",
-                where=session.name,
+                subject=session.name,
                 fix="Run the same command again.",
             )
         mapped = mapped_files()
@@ -260,7 +260,7 @@ def _check_not_trained(session: Session) -> None:
     if process.find(session) is not None:
         raise SessionBusy(
             "is being trained; nothing was deleted",
-            where=session.name,
+            subject=session.name,
             fix=f"Wait, or stop it first: fastdb stop {session.name}",
         )
     refuse_elsewhere(session.path, "Or stop it there.")

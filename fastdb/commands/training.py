@@ -63,7 +63,7 @@ def train(
     if running is not None:
         if config != session.config or restart or from_step is not None:
             raise SessionBusy(
-                "is being trained already", where=session.name, fix=f"Stop it first: fastdb stop {session.name}"
+                "is being trained already", subject=session.name, fix=f"Stop it first: fastdb stop {session.name}"
             )
         report.note(Note("following trainer", session.name, str(running.pid)))
     else:
@@ -142,7 +142,7 @@ def publish(session: SessionLike, root: str | Path | None = None, *, report: Rep
     if process.find(session) is not None:
         raise SessionBusy(
             "is being trained; the trainer publishes its own checkpoints",
-            where=session.name,
+            subject=session.name,
             fix="Wait until it has finished.",
         )
     refuse_elsewhere(session.path)

@@ -70,7 +70,7 @@ def check_disk_space(folder: Path, count: int, shown: str) -> None:
     if count + SPARE > free:
         raise StorageError(
             f"needs {format_bytes(count + SPARE)} on the disk of {folder}, but only {format_bytes(free)} are free",
-            where=shown,
+            subject=shown,
             fix="Free some space, or set FASTDB_CACHE to a folder on a larger disk.",
         )
 

@@ -52,7 +52,7 @@ def fetch(
             source = parse(name) if isinstance(name, str | Path) else name
             if isinstance(source, LocalPath):
                 if not source.path.exists():
-                    raise ModelError("no such file or folder", where=source, fix=SUPPORTED)
+                    raise ModelError("there is no such file or folder", where=source, fix=SUPPORTED)
                 return source.path
             if isinstance(source, HubRepository):
                 return fetch_repository(source, only, progress)
@@ -63,7 +63,7 @@ def fetch(
             errors.append(error)
     if len(errors) == 1:
         raise errors[0]
-    reasons = "; ".join(f"{error.where}: {error.what}" for error in errors)
+    reasons = "; ".join(error.problem for error in errors)
     raise ModelError(f"all {len(errors)} sources failed ({reasons})", fix=errors[0].fix)
 
 

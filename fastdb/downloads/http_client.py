@@ -261,12 +261,14 @@ def _refusal(remote: Remote, status: int, *, login: bool = False) -> ModelError:
         return ModelError(what, where=remote.shown, fix=remote.gate)
     if status in (404, 410):
         return ModelError(
-            f"no such file on the server ({status})",
+            f"there is no such file on the server ({status})",
             where=remote.shown,
             fix="Check the spelling, and check whether the file was moved or removed.",
         )
     if status == 451:
-        return ModelError("not available in your country (451)", where=remote.shown, fix="Choose another source.")
+        return ModelError(
+            "the file is not available in your country (451)", where=remote.shown, fix="Choose another source."
+        )
     return ModelError(
         f"the server answered {status} instead of sending the file",
         where=remote.shown,

@@ -232,7 +232,7 @@ def _read_index(folder: Path, listing: _Listing) -> dict[str, Any]:
     except ValueError:
         index = None
     if not isinstance(index, dict):
-        raise ModelError(f"could not read {INDEX}", where=listing.pinned, fix="Choose another source.")
+        raise ModelError(f"{INDEX} could not be read", where=listing.pinned, fix="Choose another source.")
     return index
 
 
@@ -274,7 +274,7 @@ def _list_repository(source: HubRepository | HubFile) -> _Listing:
             retries.wait(error)
         except OfflineModeIsEnabled:
             raise ModelError(
-                "not on this machine, and HF_HUB_OFFLINE disables downloads",
+                "it is not on this machine, and HF_HUB_OFFLINE disables downloads",
                 where=source,
                 fix="Unset HF_HUB_OFFLINE, or give the path of a folder.",
             ) from None
@@ -313,7 +313,7 @@ def _listing_error(source: HubRepository | HubFile, error: Any, token: Token | N
         return ModelError(f"the Hub rejected the token ({status})", where=source, fix=_gate(source.name))
     if isinstance(error, RepositoryNotFoundError):
         return ModelError(
-            "no such local folder, and no such repository on the Hub unless it is private",
+            "there is no such local folder, and no such repository on the Hub unless it is private",
             where=source,
             fix="Check the spelling; for a private repository set HF_TOKEN or run `hf auth login`.",
         )

@@ -218,7 +218,7 @@ def _from_drive_link(link: SplitResult, text: str) -> Source:
 def _checked_path(path: str, text: str) -> str:
     """Return a path after checking that it stays inside a repository."""
     if any(part in ("", ".", "..") for part in path.split("/")) or "\\" in path:
-        raise _unsupported(text, "not a valid path in a repository")
+        raise _unsupported(text, "the path is not valid in a repository")
     return path
 
 

@@ -75,7 +75,7 @@ def evaluate_session(session: Session, options: Options, report: Report = SILENT
         ImageError, ModelError, StorageError: a file cannot be read or written.
     """
     if options.measure not in MEASURES:
-        raise ConfigError("unknown measure", where=repr(options.measure), fix=f"Choose {', '.join(MEASURES)}.")
+        raise ConfigError("is an unknown measure", subject=repr(options.measure), fix=f"Choose {', '.join(MEASURES)}.")
     request = _request(session, options)
     if find(session) is not None:
         raise SessionBusy("training is running", where=session.name, fix="Wait until it ends or stop it, then retry.")

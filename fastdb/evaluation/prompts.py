@@ -75,9 +75,9 @@ class Protocol:
             ConfigError: there are no prompts, or the number of seeds is out of bounds.
         """
         if not 1 <= self.seeds <= 1000:
-            raise ConfigError(f"{self.seeds} is not between 1 and 1000", where="seeds", fix="Try 4.")
+            raise ConfigError("is not between 1 and 1000", subject=f"seeds {self.seeds}", fix="Try 4.")
         if not any(group.prompts for group in self.groups):
-            raise ConfigError("no prompts to evaluate", where="prompts", fix="Pass at least 1 with --prompt.")
+            raise ConfigError("there are no prompts to evaluate", where="prompts", fix="Pass at least 1 with --prompt.")
 
     def shots(self) -> list[Shot]:
         """Return every picture, sorted by group, prompt and seed."""

@@ -144,7 +144,7 @@ def open_tensors(path: Path) -> TensorFile:
         try:
             return _parsed(path, head, file, length)
         except Fault as fault:
-            raise ModelError(f"invalid model file: {fault}", where=path, fix=OTHER_SOURCE) from fault
+            raise ModelError(f"the model file is invalid: {fault}", where=path, fix=OTHER_SOURCE) from fault
 
 
 def _open(path: Path) -> BinaryIO:
@@ -156,9 +156,9 @@ def _open(path: Path) -> BinaryIO:
     if path.is_dir():
         raise ModelError("the path is a folder, not a model file", where=path, fix="Use a file in this folder.")
     if not path.exists():
-        raise ModelError("file not found", where=path, fix="Check the path.")
+        raise ModelError("there is no such file", where=path, fix="Check the path.")
     if not path.is_file():
-        raise ModelError("not a regular file", where=path, fix="Use a file on a disk.")
+        raise ModelError("the path is not a regular file", where=path, fix="Use a file on a disk.")
     return path.open("rb")
 
 

@@ -58,7 +58,7 @@ def find_photos(paths: Sequence[Path]) -> list[Path]:
             elif path.exists():
                 photos[path] = None
             else:
-                raise ImageError("no such file or folder", where=path, fix="Check the spelling of the path.")
+                raise ImageError("there is no such file or folder", where=path, fix="Check the spelling of the path.")
         except OSError as error:
             raise ImageError(
                 f"the path cannot be read ({error.strerror})", where=path, fix="Check its permissions."

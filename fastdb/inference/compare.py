@@ -61,10 +61,9 @@ def render_folder(source: Path, *, like: Path | None, vae: Path | None, predicti
     if found.what.family not in (SD1, SD2) or found.what.inpainting:
         kind = f"{found.what.family or 'an unknown family'}{', inpainting' if found.what.inpainting else ''}"
         what = f"cannot be compared by pictures: {kind} is not supported"
-        raise ModelError(what, where=source, fix="Leave out --render: the file is verified without it.")
+        raise ModelError(what, subject=source, fix="Leave out --render: the file is verified without it.")
     if vae is not None:
-        what = "pictures cannot be compared: another autoencoder changes them"
-        raise ModelError(what, where=vae, fix="Leave out --render or --vae.")
+        raise ModelError("another autoencoder changes the pictures", where=vae, fix="Leave out --render or --vae.")
     if source.is_dir():
         return source
     if like is not None:
@@ -114,7 +113,7 @@ def check_render(
     if compared.most > limit:
         raise ModelError(
             f"generates another picture than its source: {numbers}; at most {limit} is explained by its precision",
-            where=result,
+            subject=result,
             fix=f"See {place}, and do not use the file until the cause is known; the source is unchanged.",
         )
     report.note(Note("render verified", result.name, f"{numbers}, {limit} allowed; see {place}"))

@@ -52,14 +52,16 @@ class Request:
         for name, value in (("width", self.width), ("height", self.height)):
             if value % 8 or not 64 <= value <= 4096:
                 near = min(max(64, value // 8 * 8), 4096)
-                raise ConfigError(f"{value} is not a multiple of 8 between 64 and 4096", where=name, fix=f"Try {near}.")
-        for name, value in (("steps", self.steps), ("count", self.count)):
+                raise ConfigError(
+                    "is not a multiple of 8 between 64 and 4096", subject=f"{name} {value}", fix=f"Try {near}."
+                )
+        for name, value, usual in (("steps", self.steps, 20), ("count", self.count, 1)):
             if not 1 <= value <= 1000:
-                raise ConfigError(f"{value} is not between 1 and 1000", where=name, fix="Try 20.")
+                raise ConfigError("is not between 1 and 1000", subject=f"{name} {value}", fix=f"Try {usual}.")
         if not 0 <= self.guidance <= 50:
-            raise ConfigError(f"{self.guidance} is not between 0 and 50", where="guidance", fix="Try 7.5.")
+            raise ConfigError("is not between 0 and 50", subject=f"guidance {self.guidance}", fix="Try 7.5.")
         if not 0 <= self.seed < 2**63 - self.count:
-            raise ConfigError(f"{self.seed} is not between 0 and 2^63", where="seed", fix="Try 0.")
+            raise ConfigError("is not between 0 and 2^63", subject=f"seed {self.seed}", fix="Try 0.")
         object.__setattr__(self, "sampler", check_sampler(self.sampler))
 
 
@@ -123,8 +125,8 @@ class Engine:
                 )
         except (SingleFileComponentError, ValueError, RuntimeError, KeyError, OSError) as error:
             raise ModelError(
-                f"cannot load it as a Stable Diffusion with the sizes of {base} ({_reason(error)})",
-                where=file,
+                f"cannot be loaded as a Stable Diffusion with the sizes of {base} ({_reason(error)})",
+                subject=file,
                 fix="Name the base model that it was trained from, or export it again.",
             ) from error
         if device.kind == "cpu":

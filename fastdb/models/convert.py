@@ -76,10 +76,10 @@ def convert(
     kind = prediction or (prediction_of(found).kind if found.what.family == SD2 else None)
     if target.suffix not in ENDINGS:
         if source.is_dir():
-            raise ModelError("is a diffusers folder already", where=source, fix="Give the target a file's ending.")
+            raise ModelError("is a diffusers folder already", subject=source, fix="Give the target a file's ending.")
         if vae is not None:
             fix = "Convert without --vae, then replace the vae folder."
-            raise ModelError("cannot replace the autoencoder of a folder", where=vae, fix=fix)
+            raise ModelError("cannot replace the autoencoder of a folder", subject=vae, fix=fix)
         return _to_folder(found, target, layout, precision, averaged, like, kind, progress)
     replacement = open_tensors(vae) if vae else None
     if source.is_dir():
@@ -126,7 +126,7 @@ def _to_folder(
     progress: Progress | None,
 ) -> Converted:
     if target.exists():
-        raise ModelError("exists already", where=target, fix="Choose another name, or delete it first.")
+        raise ModelError("exists already", subject=target, fix="Choose another name, or delete it first.")
     parts = plan_parts(layout, open_tensors(found.path), precision, averaged=averaged)
     if like is not None and kind is not None:
         _check_scheduler(like, kind)

@@ -112,7 +112,7 @@ def lay_out(
         return _copy(MINI, folder)
     raise ModelError(
         f"cannot be written: the configurations of {family.title} are for other sizes; {misfit}",
-        where=folder,
+        subject=folder,
         fix="Give a diffusers folder of the same shape with --like.",
     )
 
@@ -176,7 +176,7 @@ def _vocabulary(name: str) -> bytes:
         except ValueError:
             whole = False
         if not whole:
-            raise ModelError("is no vocabulary", where=first, fix="Delete it from the cache, and try again.")
+            raise ModelError("is no vocabulary", subject=first, fix="Delete it from the cache, and try again.")
     return data
 
 

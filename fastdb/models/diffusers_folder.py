@@ -85,11 +85,15 @@ def open_base_model(folder: Path) -> BaseModel:
             vocabulary=int(text.get("vocab_size", 49408)),
         )
     except (KeyError, TypeError, ValueError) as error:
-        what = f"cannot be used: a configuration has a missing or wrong value ({error!r})"
-        raise ModelError(what, where=folder, fix=DOWNLOAD) from error
+        raise ModelError(
+            f"cannot be used: a configuration has a missing or wrong value ({error!r})", subject=folder, fix=DOWNLOAD
+        ) from error
     if model.prediction_type not in ("epsilon", "v_prediction"):
-        what = f"cannot be used: training does not support the prediction type {model.prediction_type!r}"
-        raise ModelError(what, where=folder / "scheduler", fix=ANOTHER)
+        raise ModelError(
+            f"cannot be used: training does not support the prediction type {model.prediction_type!r}",
+            subject=folder / "scheduler",
+            fix=ANOTHER,
+        )
     if text.get("hidden_size", 768) != model.cross_attention_dim:
         what = f"the text encoder is {text.get('hidden_size', 768)} wide, the UNet expects {model.cross_attention_dim}"
         raise ModelError(what, where=folder, fix="Restore the text encoder that belongs to this UNet.")
@@ -114,7 +118,7 @@ def weight_file(folder: Path, part: str) -> Path:
             where=folder / part,
             fix="Download the .safetensors files of this model, or save it again with safe_serialization=True.",
         )
-    raise ModelError(f"has no {stem}.safetensors; {_contents(folder / part)}", where=folder / part, fix=DOWNLOAD)
+    raise ModelError(f"has no {stem}.safetensors; {_contents(folder / part)}", subject=folder / part, fix=DOWNLOAD)
 
 
 def fingerprint(folder: Path) -> str:
@@ -144,28 +148,28 @@ def read_config(file: Path) -> dict[str, Any]:
         with explained(file):
             value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ModelError("is missing", where=file, fix=DOWNLOAD) from error
+        raise ModelError("is missing", subject=file, fix=DOWNLOAD) from error
     except ValueError as error:
-        raise ModelError(f"contains invalid JSON ({error})", where=file, fix=DOWNLOAD) from error
+        raise ModelError(f"contains invalid JSON ({error})", subject=file, fix=DOWNLOAD) from error
     if not isinstance(value, dict):
-        raise ModelError("contains no JSON object", where=file, fix=DOWNLOAD)
+        raise ModelError("contains no JSON object", subject=file, fix=DOWNLOAD)
     return value
 
 
 def _check_kind(folder: Path) -> None:
     if folder.is_file():
         what = "is a single file; a base model is a folder in diffusers layout"
-        raise ModelError(what, where=folder, fix="Give the folder that contains model_index.json.")
+        raise ModelError(what, subject=folder, fix="Give the folder that contains model_index.json.")
     if not folder.is_dir():
         raise ModelError(
             "there is no such folder", where=folder, fix="Check the path, or download the base model first."
         )
     if not (folder / "model_index.json").is_file():
         what = f"has no model_index.json; {_contents(folder)}"
-        raise ModelError(what, where=folder, fix="Give the folder that contains model_index.json.")
+        raise ModelError(what, subject=folder, fix="Give the folder that contains model_index.json.")
     pipeline = read_config(folder / "model_index.json").get("_class_name")
     if pipeline != "StableDiffusionPipeline":
-        raise ModelError(f"is a {pipeline}, not a StableDiffusionPipeline", where=folder, fix=ANOTHER)
+        raise ModelError(f"is a {pipeline}, not a StableDiffusionPipeline", subject=folder, fix=ANOTHER)
     for part in (*CONFIGS, "tokenizer"):
         if not (folder / part).is_dir():
             raise ModelError(f"the {part} is missing; {_contents(folder)}", where=folder, fix=DOWNLOAD)
@@ -175,7 +179,7 @@ def _config(folder: Path, part: str) -> dict[str, Any]:
     name, key, supported = CONFIGS[part]
     config = read_config(folder / part / name)
     if supported is not None and config.get(key) not in (supported, [supported]):
-        raise ModelError(f"is a {config.get(key)}, not a {supported}", where=folder / part, fix=ANOTHER)
+        raise ModelError(f"is a {config.get(key)}, not a {supported}", subject=folder / part, fix=ANOTHER)
     return config
 
 
@@ -211,7 +215,7 @@ def _check_tokenizer(folder: Path, vocabulary: int) -> None:
         numbers += [int(number) for number in read_config(folder / "added_tokens.json").values()]
     if not numbers:
         what = f"has neither vocab.json nor tokenizer.json; {_contents(folder)}"
-        raise ModelError(what, where=folder, fix=DOWNLOAD)
+        raise ModelError(what, subject=folder, fix=DOWNLOAD)
     if max(numbers) >= vocabulary:
         raise ModelError(
             f"the tokenizer has token {max(numbers)}, the text encoder has only {vocabulary} entries",

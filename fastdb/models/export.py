@@ -56,7 +56,7 @@ class Planned:
             self._check(largest_magnitude(made))
         elif made.dtype != self.entry.dtype:
             fix = "Choose another copy of this model."
-            raise ModelError(f"cannot be used as a weight: its type is {made.dtype}", where=self.entry.name, fix=fix)
+            raise ModelError(f"cannot be used as a weight: its type is {made.dtype}", subject=self.entry.name, fix=fix)
         return made.to(self.entry.dtype).reshape(self.entry.shape)
 
     def _check(self, largest: float) -> None:
@@ -141,7 +141,7 @@ def write_model(
         ModelError, StorageError: see `export_model`.
     """
     if target.suffix not in ENDINGS:
-        raise ModelError("is no name for a model file", where=target, fix="Choose a name in .safetensors or .ckpt.")
+        raise ModelError("is no name for a model file", subject=target, fix="Choose a name in .safetensors or .ckpt.")
     if not target.parent.is_dir():
         raise StorageError("there is no such folder", where=target.parent, fix="Make the folder, or choose another.")
     count = _counter(progress, 2 * len(plan))
@@ -286,7 +286,7 @@ def _plan_vae(layout: Layout, file: TensorFile, dtype: torch.dtype) -> list[Plan
         name = stored[line.original]
         if name is None:
             what = f"lacks tensors of the autoencoder of a {layout.title}, among them {line.original}"
-            raise ModelError(what, where=file.path, fix="Give the file of an autoencoder.")
+            raise ModelError(what, subject=file.path, fix="Give the file of an autoencoder.")
         shape = line.original_shape(file.tensors[name].shape)
         planned.append(Planned(Entry(line.original, dtype, shape), "vae", _read(file, name), file.forget))
     return planned
@@ -304,7 +304,7 @@ def _stored(move: Move, file: TensorFile, *, averaged: bool) -> str:
         return move.stored[0]
     name = ema_key(move.line.original)
     if name not in file.tensors:
-        raise ModelError("has no running averages (EMA)", where=file.path, fix="Convert it without --ema.")
+        raise ModelError("has no running averages (EMA)", subject=file.path, fix="Convert it without --ema.")
     return name
 
 

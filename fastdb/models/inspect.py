@@ -107,12 +107,12 @@ def model_layout(inspection: Inspection) -> Layout:
     if what.role != "checkpoint":
         reason = f"it is not a model, because {what.why}" if what.why else f"it is a {what.role}, not a whole model"
         fix = "Give a file with UNet, autoencoder and text encoder."
-        raise ModelError(f"cannot be converted: {reason}", where=inspection.path, fix=fix)
+        raise ModelError(f"cannot be converted: {reason}", subject=inspection.path, fix=fix)
     family = inspection.family
     if family is None or what.family not in LAID_OUT or what.channels != family.channels:
         name = f"{what.family or 'an unknown family'}{', inpainting' if what.inpainting else ''}"
         fix = f"Give a model of {', '.join(LAID_OUT[:-1])} or {LAID_OUT[-1]}."
-        raise ModelError(f"cannot be converted: the layout of {name} is unknown", where=inspection.path, fix=fix)
+        raise ModelError(f"cannot be converted: the layout of {name} is unknown", subject=inspection.path, fix=fix)
     return layout_of(family.name)
 
 
@@ -129,7 +129,7 @@ def prediction_of(inspection: Inspection, progress: Progress | None = None) -> P
     if prediction is None or prediction.kind not in ("epsilon", "v_prediction"):
         reason = "it has no UNet" if prediction is None else f"it predicts {prediction.kind}, neither noise nor v"
         fix = "Give a whole Stable Diffusion 1.x, 2.x or SDXL."
-        raise ModelError(f"cannot be used: {reason}", where=path, fix=fix)
+        raise ModelError(f"cannot be used: {reason}", subject=path, fix=fix)
     return prediction
 
 
@@ -173,7 +173,7 @@ def _inspect_folder(folder: Path) -> Inspection:
         names = ", ".join(sorted(entry.name for entry in folder.iterdir())[:6]) or "nothing"
         raise ModelError(
             f"is no diffusers folder: it has no model_index.json; it contains {names}",
-            where=folder,
+            subject=folder,
             fix="Give a folder with a model_index.json, or a file.",
         )
     known = bool(core) and bool(role) and (role != "checkpoint" or _class_of(core) in CLASSES)

@@ -52,7 +52,7 @@ def load_part(folder: Path, part: str, dtype: torch.dtype = torch.float32, *, we
         with explained(file), safe_open(file, framework="pt") as stored:
             _fill(module, tensors(), part, dtype, file)
     except SafetensorError as error:
-        raise ModelError(f"is damaged ({error})", where=file, fix="Download the model again.") from error
+        raise ModelError(f"is damaged ({error})", subject=file, fix="Download the model again.") from error
     return module
 
 
@@ -134,7 +134,7 @@ def _empty(part: str, config: Mapping[str, Any]) -> Any:
             if part == "text_encoder":
                 return transformers.CLIPTextModel(encoder_config)
             return transformers.CLIPTextModelWithProjection(encoder_config)
-    raise ModelError("is no part of a base model", where=part, fix=f"Choose from {', '.join(PARTS)}.")
+    raise ModelError("is no part of a base model", subject=part, fix=f"Choose from {', '.join(PARTS)}.")
 
 
 def _fill(module: Any, tensors: Iterable[tuple[str, torch.Tensor]], part: str, dtype: torch.dtype, file: Path) -> None:
@@ -154,7 +154,7 @@ def _fill(module: Any, tensors: Iterable[tuple[str, torch.Tensor]], part: str, d
         if modern.endswith("position_ids"):
             continue
         if modern not in expected:
-            raise ModelError(f"has the unexpected tensor {stored}", where=file, fix="Download the model again.")
+            raise ModelError(f"has the unexpected tensor {stored}", subject=file, fix="Download the model again.")
         name, shape = expected[modern]
         if tensor.shape != shape:
             what = f"{stored} has the shape {list(tensor.shape)}, not {list(shape)}"
@@ -165,7 +165,7 @@ def _fill(module: Any, tensors: Iterable[tuple[str, torch.Tensor]], part: str, d
         state[name] = tensor.to(dtype, copy=True)
     for name, _ in expected.values():
         if name not in state:
-            raise ModelError(f"lacks the tensor {name}", where=file, fix="Download the model again.")
+            raise ModelError(f"lacks the tensor {name}", subject=file, fix="Download the model again.")
     module.load_state_dict(state, strict=True, assign=True)
     _restore_buffers(module)
     module.eval()

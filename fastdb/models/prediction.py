@@ -133,7 +133,7 @@ def _stored_names(file: TensorFile) -> dict[Line, str]:
             name = next((name for name in names if name in file.tensors), None)
             if name is None:
                 what = f"lacks a tensor of the UNet of a Stable Diffusion 2.x, {line.original}"
-                raise ModelError(what, where=file.path, fix=AGAIN)
+                raise ModelError(what, subject=file.path, fix=AGAIN)
             stored[line] = name
     return stored
 

@@ -202,10 +202,10 @@ def _check_base_file(found: Inspection) -> None:
     if role != "checkpoint":
         why = NO_BASE.get(role) or f"it is no model, because {reason or f'it is a {role}'}"
         fix = "Give the base model itself, for example sd15."
-        raise ModelError(f"cannot be trained as a base model: {why}", where=found.path, fix=fix)
+        raise ModelError(f"cannot be trained as a base model: {why}", subject=found.path, fix=fix)
     if found.family is None:
         fix = "Give a Stable Diffusion 1.x, for example sd15."
-        raise ModelError("cannot be trained: the family of its tensors is unknown", where=found.path, fix=fix)
+        raise ModelError("cannot be trained: the family of its tensors is unknown", subject=found.path, fix=fix)
     check_trainable(found.family, found.path)
 
 

@@ -161,7 +161,7 @@ def _gpu() -> str | None:
 
 def _download(session: Session, file: Path) -> None:
     if not file.exists():
-        raise ModelError("does not exist yet", where=file, fix="Run the export cell first.")
+        raise ModelError("does not exist yet", subject=file, fix="Run the export cell first.")
     files = colab("files")
     if files is None:
         console.say(f"Outside Colab there is no download; the file is {file}")
@@ -177,13 +177,13 @@ def _disconnect(session: Session) -> None:
         console.say(f"Only Colab machines can be released. Everything is in {session.path}")
         return
     if process.find(session) is not None:
-        raise SessionBusy("is being trained", where=session.name, fix="Wait or stop it, and disconnect then.")
+        raise SessionBusy("is being trained", subject=session.name, fix="Wait or stop it, and disconnect then.")
     interactive.publish(session)
     console.say("Waiting until Google Drive has uploaded everything")
     if not leave_drive():
         raise StorageError(
             "is on this machine only and would be lost with it",
-            where=session.path,
+            subject=session.path,
             fix="Download what you need, then disconnect in the Runtime menu.",
         )
     console.say("Everything is on Google Drive; releasing the machine")

@@ -47,7 +47,7 @@ def choose_device(precision: str = "auto") -> Device:
     if precision == "fp16":
         raise TrainingError(
             "needs a GPU, and this machine has none",
-            where="precision fp16",
+            subject="precision fp16",
             fix="Set precision to auto, or choose a runtime with a GPU.",
         )
     kind = "mps" if torch.backends.mps.is_available() else "cpu"

@@ -201,7 +201,7 @@ class Held(Guard):
                 raise SessionBusy(
                     f"may have been trained on another machine: {FILE} could not be renewed for "
                     f"{minutes(now - self._renewed)} and is gone",
-                    where=self.session.name,
+                    subject=self.session.name,
                     fix=f"Check its state (fastdb show {self.session.name}) and run the same command again.",
                 )
             # A clock that was set back must not make the lease look old.
@@ -283,7 +283,7 @@ def _taken_over(session: Path, by: Lease) -> SessionBusy:
     kept = f"; checkpoints since then are kept in {here}" if here.is_dir() else ""
     return SessionBusy(
         f"was taken over by {by.whose} at {when(by.since)}, so this machine no longer writes to it{kept}",
-        where=session.name,
+        subject=session.name,
         fix=f"Follow it there; after it has stopped there, resume here with: fastdb train {session.name}",
     )
 

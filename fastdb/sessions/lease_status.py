@@ -93,7 +93,7 @@ def busy(session: Path, lease: Lease, verdict: Verdict, fix: str = "") -> Sessio
     wait = f"If that machine is gone, run the same command again in {minutes(verdict.wait)}"
     return SessionBusy(
         f"is being trained by {lease.whose} since {when(lease.since)}; {verdict.evidence}",
-        where=name,
+        subject=name,
         fix=f"{wait}. {fix}" if fix else f"{wait}; otherwise {take}",
     )
 

@@ -241,7 +241,7 @@ def check_name(name: str) -> None:
         raise SessionError(
             "cannot be the name of a session: use at most 63 letters, digits, _, - and ., a letter or digit first, "
             "and no name that Windows reserves",
-            where=repr(name) if len(name) < 100 else f"{name[:60]!r}...",
+            subject=repr(name) if len(name) < 100 else f"{name[:60]!r}...",
             fix=f"Use {near}, for example." if near else "Choose a name such as my_dog.",
         )
 
@@ -311,4 +311,4 @@ def _not_found(name: str, root: Path) -> SessionNotFound:
         fix = "List the sessions with: fastdb sessions"
     else:
         fix = f"Create it with: fastdb new {name}"
-    return SessionNotFound(f"no session of this name in {root}", where=name, fix=fix)
+    return SessionNotFound(f"there is no session of this name in {root}", where=name, fix=fix)

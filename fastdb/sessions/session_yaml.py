@@ -114,17 +114,17 @@ def _plain(path: Path) -> Mapping[str, Any]:
     try:
         with explained(path):
             if path.stat().st_size > LARGEST:
-                raise SessionError("is too large for a session.yaml", where=path, fix="Restore the original file.")
+                raise SessionError("is too large for a session.yaml", subject=path, fix="Restore the original file.")
             data: Any = parse(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         raise SessionError(
             "cannot be read as YAML" + (f" (line {line + 1})" if line is not None else ""),
-            where=path,
+            subject=path,
             fix="Correct it by hand; nothing was changed.",
         ) from None
     if not isinstance(data, dict) or "format" not in data:
-        raise SessionError("has no format number", where=path, fix="Restore the original file.")
+        raise SessionError("has no format number", subject=path, fix="Restore the original file.")
     return data
 
 
@@ -162,14 +162,14 @@ def _check_format(data: Mapping[str, Any], path: Path) -> None:
     if type(number) is not int or number < 1:
         raise SessionError(
             f"has format {shown(str(number))}, which no version of fastdb writes",
-            where=path,
+            subject=path,
             fix="Restore the original file.",
         )
     if number > FORMAT:
         by = f", written by {shown(writer)}" if isinstance(writer, str) and writer else ""
         raise SessionError(
             f"has format {number}{by}, and this version ({WRITER}) reads formats 1 to {FORMAT}",
-            where=path,
+            subject=path,
             fix="Update fastdb and open it again; nothing was changed.",
         )
 

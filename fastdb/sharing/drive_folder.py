@@ -52,7 +52,7 @@ def fetch_folder(number: str, target: Path, progress: Progress) -> str:
     if twice := double(paths) or inside_a_file(paths, paths):
         raise SessionError(f"its file {shown(twice)} is there twice", where=where, fix=f"Rename one of them. {FIX}")
     if len(listed) > MOST_FILES:
-        raise SessionError(f"holds more than {MOST_FILES} files", where=where, fix=FIX)
+        raise SessionError(f"holds more than {MOST_FILES} files", subject=where, fix=FIX)
     for done, (file, path) in enumerate(listed, start=1):
         if not is_system_file(path):
             make_folder((target / path).parent)
@@ -84,7 +84,7 @@ def _listed(number: str, where: str) -> tuple[str, list[tuple[str, str]]]:
             f"Google Drive does not answer ({type(error).__name__})", where=where, fix="Check the network."
         ) from error
     if not found:
-        raise SessionError("holds no files, or is not shared", where=where, fix=DRIVE_GATE)
+        raise SessionError("holds no files, or is not shared", subject=where, fix=DRIVE_GATE)
     return Path(found[0].local_path).parts[1], [(file.id, Path(file.path).as_posix()) for file in found]
 
 

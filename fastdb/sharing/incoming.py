@@ -51,14 +51,14 @@ def locate(paths: Iterable[str], where: object) -> Found:
     if not found:
         raise SessionError(
             f"contains no session: neither {FILE} nor {CLASSIC} of the classic notebook",
-            where=where,
+            subject=where,
             fix="Name an archive that fastdb share made, or a session's own folder.",
         )
     sessions = found[min(found)]
     if len(sessions) > 1:
         names = ", ".join(shown(prefix.rstrip("/")) for prefix in sorted(sessions)[:5])
         raise SessionError(
-            f"contains {len(sessions)} sessions ({names})", where=where, fix="Name the folder of a single session."
+            f"contains {len(sessions)} sessions ({names})", subject=where, fix="Name the folder of a single session."
         )
     return Found(*next(iter(sessions.items())))
 
@@ -116,7 +116,7 @@ def settle(folder: Path, name: str, base: BaseModelRecord | None, where: object,
     if base is not None and base.fingerprint != record.base_model.fingerprint:
         raise SessionError(
             "was made with another base model",
-            where=where,
+            subject=where,
             fix=f"Omit --base, or give the same model: {shown(record.base_model.folder)}.",
         )
     try:

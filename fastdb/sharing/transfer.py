@@ -73,7 +73,7 @@ def files_of(folder: Path, *, state: bool = True, exports: bool = True) -> tuple
                     found.append(relative)
                 if len(found) > MOST_FILES:
                     raise SessionError(
-                        f"contains more than {MOST_FILES} files", where=folder, fix="Name the folder of a session."
+                        f"contains more than {MOST_FILES} files", subject=folder, fix="Name the folder of a session."
                     )
     for relative in found:
         if clause := name_fault(relative):
@@ -295,6 +295,6 @@ def check_manifest(folder: Path, where: object) -> bool:
 def _unlike(where: object, what: str) -> SessionError:
     return SessionError(
         f"does not match its manifest: {what}",
-        where=where,
+        subject=where,
         fix=f"Get a new copy; or, if you changed it yourself, extract it, delete {MANIFEST} and adopt the folder.",
     )

@@ -99,7 +99,7 @@ class Archive:
         if total > free:
             raise StorageError(
                 f"needs {total / 1e9:.1f} GB extracted, and {free / 1e9:.1f} GB are free on {folder.parent}",
-                where=self.path,
+                subject=self.path,
                 fix="Free some space, or choose another disk with --root.",
             )
 
@@ -196,4 +196,4 @@ def _refused(path: Path, name: str, clause: str) -> SessionError:
 
 
 def _damaged(path: Path, what: str) -> SessionError:
-    return SessionError(f"cannot be used as an archive: {what}", where=path, fix=ANOTHER)
+    return SessionError(f"cannot be used as an archive: {what}", subject=path, fix=ANOTHER)

@@ -52,7 +52,7 @@ def explained(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in _UNFIT:
             raise StorageError(
-                f"cannot be used ({error.strerror})", where=where, fix="Choose another name or folder."
+                f"cannot be used ({error.strerror})", subject=where, fix="Choose another name or folder."
             ) from error
         raise
 
@@ -67,7 +67,7 @@ def make_folder(path: Path) -> None:
         with explained(path):
             path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise StorageError("is not a folder", where=error.filename, fix="Choose another folder.") from error
+        raise StorageError("is not a folder", subject=error.filename, fix="Choose another folder.") from error
     except FileNotFoundError as error:
         raise StorageError("a folder cannot be created here", where=path, fix="Choose another folder.") from error
 

@@ -107,7 +107,7 @@ def hashes_in(folder: Path) -> dict[str, str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StorageError(
             f"cannot be read ({type(error).__name__})",
-            where=folder / MANIFEST,
+            subject=folder / MANIFEST,
             fix="Check the disk and run the same command again.",
         ) from error
 

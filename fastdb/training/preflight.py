@@ -156,7 +156,7 @@ def check_recipes(checkpoints: Iterable[Checkpoint], recipe: dict[str, Any], ses
             rest = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
             raise TrainingError(
                 f"changed since step {checkpoint.step} of the {checkpoint.stage} stage: {shown}{rest}",
-                where=session,
+                subject=session,
                 fix=_remedy(checkpoint, [subject for subject, _ in differences], session, chosen),
             )
 

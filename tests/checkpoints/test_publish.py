@@ -202,7 +202,7 @@ def test_a_session_that_was_taken_over_gets_nothing(session: Session, mini: Path
     saved(session, 5)
 
     def refused() -> None:
-        raise SessionBusy("was taken over by b at 12:00", where="cup", fix="Follow it there.")
+        raise SessionBusy("was taken over by b at 12:00", subject="cup", fix="Follow it there.")
 
     with pytest.raises(SessionBusy, match="taken over"):
         publish(session, mini, check_owner=refused)

@@ -122,7 +122,7 @@ def bad_name(photos: list[Path], folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("wrong", "kind", "said"),
     [
-        (no_photo, ImageError, "gone.png: no such file or folder"),
+        (no_photo, ImageError, "gone.png: there is no such file or folder"),
         (no_photos, ImageError, "the folder contains no photos"),
         (no_base, ModelError, "gone: there is no such file or folder"),
         (other_base, ModelError, "has no model_index.json"),
@@ -331,9 +331,9 @@ def test_pictures_go_where_they_are_wanted(trained: Session, tmp_path: Path) -> 
     ("asked", "said"),
     [
         ({"sampler": "euler b"}, "sampler 'euler b': there is no such sampler. Did you mean Euler a?"),
-        ({"steps": 0}, "steps: 0 is not between 1 and 1000"),
-        ({"guidance": -1.0}, "guidance: -1.0 is not between 0 and 50"),
-        ({"width": 65}, "width: 65 is not a multiple of 8"),
+        ({"steps": 0}, "steps 0 is not between 1 and 1000"),
+        ({"guidance": -1.0}, "guidance -1.0 is not between 0 and 50"),
+        ({"width": 65}, "width 65 is not a multiple of 8"),
     ],
 )
 def test_a_request_that_cannot_be_is_said_before_a_model_is_loaded(

@@ -100,7 +100,9 @@ def test_a_failed_download_names_the_source(
 ) -> None:
     elsewhere(tmp_path, monkeypatch)
     hub.repositories.clear()
-    with pytest.raises(ModelError, match=f"^{NAME}@{COMMIT}: no such local folder, and no such repository on the Hub"):
+    with pytest.raises(
+        ModelError, match=f"^{NAME}@{COMMIT}: there is no such local folder, and no such repository on the Hub"
+    ):
         ensure_base(session)
 
 
@@ -141,7 +143,7 @@ def test_a_downloaded_file_that_is_not_a_model_is_refused(
             sessions.new("dog", base, settings=SETTINGS)
         message = str(caught.value)
         assert "unknown file format, which begins with b'cccccccc" in message
-        assert Path(message.split(": invalid model file")[0]).read_bytes() == b"c" * 2000
+        assert Path(message.split(": the model file is invalid")[0]).read_bytes() == b"c" * 2000
     assert not sessions_folder.exists()
 
 
@@ -163,7 +165,7 @@ def test_the_command_line_prints_one_line_without_the_token(
 
     done = fastdb("new", "dog", "--base", "owner/none", "--set", "resolution=64")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.startswith("error: owner/none: no such local folder, and no such repository on the Hub")
+    assert done.stderr.startswith("error: owner/none: there is no such local folder, and no such repository on the Hub")
     hub.gated[NAME] = "hf_s3cr3t"
     good = fastdb("new", "dog", "--base", NAME, "--set", "resolution=64")
     assert good.returncode == 0, good.stderr

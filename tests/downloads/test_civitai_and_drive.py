@@ -162,7 +162,7 @@ def test_secrets_in_a_link_are_sent_but_never_shown_or_stored(
 ) -> None:
     caplog.set_level("DEBUG")
     named = f"{server.url.replace('//', '//me:s3cr3t@')}/model.ckpt?v=1&token=s3cr3t"
-    assert refused(named).startswith(f"{server.url}/model.ckpt?v=1: no such file on the server (404)")
+    assert refused(named).startswith(f"{server.url}/model.ckpt?v=1: there is no such file on the server (404)")
     server.files["/model.ckpt"] = File(b"x" * 600)
     path = fetch(named)
     assert server.log[-1].path == "/model.ckpt?v=1&token=s3cr3t"
@@ -184,7 +184,7 @@ def test_a_local_path_is_returned_unchanged(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     assert fetch("folder") == fetch(tmp_path / "folder") == tmp_path / "folder"
     assert came_from(tmp_path / "folder") == ""
-    assert refused("nowhere").startswith(f"{tmp_path}/nowhere: no such file or folder. Name a Hub repository")
+    assert refused("nowhere").startswith(f"{tmp_path}/nowhere: there is no such file or folder. Name a Hub repository")
 
 
 def test_two_processes_download_the_same_file_once(server: Server, data: bytes, tmp_path: Path) -> None:

@@ -232,10 +232,10 @@ def test_a_web_page_is_refused_and_the_part_is_kept(kind: str, begun: Callable[[
 REFUSALS = {
     401: "the server requires a login (401). Go there.",
     403: "the server requires a login (403). Go there.",
-    404: "no such file on the server (404). Check the spelling, and check whether the file was moved or removed.",
-    410: "no such file on the server (410).",
+    404: "there is no such file on the server (404). Check the spelling, and check whether the file was",
+    410: "there is no such file on the server (410).",
     418: "the server answered 418 instead of sending the file. Open the link in a browser",
-    451: "not available in your country (451).",
+    451: "the file is not available in your country (451).",
 }
 
 
@@ -321,7 +321,7 @@ def test_too_little_disk_space_is_reported_before_the_first_byte(
     server.files["/model.ckpt"] = File(data)
     with pytest.raises(StorageError) as caught:
         download(at(server), tmp_path)
-    assert f": needs 33.3 MB on the disk of {tmp_path}, but only 32.0 MB are free. Free some" in str(caught.value)
+    assert f" needs 33.3 MB on the disk of {tmp_path}, but only 32.0 MB are free. Free some" in str(caught.value)
     assert (tmp_path / "model.ckpt.part").exists() is False
 
 

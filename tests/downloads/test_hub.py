@@ -167,7 +167,7 @@ def test_a_removed_repository_is_used_from_the_cache(hub: Hub, files: dict[str, 
     hub.repositories.clear()
     assert fetch(NAME) == folder
     (folder / "unet" / "config.json").unlink()
-    with pytest.raises(ModelError, match="no such local folder, and no such repository"):
+    with pytest.raises(ModelError, match="there is no such local folder, and no such repository"):
         fetch(NAME)
 
 
@@ -230,7 +230,7 @@ def test_each_refusal_is_one_line_with_the_remedy(
 ) -> None:
     message = refused("owner/none")
     assert message.startswith(
-        "owner/none: no such local folder, and no such repository on the Hub unless it is private"
+        "owner/none: there is no such local folder, and no such repository on the Hub unless it is private"
     )
     assert refused(f"{NAME}@v9").startswith(f"{NAME}@v9: the repository has no revision 'v9'. Omit the revision")
     hub.gated[NAME] = "hf_right"
@@ -287,7 +287,7 @@ def test_offline_mode_uses_the_cache_only(hub: Hub, files: dict[str, bytes], mon
     _http.close_session()
     try:
         assert fetch(NAME) == folder
-        assert refused("owner/other").startswith("owner/other: not on this machine, and HF_HUB_OFFLINE disables")
+        assert refused("owner/other").startswith("owner/other: it is not on this machine, and HF_HUB_OFFLINE disables")
     finally:
         monkeypatch.undo()
         _http.close_session()
@@ -302,7 +302,7 @@ def test_repositories_that_are_not_diffusers_models_are_refused(hub: Hub, files:
     hub.add("owner/words", {"README.md": b""})
     assert "it is not a model in the diffusers layout" in refused("owner/words")
     hub.add("owner/bent", {"model_index.json": b"[]"})
-    assert "could not read model_index.json" in refused("owner/bent")
+    assert "model_index.json could not be read" in refused("owner/bent")
     hub.add("owner/xl", {**files, "model_index.json": json.dumps({**INDEX, "_class_name": "XL"}).encode()})
     before = hub.elsewhere.sent
     assert "contains a XL, not a StableDiffusionPipeline" in refused("owner/xl", only="StableDiffusionPipeline")
@@ -336,7 +336,9 @@ def test_mirrors_are_tried_in_order(hub: Hub, files: dict[str, bytes]) -> None:
     assert came_from(folder) == f"{NAME}@{COMMIT}"
     assert "never" not in hub.seen()
     message = refused("vanished/model", mirrors=["gone/too"])
-    assert message.startswith("all 2 sources failed (vanished/model: no such local folder, and no such repository")
+    assert message.startswith(
+        "all 2 sources failed (vanished/model: there is no such local folder, and no such repository"
+    )
     assert "; gone/too: no such" in message
 
 

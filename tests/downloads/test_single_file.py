@@ -155,7 +155,7 @@ def test_an_incomplete_model_is_refused_before_anything_is_written(kind: str, tm
     file = tmp_path / "style.safetensors"
     save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, file)
     with pytest.raises(
-        ModelError, match=rf"^{re.escape(str(file))}: cannot be trained as a base model: ({why})"
+        ModelError, match=rf"^{re.escape(str(file))} cannot be trained as a base model: ({why})"
     ) as caught:
         sessions.new("dog", file)
     assert caught.value.fix

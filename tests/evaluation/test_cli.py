@@ -81,14 +81,14 @@ def test_omitted_options_have_defaults(asked: list[Any]) -> None:
 @pytest.mark.parametrize("text", ["last", "1.5", "-3", "", "10,x", "¹"])
 def test_an_invalid_list_of_steps_is_refused(text: str, asked: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert run("cup", "--checkpoints", text) == 2
-    assert capsys.readouterr().err == (f"error: checkpoints {text!r}: is not a list of steps. Write 500,1000 or all.\n")
+    assert capsys.readouterr().err == (f"error: checkpoints {text!r} is not a list of steps. Write 500,1000 or all.\n")
     assert asked == []
 
 
 def test_errors_are_a_single_line(session: Session, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mistakes = {
-        ("cpu",): "error: cpu: no session of this name in ",
-        ("cup", "--checkpoints", "15"): "error: checkpoints: cup has no checkpoint of the UNet stage at step 15.",
+        ("cpu",): "error: cpu: there is no session of this name in ",
+        ("cup", "--checkpoints", "15"): "error: cup has no checkpoint of the UNet stage at step 15.",
         ("cup", "--sampler", "Oiler"): "error: sampler 'Oiler': there is no such sampler. Did you mean Euler?",
         ("cup", "--clip", "/nowhere"): "error: /nowhere: the folder does not exist. Pass --clip the folder of a saved",
         ("cup", "--measure", "drawn", "--clip", str(clip)): "error: cup: the instance images show no subject of",

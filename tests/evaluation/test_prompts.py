@@ -83,7 +83,7 @@ def test_the_identifier_is_removed_only_as_a_whole_word() -> None:
 
 @pytest.mark.parametrize("seeds", [0, -1, 1001])
 def test_seeds_out_of_bounds_are_refused(seeds: int) -> None:
-    with pytest.raises(ConfigError, match=rf"^seeds: {seeds} is not between 1 and 1000\. Try 4\.$"):
+    with pytest.raises(ConfigError, match=rf"^seeds {seeds} is not between 1 and 1000\. Try 4\.$"):
         default_protocol(DOG, seeds)
 
 

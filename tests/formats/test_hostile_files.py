@@ -122,10 +122,10 @@ def _lines(cases: list[hostile.Case], results: dict[str, Any]) -> list[dict[str,
 
 
 def test_a_path_without_a_regular_file_gets_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="file not found"):
+    with pytest.raises(ModelError, match="there is no such file"):
         open_tensors(tmp_path / "gone.ckpt")
     with pytest.raises(ModelError, match="path is a folder"):
         open_tensors(tmp_path)
     os.mkfifo(tmp_path / "pipe.ckpt")
-    with pytest.raises(ModelError, match="not a regular file"):
+    with pytest.raises(ModelError, match="the path is not a regular file"):
         open_tensors(tmp_path / "pipe.ckpt")

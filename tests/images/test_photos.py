@@ -59,7 +59,7 @@ def test_missing_photos_are_reported_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch()
     with pytest.raises(ImageError, match=r"the folder contains no photos. Add JPEG"):
         find_photos([tmp_path])
-    with pytest.raises(ImageError, match=r"no such file or folder. Check"):
+    with pytest.raises(ImageError, match=r"there is no such file or folder. Check"):
         find_photos([tmp_path / "missing.jpg"])
     with pytest.raises(ImageError, match="cannot be read"):
         find_photos([tmp_path / ("x" * 300)])

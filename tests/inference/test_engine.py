@@ -169,7 +169,7 @@ def test_damaged_weights_are_said(learned: Session, tmp_path: Path) -> None:
         opened.truncate(100_000)
     with pytest.raises(ModelError) as caught:
         Engine.from_base(open_base_model(Path(learned.record.base_model.folder)), trained={"unet": file})
-    assert str(caught.value).startswith(f"{file}: is damaged (")
+    assert str(caught.value).startswith(f"{file} is damaged (")
     assert str(caught.value).isprintable()
 
 

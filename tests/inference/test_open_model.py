@@ -74,7 +74,7 @@ def test_a_size_that_was_asked_for_goes_before_the_sessions(session: Session) ->
     assert (source.request("x").width, source.request("x").height) == (64, 64)
     assert (source.request("x", width=128, height=None).width, source.request("x", width=128).height) == (128, 64)
     assert source.request("x", steps=None).steps == 20
-    with pytest.raises(ConfigError, match=r"^steps: 0 is not between"):
+    with pytest.raises(ConfigError, match=r"^steps 0 is not between"):
         source.request("x", steps=0)
 
 
@@ -126,7 +126,7 @@ def refused(file: Path, base: Any) -> str:
 def test_another_base_model_is_said(exported: Path, kind: str, mini: Path, tmp_path: Path) -> None:
     wide = wider(mini, tmp_path / "wide")
     line = refused(exported / f"cup.{kind}", wide)
-    assert line.startswith(f"{exported}/cup.{kind}: cannot load it as a Stable Diffusion with the sizes of {wide} (")
+    assert line.startswith(f"{exported}/cup.{kind} cannot be loaded as a Stable Diffusion with the sizes of {wide} (")
     assert line.endswith("Name the base model that it was trained from, or export it again.")
     assert "time_emb_proj" in line or "shape" in line
 
@@ -161,7 +161,7 @@ def test_a_damaged_file_is_said(
     file = tmp_path / f"bad.{kind}"
     spoil(file, (exported / f"cup.{kind}").read_bytes())
     line = refused(file, mini)
-    assert line.startswith(f"{file}: cannot load it as a Stable Diffusion with the sizes of")
+    assert line.startswith(f"{file} cannot be loaded as a Stable Diffusion with the sizes of")
 
 
 @pytest.mark.parametrize("without", ["cond_stage_model.", "first_stage_model.", "model.diffusion_model.", "nothing"])
@@ -174,13 +174,13 @@ def test_a_file_that_lacks_a_part_is_said(exported: Path, mini: Path, tmp_path: 
     if without == "nothing":
         assert open_source(str(file), mini, None).load()
     else:
-        assert "cannot load it as a Stable Diffusion" in refused(file, mini)
+        assert "cannot be loaded as a Stable Diffusion" in refused(file, mini)
 
 
 def test_a_lora_or_other_file_is_said(mini: Path, tmp_path: Path) -> None:
     file = tmp_path / "lora.safetensors"
     save_file({"lora_unet_down.lora_up.weight": torch.zeros(3)}, file)
-    assert "cannot load it as a Stable Diffusion" in refused(file, mini)
+    assert "cannot be loaded as a Stable Diffusion" in refused(file, mini)
 
 
 class Evil:

@@ -171,8 +171,8 @@ NAMED = r"(conv_out|model\.diffusion_model\.out\.2)\.weight"
 @pytest.mark.parametrize(
     ("spoil", "line"),
     [
-        (without(MIDDLE), f"{MIDDLE}: missing from the file of Stable Diffusion 1.x"),
-        (lambda t: t.update(more=torch.zeros(1)), "more: unexpected tensor in a file of Stable Diffusion 1.x"),
+        (without(MIDDLE), f"{MIDDLE} is missing from the file of Stable Diffusion 1.x"),
+        (lambda t: t.update(more=torch.zeros(1)), "more is an unexpected tensor in a file of Stable Diffusion 1.x"),
         (lambda t: t[CONV].fill_(float("nan")), f"{NAMED}: this tensor of the unet contains NaN or infinity"),
         (
             lambda t: t[CONV].fill_(1e5),
@@ -202,7 +202,7 @@ def test_a_file_that_is_no_whole_model_is_refused_by_its_kind(mini: Path, tmp_pa
         (tmp_path / "lora.safetensors", "it is a LoRA, not a whole model"),
         (unet, "it is a UNet only, not a whole model"),
         (tmp_path / "page.ckpt", "the file is a web page"),
-        (tmp_path / "nowhere.ckpt", "file not found"),
+        (tmp_path / "nowhere.ckpt", "there is no such file"),
     ):
         with pytest.raises(FastDBError, match=line):
             convert(source, tmp_path / "out.safetensors")
@@ -248,4 +248,4 @@ def test_the_command(single_file: Path, mini: Path, tmp_path: Path, capsys: pyte
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2
     assert "does not end as safetensors. Change the suffix, or leave out --to." in errors[0]
-    assert "file not found" in errors[1]
+    assert "there is no such file" in errors[1]

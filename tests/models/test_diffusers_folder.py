@@ -94,7 +94,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda m: shutil.rmtree(m / "vae"),
         "the vae is missing; it contains .*scheduler, text_encoder, tokenizer, unet",
     ),
-    "no config": (lambda m: (m / "unet" / "config.json").unlink(), "config.json: is missing"),
+    "no config": (lambda m: (m / "unet" / "config.json").unlink(), "config.json is missing"),
     "half a config": (lambda m: (m / "unet" / "config.json").write_text('{"act'), "contains invalid JSON"),
     "list": (lambda m: (m / "unet" / "config.json").write_text("[]"), "contains no JSON object"),
     "no number": (
@@ -110,7 +110,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickle": (only_pickle, r"only as pickle \(pytorch_model.bin\).*safe_serialization"),
     "no weights": (
         lambda m: (m / "text_encoder" / "model.safetensors").unlink(),
-        "text_encoder: has no model.safetensors; it contains config.json",
+        "text_encoder has no model.safetensors; it contains config.json",
     ),
     "larger tokenizer": (larger_tokenizer, "the tokenizer has token"),
     "added token": (added_token, "the tokenizer has token 49408"),

@@ -47,7 +47,7 @@ def test_open_or_new_makes_then_opens(session, capsys):
 def test_open_or_new_hides_no_fault(session):
     with pytest.raises(SessionError, match="cannot be the name"):
         fastdb.open_or_new("my mug", "mini")
-    with pytest.raises(ModelError, match="no such file or folder"):
+    with pytest.raises(ModelError, match="there is no such file or folder"):
         fastdb.open_or_new("other", "/nowhere")
     (session.path / "session.yaml").write_text("format: 99", encoding="utf-8")
     with pytest.raises(SessionError, match="format 99"):
@@ -190,7 +190,7 @@ def test_finishing_outside_colab_says_where_everything_is(session, capsys):
 
 
 def test_downloading_needs_an_export(session, colab):
-    with pytest.raises(ModelError, match=r"mug\.safetensors: does not exist yet\. Run the export cell first"):
+    with pytest.raises(ModelError, match=r"mug\.safetensors does not exist yet\. Run the export cell first"):
         notebook.finish(session, "download the safetensors")
     (session.path / "mug.safetensors").touch()
     notebook.finish(session, "download the safetensors")
@@ -216,7 +216,7 @@ def test_the_machine_goes_only_when_everything_is_safe(session, colab, monkeypat
 
 
 def test_an_error_renders_as_its_line():
-    assert FastDBError("is lost", where="x", fix="Find it.")._render_traceback_() == ["error: x: is lost. Find it."]
+    assert FastDBError("is lost", subject="x", fix="Find it.")._render_traceback_() == ["error: x is lost. Find it."]
 
 
 def _red() -> bytes:

@@ -49,7 +49,7 @@ def test_a_processor_trains_in_fp32() -> None:
 
 @pytest.mark.usefixtures("processor")
 def test_fp16_without_a_gpu_is_refused() -> None:
-    with pytest.raises(TrainingError, match=r"^precision fp16: needs a GPU, and this machine has none"):
+    with pytest.raises(TrainingError, match=r"^precision fp16 needs a GPU, and this machine has none"):
         choose_device("fp16")
 
 

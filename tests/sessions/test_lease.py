@@ -196,7 +196,7 @@ def test_another_machine_is_refused_with_who_since_when_and_what_to_do(session: 
     line = refusal(lambda: taken(session))
     owner = there(session)
     assert line == (
-        f"cup: is being trained by {owner.owner} on {owner.host} since {owner.since:%Y-%m-%d %H:%M} UTC; "
+        f"cup is being trained by {owner.owner} on {owner.host} since {owner.since:%Y-%m-%d %H:%M} UTC; "
         "its lease was renewed 4 minutes ago. If that machine is gone, run the same command again in 4 minutes; "
         "otherwise stop it there (fastdb stop cup), or take it over: fastdb train cup --take-over"
     )
@@ -249,7 +249,7 @@ def test_two_processes_of_one_machine_that_reach_it_by_two_paths(session: Path, 
     here = machines("here")
     holder, _ = here.hold(session)
     said = here.hold(session)[1]
-    assert said.startswith("refused cup: is being trained by ")
+    assert said.startswith("refused cup is being trained by ")
     assert f"its trainer is process {holder.pid} of this machine" in said
     assert here.hold(session, take_over=True)[1].endswith("of this machine, as requested")
     assert ask(holder, "check").startswith("lost ")
@@ -263,7 +263,7 @@ def test_a_cache_on_a_shared_disk_does_not_make_two_machines_one(
     holder, _ = here.hold(session)
     kill(holder)
     lease_file.write(session, there(session).model_copy(update=unlike))
-    assert here.hold(session)[1].startswith("refused cup: is being trained by ")
+    assert here.hold(session)[1].startswith("refused cup is being trained by ")
 
 
 def test_who_is_taken_over_knows_before_it_writes_and_leaves_the_file_alone(session: Path, machines: Any) -> None:
@@ -273,7 +273,7 @@ def test_who_is_taken_over_knows_before_it_writes_and_leaves_the_file_alone(sess
     assert "as requested; its lease was renewed 1 minute ago" in said
     assert there(session).term == 2
     line = ask(holder, "check")
-    assert line.startswith("lost cup: was taken over by ")
+    assert line.startswith("lost cup was taken over by ")
     assert line.endswith("after it has stopped there, resume here with: fastdb train cup")
     before = (session / FILE).read_bytes()
     assert ask(holder, "end") == "ended"
@@ -311,7 +311,7 @@ def test_one_that_slept_through_a_whole_training_elsewhere_does_not_go_on(sessio
     assert there(session).ended is not None
     assert in_use(session) == ""
     os.kill(sleeper.pid, signal.SIGCONT)
-    assert ask(sleeper, "check").startswith("lost cup: was taken over")
+    assert ask(sleeper, "check").startswith("lost cup was taken over")
     # What was left for it hinders nobody.
     again, said = machines("three").hold(session)
     assert (said, there(session).term) == ("held", 3)
@@ -326,7 +326,7 @@ def test_one_that_slept_for_long_and_finds_nothing_does_not_go_on(session: Path,
     assert ask(slow, "end") == "ended"
     assert os.listdir(session) == [], "it trained for so long that whoever did not see it has slept"
     os.kill(sleeper.pid, signal.SIGCONT)
-    assert ask(sleeper, "check").startswith("lost cup: may have been trained on another machine: in-use.json could")
+    assert ask(sleeper, "check").startswith("lost cup may have been trained on another machine: in-use.json could")
     assert ask(sleeper, "end") == "ended"
     assert os.listdir(session) == []
 
@@ -646,7 +646,7 @@ def test_on_a_drive_with_old_listings_that_goes_and_comes_back(tmp_path: Path, m
         holder, said = machines("one").hold(session, beat=0.1)
         assert said == "held"
         assert os.listdir(session) == [], "the listing is old, and nobody asks it for this file"
-        assert machines("two").hold(session)[1].startswith("refused cup: is being trained by ")
+        assert machines("two").hold(session)[1].startswith("refused cup is being trained by ")
         drive.disconnect()
         time.sleep(0.5)
         assert ask(holder, "check") == "ours", "a drive that is away for a while ends no training"

@@ -241,7 +241,8 @@ def test_one_that_is_not_there_is_said_with_the_nearest(sessions_folder: Path) -
         Session.open("my_dog")
     make("my_dog")
     with pytest.raises(
-        SessionNotFound, match=rf"^my_dgo: no session of this name in {sessions_folder}\. Did you mean my_dog\?"
+        SessionNotFound,
+        match=rf"^my_dgo: there is no session of this name in {sessions_folder}\. Did you mean my_dog\?",
     ):
         Session.open("my_dgo")
     with pytest.raises(SessionNotFound, match="List the sessions with: fastdb sessions"):
@@ -268,7 +269,7 @@ def test_a_broken_session_among_good_ones_hides_none(sessions_folder: Path) -> N
     assert [getattr(each, "name", str(each)) for each in found if isinstance(each, Session)] == ["a", "d"]
     broken = [str(each) for each in found if isinstance(each, FastDBError)]
     assert len(broken) == 2
-    assert broken[0].startswith(f"{sessions_folder / 'b' / FILE}: cannot be read as YAML (line ")
+    assert broken[0].startswith(f"{sessions_folder / 'b' / FILE} cannot be read as YAML (line ")
     assert "it contains no session.yaml, so it is not a session" in broken[1]
 
 

@@ -141,7 +141,7 @@ def test_another_machine_is_refused_whatever_it_wants_and_can_take_over(
         asked = fastdb(*words, on="other")
         line = said(asked).splitlines()[-1]
         assert asked.returncode == 2, (words, line)
-        assert line.startswith("error: cup: is being trained by "), (words, line)
+        assert line.startswith("error: cup is being trained by "), (words, line)
     assert "in use on" in said(fastdb("show", session.path, on="other"))
     assert "in use on" in said(fastdb("sessions", "--root", session.path.parent, on="other"))
     assert "in use on" not in said(fastdb("show", session.path)), "of this machine the lock tells, and `train` follows"
@@ -149,7 +149,7 @@ def test_another_machine_is_refused_whatever_it_wants_and_can_take_over(
     there = fastdb("train", session.path, "--take-over", on="other")
     text = said(here)
     assert here.returncode == 2
-    assert text.splitlines()[-1].startswith("error: cup: was taken over by "), text
+    assert text.splitlines()[-1].startswith("error: cup was taken over by "), text
     kept = work_folder(session.path) / "checkpoints"
     assert f"what was trained here since is kept in {kept}" in text.replace("\n", " ")
     local = complete(kept)[-1]

@@ -157,7 +157,7 @@ class Line:
         return shape
 
     def _invalid_shape(self, shape: str, expected: str) -> ModelError:
-        return ModelError(f"invalid shape {shape}, expected {expected}", where=self.original, fix=BROKEN)
+        return ModelError(f"has the invalid shape {shape}, expected {expected}", subject=self.original, fix=BROKEN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,8 +205,8 @@ class Layout:
             if modern == POSITION_IDS:
                 continue
             if (part, modern) not in self.by_name:
-                what = f"unexpected tensor in the {part} of {self.title}"
-                raise ModelError(what, where=name, fix=f"Use the {part} of a {self.title} model.")
+                what = f"is an unexpected tensor in the {part} of {self.title}"
+                raise ModelError(what, subject=name, fix=f"Use the {part} of a {self.title} model.")
             if modern in given:
                 what = f"the {part} contains this tensor twice, also as {given[modern]}"
                 raise ModelError(what, where=name, fix="Save the model again with a single library.")
@@ -230,7 +230,7 @@ class Layout:
         missing = [(part, name) for part, name in self.by_name if name not in names[part]]
         if missing:
             part, name = missing[0]
-            raise ModelError(f"missing from the {part} ({len(missing)} tensors missing)", where=name, fix=AGAIN)
+            raise ModelError(f"is missing from the {part} ({len(missing)} tensors missing)", subject=name, fix=AGAIN)
         moves = []
         for line in self.lines.values():
             stored = tuple(names[line.part][name] for name in line.names)
@@ -259,12 +259,12 @@ class Layout:
             if modern not in self.lines and not self.optional.fullmatch(modern):
                 unknown.append(key)
         if unknown:
-            what = f"unexpected tensor in a file of {self.title} ({len(unknown)} unexpected)"
-            raise ModelError(what, where=min(unknown), fix=f"Use a file of {self.title}.")
+            what = f"is an unexpected tensor in a file of {self.title} ({len(unknown)} unexpected)"
+            raise ModelError(what, subject=min(unknown), fix=f"Use a file of {self.title}.")
         missing = [key for key in self.lines if key not in given]
         if missing:
-            what = f"missing from the file of {self.title} ({len(missing)} tensors missing)"
-            raise ModelError(what, where=missing[0], fix=AGAIN)
+            what = f"is missing from the file of {self.title} ({len(missing)} tensors missing)"
+            raise ModelError(what, subject=missing[0], fix=AGAIN)
         moves = []
         for key, line in self.lines.items():
             shape = tuple(file[given[key]])

@@ -99,5 +99,5 @@ def vae_sizes(shapes: Mapping[str, Shape]) -> VAESizes:
 def _side(shapes: Mapping[str, Shape], key: str, dimension: int) -> int:
     shape = shapes.get(key, ())
     if len(shape) <= dimension or not shape[dimension]:
-        raise ModelError("the tensor is missing or has an invalid shape", where=key, fix=BROKEN)
+        raise ModelError("is missing or has an invalid shape", subject=key, fix=BROKEN)
     return shape[dimension]

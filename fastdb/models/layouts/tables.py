@@ -130,7 +130,7 @@ def layout_of(family: str) -> Layout:
         second = _openclip("text_encoder_2", SDXL_TEXT_2, layers=32, projection=True)
         text = chain(first, second)
         return _layout(family, "SDXL", _unet(SDXL_UNET), text, clips=[SDXL_TEXT], unused=UNUSED_SDXL)
-    raise ModelError("unsupported model family", where=family, fix="Use sd1, sd1-inpainting, sd2 or sdxl.")
+    raise ModelError("is an unsupported model family", subject=family, fix="Use sd1, sd1-inpainting, sd2 or sdxl.")
 
 
 def _layout(
