@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 
 from fastdb.checkpoints.compressed_checkpoint import raw_files
-from fastdb.checkpoints.progress import STAGES, how_far, standing, standings
-from fastdb.errors import TrainingError
+from fastdb.checkpoints.progress import STAGES, how_far, no_valid_checkpoint, standing, standings
 from fastdb.models.diffusers_folder import PARTS, BaseModel, weight_file
 from fastdb.sessions.session import Session
 
@@ -26,11 +25,7 @@ def export_parts(session: Session, base: BaseModel, step: int | None = None) -> 
     """
     stands = standing(session) if step is None else standings(session, [step])[0][0]
     if stands.last is None:
-        raise TrainingError(
-            "there is no valid checkpoint to export",
-            where=session.name,
-            fix=f"Train it first: fastdb train {session.name}",
-        )
+        raise no_valid_checkpoint(session, "to export", stands.skipped)
     parts = {part: weight_file(base.folder, part) for part in PARTS}
     return {**parts, **raw_files(stands.weights, base.folder)}, how_far(
         session, {stage: stands.done(stage) for stage in STAGES}

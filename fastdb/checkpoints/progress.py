@@ -132,16 +132,13 @@ def standings(session: Session, wanted: Sequence[int] | None = None) -> tuple[li
         else:
             valid[checkpoint.step] = checkpoint
     if not valid:
-        reasons = "; ".join(f"{note.subject}: {note.reason}" for note in skipped)
+        others = [one for one in checkpoints if one.step not in (wanted or ()) and wanted is not None]
+        steps = sorted({one.step for one in others if not fault_in(one, session.record.lineage)})
+        raise no_valid_checkpoint(session, "of the UNet stage", skipped, steps)
+    now, total = standing(session), steps_of(session, "text_encoder")
+    if now.done("text_encoder") < total:
         raise TrainingError(
-            f"there is no valid checkpoint of the UNet stage{f' ({reasons})' if reasons else ''}",
-            where=session.name,
-            fix=f"Train it first: fastdb train {session.name}",
-        )
-    now, steps = standing(session), steps_of(session, "text_encoder")
-    if now.done("text_encoder") < steps:
-        raise TrainingError(
-            f"the text encoder of step {steps}, with which the UNet was trained, is missing or damaged",
+            f"the text encoder of step {total}, with which the UNet was trained, is missing or damaged",
             where=session.name,
             fix="Restore its checkpoint from a copy, or train again with --restart.",
         )
@@ -170,6 +167,29 @@ def check_step(session: Session, step: int, folders: Sequence[Path] | None = Non
         raise TrainingError(
             f"cannot resume from step {step}: {reasons[0]}", subject=session.name, fix="Choose another step."
         )
+
+
+def no_valid_checkpoint(
+    session: Session, of_stage: str, skipped: Sequence[Note], other_steps: Sequence[int] = ()
+) -> TrainingError:
+    """Return the error for a session without a valid checkpoint, with the remedy that fits its damaged ones.
+
+    Args:
+        of_stage: the rest of the clause.
+        skipped: a note for each damaged checkpoint.
+        other_steps: steps of checkpoints that can be chosen instead.
+    """
+    what = f"there is no valid checkpoint {of_stage}"
+    skipped = [note for note in skipped if note.kind == "checkpoint skipped"]
+    if not skipped:
+        return TrainingError(what, where=session.name, fix=f"Train it first: fastdb train {session.name}")
+    reasons = "; ".join(f"{note.subject}: {note.reason}" for note in skipped)
+    if other_steps:
+        what = "the checkpoint of this step is damaged"
+        fix = f"Choose another step ({', '.join(map(str, other_steps))}), or restore the checkpoint from a copy."
+    else:
+        fix = f"Restore a checkpoint from a copy, or train the lost steps again: fastdb train {session.name}"
+    return TrainingError(f"{what} ({reasons})", where=session.name, fix=fix)
 
 
 def _no_such_step(session: Session, steps: Sequence[int], checkpoints: Sequence[Checkpoint]) -> ConfigError:

@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
-from fastdb.cli.options import Precision, Render
+from fastdb.cli.options import Precision, Render, Root
 from fastdb.commands import models as verbs
 from fastdb.commands.inspection_rows import inspection_rows
 from fastdb.console import ConsoleReport, table
 from fastdb.errors import ConfigError
+from fastdb.sessions.exports import locate_models
 
 
 class Layout(StrEnum):
@@ -48,6 +49,7 @@ def convert(
         Prediction | None, typer.Option(help="Prediction type of an SD 2.x.", show_default="detected")
     ] = None,
     render: Render = False,
+    root: Root = None,
 ) -> None:
     """Convert a model to another layout or precision."""
     wanted = Precision.fp16 if half and precision is None else precision
@@ -60,6 +62,7 @@ def convert(
         like=like,
         prediction=prediction.value if prediction else None,
         render=render,
+        root=root,
         report=ConsoleReport(),
     )
 
@@ -80,12 +83,16 @@ def _target(target: Path, to: Layout | None) -> Path:
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="Model file or diffusers folder.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(help="Model file, diffusers folder, or session for its exports.", show_default=False)
+    ],
     probe: Annotated[
         bool,
         typer.Option("--probe", help="Run the UNet of an SD 2.x if its prediction type is not recorded."),
     ] = False,
+    root: Root = None,
 ) -> None:
     """Show what a model file contains, without running code in it."""
-    inspection = verbs.inspect(file, probe=probe, report=ConsoleReport())
-    table(("", inspection.path.name), inspection_rows(inspection))
+    for path in locate_models(file, root):
+        inspection = verbs.inspect(path, probe=probe, report=ConsoleReport())
+        table(("", inspection.path.name), inspection_rows(inspection))

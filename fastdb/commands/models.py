@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, Literal
 
 from fastdb.reporting import SILENT, Note, Report, format_bytes
 from fastdb.runtime.paths import expanded
+from fastdb.sessions.exports import locate_file
 
 if TYPE_CHECKING:
     from fastdb.models.inspect import Inspection
 
 
-def inspect(file: str | Path, *, probe: bool = False, report: Report = SILENT) -> Inspection:
+def inspect(
+    file: str | Path, *, probe: bool = False, root: str | Path | None = None, report: Report = SILENT
+) -> Inspection:
     """Return what a model file, or a folder in diffusers layout, contains; no weights are loaded and no code runs.
 
     Args:
+        file: a path, or the file name of a session's export.
         probe: run the UNet of a Stable Diffusion 2.x once (1.7 GB) if nothing else gives its prediction type.
 
     Raises:
@@ -26,7 +30,7 @@ def inspect(file: str | Path, *, probe: bool = False, report: Report = SILENT) -
     from fastdb.models.inspect import inspect as inspect_model
     from fastdb.models.inspect import prediction_of
 
-    inspection = inspect_model(expanded(file))
+    inspection = inspect_model(locate_file(file, root))
     if probe and inspection.prediction is not None and not inspection.prediction.kind:
         with report.progress("probe", "tensor") as update:
             inspection = replace(inspection, prediction=prediction_of(inspection, update))
@@ -43,12 +47,13 @@ def convert(
     like: str | Path | None = None,
     prediction: Literal["epsilon", "v_prediction"] | None = None,
     render: bool = False,
+    root: str | Path | None = None,
     report: Report = SILENT,
 ) -> Path:
     """Convert a model to another layout, verified by reading it back.
 
     Args:
-        source: a `.safetensors`, a `.ckpt` or a diffusers folder.
+        source: a `.safetensors`, a `.ckpt` or a diffusers folder, or the file name of a session's export.
         target: its suffix chooses the layout; without a suffix it is a diffusers folder.
         precision: that of the source by default.
         ema: take the running averages of the weights.
@@ -70,7 +75,7 @@ def convert(
 
     from fastdb.models.convert import convert as convert_model
 
-    source, target = expanded(source).absolute(), expanded(target).absolute()
+    source, target = locate_file(source, root).absolute(), expanded(target).absolute()
     if render:
         from fastdb.inference.compare import check_render, render_folder
 

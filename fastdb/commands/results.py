@@ -11,6 +11,7 @@ from fastdb.models.resolve import ensure_base
 from fastdb.reporting import SILENT, Note, Report, format_bytes
 from fastdb.runtime.library_logging import hush_libraries
 from fastdb.runtime.paths import expanded
+from fastdb.sessions.exports import locate_file
 from fastdb.sessions.file_hashes import record_files
 from fastdb.sessions.session import Session, SessionLike
 from fastdb.sessions.session_yaml import FILE
@@ -100,7 +101,9 @@ def generate(
     from fastdb.runtime.device import release_memory
 
     with report.progress("base model", "B") as update:
-        opened = open_source(source if isinstance(source, Session) else str(source), base, root, update)
+        opened = open_source(
+            source if isinstance(source, Session) else str(locate_file(source, root)), base, root, update
+        )
     resolved = opened.request(prompt, **request)
     folder = expanded(output).absolute() if output else opened.pictures
     make_folder(folder)
@@ -157,7 +160,7 @@ def evaluate(
             seeds=seeds,
             prompts=prompts,
             measure=measure,
-            file=expanded(file) if file is not None else None,
+            file=locate_file(file, root) if file is not None else None,
             **options,
         ),
         report,

@@ -7,26 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastdb.checkpoints.checkpoint import Checkpoint, complete, fault_in
+from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.leftovers import leftovers
 from fastdb.checkpoints.progress import how_far, progress_of
 from fastdb.checkpoints.publish import pending
+from fastdb.commands import verification
 from fastdb.config import Config, build
-from fastdb.errors import FastDBError, ImageError, SessionBusy, SessionNotFound, StorageError
-from fastdb.images.photo_files import find_photos, photos_in, png_fault
+from fastdb.errors import FastDBError, ImageError, SessionBusy, SessionNotFound
+from fastdb.images.photo_files import find_photos, photos_in
 from fastdb.models.mini_settings import recommended
 from fastdb.models.registry import MINI, check_choice
 from fastdb.models.resolve import base_record, known_base
 from fastdb.reporting import SILENT, Note, Report
 from fastdb.runtime.paths import expanded, sessions_root
 from fastdb.sessions import file_hashes
+from fastdb.sessions.exports import locate_file
 from fastdb.sessions.lease_status import in_use, refuse_elsewhere
 from fastdb.sessions.session import Session, SessionLike, check_free, check_name
 from fastdb.sessions.session_yaml import Extended, Subject
 from fastdb.storage.atomic_write import explained
 from fastdb.storage.delete import bytes_of
 from fastdb.storage.drive_uploads import waits_for_upload
-from fastdb.storage.set_aside import ASIDE
 from fastdb.training import process
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def new(
     """
 
     check_name(name)
+    base = located_base(base, root)
     config = Config().changed({**recommended(base, class_word), **(settings or {})})
     words = " ".join(word for word in (token, class_word) if word)
     if words and not config.captions.instance_prompt:
@@ -127,6 +129,16 @@ def new(
     if files:
         add_images(session, files, report=report)
     return session
+
+
+def located_base(base: str | Path, root: str | Path | None) -> str | Path:
+    """Return the path of a base model that is an export of a session, named by its file name alone; else `base`.
+
+    Raises:
+        ModelError: several sessions have a file of that name.
+    """
+    path = locate_file(base, root)
+    return path.absolute() if path.is_absolute() and path.is_file() else base
 
 
 def open_or_new(
@@ -260,10 +272,10 @@ def check(
 
     Args:
         quick: compare sizes only, except of small files.
-        accept: record the current files as correct first, except checkpoints.
+        accept: record the current files as correct first, except checkpoints and damaged PNG files.
 
     Returns:
-        What is skipped in the session and damages nothing.
+        Files that are skipped or were added, and the reason if training would not resume.
 
     Raises:
         SessionError: no such session, or it cannot be opened.
@@ -271,9 +283,8 @@ def check(
     """
     session = Session.open(session, root)
     if accept:
-        file_hashes.accept_changes(session.path)
+        verification.accept(session)
         report.note(Note("files accepted", session.name))
-    checkpoints = [*complete(session.checkpoints), *_set_aside(session)]
     damaged = {checkpoint.path.name for checkpoint in complete(session.checkpoints)}
     remarks = [note for note in leftovers(session) if note.subject not in damaged]
     with explained(session.path), report.progress("check", "B") as update:
@@ -284,25 +295,15 @@ def check(
             done = min(done + size, total)
             update(done, total)
 
-        faults = list(file_hashes.changes(session.path, quick=quick, progress=advance))
-        checked = len(file_hashes.known_files(session.path) or {})
-        for path in file_hashes.unlisted(session.path):
-            checked += 1
-            if path.suffix.lower() == ".png" and (clause := png_fault(path.read_bytes())):
-                faults.append(Note("file damaged", path.relative_to(session.path).as_posix(), clause))
-        for checkpoint in checkpoints:
-            if clause := fault_in(checkpoint, quick=quick):
-                faults.append(Note("file damaged", checkpoint.path.relative_to(session.path).as_posix(), clause))
-            checked += sum(path.is_file() for path in checkpoint.path.iterdir())
-            advance(bytes_of(checkpoint.path))
-    for note in (*faults, *remarks):
+        findings = verification.verify(session, quick=quick, progress=advance)
+    skipped = {note.subject for note in remarks}
+    remarks += [note for note in findings.added if note.subject not in skipped]
+    remarks += verification.resume_refusals(session)
+    for note in (*findings.changed, *findings.damaged, *remarks):
         report.note(note)
-    if faults:
-        raise StorageError(
-            f"{len(faults)} file{'s were' if len(faults) > 1 else ' was'} changed or damaged",
-            where=session.name,
-            fix=f"Restore from a copy; to keep your own changes run: fastdb check {session.name} --accept",
-        )
+    if failure := verification.failure(session, findings):
+        raise failure
+    checked = findings.checked
     report.note(Note("sizes match" if quick else "files match", session.name, str(checked)))
     return remarks
 
@@ -332,8 +333,3 @@ def _photos(folder: Path) -> list[Path]:
 
 def _progress(session: Session) -> str:
     return how_far(session, progress_of(session))
-
-
-def _set_aside(session: Session) -> list[Checkpoint]:
-    folders = sorted(session.checkpoints.glob(f"{ASIDE}*")) if session.checkpoints.is_dir() else []
-    return [checkpoint for folder in folders for checkpoint in complete(folder)]

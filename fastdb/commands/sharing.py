@@ -13,6 +13,7 @@ from pathlib import Path
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.progress import check_step
 from fastdb.checkpoints.publish import pending
+from fastdb.commands.verification import warn_about_resuming
 from fastdb.config import Config
 from fastdb.downloads.civitai_and_drive import remote_of
 from fastdb.downloads.download import download
@@ -146,6 +147,7 @@ def adopt(
         session = _adopt_archive(path, adoption)
     report.note(Note("session created", str(session.path)))
     report.note(Note("base model", session.record.base_model.folder))
+    warn_about_resuming(session, report)
     return session
 
 
@@ -187,7 +189,9 @@ def duplicate(
         record_files(beside, lock=False)
     report.note(Note("session created", str(path)))
     _report_left_out(session, checkpoints, report)
-    return Session(path, read_record(path))
+    copy = Session(path, read_record(path))
+    warn_about_resuming(copy, report)
+    return copy
 
 
 def _files(folder: Path, report: Report, *, state: bool = True, exports: bool = True) -> list[str]:
@@ -205,15 +209,11 @@ def _report_left_out(session: Session, checkpoints: bool, report: Report) -> Non
         if local := [checkpoint.path.name for checkpoint in pending(session)]:
             report.note(Note("unpublished left out", session.name, ", ".join(local)))
         return
-    heavy = [name for name in HEAVY if any(path.name != README for path in _children(session.path / name))]
+    heavy = [name for name in HEAVY if any(path.name != README for path in (session.path / name).glob("*"))]
     if heavy:
         report.note(Note("state left out", ", ".join(heavy)))
     if exports := session.exports:
         report.note(Note("exports left out", ", ".join(path.name for path in exports)))
-
-
-def _children(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def _adopt_link(link: str, adoption: _Adoption) -> Session:

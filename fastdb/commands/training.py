@@ -189,9 +189,10 @@ def _prepare(session: Session, config: Config, restart: bool, from_step: int | N
             ]
     else:
         return session
-    for folder in filter(None, moves):
-        report.note(Note("checkpoints set aside", str(folder)))
-    if not any(moves):
+    if moved := [str(folder) for folder in moves if folder is not None]:
+        which = "all checkpoints" if restart else f"the checkpoints after step {from_step}"
+        report.note(Note("checkpoints set aside", " and ".join(moved), which))
+    else:
         report.note(Note("no checkpoints to set aside", session.name))
     return session
 

@@ -21,7 +21,7 @@ SENTENCES: dict[str, str] = {
     "archive verified": "Verified {subject}: {reason}",
     "base model": "Base model: {subject}",
     "base model is mini": "The base model is mini, which knows only a small drawn world. Choose a real one with --base",
-    "checkpoints set aside": "Kept earlier checkpoints in {subject}",
+    "checkpoints set aside": "Moved {reason} to {subject}",
     "class images needed": "Class images cannot be deleted before training ends: checkpoints depend on them",
     "classic model found": "To train on from its model, adopt the session under another name with --base {subject}",
     "classic session imported": "Imported {reason} images of a session of the classic notebook",
@@ -92,6 +92,7 @@ SENTENCES: dict[str, str] = {
     "kept wheels unusable": "Could not install from {subject} ({reason}); downloading again",
     "wheels not kept": "Could not keep the wheels in {subject}: {reason}",
     # sessions
+    "file added": "{subject} was added and has no checksum yet",
     "file changed": "{subject} was edited or damaged since it was added: {reason}",
     "file list damaged": "{subject}, the list of the session's files, was edited or damaged",
     "file missing": "{subject} is missing",
@@ -112,6 +113,7 @@ SENTENCES: dict[str, str] = {
     "log not copied": "The log of this run is on this machine only, at {subject}: {reason}",
     "not deterministic": "Results on this device match an uninterrupted run only up to rounding: {reason}",
     "prompt cut": "Prompt {subject} is longer than {reason} tokens; its end is ignored",
+    "resume refused": "Training will not resume: {reason}",
     "samples failed": "No samples of step {subject}: {reason}",
     "waiting for disk space": (
         "This machine's disk has too little space for a checkpoint of {reason}; "

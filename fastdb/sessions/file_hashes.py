@@ -79,13 +79,16 @@ def record_files(folder: Path, made: Mapping[Path, str] | Collection[Path] = (),
             _write(folder, _updated(folder, listed, made))
 
 
-def accept_changes(folder: Path) -> None:
+def accept_changes(folder: Path, *, without: Collection[Path] = ()) -> None:
     """Replace the list by the present state of all files, `session.yaml` among them.
+
+    Args:
+        without: files that get no checksum, because they are damaged.
 
     Raises:
         StorageError: a file cannot be read, or the list cannot be written.
     """
-    _write(folder, _updated(folder, {}, list(_files(folder))))
+    _write(folder, _updated(folder, {}, list(listable(folder)), without))
     with explained(folder):
         path = folder / FILE
         write_text(path, sealed(path.read_text(encoding="utf-8")))
@@ -138,7 +141,7 @@ def unlisted(folder: Path) -> list[Path]:
         StorageError: a folder cannot be read.
     """
     listed = known_files(folder) or {}
-    return [path for path in _files(folder) if path.relative_to(folder).as_posix() not in listed]
+    return [path for path in listable(folder) if path.relative_to(folder).as_posix() not in listed]
 
 
 def _yaml_changed(folder: Path) -> bool:
@@ -173,13 +176,18 @@ def _change(folder: Path, name: str, entry: Entry, quick: bool, progress: Callab
 
 
 def _updated(
-    folder: Path, listed: Mapping[str, Entry], made: Mapping[Path, str] | Collection[Path]
+    folder: Path,
+    listed: Mapping[str, Entry],
+    made: Mapping[Path, str] | Collection[Path],
+    without: Collection[Path] = (),
 ) -> dict[str, Entry]:
     hashes = dict(made) if isinstance(made, Mapping) else {}
     new = {path.relative_to(folder).as_posix() for path in made}
     files = {}
     with explained(folder):
-        paths = {path.relative_to(folder).as_posix(): path for path in (*_files(folder), *made)}
+        paths = {
+            path.relative_to(folder).as_posix(): path for path in (*listable(folder), *made) if path not in without
+        }
         for name, path in paths.items():
             if name in listed and name not in new:
                 files[name] = listed[name]
@@ -189,7 +197,7 @@ def _updated(
     return {name: entry for name, entry in sorted({**files, **missing}.items()) if not name_fault(name)}
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def listable(folder: Path) -> Iterator[Path]:
     """Yield the files that the list covers, which are neither hidden nor checkpoints nor `session.yaml`."""
     with explained(folder):
         for place, folders, names in os.walk(folder):

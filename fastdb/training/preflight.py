@@ -7,7 +7,9 @@ training resumes from it only while the session's recipe is the same.
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdb.checkpoints.checkpoint import Checkpoint, complete
@@ -109,7 +111,7 @@ def check_resume(session: Session, images: Sequence[InstanceImage], from_step: i
     newest = [of_stage[-1] for of_stage in checkpoints if of_stage]
     try:
         # The trainer checks the class images after it has made those that are missing.
-        check_recipes(newest, make_recipe(session, images, None), session.name, from_step or 0)
+        check_recipes(newest, make_recipe(session, images, None), session.name, from_step or 0, session.path)
     except (CheckpointError, KeyError):
         return  # A damaged checkpoint: the trainer verifies all of them and reports those it skips.
 
@@ -135,7 +137,13 @@ def make_recipe(
     return recipe
 
 
-def check_recipes(checkpoints: Iterable[Checkpoint], recipe: dict[str, Any], session: str, chosen: int = 0) -> None:
+def check_recipes(
+    checkpoints: Iterable[Checkpoint],
+    recipe: dict[str, Any],
+    session: str,
+    chosen: int = 0,
+    folder: Path | None = None,
+) -> None:
     """Raise if a checkpoint was made by another recipe.
 
     The settings have to agree for all steps that were done: settings of the UNet stage do not count for a checkpoint of
@@ -144,6 +152,7 @@ def check_recipes(checkpoints: Iterable[Checkpoint], recipe: dict[str, Any], ses
     Args:
         session: its name.
         chosen: the step that `--from-step` named.
+        folder: that of the session, for the path of an export in the message.
 
     Raises:
         TrainingError: naming the changes.
@@ -157,21 +166,21 @@ def check_recipes(checkpoints: Iterable[Checkpoint], recipe: dict[str, Any], ses
             raise TrainingError(
                 f"changed since step {checkpoint.step} of the {checkpoint.stage} stage: {shown}{rest}",
                 subject=session,
-                fix=_remedy(checkpoint, [subject for subject, _ in differences], session, chosen),
+                fix=_remedy(checkpoint, [subject for subject, _ in differences], session, chosen, folder),
             )
 
 
-def _remedy(checkpoint: Checkpoint, changed: Sequence[str], session: str, chosen: int) -> str:
+def _remedy(checkpoint: Checkpoint, changed: Sequence[str], session: str, chosen: int, folder: Path | None) -> str:
     """Return the remedy: no step can be kept with another recipe, but its weights can be a base model."""
     stage_only = checkpoint.stage == "unet" and all(subject.startswith("unet.") for subject in changed)
     anew = "restart the UNet stage with --from-step 0, or everything with" if stage_only else "start over with"
     remedy = f"Undo the change to resume, or {anew} --restart (old checkpoints are moved aside, not deleted)."
     if not chosen:
         return remedy
-    file = f"{session}_step_{chosen}.safetensors"
+    file = str((folder or Path()) / f"{session}_step_{chosen}.safetensors")
     return (
         f"{remedy} Its weights can be the base model of a new session: fastdb export {session} --step {chosen} "
-        f"--precision fp32, then fastdb new with --base {file}."
+        f"--precision fp32, then fastdb new with --base {shlex.quote(file)}."
     )
 
 
