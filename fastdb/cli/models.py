@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -71,10 +72,16 @@ def _target(target: Path, to: Layout | None) -> Path:
     """Return the target with the suffix of its layout.
 
     Raises:
-        ConfigError: it has the suffix of another layout.
+        ConfigError: it has the suffix of another layout, or an unknown one.
     """
     endings = {Layout.safetensors: ".safetensors", Layout.ckpt: ".ckpt"}
     own = next((layout for layout, ending in endings.items() if target.suffix == ending), None)
+    if to is None and own is None and re.fullmatch(r"\.[A-Za-z]\w*", target.suffix):
+        raise ConfigError(
+            f"has the unknown suffix {target.suffix}",
+            subject=target,
+            fix="Use .safetensors or .ckpt, or add --to diffusers to write a folder.",
+        )
     if to is None or to == own or (to == Layout.diffusers and own is None):
         return target
     if own is not None:

@@ -70,24 +70,21 @@ def convert(
         StorageError: the target cannot be written.
     """
 
-    def absolute(path: str | Path | None) -> Path | None:
-        return None if path is None else expanded(path).absolute()
-
     from fastdb.models.convert import convert as convert_model
 
     source, target = locate_file(source, root).absolute(), expanded(target).absolute()
     if render:
         from fastdb.inference.compare import check_render, render_folder
 
-        folder = render_folder(source, like=absolute(like), vae=absolute(vae), prediction=prediction)
+        folder = render_folder(source, like=_absolute(like), vae=_absolute(vae), prediction=prediction)
     with report.progress(target.name, "tensor") as update:
         converted = convert_model(
             source,
             target,
             dtype=precision,
             averaged=ema,
-            vae=absolute(vae),
-            like=absolute(like),
+            vae=_absolute(vae),
+            like=_absolute(like),
             prediction=prediction,
             progress=update,
         )
@@ -98,3 +95,7 @@ def convert(
     if render:
         check_render(source, converted.path, folder, averaged=ema, report=report)
     return converted.path
+
+
+def _absolute(path: str | Path | None) -> Path | None:
+    return None if path is None else expanded(path).absolute()
