@@ -211,6 +211,12 @@ class Config(Settings):
         mine, theirs = dict(flat(self.model_dump())), dict(flat(other.model_dump()))
         return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
 
+    def summary(self, other: Config) -> list[str]:
+        """Return the settings that differ, each as `unet.steps 200`; long values are shortened."""
+        return [f"{name} {_shortened(mine)}" for name, (mine, _) in self.differences(other).items()]
+
+
+_LONGEST_SHOWN = 60
 
 Built = TypeVar("Built", bound=Settings)
 
@@ -232,6 +238,14 @@ def format_setting(value: Any) -> str:
         return " + ".join(str(Extension.model_validate(item)) for item in value)
     except ValidationError:
         return str(value)
+
+
+def _shortened(value: Any) -> str:
+    """Return a setting's value in at most 60 characters."""
+    text = format_setting(value)
+    if len(text) <= _LONGEST_SHOWN:
+        return text
+    return f"({len(value)} items)" if isinstance(value, list | tuple) else f"{text[: _LONGEST_SHOWN - 3]}..."
 
 
 def build(kind: type[Built], data: Any, where: object = None) -> Built:

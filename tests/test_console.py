@@ -189,7 +189,7 @@ def test_a_training_is_shown_from_its_events(
     }
     assert "2/2" in last["latents"]
     assert "2/2" in last["text_encoder"]
-    assert "loss 1.1000, rate 5.00e-07" in last["text_encoder"], "a running mean, not the last step's luck"
+    assert "loss 1.1000, lr 5.00e-07" in last["text_encoder"], "a running mean, not the last step's luck"
     assert "7/7" in last["unet"]
     assert "loss 0.5000" in last["unet"], "the mean begins anew with each stage"
     assert any("5/7" in bar for bar in bars), "a stage that goes on begins where it was"

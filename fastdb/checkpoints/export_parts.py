@@ -35,7 +35,7 @@ def export_parts(session: Session, base: BaseModel, step: int | None = None) -> 
 def export_metadata(session: Session, base: BaseModel, stands: str) -> dict[str, str]:
     """Return the header metadata of a safetensors export, with keys of ModelSpec 1.0 where it defines them."""
     config = session.config
-    extended = {"fastdb.extended": "; ".join(map(str, session.record.extended))} if session.record.extended else {}
+    extended = {"fastdb.extended": "; ".join(map(str, session.extensions))} if session.extensions else {}
     return {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": "stable-diffusion-v1",

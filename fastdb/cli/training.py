@@ -49,7 +49,12 @@ def extend(
     ] = Schedule.rewarm,
     rate: Annotated[
         float | None,
-        typer.Option(help="Highest learning rate of the added steps.", show_default="half of unet.learning_rate"),
+        typer.Option(
+            "--learning-rate",
+            "--rate",
+            help="Highest learning rate of the added steps.",
+            show_default="half of unet.learning_rate",
+        ),
     ] = None,
     root: Root = None,
 ) -> None:

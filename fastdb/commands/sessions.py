@@ -62,6 +62,8 @@ class Overview:
     session: Session
     in_use: str
     """Where another machine trains it; empty if none does."""
+    trainer: process.Activity | None
+    """The trainer on this machine."""
     images: int
     class_images: int
     progress: str
@@ -246,17 +248,18 @@ def show(session: SessionLike, root: str | Path | None = None) -> Overview:
     return Overview(
         session=session,
         in_use=in_use(session.path),
+        trainer=process.activity(session),
         images=len(_photos(session.instance_images)),
         class_images=len(_photos(session.class_images)),
         progress=_progress(session),
         outcomes=tuple(run.outcome for run in session.record.runs),
-        extended=session.record.extended,
+        extended=session.extensions,
         exports=tuple(path.name for path in session.exports),
         unpublished=tuple(checkpoint.path.name for checkpoint in pending(session)),
         not_uploaded=tuple(_not_uploaded(session)),
         skipped=tuple(leftovers(session)),
         changed=tuple(file_hashes.changes(session.path, quick=True)),
-        settings=tuple(session.config.differences(Config())),
+        settings=tuple(session.config.summary(Config())),
     )
 
 

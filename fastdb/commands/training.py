@@ -65,7 +65,8 @@ def train(
             raise SessionBusy(
                 "is being trained already", subject=session.name, fix=f"Stop it first: fastdb stop {session.name}"
             )
-        report.note(Note("following trainer", session.name, str(running.pid)))
+        if follow:
+            report.note(Note("following trainer", session.name, str(running.pid)))
     else:
         if not take_over:
             refuse_elsewhere(session.path)

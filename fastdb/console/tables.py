@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fastdb.commands.sessions import Overview, SessionList
     from fastdb.commands.space import Disk, Removal, SessionUsage, Usage
     from fastdb.evaluation.report import Evaluation
+    from fastdb.training.process import Activity
 
 LONGEST = 20
 """Files listed by name before a deletion; of more only the number is shown."""
@@ -42,6 +43,8 @@ def show_overview(overview: Overview) -> None:
     rows = [("folder", str(session.path))]
     if overview.in_use:
         rows.append(("trained now", overview.in_use))
+    if overview.trainer is not None:
+        rows.append(("trained now", _activity(overview.trainer)))
     rows += [
         ("base model", record.base_model.folder),
         ("subject", f"{record.subject.token} {record.subject.class_word}".strip() or "none set"),
@@ -50,18 +53,34 @@ def show_overview(overview: Overview) -> None:
         ("class images", f"{overview.class_images} of {session.config.prior.class_images}"),
         ("training", overview.progress),
         ("runs", ", ".join(_outcomes(overview)) or "none"),
-        *(("extended", f"{extension}, {extension.when}") for extension in overview.extended),
+        *(("extended", ", ".join(filter(None, (str(one), one.when)))) for one in overview.extended),
         ("exports", ", ".join(overview.exports) or "none"),
     ]
     if overview.unpublished:
         names = ", ".join(overview.unpublished)
-        rows.append(("not published", f"{names}: on this machine only; run fastdb publish {session.name}"))
+        publishing = f"run fastdb publish {session.name}" if overview.trainer is None else "training publishes them"
+        rows.append(("not published", f"{names}: on this machine only; {publishing}"))
     rows += [("skipped", sentence(note)) for note in overview.skipped]
     rows += [("changed", sentence(note)) for note in overview.changed]
     if overview.not_uploaded:
         rows.append(("not uploaded", f"{_some(overview.not_uploaded)}: Google Drive has not uploaded them yet"))
-    rows.append(("settings", "; ".join(overview.settings) or "all defaults"))
+    rows += _settings_rows(overview.settings)
     table(("session", session.name), rows)
+
+
+def _activity(trainer: Activity) -> str:
+    """Return a trainer's process, stage and rate, such as `here, process 71: unet 40/220, 3.1 it/s`."""
+    stage = f": {trainer.stage} {trainer.step}/{trainer.steps}" if trainer.stage else ""
+    return f"here, process {trainer.pid}{stage}{f', {trainer.rate:.2g} it/s' if trainer.rate else ''}"
+
+
+def _settings_rows(settings: Sequence[str]) -> list[tuple[str, str]]:
+    """Return a row for each group of settings."""
+    groups: dict[str, list[str]] = {}
+    for setting in settings:
+        groups.setdefault(setting.split()[0].rpartition(".")[0], []).append(setting)
+    texts = ["; ".join(group) for group in groups.values()] or ["all defaults"]
+    return [("settings" if number == 0 else "", text) for number, text in enumerate(texts)]
 
 
 def show_evaluation(evaluation: Evaluation) -> None:

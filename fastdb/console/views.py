@@ -90,7 +90,7 @@ class TrainingView:
         before = self._smooth
         # The loss of a single step mostly depends on the timestep drawn, so a mean over about 20 steps is shown.
         self._smooth = event["loss"] if before is None else 0.95 * before + 0.05 * event["loss"]
-        bar.set_postfix_str(f"loss {self._smooth:.4f}, rate {event['learning_rate']:.2e}", refresh=False)
+        bar.set_postfix_str(f"loss {self._smooth:.4f}, lr {event['learning_rate']:.2e}", refresh=False)
         bar.update(event["step"] - bar.n)
 
     def _saved(self, event: dict[str, Any]) -> None:

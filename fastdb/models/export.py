@@ -65,7 +65,7 @@ class Planned:
                 f"this tensor of the {self.part} contains NaN or infinity",
                 where=self.entry.name,
                 fix="If it was trained here, training has diverged: export an earlier checkpoint, and train with a "
-                "lower rate.",
+                "lower learning rate.",
             )
         if largest > LARGEST.get(self.entry.dtype, float("inf")):
             raise ModelError(

@@ -184,6 +184,18 @@ class Session:
             record.model_copy(update={"config": config, "extended": (*record.extended, entry)}),
         )
 
+    @property
+    def extensions(self) -> tuple[Extended, ...]:
+        """The extensions of the UNet stage in the settings, with the time of those that `extend` added unchanged."""
+        unet, extensions = self.config.unet, []
+        after = unet.steps
+        for extension in unet.extensions:
+            entry = Extended(when="", after=after, **extension.model_dump())
+            same = (one for one in self.record.extended if one.model_copy(update={"when": ""}) == entry)
+            extensions.append(next(same, entry))
+            after += extension.steps
+        return tuple(extensions)
+
     def with_new_lineage(self) -> Session:
         """Restart training; checkpoints so far belong to the earlier lineage and are not resumed from."""
         return self._rewritten(self.record.model_copy(update={"lineage": new_lineage()}))

@@ -21,9 +21,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from fastdb.errors import SessionBusy, TrainingError
+from fastdb.errors import SessionBusy, StorageError, TrainingError
 from fastdb.runtime.paths import cache_folder, work_folder
-from fastdb.sessions.events import Event, follow_events
+from fastdb.sessions.events import Event, follow_events, read_events
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import explained, make_folder, write_json
 
@@ -32,6 +32,8 @@ _LOCK = "training.lock"
 _CURRENT = "current.json"
 _ANNOUNCED_WITHIN = 10.0
 """Seconds a trainer may take to report its PID, from its start or from taking the lock."""
+_RECENT = 20
+"""Steps over which the rate is measured."""
 _ENVIRONMENT = {
     # torch needs this to multiply the same way twice on CUDA.
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
@@ -146,6 +148,42 @@ def find(session: Session) -> Running | None:
             )
         time.sleep(0.05)
     return None
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What the trainer of a session is doing on this machine."""
+
+    pid: int
+    stage: str = ""
+    """The stage, or the task of the preparation; empty before the first event of either."""
+    step: int = 0
+    steps: int = 0
+    rate: float = 0.0
+    """Steps per second; 0 if it is not known yet."""
+
+
+def activity(session: Session) -> Activity | None:
+    """Return what the trainer of a session does on this machine; None if there is none."""
+    try:
+        running = find(session)
+    except (StorageError, TrainingError):
+        return None
+    if running is None:
+        return None
+    try:
+        events = read_events(running.events)
+    except OSError:
+        events = []
+    last = next((event for event in reversed(events) if event["event"] in ("progress", "stage", "step")), None)
+    if last is None:
+        return Activity(running.pid)
+    if last["event"] == "progress":
+        return Activity(running.pid, last["task"], last["done"], last["total"])
+    recent = [event for event in events if event["event"] == "step" and event["stage"] == last["stage"]][-_RECENT:]
+    seconds = sum(event["seconds"] for event in recent)
+    rate = len(recent) / seconds if seconds else 0.0
+    return Activity(running.pid, last["stage"], last["step"], last["steps"], rate)
 
 
 @contextmanager
