@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fastdb.errors import ConfigError
+from fastdb.reporting import counted
 
 
 class Settings(BaseModel):
@@ -41,7 +42,7 @@ class Extension(Settings):
     learning_rate: float = Field(gt=0, le=0.1, description="Highest learning rate.")
 
     def __str__(self) -> str:
-        return f"{self.steps} steps, {self.schedule} at {self.learning_rate:g}"
+        return f"{counted(self.steps, 'step')}, {self.schedule} at {self.learning_rate:g}"
 
 
 class UNetConfig(Settings):

@@ -5,26 +5,30 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from fastdb.commands import results, sessions, sharing, training
 from fastdb.console import ConsoleReport, show_evaluation, show_overview, show_sessions
 from fastdb.sessions.session import Session, SessionLike
 
-if TYPE_CHECKING:
-    from fastdb.evaluation.report import Evaluation
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _printing(verb: Callable[P, T]) -> Callable[P, T]:
-    """Return the verb with a report that prints."""
+def _printing(verb: Callable[P, T], view: Callable[[T], object] | None = None) -> Callable[P, T]:
+    """Return the verb with a report that prints.
+
+    Args:
+        view: prints what the verb returns.
+    """
 
     @functools.wraps(verb)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         kwargs.setdefault("report", ConsoleReport())
-        return verb(*args, **kwargs)
+        value = verb(*args, **kwargs)
+        if view is not None:
+            view(value)
+        return value
 
     return call
 
@@ -43,19 +47,6 @@ adopt = _printing(sharing.adopt)
 duplicate = _printing(sharing.duplicate)
 
 
-def evaluate(session: SessionLike, **given: Any) -> Evaluation:
-    """Evaluate checkpoints and show the result; see `fastdb.commands.results.evaluate`."""
-    evaluation = _printing(results.evaluate)(session, **given)
-    show_evaluation(evaluation)
-    return evaluation
-
-
-def open_or_new(name: str, base: str | Path, **given: Any) -> Session:
-    """Open the session of this name or create it, and show it; see `fastdb.commands.sessions.open_or_new`."""
-    session = _printing(sessions.open_or_new)(name, base, **given)
-    return show(session)
-
-
 def list_sessions(root: str | Path | None = None) -> list[Session]:
     """List the sessions below `root` and show them; a session that cannot be opened is shown with its error."""
     listing = sessions.list_sessions(root)
@@ -68,3 +59,7 @@ def show(session: SessionLike, root: str | Path | None = None) -> Session:
     overview = sessions.show(session, root)
     show_overview(overview)
     return overview.session
+
+
+evaluate = _printing(results.evaluate, show_evaluation)
+open_or_new = _printing(sessions.open_or_new, show)

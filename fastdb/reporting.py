@@ -47,3 +47,8 @@ def format_bytes(count: int) -> str:
         if count >= scale:
             return f"{count / scale:.1f} {unit}" if count < 100 * scale else f"{count / scale:.0f} {unit}"
     return f"{count} bytes"
+
+
+def counted(count: int, noun: str) -> str:
+    """Format a number of things: `1 file`, `3 files`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

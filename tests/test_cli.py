@@ -453,7 +453,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_others(
     opened = Session.open(session)
     *_, end = start(opened.with_config(opened.config.changed({**steps, "checkpoints.patience_minutes": 0.02}))).follow()
     assert end["outcome"] == "failed"
-    assert "unet-000002 could not be published and exists on this machine only" in end["message"]
+    assert "unet-000002 could not be published, so it exists on this machine only, in " in end["message"]
     assert "the disk is full; existing files are unchanged" in end["message"]
     assert sorted(os.listdir(session / "checkpoints")) == ["README.txt", "text_encoder-000002"]
     assert faults(session / "checkpoints" / "text_encoder-000002") == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import inspect
 import json
 import os
 import re
@@ -69,12 +70,18 @@ def test_the_public_list_is_this() -> None:
         "Session",
         "__version__",
         "add_images",
+        "adopt",
+        "check",
+        "duplicate",
         "evaluate",
         "export",
+        "extend",
         "generate",
         "list_sessions",
         "new",
         "open_or_new",
+        "publish",
+        "share",
         "set_up",
         "show",
         "stop",
@@ -84,13 +91,24 @@ def test_the_public_list_is_this() -> None:
     assert len(fastdb.__all__) <= 30
     with pytest.raises(AttributeError, match="module 'fastdb' has no attribute 'load'"):
         _ = fastdb.load
-    assert set(fastdb.__all__) <= set(dir(fastdb))
+    assert {name for name in dir(fastdb) if not name.startswith("__")} == set(fastdb.__all__) - {"__version__"}
 
 
 def test_each_public_name_is_there() -> None:
     pytest.importorskip("torch")
     for name in fastdb.__all__:
         assert name == "__version__" or getattr(fastdb, name).__doc__, name
+
+
+def test_a_verb_has_a_signature_that_names_its_arguments() -> None:
+    pytest.importorskip("torch")
+    for name in fastdb.__all__:
+        verb = getattr(fastdb, name)
+        if inspect.isfunction(verb):
+            kinds = [parameter.kind for parameter in inspect.signature(verb).parameters.values()]
+            assert inspect.Parameter.VAR_KEYWORD not in kinds, name
+    with pytest.raises(TypeError, match=r"evaluate\(\) got an unexpected keyword argument 'bogus'"):
+        fastdb.evaluate("cup", bogus=1)
 
 
 def python(code: str, **environment: str) -> dict[str, list[str]]:

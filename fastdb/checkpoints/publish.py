@@ -210,7 +210,7 @@ class Publishing:
         pace = _Pace(self.session.config.checkpoints.publish_mb_per_second * 1e6)
         if hurry:
             task = f"publish {local.path.name}"
-            pace.progress = lambda done: self.emit("progress", task=task, done=done, total=total)
+            pace.progress = lambda done: self.emit("progress", task=task, done=done, total=total, unit="B")
 
         def write(hidden: Path) -> dict[str, str]:
             return compress(local, hidden, self.base, threads=2 if hurry else 1, pace=pace)

@@ -98,9 +98,12 @@ class Publisher:
             last = Publishing(self.session, self.base, self.emit, self.lease.check, known=self._published)
             last.run(lambda: True, leaving)
         except (StorageError, OSError) as error:
+            names = self._pending_names()
+            kept = "it exists" if len(names) == 1 else "they exist"
+            reason = error.problem if isinstance(error, StorageError) else f"{error.filename}: {error.strerror}"
             raise StorageError(
-                f"{self._pending_names()} could not be published and exists on this machine only, in "
-                f"{self.session.local_checkpoints} ({str(error).splitlines()[0]})",
+                f"{', '.join(names)} could not be published, so {kept} on this machine only, in "
+                f"{self.session.local_checkpoints}: {reason}",
                 where=self.session.name,
                 fix="Mount the session's disk again, or free space on it, and run the same command on this machine.",
             ) from error
@@ -109,10 +112,10 @@ class Publisher:
         else:
             prune_local(self.session, keep=1)
 
-    def _pending_names(self) -> str:
+    def _pending_names(self) -> list[str]:
         with suppress(StorageError):
-            return ", ".join(checkpoint.path.name for checkpoint in pending(self.session)) or "the last checkpoint"
-        return "the last checkpoint"
+            return [checkpoint.path.name for checkpoint in pending(self.session)] or ["the last checkpoint"]
+        return ["the last checkpoint"]
 
     def _forward(self, process: subprocess.Popen[bytes], events: Path) -> None:
         for event in follow_events(events, lambda: process.poll() is None):

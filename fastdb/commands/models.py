@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fastdb.reporting import SILENT, Note, Report, format_bytes
+from fastdb.reporting import SILENT, Note, Report, counted, format_bytes
 from fastdb.runtime.paths import expanded
 from fastdb.sessions.exports import locate_file
 
@@ -88,7 +88,7 @@ def convert(
             prediction=prediction,
             progress=update,
         )
-    details = f"{converted.family}, {converted.tensors} tensors, {format_bytes(converted.bytes)}"
+    details = f"{converted.family}, {counted(converted.tensors, 'tensor')}, {format_bytes(converted.bytes)}"
     report.note(Note("model verified", str(converted.path), details))
     if converted.config:
         report.note(Note("prediction recorded", str(converted.config)))

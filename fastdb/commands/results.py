@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from fastdb.inference.samplers import DEFAULT, check_sampler
 from fastdb.models.resolve import ensure_base
-from fastdb.reporting import SILENT, Note, Report, format_bytes
+from fastdb.reporting import SILENT, Note, Report, counted, format_bytes
 from fastdb.runtime.library_logging import hush_libraries
 from fastdb.runtime.paths import expanded
 from fastdb.sessions.exports import locate_file
@@ -57,7 +57,7 @@ def export(
         with report.progress(target.name, "tensor") as update:
             metadata = export_metadata(session, base, progress)
             written = export_model(parts, target, dtype=precision, metadata=metadata, progress=update)
-        details = f"{written.tensors} tensors, {precision}, {format_bytes(written.bytes)}"
+        details = f"{counted(written.tensors, 'tensor')}, {precision}, {format_bytes(written.bytes)}"
         report.note(Note("export verified", str(target), details))
         if render:
             from fastdb.inference.compare import check_render
@@ -75,24 +75,32 @@ def generate(
     source: SessionLike,
     prompt: str,
     *,
+    negative_prompt: str = "",
+    seed: int = 0,
+    count: int = 1,
+    steps: int = 20,
+    guidance: float = 7.5,
+    sampler: str = DEFAULT,
+    width: int | None = None,
+    height: int | None = None,
     base: str | Path | None = None,
     output: str | Path | None = None,
     root: str | Path | None = None,
     report: Report = SILENT,
-    **request: Any,
 ) -> list[Path]:
     """Generate images from a session (its trained weights so far) or from an exported file.
 
     Args:
         base: the base model of a file outside a session.
+        seed: that of the first image; each next image adds 1.
+        width, height: in pixels and multiples of 8; as trained by default.
         output: the folder of the images.
-        request: fields of `fastdb.inference.engine.Request`.
 
     Raises:
         FastDBError: a value is out of bounds, or the model cannot be loaded.
     """
     # Before torch is loaded, which takes seconds.
-    check_sampler(request.get("sampler", DEFAULT))
+    check_sampler(sampler)
     if isinstance(source, Session) or not str(source).endswith((".safetensors", ".ckpt")):
         source = Session.open(source, root)
     hush_libraries()
@@ -104,7 +112,17 @@ def generate(
         opened = open_source(
             source if isinstance(source, Session) else str(locate_file(source, root)), base, root, update
         )
-    resolved = opened.request(prompt, **request)
+    resolved = opened.request(
+        prompt,
+        negative_prompt=negative_prompt,
+        seed=seed,
+        count=count,
+        steps=steps,
+        guidance=guidance,
+        sampler=sampler,
+        width=width,
+        height=height,
+    )
     folder = expanded(output).absolute() if output else opened.pictures
     make_folder(folder)
     report.note(Note("loading", opened.name))
@@ -127,11 +145,15 @@ def evaluate(
     checkpoints: Sequence[int] | None = None,
     seeds: int = 4,
     prompts: Sequence[str] = (),
-    measure: str = "auto",
+    measure: Literal["auto", "drawn", "clip"] = "auto",
+    clip: str | None = None,
+    dino: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    sampler: str | None = None,
     file: str | Path | None = None,
     root: str | Path | None = None,
     report: Report = SILENT,
-    **options: Any,
 ) -> Evaluation:
     """Compare checkpoints on the same prompts and seeds, and choose the best.
 
@@ -140,15 +162,16 @@ def evaluate(
     Args:
         checkpoints: steps of the UNet stage; all by default.
         measure: "drawn" (for mini), "clip" (CLIP and DINO) or "auto".
+        clip, dino: a folder or a name on the Hub.
+        steps, guidance, sampler: settings of the images; the session's sample settings by default.
         file: an exported file that replaces the checkpoints.
-        options: further fields of `fastdb.evaluation.evaluate.Options`.
 
     Raises:
         FastDBError: nothing to evaluate, a value is out of bounds, or a measuring model is not available.
     """
     # Before torch is loaded, which takes seconds.
-    if options.get("sampler") is not None:
-        check_sampler(options["sampler"])
+    if sampler is not None:
+        check_sampler(sampler)
     session = Session.open(session, root)
     hush_libraries()
     from fastdb.evaluation.evaluate import Options, evaluate_session
@@ -161,7 +184,11 @@ def evaluate(
             prompts=prompts,
             measure=measure,
             file=locate_file(file, root) if file is not None else None,
-            **options,
+            clip=clip,
+            dino=dino,
+            steps=steps,
+            guidance=guidance,
+            sampler=sampler,
         ),
         report,
     )

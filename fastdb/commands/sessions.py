@@ -18,7 +18,7 @@ from fastdb.images.photo_files import find_photos, photos_in
 from fastdb.models.mini_settings import recommended
 from fastdb.models.registry import MINI, check_choice
 from fastdb.models.resolve import base_record, known_base
-from fastdb.reporting import SILENT, Note, Report
+from fastdb.reporting import SILENT, Note, Report, counted
 from fastdb.runtime.paths import expanded, sessions_root
 from fastdb.sessions import file_hashes
 from fastdb.sessions.exports import locate_file
@@ -85,7 +85,7 @@ class Overview:
 
 def new(
     name: str,
-    base: str | Path,
+    base: str | Path | None,
     photos: Sequence[str | Path] = (),
     *,
     token: str = "",
@@ -97,7 +97,8 @@ def new(
     """Create a session and add photos to it.
 
     Args:
-        base: a file or diffusers folder, a link, a Hub repository or file, a name such as `sd15`, or `mini`.
+        base: a file or diffusers folder, a link, a Hub repository or file, a name such as `sd15`, or `mini`, which
+            is the default and is reported then.
         token, class_word: together they make the instance prompt `a photo of <token> <class>`, unless one is set.
         settings: dotted names and values.
 
@@ -108,7 +109,7 @@ def new(
     """
 
     check_name(name)
-    base = located_base(base, root)
+    by_default, base = base is None, located_base(base or MINI, root)
     config = Config().changed({**recommended(base, class_word), **(settings or {})})
     words = " ".join(word for word in (token, class_word) if word)
     if words and not config.captions.instance_prompt:
@@ -126,7 +127,7 @@ def new(
         report.note(Note("resolution of base model", str(size)))
     session = Session.create(name, base_model=record, subject=subject, config=config, root=root)
     report.note(Note("session created", str(session.path)))
-    if record.folder == MINI:
+    if by_default:
         report.note(Note("base model is mini"))
     if files:
         add_images(session, files, report=report)
@@ -217,8 +218,9 @@ def add_images(
     if intake.refused:
         for refused in intake.refused:
             report.note(Note("photo skipped", str(refused.source), refused.reason))
+        added_count = "1 was" if len(intake.added) == 1 else f"{len(intake.added)} were"
         raise ImageError(
-            f"{len(intake.refused)} of {len(files)} photos cannot be used; {len(intake.added)} were added",
+            f"{len(intake.refused)} of {len(files)} photos cannot be used; {added_count} added",
             where=session.name,
             fix="Fix or remove the photos named above.",
         )
@@ -307,7 +309,7 @@ def check(
     if failure := verification.failure(session, findings):
         raise failure
     checked = findings.checked
-    report.note(Note("sizes match" if quick else "files match", session.name, str(checked)))
+    report.note(Note("sizes match" if quick else "files match", session.name, counted(checked, "file")))
     return remarks
 
 

@@ -22,7 +22,7 @@ from fastdb.errors import ImageError, SessionBusy, SessionError, StorageError
 from fastdb.models.mini_settings import recommended
 from fastdb.models.registry import MINI
 from fastdb.models.resolve import base_record
-from fastdb.reporting import SILENT, Note, Report, format_bytes
+from fastdb.reporting import SILENT, Note, Report, counted, format_bytes
 from fastdb.runtime.paths import cache_folder, expanded
 from fastdb.sessions.file_hashes import changes, record_files
 from fastdb.sessions.lease_status import refuse_elsewhere
@@ -98,7 +98,7 @@ def share(
     files = _files(session.path, report, state=checkpoints, exports=False)
     with report.progress(path.name, "B") as update:
         size = write_archive(session.path, files, path, name, update)
-    report.note(Note("archive verified", str(path), f"{len(files)} files, {format_bytes(size)}"))
+    report.note(Note("archive verified", str(path), f"{counted(len(files), 'file')}, {format_bytes(size)}"))
     _report_left_out(session, checkpoints, report)
     return path
 

@@ -13,7 +13,7 @@ from fastdb.checkpoints.publish import Publishing, nothing_published, pending
 from fastdb.config import Config, Extension, build
 from fastdb.errors import ConfigError, SessionBusy, TrainingError
 from fastdb.models.resolve import ensure_base
-from fastdb.reporting import SILENT, Note, Report
+from fastdb.reporting import SILENT, Note, Report, counted
 from fastdb.sessions.lease_status import refuse_elsewhere
 from fastdb.sessions.session import Session, SessionLike
 from fastdb.storage.set_aside import move_aside
@@ -114,7 +114,7 @@ def extend(
             fix=f"Stop it first, then extend and train again: fastdb stop {session.name}",
         )
     session = session.with_extension(extension)
-    total = f"{session.record.extended[-1]}: {session.config.unet.all_steps} steps in all"
+    total = f"{session.record.extended[-1]}: {counted(session.config.unet.all_steps, 'step')} in all"
     report.note(Note("session extended", session.name, total))
     return session
 

@@ -10,7 +10,7 @@ from typing import Any
 from fastdb.console.sentences import SENTENCES, sentence
 from fastdb.console.terminal import bar, close_bar, open_bar, say
 from fastdb.console.training_status import STAGE_TITLES
-from fastdb.reporting import Note, Progress, Report, format_bytes
+from fastdb.reporting import Note, Progress, Report, counted, format_bytes
 
 
 class ConsoleReport(Report):
@@ -66,20 +66,20 @@ class TrainingView:
             close_bar(self._bar)
         self._bar, self._task = None, ""
 
-    def _open(self, task: str, total: int, done: int = 0) -> Any:
+    def _open(self, task: str, total: int, done: int = 0, unit: str = "it") -> Any:
         if self._task != task:
             self.close()
-            self._bar = open_bar(desc=task, total=total, initial=done)
+            self._bar = open_bar(desc=task, total=total, initial=done, unit=unit, unit_scale=unit == "B")
             self._task, self._smooth = task, None
         return self._bar
 
     def _plan(self, event: dict[str, Any]) -> None:
-        # Versions before typed plans wrote sentences.
-        for line in event["lines"] if "lines" in event else _plan_lines(event):
+        # Versions before typed plans wrote sentences only.
+        for line in _plan_lines(event) if event.get("stages") else event["lines"]:
             say(line)
 
     def _progress(self, event: dict[str, Any]) -> None:
-        bar = self._open(event["task"], event["total"])
+        bar = self._open(event["task"], event["total"], unit=event.get("unit", "it"))
         bar.update(event["done"] - bar.n)
 
     def _stage(self, event: dict[str, Any]) -> None:
@@ -121,10 +121,10 @@ def _plan_lines(plan: dict[str, Any]) -> list[str]:
     lines = [_stage_line(name, plan) for name in plan["stages"]]
     if plan["ema_decay"]:
         lines.append(f"Result: running average of the UNet's weights (EMA), decay {plan['ema_decay']:g}")
-    photos = f"{plan['photos']} photo{'s' if plan['photos'] != 1 else ''} at {plan['resolution']} px"
+    photos = f"{counted(plan['photos'], 'photo')} at {plan['resolution']} px"
     if plan["class_images"]:
         prompts = f" from {plan['class_prompts']} prompts" if plan["class_prompts"] > 1 else ""
-        photos += f", {plan['class_images']} class images for prior preservation{prompts}"
+        photos += f", {counted(plan['class_images'], 'class image')} for prior preservation{prompts}"
     lines.append(photos)
     if plan["captions_dropped"]:
         lines.append(f"Captions dropped {plan['captions_dropped']:.0%} of the time")
@@ -146,8 +146,8 @@ def _stage_line(name: str, plan: dict[str, Any]) -> str:
     if not stage["steps"]:
         return f"{title}: not trained, 0 steps"
     if stage["done"] >= stage["steps"]:
-        return f"{title}: done, {stage['steps']} steps"
-    parts = [f"{stage['own_steps']} steps, learning rate {stage['learning_rate']:g} falling to 0"]
+        return f"{title}: done, {counted(stage['steps'], 'step')}"
+    parts = [f"{counted(stage['own_steps'], 'step')}, learning rate {stage['learning_rate']:g} falling to 0"]
     parts += [f"then {extension}" for extension in stage["extensions"]]
     parts += [f"resuming after step {stage['done']}"] if stage["done"] else []
     return f"{title}: {', '.join(parts)}"

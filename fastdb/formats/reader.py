@@ -27,6 +27,7 @@ AGAIN = "Download it again."
 OTHER_SOURCE = "Download it again, or get the model from another source."
 UNPACK = "Extract it first."
 OTHER_FORMAT = "Use a .safetensors or .ckpt file of this model."
+MODEL_FILE = "Give a .safetensors or .ckpt file, or a diffusers folder."
 OTHER_KINDS = (
     (b"PK\x05\x06", "the file is an empty zip", AGAIN),
     (b"version https://git-lfs", "the file is a Git LFS pointer", "Download the file that the pointer refers to."),
@@ -35,8 +36,12 @@ OTHER_KINDS = (
     (b"Rar!", "the file is a RAR archive", UNPACK),
     (b"GGUF", "the file is a GGUF file with quantised weights", OTHER_FORMAT),
     (b"\x89HDF", "the file is an HDF5 file of Keras", OTHER_FORMAT),
-    (b"\x89PNG", "the file is a picture", "Use a model file."),
-    (b"\xff\xd8\xff", "the file is a picture", "Use a model file."),
+    (b"\x89PNG", "the file is a PNG picture, not a model", MODEL_FILE),
+    (b"\xff\xd8\xff", "the file is a JPEG picture, not a model", MODEL_FILE),
+    (b"GIF8", "the file is a GIF picture, not a model", MODEL_FILE),
+    (b"II*\x00", "the file is a TIFF picture, not a model", MODEL_FILE),
+    (b"MM\x00*", "the file is a TIFF picture, not a model", MODEL_FILE),
+    (b"%PDF-", "the file is a PDF document, not a model", MODEL_FILE),
 )
 """First bytes, kind and remedy of files that are often mistaken for models."""
 
@@ -169,6 +174,9 @@ def _check_head(path: Path, head: bytes) -> None:
     for start, what, fix in OTHER_KINDS:
         if head.startswith(start):
             raise ModelError(what, where=path, fix=fix)
+    container = {b"WEBP": "WebP picture", b"ftyp": "picture or video (HEIC, AVIF or MP4)"}
+    if kind := container.get(head[8:12] if head.startswith(b"RIFF") else head[4:8]):
+        raise ModelError(f"the file is a {kind}, not a model", where=path, fix=MODEL_FILE)
     if head[257:262] == b"ustar" and head[8:9] != b"{":
         raise ModelError(
             "the file is a tar archive, and the tar format of torch.save (2016) is not supported",

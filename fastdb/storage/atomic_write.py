@@ -38,7 +38,13 @@ def explained(path: Path) -> Iterator[None]:
                 where=where,
                 fix="Free some space and run the same command again.",
             ) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno == errno.EROFS:
+            raise StorageError(
+                "the disk is read-only",
+                where=where,
+                fix="Mount it with write access, or choose another folder with --root.",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM):
             raise StorageError(
                 "permission denied",
                 where=where,

@@ -97,7 +97,7 @@ def plan_run(session: Session, emit: Emit) -> tuple[Preparation, Standing, Plan]
     Raises:
         FastDBError: training cannot start or resume here.
     """
-    base = ensure_base(session, progress_events(emit, "base model"))
+    base = ensure_base(session, progress_events(emit, "base model", "B"))
     check_base(session, base)
     images, device, stands = instances(session), choose_device(session.config.precision), standing(session)
     stage = next((name for name in STAGES if stands.done(name) < steps_of(session, name)), None)
@@ -129,7 +129,9 @@ def plan_run(session: Session, emit: Emit) -> tuple[Preparation, Standing, Plan]
     )
     for note in stands.skipped:
         emit("note", **asdict(note))
-    emit("plan", **asdict(plan))
+    # Consoles of versions before typed plans print `lines`.
+    lines = [f"{name}: {stage.done} of {stage.steps} steps done" for name, stage in plan.stages.items()]
+    emit("plan", lines=lines, **asdict(plan))
     return Preparation(session, base, device, optimizer, tuple(images)), stands, plan
 
 
@@ -210,9 +212,9 @@ def check_base(session: Session, base: BaseModel) -> None:
         )
 
 
-def progress_events(emit: Emit, task: str) -> Progress:
-    """Return a progress callback that emits `progress` events of a task."""
-    return lambda done, total: emit("progress", task=task, done=done, total=total)
+def progress_events(emit: Emit, task: str, unit: str = "it") -> Progress:
+    """Return a progress callback that emits `progress` events of a task; the unit `B` is bytes."""
+    return lambda done, total: emit("progress", task=task, done=done, total=total, unit=unit)
 
 
 def _stage_plan(name: str, session: Session, done: int) -> StagePlan:

@@ -178,7 +178,7 @@ def test_the_error_names_a_missing_tensor(family: str) -> None:
     layout, file = layout_of(family), full(family)
     gone = "model.diffusion_model.out.2.bias"
     del file[gone]
-    with pytest.raises(ModelError, match=rf"{gone} is missing from the file of .* \(1 tensors missing\). Download"):
+    with pytest.raises(ModelError, match=rf"{gone} is missing from the file of .* \(1 tensor missing\). Download"):
         layout.to_diffusers(file)
     with pytest.raises(ModelError, match=f"{family}: .* consists of unet, vae, .*, not of unet. Provide all"):
         layout.to_original({"unet": {}})

@@ -195,7 +195,7 @@ def test_names_that_cannot_be_written_are_said(tmp_path: Path) -> None:
     [
         (errno.ENOSPC, "the disk is full"),
         (errno.EDQUOT, "the disk is full"),
-        (errno.EROFS, "permission denied"),
+        (errno.EROFS, "the disk is read-only"),
         (errno.EACCES, "permission denied"),
         (errno.EIO, "does not answer"),
         (errno.ENOTCONN, "does not answer"),

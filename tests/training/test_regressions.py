@@ -68,7 +68,7 @@ def test_a_session_that_is_moved_away_gets_no_ghost(make_session: Made) -> None:
         return False
 
     life = Life(session, until=move)
-    with pytest.raises(StorageError, match=r"exists on this machine only.*the session's folder is gone"):
+    with pytest.raises(StorageError, match=r"on this machine only, in .*: .*the session's folder is gone"):
         life.run()
     assert not session.path.exists()
     assert Life(Session.open(elsewhere)).run() == "finished"
@@ -127,7 +127,7 @@ def test_class_images_of_another_prompt_are_set_aside(make_session: Made, photos
     assert own.exists()
     with Image.open(session.class_images / "class-0001.png") as picture:
         assert picture.info["parameters"].startswith("a photo of a zebra\n")
-    assert life.findings()[0] == "Moved 1 class images of another prompt or other settings to set-aside-1"
+    assert life.findings()[0] == "Moved class images of another prompt or other settings (1) to set-aside-1"
 
 
 def test_a_persons_edit_of_session_yaml_during_training_stays(make_session: Made) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from fastdb.errors import ModelError
+from fastdb.reporting import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -230,7 +231,9 @@ class Layout:
         missing = [(part, name) for part, name in self.by_name if name not in names[part]]
         if missing:
             part, name = missing[0]
-            raise ModelError(f"is missing from the {part} ({len(missing)} tensors missing)", subject=name, fix=AGAIN)
+            raise ModelError(
+                f"is missing from the {part} ({counted(len(missing), 'tensor')} missing)", subject=name, fix=AGAIN
+            )
         moves = []
         for line in self.lines.values():
             stored = tuple(names[line.part][name] for name in line.names)
@@ -263,7 +266,7 @@ class Layout:
             raise ModelError(what, subject=min(unknown), fix=f"Use a file of {self.title}.")
         missing = [key for key in self.lines if key not in given]
         if missing:
-            what = f"is missing from the file of {self.title} ({len(missing)} tensors missing)"
+            what = f"is missing from the file of {self.title} ({counted(len(missing), 'tensor')} missing)"
             raise ModelError(what, subject=missing[0], fix=AGAIN)
         moves = []
         for key, line in self.lines.items():
