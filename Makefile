@@ -1,5 +1,5 @@
-# make demo   the main job, end to end, offline        make test   everything that is checked
-# make lint   format, lint, types                      make test-full   the long counts as well
+# make demo   from photos to an exported file, offline   make test        format, lint, types and tests
+# make lint   format, lint and types                     make test-full   all tests, also the slow ones
 # make wheel  dist/*.whl of the last commit, with its SHA-256
 
 VENV ?= .venv

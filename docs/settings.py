@@ -8,16 +8,16 @@ from pathlib import Path
 from fastdb.config import Config, Settings
 
 TARGET = Path(__file__).with_suffix(".md")
-EXTENSIONS = (
+FURTHER_STEPS = (
     "`fastdb extend NAME --steps 500 --schedule rewarm` adds to `unet.extensions`, and `fastdb train NAME` runs the",
     "added steps. The result is bitwise equal to that of a run that had them from the beginning. An extension that",
-    "has begun is fixed; later ones may be changed or removed.",
+    "has begun cannot be changed; later ones can be changed or removed.",
     "",
     "![The learning rate falls to 0; then it stays constant, falls again, or rises and falls](schedules.png)",
     "",
     "`rewarm`, the default, starts near 0, where training ended, rises, and falls to 0 again. `decay` falls to 0",
-    "without the rise, for extensions of a few steps. `hold` is constant and does not end at 0, for when more steps",
-    "will follow. If the text encoder trains in the UNet stage (`joint`), an extension trains only the UNet, unless",
+    "without rising first, for extensions of a few steps. `hold` stays constant, for further extensions after it.",
+    "If the text encoder trains in the UNet stage (`joint`), an extension trains only the UNet, unless",
     "`text_encoder.steps` reach into it.",
 )
 
@@ -32,7 +32,7 @@ def page() -> str:
     ]
     lines += ["| setting | default | meaning |", "|---|---|---|"]
     lines += rows(Config)
-    lines += ["", "## Further steps", "", *EXTENSIONS]
+    lines += ["", "## Further steps", "", *FURTHER_STEPS]
     return "\n".join([*lines, "", "Written by `docs/settings.py` from `fastdb/config.py`.", ""])
 
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The tests that need no torch, on Python 3.13 as Colab has it. Without a Python 3.13 it says so and is content.
+# Run the tests that need no torch on Python 3.13, the version of Colab; skip them without a Python 3.13.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-least=400 # tests that must have passed: if fewer are found, something hides them
+minimum=400 # of passed tests; fewer mean that a skip hides them
 venv=.venv-3.13
 
 runs() {
@@ -19,7 +19,7 @@ for candidate in python3.13 "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/3.13.*/bi
   fi
 done
 if [ -z "$python" ]; then
-  echo "no Python 3.13 found here: its tests are left out"
+  echo "skipping the tests on Python 3.13: no such Python was found"
   exit 0
 fi
 
@@ -33,13 +33,13 @@ if [ ! "$venv/.done" -nt setup.py ] || [ ! "$venv/.done" -nt constraints.txt ]; 
   touch "$venv/.done"
 fi
 
-said=$("$venv/bin/python" -m pytest -q -p no:cacheprovider --no-header "$@") || {
-  echo "$said"
+output=$("$venv/bin/python" -m pytest -q -p no:cacheprovider --no-header "$@") || {
+  echo "$output"
   exit 1
 }
-echo "$said" | tail -n 3
-passed=$(echo "$said" | tail -n 1 | grep -o '[0-9]* passed' | cut -d ' ' -f 1)
-if [ "$#" -eq 0 ] && [ "${passed:-0}" -lt "$least" ]; then
-  echo "only ${passed:-0} tests ran on $("$venv/bin/python" --version), at least $least should"
+echo "$output" | tail -n 3
+passed=$(echo "$output" | tail -n 1 | grep -o '[0-9]* passed' | cut -d ' ' -f 1)
+if [ "$#" -eq 0 ] && [ "${passed:-0}" -lt "$minimum" ]; then
+  echo "only ${passed:-0} tests ran on $("$venv/bin/python" --version), expected at least $minimum"
   exit 1
 fi

@@ -258,6 +258,9 @@ SAID = [
     (["show", "zebra"], "zebra: there is no session of this name in {root}. List the sessions with: fastdb sessions"),
     (["train", "zebra"], "zebra: there is no session of this name in {root}. List the sessions with: fastdb sessions"),
     (["extend", "cup", "--steps", "0"], "steps is 0, but must be at least 1. Correct this and run"),
+    (["generate", "cup", "a cup", "--count", "0"], "count 0 is not between 1 and 1000. Try 1."),
+    (["convert", "{bad}/text.jpg", "{bad}/out.foo"], "{bad}/out.foo has the unknown suffix .foo. Use .safetensors or"),
+    (["extend", "cup", "--steps", "5", "--learning-rate", "1"], "learning_rate is 1.0, but must be at most 0.1"),
     (["extend", "cup", "--steps", "5", "--rate", "1"], "learning_rate is 1.0, but must be at most 0.1"),
     (["extend", "zebra", "--steps", "5"], "zebra: there is no session of this name in {root}."),
     (["stop", "zebra"], "zebra: there is no session of this name in {root}. List the sessions with: fastdb sessions"),
@@ -338,6 +341,9 @@ def test_without_a_base_the_model_that_ships_is_taken_with_what_fits_it(sessions
     assert session.record.base_model.folder == "mini", "by its name: the package lies elsewhere on the next machine"
     assert (session.config.resolution, session.config.unet.steps) == (64, 9)
     assert session.config.prior.class_images > 0
+    named = fastdb("new", "y", "--base", "mini", "--set", "unet.steps=9")
+    assert named.code == 0, named
+    assert "The base model is mini" not in named.out, "it was asked for by name"
     assert "a photo of a mug" in session.class_prompts
     assert re.search(r"^base model +mini$", fastdb("show", "x").out, re.MULTILINE)
 

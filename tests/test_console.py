@@ -256,3 +256,25 @@ def test_an_interruption_while_a_bar_is_made_leaves_the_console_whole(
     said = capsys.readouterr()
     assert "Stopping: saving a checkpoint first\n" in said.out
     assert "1/5" in said.err
+
+
+def test_a_progress_of_bytes_is_shown_in_bytes(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tqdm")
+    view = console.TrainingView()
+    for done in (0, 250_000_000, 500_000_000):
+        view.show({"event": "progress", "task": "publish unet-000004", "done": done, "total": 500_000_000, "unit": "B"})
+    view.close()
+    bar = capsys.readouterr().err
+    assert "500M/500M" in bar
+    assert "B/s" in bar
+    assert "it/s" not in bar
+
+
+def test_a_plan_of_a_version_with_and_without_sentences_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    view = console.TrainingView()
+    view.show(PLAN)
+    typed = capsys.readouterr().out
+    view.show({**PLAN, "lines": ["unet: 3 of 9 steps done"]})
+    assert capsys.readouterr().out == typed
+    view.show({"event": "plan", "lines": ["UNet: 9 steps"], "begins": "x", "stages": {"unet": {"steps": 9}}})
+    assert capsys.readouterr().out == "UNet: 9 steps\n"

@@ -172,7 +172,8 @@ def free(
 def free_models(*, confirm: Confirm, wanted: int = 0, report: Report = SILENT) -> int:
     """Delete downloaded and converted base models from this machine, least recently used first; return their bytes.
 
-    They are downloaded again when they are needed. A model that another process downloads is kept.
+    They are downloaded or converted again when they are needed. Files outside the cache stay, and so does a model that
+    another process downloads.
 
     Args:
         wanted: bytes to stop at; 0 deletes all.
@@ -188,13 +189,13 @@ def free_models(*, confirm: Confirm, wanted: int = 0, report: Report = SILENT) -
             if wanted and sum(model.bytes for model in models) >= wanted:
                 break
             if locked_now(entry.folder):
-                report.note(Note("kept while downloading", str(entry.source)))
+                report.note(Note("kept while downloading", entry.title))
             else:
                 models.append(entry)
         if not models:
             report.note(Note("no models to delete"))
             return 0
-        rows = [(f"last used {model.used:%Y-%m-%d %H:%M}", str(model.source), model.bytes) for model in models]
+        rows = [(f"last used {model.used:%Y-%m-%d %H:%M}", model.title, model.bytes) for model in models]
         if not confirm(Removal("base models", tuple(rows))):
             report.note(Note("nothing deleted"))
             return 0
@@ -249,7 +250,7 @@ def _report_deleted(count: int, folder: Path, report: Report) -> None:
 
 def _cache() -> list[tuple[str, int]]:
     """Return what this machine can download or make again: models one by one, the rest by folder."""
-    models = [(f"models: {entry.source}", entry.bytes) for entry in entries() if entry.bytes > 1000]
+    models = [(f"models: {entry.title}", entry.bytes) for entry in entries() if entry.bytes > 1000]
     folder = cache_folder()
     others = sorted(folder.iterdir()) if folder.is_dir() else []
     return models + [(path.name, size) for path in others if path.name != "models" and (size := bytes_of(path))]

@@ -71,6 +71,7 @@ SENTENCES: dict[str, str] = {
     "watching trainer": "Following {subject} (process {reason}). Ctrl-C ends this view and leaves it running",
     "unpublished left out": "Left out {reason}: on this machine only. Publish first with: fastdb publish {subject}",
     # evaluation
+    "CLIP chosen": "The instance images show no subject of mini's drawn world; they are compared by CLIP and DINO",
     "DINO missing": "Skipping DINO: model not downloaded. Pass --dino {subject} to download it",
     "checkpoint picked": "Use {subject}: {reason}",
     "evaluation started": "Evaluating {subject}; measured by {reason}",

@@ -75,7 +75,7 @@ class TrainingView:
 
     def _plan(self, event: dict[str, Any]) -> None:
         # Versions before typed plans wrote sentences only.
-        for line in _plan_lines(event) if event.get("stages") else event["lines"]:
+        for line in _plan_lines(event) if "optimizer_reason" in event else event["lines"]:
             say(line)
 
     def _progress(self, event: dict[str, Any]) -> None:

@@ -17,6 +17,8 @@ from fastdb.storage.atomic_write import explained, make_folder, unfinished, writ
 from fastdb.storage.delete import bytes_of, remove
 
 FILE = ".fetched.json"
+CONVERTED = "as a folder"
+"""End of the key of a model in one file that was converted to a folder."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,13 @@ class Entry:
     source: str
     bytes: int
     used: datetime
+    converted: bool = False
+    """Whether it was converted from a file, which may be a person's own."""
+
+    @property
+    def title(self) -> str:
+        """Name for a person."""
+        return f"converted copy of {self.source}" if self.converted else self.source
 
 
 def place(key: str, secret: str = "") -> Path:
@@ -111,7 +120,9 @@ def entries() -> list[Entry]:
         if path.is_dir():
             known = recall(path)
             source = known.source if known else f"{path.name} (unfinished)"
-            models.append(Entry(path, source, bytes_of(path), datetime.fromtimestamp(_used(path), UTC)))
+            converted = re.search(rf"{CONVERTED.replace(' ', '-')}-[0-9a-f]+$", path.name) is not None
+            used = datetime.fromtimestamp(_used(path), UTC)
+            models.append(Entry(path, source, bytes_of(path), used, converted and known is not None))
     return sorted(models, key=lambda entry: entry.used)
 
 

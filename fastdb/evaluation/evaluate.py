@@ -140,6 +140,7 @@ def _choose(session: Session, options: Options, report: Report) -> tuple[Measure
         raise ImageError("there are no instance images to compare with", where=session.name, fix="Add photos first.")
     images = [read_photo(path) for path in photos]
     custom = custom_protocol(options.prompts, words, options.seeds) if options.prompts else None
+    export = f"fastdb export {session.name}"
     on_mini = session.record.base_model.folder == MINI
     if options.measure == "drawn" or (options.measure == "auto" and on_mini):
         from fastdb.evaluation.mini_measures import Drawn, drawn_protocol
@@ -150,12 +151,20 @@ def _choose(session: Session, options: Options, report: Report) -> tuple[Measure
             return Drawn(subject), custom or drawn_protocol(words, subject, options.seeds)
         if options.measure == "drawn":
             raise ConfigError(
-                "the instance images show no subject of the drawn world", where=session.name, fix="Try --measure clip."
+                "the instance images show no subject of the drawn world",
+                where=session.name,
+                fix=f"Choose --measure clip, which downloads CLIP once, or export without an evaluation: {export}",
             )
+        report.note(Note("CLIP chosen", session.name))
     from fastdb.evaluation.clip_dino_measures import CLIP, DINO, Clip, Dino, Likeness
 
     device = choose_device().kind
-    clip = Clip(options.clip or CLIP, device)
+    try:
+        clip = Clip(options.clip or CLIP, device)
+    except ModelError as error:
+        raise ModelError(
+            f"{error.problem}. {error.fix.rstrip('.')}, or export without an evaluation: {export}"
+        ) from error
     try:
         dino = Dino(options.dino or DINO, device, local_only=options.dino is None)
     except ModelError:

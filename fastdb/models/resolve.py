@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fastdb.downloads.download import check_disk_space
 from fastdb.downloads.fetch import fetch
-from fastdb.downloads.model_cache import came_from, locked, note_use, place, recall, remember
+from fastdb.downloads.model_cache import CONVERTED, came_from, locked, note_use, place, recall, remember
 from fastdb.downloads.source import HubFile, LocalPath, Source, parse
 from fastdb.errors import ModelError
 from fastdb.formats.reader import open_tensors
@@ -158,7 +158,7 @@ def ensure_folder(file: Path, progress: Progress | None = None) -> Path:
     with explained(file):
         facts = file.stat()
     key = came_from(file) or f"{file.name} {file.absolute()} {facts.st_size} {facts.st_mtime_ns}"
-    cached = place(f"{key} as a folder")
+    cached = place(f"{key} {CONVERTED}")
     with locked(cached):
         folder = cached / "model"
         if recall(cached) is None:

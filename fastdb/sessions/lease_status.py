@@ -82,8 +82,8 @@ def refuse_elsewhere(session: Path, fix: str = "") -> None:
     Raises:
         SessionBusy: another machine trains it.
     """
-    if found := _elsewhere(session):
-        raise busy(session, *found, fix)
+    if elsewhere := _elsewhere(session):
+        raise busy(session, *elsewhere, fix)
 
 
 def busy(session: Path, lease: Lease, verdict: Verdict, fix: str = "") -> SessionBusy:
@@ -100,8 +100,10 @@ def busy(session: Path, lease: Lease, verdict: Verdict, fix: str = "") -> Sessio
 
 def in_use(session: Path) -> str:
     """Return where else a session is being trained, as `in use on HOST since …`; empty if nowhere."""
-    found = _elsewhere(session)
-    return f"in use on {found[0].host} since {when(found[0].since)}" if found else ""
+    if (elsewhere := _elsewhere(session)) is None:
+        return ""
+    lease, _ = elsewhere
+    return f"in use on {lease.host} since {when(lease.since)}"
 
 
 def when(moment: datetime) -> str:

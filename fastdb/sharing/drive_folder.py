@@ -75,7 +75,7 @@ def _listed(number: str, where: str) -> tuple[str, list[tuple[str, str]]]:
     except ImportError as error:
         raise SessionError("gdown, which lists Drive folders, is not installed", where=where, fix=FIX) from error
     try:
-        found: Any = gdown.download_folder(id=number, output="/", quiet=True, use_cookies=False, skip_download=True)
+        files: Any = gdown.download_folder(id=number, output="/", quiet=True, use_cookies=False, skip_download=True)
     except _kinds(gdown.exceptions) as error:
         reason = " ".join(str(error).split())
         raise SessionError(f"Google Drive does not list it ({reason[:120]})", where=where, fix=DRIVE_GATE) from error
@@ -83,9 +83,9 @@ def _listed(number: str, where: str) -> tuple[str, list[tuple[str, str]]]:
         raise SessionError(
             f"Google Drive does not answer ({type(error).__name__})", where=where, fix="Check the network."
         ) from error
-    if not found:
+    if not files:
         raise SessionError("holds no files, or is not shared", subject=where, fix=DRIVE_GATE)
-    return Path(found[0].local_path).parts[1], [(file.id, Path(file.path).as_posix()) for file in found]
+    return Path(files[0].local_path).parts[1], [(file.id, Path(file.path).as_posix()) for file in files]
 
 
 def _kinds(exceptions: Any) -> tuple[type[Exception], ...]:

@@ -39,22 +39,22 @@ def locate(paths: Iterable[str], where: object) -> Found:
     Raises:
         SessionError: there is no session, or more than one.
     """
-    found: dict[int, dict[str, bool]] = {}
+    candidates: dict[int, dict[str, bool]] = {}
     for path in paths:
         parts = path.split("/")
         for depth in range(min(DEEPEST + 1, len(parts))):
             prefix = "".join(f"{part}/" for part in parts[:depth])
             if parts[depth:] == [FILE]:
-                found.setdefault(depth, {})[prefix] = False
+                candidates.setdefault(depth, {})[prefix] = False
             elif (parts[depth] == CLASSIC and len(parts) > depth + 1) or parts[depth:] == [f"{CLASSIC}.zip"]:
-                found.setdefault(depth, {}).setdefault(prefix, True)
-    if not found:
+                candidates.setdefault(depth, {}).setdefault(prefix, True)
+    if not candidates:
         raise SessionError(
             f"contains no session: neither {FILE} nor {CLASSIC} of the classic notebook",
             subject=where,
             fix="Name an archive that fastdb share made, or a session's own folder.",
         )
-    sessions = found[min(found)]
+    sessions = candidates[min(candidates)]
     if len(sessions) > 1:
         names = ", ".join(shown(prefix.rstrip("/")) for prefix in sorted(sessions)[:5])
         raise SessionError(

@@ -53,7 +53,7 @@ def files_of(folder: Path, *, state: bool = True, exports: bool = True) -> tuple
         SessionError: a name is unusable on another disk, or there are too many files.
         StorageError: the folder cannot be read.
     """
-    found: list[str] = []
+    paths: list[str] = []
     notes: list[Note] = []
 
     def unreadable(error: OSError) -> None:
@@ -70,21 +70,21 @@ def files_of(folder: Path, *, state: bool = True, exports: bool = True) -> tuple
                 if not stat.S_ISREG(mode):
                     notes.append(Note("file skipped", shown(relative), "it is a link or not a regular file"))
                 elif relative != MANIFEST and _travels(relative, state, exports):
-                    found.append(relative)
-                if len(found) > MOST_FILES:
+                    paths.append(relative)
+                if len(paths) > MOST_FILES:
                     raise SessionError(
                         f"contains more than {MOST_FILES} files", subject=folder, fix="Name the folder of a session."
                     )
-    for relative in found:
+    for relative in paths:
         if clause := name_fault(relative):
             raise SessionError(f"its file {shown(relative)} {clause}", where=folder, fix="Rename it.")
-    if twice := double(found):
+    if twice := double(paths):
         raise SessionError(
             f"its file {shown(twice)} exists twice if upper and lower case are equal",
             where=folder,
             fix="Rename one of them.",
         )
-    return found, notes
+    return paths, notes
 
 
 def _travels(relative: str, state: bool, exports: bool) -> bool:
@@ -242,8 +242,8 @@ def unfinished_sessions(root: Path, older: float = A_DAY) -> list[Path]:
 
 
 def _is_unfinished(path: Path) -> bool:
-    found = _UNFINISHED.fullmatch(path.name)
-    return found is not None and near_name(found["name"]) == found["name"] and path.is_dir() and not path.is_symlink()
+    match = _UNFINISHED.fullmatch(path.name)
+    return match is not None and near_name(match["name"]) == match["name"] and path.is_dir() and not path.is_symlink()
 
 
 def _touched(folder: Path) -> float:

@@ -348,6 +348,25 @@ def test_a_model_that_is_being_fetched_stays(models: dict[str, Path], capsys: py
     assert not models["old"].exists()
 
 
+def test_a_person_s_own_file_is_listed_as_a_converted_copy_and_stays(
+    mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    from fastdb.models.convert import convert
+    from fastdb.models.resolve import ensure_folder
+
+    monkeypatch.setenv("FASTDB_CACHE", str(tmp_path / "own-cache"))
+    file = convert(mini, tmp_path / "mine.safetensors").path
+    ensure_folder(file)
+    [entry] = entries()
+    assert entry.title == f"converted copy of {file}"
+    assert f"models: converted copy of {file}" in fastdb("space").stdout
+    done = fastdb("free", "--models", "--yes")
+    assert f"converted copy of {file}" in done.stdout
+    assert entries() == []
+    assert file.is_file()
+
+
 def test_a_look_at_a_model_is_no_use_of_it(models: dict[str, Path]) -> None:
     assert space.free_models(confirm=lambda question: False, wanted=1) == 0
     assert order() == ["old", "mid", "new"]

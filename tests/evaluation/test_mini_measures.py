@@ -17,11 +17,12 @@ from PIL import Image
 
 from fastdb import interactive
 from fastdb.commands import results
-from fastdb.errors import ConfigError
+from fastdb.errors import ConfigError, ModelError
 from fastdb.evaluation.measures import Taken, Value
 from fastdb.evaluation.mini_measures import COLOURED, Drawn, drawn_protocol
 from fastdb.evaluation.prompts import Protocol, Words
 from fastdb.sessions.session import Session
+from fastdb.sessions.session_yaml import write_record
 from fastdb.world.draw import draw
 from fastdb.world.scene import BACKGROUNDS, COLOURS, parse_prompt, random_scene
 from fastdb.world.subjects import SUBJECTS, Subject
@@ -174,5 +175,23 @@ def test_a_session_on_mini_is_measured_by_readings(
 
 def test_the_drawn_measure_refuses_other_photos(kept: Path, sessions_folder: Path) -> None:
     session = Session.open(shutil.copytree(kept, sessions_folder / "cup"))
-    with pytest.raises(ConfigError, match=r"^cup: the instance images show no subject of the drawn world\. Try --me"):
+    with pytest.raises(
+        ConfigError, match=r"^cup: the instance images show no subject of the drawn world\. .*fastdb export cup$"
+    ):
         results.evaluate(session, measure="drawn")
+
+
+def test_photos_that_mini_does_not_know_are_compared_by_clip_with_a_remedy_that_needs_no_network(
+    kept: Path, sessions_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = Session.open(shutil.copytree(kept, sessions_folder / "cup"))
+    record = session.record.base_model.model_copy(update={"folder": "mini"})
+    write_record(session.path, session.record.model_copy(update={"base_model": record}))
+    with pytest.raises(ModelError) as caught:
+        interactive.evaluate(session, clip=str(sessions_folder / "clip"))
+    line = str(caught.value)
+    assert line.startswith(f"{sessions_folder / 'clip'}: the folder does not exist. Pass --clip the folder of a saved")
+    assert line.endswith("or export without an evaluation: fastdb export cup")
+    assert "--measure" not in line
+    assert "show no subject of mini's drawn world; they are compared by CLIP" in capsys.readouterr().out
+    assert len(interactive.export(session, formats=["ckpt"])) == 1

@@ -129,3 +129,24 @@ def test_a_path_without_a_regular_file_gets_an_error(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.ckpt")
     with pytest.raises(ModelError, match="the path is not a regular file"):
         open_tensors(tmp_path / "pipe.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [("JPEG", "JPEG picture"), ("PNG", "PNG picture"), ("GIF", "GIF"), ("TIFF", "TIFF"), ("WEBP", "WebP")],
+)
+def test_a_picture_is_named_as_one(tmp_path: Path, kind: str, named: str) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (32, 32)).save(tmp_path / "some", format=kind)
+    with pytest.raises(ModelError, match=rf"some: the file is a {named}.*, not a model\. Give a \.safetensors"):
+        open_tensors(tmp_path / "some")
+
+
+def test_a_truncated_ckpt_is_described_without_its_inner_format(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save({"weight": torch.zeros(1000)}, tmp_path / "whole.ckpt")
+    data = (tmp_path / "whole.ckpt").read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ModelError, match=r"truncated: the end of the file is missing\. Download it again"):
+        open_tensors(tmp_path / "cut.ckpt")

@@ -118,6 +118,7 @@ def test_every_count_follows(base: Session, capsys: pytest.CaptureFixture[str]) 
     plan = {name: (stage["steps"], stage["done"]) for name, stage in life.said("plan")[0]["stages"].items()}
     assert plan == {"text_encoder": (2, 2), "unet": (7, 4)}
     assert life.said("plan")[0]["begins"] == "unet step 4"
+    assert "unet: 4 of " in " ".join(life.said("plan")[0]["lines"]), "which older consoles print"
     assert [(event["step"], event["steps"]) for event in life.said("step")] == [(5, 7), (6, 7), (7, 7)]
     assert standing(session).checkpoints["unet"].state["steps"] == 7
     assert Life(session).run() == "finished", "nothing is left to do"

@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 
 from fastdb import interactive
 from fastdb.checkpoints.checkpoint import complete
-from fastdb.commands import sharing, training
+from fastdb.commands import results, sharing, training
 from fastdb.errors import ConfigError, FastDBError, TrainingError
 from fastdb.sessions.session import Session
 from fastdb.training.disk_estimate import need
@@ -173,3 +173,17 @@ def test_a_duplicate_up_to_a_step_goes_its_own_way(finished: Session, copy: Copi
     assert (steps(bare), len(complete(bare.checkpoints))) == ([], 2)
     with pytest.raises(ConfigError, match=r"at step 7\. Existing steps: 1, 2, 3, 4, 5\."):
         sharing.duplicate(session, "more", from_step=7)
+
+
+def test_an_export_of_a_damaged_step_names_the_others_and_they_work(finished: Session, copy: Copied) -> None:
+    session = copy(finished)
+    path = session.checkpoints / "unet-000003" / "unet.packed"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(TrainingError) as caught:
+        results.export(session, step=3, formats=["ckpt"])
+    line = str(caught.value)
+    assert line.startswith("cup: the checkpoint of this step is damaged (unet-000003: ")
+    assert line.endswith("Choose another step (1, 2, 4, 5), or restore the checkpoint from a copy.")
+    assert [file.name for file in results.export(session, step=4, formats=["ckpt"])] == ["cup_step_4.ckpt"]
