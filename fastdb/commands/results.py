@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastdb.inference.samplers import DEFAULT, check_sampler
 from fastdb.models.resolve import ensure_base
@@ -99,8 +99,8 @@ def generate(
     Raises:
         FastDBError: a value is out of bounds, or the model cannot be loaded.
     """
-    # Before torch is loaded, which takes seconds.
-    check_sampler(sampler)
+    settings: dict[str, Any] = {"negative_prompt": negative_prompt, "seed": seed, "count": count, "steps": steps}
+    settings |= {"guidance": guidance, "sampler": check_sampler(sampler)}  # Before torch is loaded: seconds.
     if isinstance(source, Session) or not str(source).endswith((".safetensors", ".ckpt")):
         source = Session.open(source, root)
     hush_libraries()
@@ -112,26 +112,16 @@ def generate(
         opened = open_source(
             source if isinstance(source, Session) else str(locate_file(source, root)), base, root, update
         )
-    resolved = opened.request(
-        prompt,
-        negative_prompt=negative_prompt,
-        seed=seed,
-        count=count,
-        steps=steps,
-        guidance=guidance,
-        sampler=sampler,
-        width=width,
-        height=height,
-    )
+    request = opened.request(prompt, **settings, width=width, height=height)
     folder = expanded(output).absolute() if output else opened.pictures
     make_folder(folder)
     report.note(Note("loading", opened.name))
     engine = opened.load()
     with report.progress("generate", "step") as update:
-        images = engine.generate(resolved, progress=update)
+        images = engine.generate(request, progress=update)
     del engine
     release_memory()
-    paths = save_pictures(images, resolved, folder)
+    paths = save_pictures(images, request, folder)
     for path in paths:
         report.note(Note("image saved", str(path)))
     if (folder.parent / FILE).is_file():

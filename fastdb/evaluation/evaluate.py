@@ -162,9 +162,8 @@ def _choose(session: Session, options: Options, report: Report) -> tuple[Measure
     try:
         clip = Clip(options.clip or CLIP, device)
     except ModelError as error:
-        raise ModelError(
-            f"{error.problem}. {error.fix.rstrip('.')}, or export without an evaluation: {export}"
-        ) from error
+        fix = f"{error.fix.rstrip('.')}, or export without an evaluation: {export}"
+        raise ModelError(error.what, where=error.where, fix=fix) from error
     try:
         dino = Dino(options.dino or DINO, device, local_only=options.dino is None)
     except ModelError:
