@@ -339,7 +339,7 @@ def test_mirrors_are_tried_in_order(hub: Hub, files: dict[str, bytes]) -> None:
     assert message.startswith(
         "all 2 sources failed (vanished/model: there is no such local folder, and no such repository"
     )
-    assert "; gone/too: no such" in message
+    assert "; gone/too: there is no such" in message
 
 
 def test_a_single_file_of_a_repository_is_downloaded_once(hub: Hub, files: dict[str, bytes]) -> None:
