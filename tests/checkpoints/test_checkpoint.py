@@ -324,7 +324,7 @@ def test_the_rest_of_a_dead_trainer_on_a_read_only_disk_is_said(small_disk: Call
     folder = small_disk("1m")
     (folder / ".unfinished-unet-000004").mkdir()
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-    with pytest.raises(StorageError, match="permission denied"):
+    with pytest.raises(StorageError, match="the disk is read-only"):
         clear_unfinished(folder)
 
 

@@ -167,7 +167,7 @@ def test_on_a_read_only_mount_all_is_seen_and_nothing_written(tmp_path: Path) ->
         opened = Session.open("dog", drive.path / "sessions")
         assert standing(opened).done("unet") == 4
         show(opened)
-        with pytest.raises(StorageError, match="permission denied"):
+        with pytest.raises(StorageError, match="the disk is read-only"):
             put(session.checkpoints, 8)
         notes = prune(session.checkpoints, "unet")
         assert all(note.kind == "checkpoint not removed" for note in notes)

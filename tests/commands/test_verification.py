@@ -133,7 +133,7 @@ def test_a_change_of_the_recipe_is_reported_after_accepting_too(session: Session
         assert "Undo the change to resume" in note.reason
     caption.unlink()
     report = Notes()
-    sessions.check(session.path, report=report)
+    sessions.check(session.path, accept=True, report=report)
     assert report.of("resume refused") == []
 
 

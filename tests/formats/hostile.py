@@ -473,7 +473,7 @@ def strangers() -> list[Case]:
         "a Git LFS pointer": (pointer, "Git LFS pointer"),
         "an answer in JSON": (b'{"error":"Access denied"}', "JSON"),
         "packed with gzip": (b"\x1f\x8b\x08" + bytes(100), "gzip"),
-        "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(100), "a picture"),
+        "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(100), "a PNG picture"),
         "GGUF": (b"GGUF" + bytes(100), "GGUF"),
         "zeros": (bytes(5000), "unknown file format"),
         "text": (b"hello there, this is no model", "unknown file format"),

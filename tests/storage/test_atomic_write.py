@@ -132,9 +132,9 @@ def test_a_read_only_disk_is_said(small_disk: Callable[[str], Path]) -> None:
     path = small_disk("1m") / "file"
     write_bytes(path, OLD)
     subprocess.run(["mount", "-o", "remount,ro", str(path.parent)], check=True)
-    with pytest.raises(StorageError, match=rf"^{path}: permission denied\. Make"):
+    with pytest.raises(StorageError, match=rf"^{path}: the disk is read-only\. Mount it"):
         write_bytes(path, NEW)
-    with pytest.raises(StorageError, match="permission denied"):
+    with pytest.raises(StorageError, match="the disk is read-only"):
         make_folder(path.parent / "inner")
     assert path.read_bytes() == OLD
 
