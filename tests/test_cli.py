@@ -245,7 +245,7 @@ def test_a_bad_photo_is_named_and_changes_nothing(name: str, reason: str, bad: P
 
 def test_good_photos_among_bad_ones_come_in(bad: Path, session: Path, photos: list[Path]) -> None:
     done = fastdb("add-images", "cup", bad / "cut.jpg", photos[0], bad / "text.jpg")
-    assert "2 of 3 photos cannot be used; 1 were added" in done.error
+    assert "2 of 3 photos cannot be used; 1 was added" in done.error
     assert f"Skipping photo {bad / 'cut.jpg'}: " in done.out
     assert sorted(path.name for path in (session / "originals").glob("*.*g")) == ["cat.png", "cup.png"]
     assert (session / "instance_images" / "cat.png").is_file()
