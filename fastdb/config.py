@@ -272,7 +272,9 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise ConfigError("is not a setting and a value", where=repr(pair), fix="Write it as --set unet.steps=800.")
+            raise ConfigError(
+                "is not a setting and a value", subject=repr(pair), fix="Write it as --set unet.steps=800."
+            )
         settings[name.strip()] = value.strip()
         if value.strip().startswith("["):
             try:

@@ -33,7 +33,7 @@ def find_directory(file: BinaryIO, length: int) -> Directory:
     tail = read_at(file, tail_start, length - tail_start)
     place = tail.rfind(b"PK\x05\x06")
     if place < 0 or len(tail) < place + END.size:
-        raise Fault("truncated, or not a zip: no zip directory at its end")
+        raise Fault("its end is missing, so it is truncated or not a zip")
     _, disk, first, entries, count, size, start, comment = END.unpack_from(tail, place)
     if len(tail) != place + END.size + comment:
         raise Fault("trailing data after the archive")
