@@ -96,7 +96,7 @@ def install_missing(report: Report = SILENT) -> list[str]:
         kind = "with CUDA" if has_nvidia_gpu() else "for the CPU"
         raise SetupError(
             "is not installed, and its build depends on the machine",
-            where="torch",
+            subject="torch",
             fix=f"Install torch 2.10 or newer {kind} first, as pytorch.org describes, and run set-up again.",
         )
     lock = lock_file(host_kind())
@@ -131,8 +131,8 @@ def _refuse_unlocked() -> list[str]:
     lacking = [name for name in names if not installed(name)]
     if lacking:
         raise SetupError(
-            f"not installed, and not locked for Python {platform.python_version()} on {platform.machine()}",
-            where=", ".join(lacking),
+            f"{'is' if len(lacking) == 1 else 'are'} not installed, and not locked for Python {platform.python_version()} on {platform.machine()}",
+            subject=", ".join(lacking),
             fix=f"Install them with pip install {' '.join(lacking)}, and run set-up again.",
         )
     return []

@@ -267,7 +267,7 @@ def test_without_torch_the_message_says_to_install_it_first(host: Host) -> None:
     code, _, said = host.set_up()
     assert code == 1
     assert (
-        "error: torch: is not installed, and its build depends on the machine. Install torch 2.10 or newer with CUDA"
+        "error: torch is not installed, and its build depends on the machine. Install torch 2.10 or newer with CUDA"
         in said
     )
 
