@@ -131,7 +131,8 @@ def _refuse_unlocked() -> list[str]:
     lacking = [name for name in names if not installed(name)]
     if lacking:
         raise SetupError(
-            f"{'is' if len(lacking) == 1 else 'are'} not installed, and not locked for Python {platform.python_version()} on {platform.machine()}",
+            f"{'is' if len(lacking) == 1 else 'are'} not installed, and not locked for Python "
+            f"{platform.python_version()} on {platform.machine()}",
             subject=", ".join(lacking),
             fix=f"Install them with pip install {' '.join(lacking)}, and run set-up again.",
         )
