@@ -26,7 +26,7 @@ from fastdb.storage.manifest import faults
 from fastdb.training.process import start
 
 FASTDB = [sys.executable, "-m", "fastdb"]
-SMALL = ["--set", "resolution=64", "--set", "text_encoder.steps=60", "--set", "unet.steps=60"]
+SMALL = ["--set", "resolution=64", "--set", "text_encoder.steps=60", "--set", "unet.steps=20"]
 
 BAR = re.compile(r"[\w.]+: .*\[.*\]")
 """What tqdm shows of a task."""
@@ -201,7 +201,7 @@ def test_sessions_and_show_say_what_is_there(session: Path, sessions_folder: Pat
     assert (listed.code, listed.err) == (0, "")
     lines = listed.out.splitlines()
     assert lines[0] == f"1 session in {sessions_folder}"
-    assert re.split(" {2,}", lines[2])[:3] == ["cup", "text_encoder 0/60, unet 0/60", "1"]
+    assert re.split(" {2,}", lines[2])[:3] == ["cup", "text_encoder 0/60, unet 0/20", "1"]
     assert lines[3].startswith(f"Cannot open: {sessions_folder / 'broken'}: it contains no session.yaml")
     shown = fastdb("show", "cup")
     assert (shown.code, shown.err) == (0, "")
@@ -306,14 +306,14 @@ def test_a_session_is_extended(session: Path) -> None:
     done = fastdb("extend", "cup", "--steps", "20", "--schedule", "hold", "--rate", "1e-5")
     assert (done.code, done.err) == (0, "")
     assert done.out == (
-        "Extended cup after step 60 by 20 steps, hold at 1e-05: 80 steps in all. Train them with: fastdb train cup\n"
+        "Extended cup after step 20 by 20 steps, hold at 1e-05: 40 steps in all. Train them with: fastdb train cup\n"
     )
     done = fastdb("show", "cup")
-    assert "text_encoder 0/60, unet 0/80" in done.out
+    assert "text_encoder 0/60, unet 0/40" in done.out
     for wrong in (["--schedule", "cosine", "--steps", "5"], []):
         done = fastdb("extend", "cup", *wrong)
         assert (done.code, "Traceback" in done.err) == (2, False)
-    assert Session.open(session).config.unet.all_steps == 80
+    assert Session.open(session).config.unet.all_steps == 40
 
 
 def test_a_base_model_that_is_gone_is_said_and_nothing_changes(session: Path, mini: Path, tmp_path: Path) -> None:
@@ -487,12 +487,12 @@ def test_an_interrupted_and_orphaned_training_ends_whole_and_is_exported(trained
         assert faults(checkpoint.path) == []
     assert {checkpoint.path.name for checkpoint in complete(session / "checkpoints")} >= {
         "text_encoder-000060",
-        "unet-000060",
+        "unet-000020",
     }
-    assert "text_encoder 60/60, unet 60/60" in fastdb("show", "cup").out
+    assert "text_encoder 60/60, unet 20/20" in fastdb("show", "cup").out
     done = fastdb("export", "cup")
     assert done.code == 0, done
-    assert "Exporting cup: text_encoder 60/60, unet 60/60" in done.out
+    assert "Exporting cup: text_encoder 60/60, unet 20/20" in done.out
     assert (session / "cup.safetensors").is_file()
     assert (session / "cup.ckpt").is_file()
 

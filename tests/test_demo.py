@@ -388,6 +388,7 @@ def test_a_second_run_finds_its_own_name(shown: Shown) -> None:
     with shrunk() as patch:
         for name in ("text_encoder.steps", "prior.class_images", "samples.every_steps"):
             patch.setitem(demo.SETTINGS, name, 0)
+        patch.setitem(demo.SETTINGS, "unet.steps", 2)
         patch.setitem(demo.DRAWING, "steps", 1)
         patch.setattr(demo, "train_and_kill", lambda _: 1)
         sheet = demo.run_demo(shown.session.path.parent)

@@ -33,9 +33,9 @@ from tests.known_faces import faces_detected_once
 SETTINGS: dict[str, Any] = {
     "resolution": 64,
     "seed": 11,
-    "text_encoder.steps": 8,
+    "text_encoder.steps": 6,
     "text_encoder.learning_rate": 1e-4,
-    "unet.steps": 16,
+    "unet.steps": 10,
     "unet.learning_rate": 5e-4,
     "prior.class_images": 2,
     "prior.steps": 4,
@@ -86,14 +86,14 @@ def trained_once(make_session: Callable[..., Session], common: Path) -> Callable
 
 @pytest.fixture(scope="session")
 def straight(trained_once: Callable[..., Session]) -> Session:
-    """A session trained to its end by the real trainer process, without an interruption; steps 15 and 16 of its UNet
+    """A session trained to its end by the real trainer process, without an interruption; steps 9 and 10 of its UNet
     are published.
     """
 
     def train(session: Session) -> None:
         assert outcome(process.start(session)) == "finished"
 
-    return trained_once("straight", train, checkpoints__keep_every=15)
+    return trained_once("straight", train, checkpoints__keep_every=9)
 
 
 @pytest.fixture
@@ -170,5 +170,5 @@ def as_saved(session: Session, folder: Path) -> Session:
 
 
 def raw(session: Session, name: str) -> Path:
-    """The raw file of a published checkpoint, such as `unet-000016/unet`."""
+    """The raw file of a published checkpoint, such as `unet-000010/unet`."""
     return raw_file(session.checkpoints / f"{name}.packed", ensure_base(session).folder)

@@ -124,18 +124,19 @@ def test_what_lies_there_is_not_needed_again(
     assert going_on.first == unet, "one more while two are kept; class images and the text encoder's are there"
     anew = need(session, mini, restart=True)
     assert anew.checkpoints == told.checkpoints
-    shutil.rmtree(session.checkpoints / "unet-000015")
+    shutil.rmtree(session.checkpoints / "unet-000009")
     assert need(session, mini).most > going_on.most, "a second one has to find room"
 
 
 def test_milestones_and_averages_count(make_session: Callable[..., Session], mini: Path) -> None:
-    plain = need(make_session(), mini)
+    steps = {"text_encoder__steps": 8, "unet__steps": 16}
+    plain = need(make_session(**steps), mini)
     unet = plain.checkpoints["unet"]
-    milestones = need(make_session(checkpoints__keep_every=4), mini)
+    milestones = need(make_session(checkpoints__keep_every=4, **steps), mini)
     # 4, 8 and 12 of the UNet and 4 of the text encoder; the last of each is among the newest anyway.
     assert milestones.most - plain.most == 3 * unet + plain.checkpoints["text_encoder"]
     assert milestones.first == plain.first
-    average = need(make_session(unet__ema_decay=0.9), mini)
+    average = need(make_session(unet__ema_decay=0.9, **steps), mini)
     # mini's file has the weights in half precision.
     added = 2 * bytes_of(weight_file(mini, "unet"))
     assert average.here["unet"] == pytest.approx(plain.here["unet"] + added, rel=0.01)
@@ -185,11 +186,12 @@ def test_what_was_told_to_fit_does_fit_and_less_does_not(
 ) -> None:
     """With the room for the first checkpoints training gets that far; with all that may be needed it ends."""
     disk = small_disk("200m")
-    session = on_disk(make_session(prior__class_images=0), disk)
+    steps = {"text_encoder__steps": 2, "unet__steps": 4, "prior__class_images": 0}
+    session = on_disk(make_session(**steps, checkpoints__every_steps=1), disk)
     leave(disk, int(need(session, mini).most * 1.1))
     assert outcome(process.start(session)) == "finished"
     shutil.rmtree(session.path)
-    session = on_disk(make_session(prior__class_images=0, checkpoints__every_steps=100), disk)
+    session = on_disk(make_session(**steps, checkpoints__every_steps=100), disk)
     leave(disk, int(need(session, mini).first * 1.1))
     assert outcome(process.start(session)) == "finished", "one checkpoint a stage"
 
@@ -201,7 +203,7 @@ def test_a_session_that_can_go_on_is_not_refused(
     disk = small_disk("200m")
     session = on_disk(straight, disk)
     # Its UNet stage is cut back, so that steps are left to do.
-    shutil.rmtree(session.checkpoints / "unet-000016")
+    shutil.rmtree(session.checkpoints / "unet-000010")
     left = need(session, mini)
     leave(disk, int(left.first * 1.1))
     preflight(session, ensure_base(session))

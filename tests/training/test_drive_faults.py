@@ -74,7 +74,7 @@ def test_a_drive_that_goes_away_and_comes_back_costs_a_line(
     until(running, step("text_encoder", 2))
     drive.disconnect()
     # Training goes on meanwhile, over saves and the end of a stage.
-    until(running, step("unet", 12))
+    until(running, step("unet", 8))
     until(running, lambda event: event["event"] == "note")
     drive.heal()
     assert outcome(running) == "finished"
@@ -83,7 +83,7 @@ def test_a_drive_that_goes_away_and_comes_back_costs_a_line(
     assert note["kind"] == "publishing delayed"
     assert "does not answer" in note["reason"]
     assert result(session) == result(straight)
-    assert [event["step"] for event in said if event["event"] == "published"][-1] == 16
+    assert [event["step"] for event in said if event["event"] == "published"][-1] == 10
 
 
 def test_a_full_drive_ends_with_a_line_and_nothing_is_lost(
@@ -95,9 +95,9 @@ def test_a_full_drive_ends_with_a_line_and_nothing_is_lost(
     running = process.start(session)
     end = list(running.follow())[-1]
     assert end["outcome"] == "failed"
-    assert "text_encoder-000008, unet-000015, unet-000016 could not be published" in end["message"]
+    assert "text_encoder-000006, unet-000009, unet-000010 could not be published" in end["message"]
     assert "the disk is full" in end["message"]
-    assert standing(session).done("unet") == 16
+    assert standing(session).done("unet") == 10
 
     drive.heal()
     drive.room(1 << 30)
@@ -119,7 +119,7 @@ def test_a_machine_lost_in_the_middle_costs_no_more_than_what_was_not_uploaded(
         session = lay(straight, drive.path)
         drive.settle()
         running = process.start(session)
-        until(running, step("unet", 9))
+        until(running, step("unet", 6))
         os.killpg(running.pid, signal.SIGKILL)
         while running.alive():
             time.sleep(0.01)
@@ -127,6 +127,6 @@ def test_a_machine_lost_in_the_middle_costs_no_more_than_what_was_not_uploaded(
         machine()
         session = Session.open(heir.path / straight.name)
         done = {stage: standing(session).done(stage) for stage in ("text_encoder", "unet")}
-        assert done["unet"] <= 9
+        assert done["unet"] <= 6
         assert outcome(process.start(session, take_over=True)) == "finished"
         assert result(session) == result(straight)

@@ -34,7 +34,12 @@ from fastdb.training.stages import build_stage
 from fastdb.training.trainer import Trainer
 
 Made = Callable[..., Session]
-LONG: dict[str, Any] = {"text_encoder__steps": 0, "unet__steps": 40, "checkpoints__every_steps": 40}
+LONG: dict[str, Any] = {
+    "text_encoder__steps": 0,
+    "unet__steps": 40,
+    "unet__learning_rate": 2e-3,
+    "checkpoints__every_steps": 40,
+}
 
 
 def moved(part: str, session: Session, mini: Path) -> dict[str, float]:
@@ -75,18 +80,20 @@ def test_the_text_encoder_stage_leaves_the_unet(make_session: Made, mini: Path) 
     assert max(moved("text_encoder", session, mini).values()) > 0
 
 
-def test_the_loss_on_the_instance_images_falls(make_session: Made) -> None:
-    session = make_session("falls", **LONG, unet__learning_rate=1e-3, batch_size=2)
-    trainer = train(session)
-    before, after = loss_of(trainer, None), loss_of(trainer, standing(session).weights["unet"])
+@pytest.fixture(scope="module")
+def with_prior(make_session: Made) -> Trainer:
+    """A trainer after 40 steps with prior preservation."""
+    return train(make_session("prior", **LONG))
+
+
+def test_the_loss_on_the_instance_images_falls(with_prior: Trainer) -> None:
+    before, after = loss_of(with_prior, None), loss_of(with_prior, standing(with_prior.session).weights["unet"])
     assert after < 0.8 * before
 
 
-def test_prior_preservation_holds_the_class_images(make_session: Made) -> None:
+def test_prior_preservation_holds_the_class_images(with_prior: Trainer, make_session: Made) -> None:
     """The loss on the class images ends lower with prior preservation than without, the rest being equal."""
-    settings: dict[str, Any] = {**LONG, "unet__learning_rate": 2e-3}
-    with_prior = train(make_session("prior", **settings))
-    without = train(make_session("no_prior", **settings, prior__weight=0.0))
+    without = train(make_session("no_prior", **LONG, prior__weight=0.0))
     both = [loss_of(one, standing(one.session).weights["unet"], group="class") for one in (with_prior, without)]
     assert both[0] < 0.9 * both[1]
 
