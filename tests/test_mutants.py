@@ -13,8 +13,6 @@ import pytest
 
 pytest.importorskip("torch")
 
-from tests.requires import requires_fuse
-
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 FAULTS = "tests/checkpoints/test_drive_faults.py"
@@ -253,15 +251,12 @@ def test_each_break_is_one_of_the_code_as_it_is(name: str) -> None:
     assert any(tests[-1] in name if "-k" in tests else test in name for name in names), "its test has another name"
 
 
-def _parameter(name: str) -> object:
-    needs_fuse = any(test.startswith(FAULTS) or test.endswith("is_uploaded") for test in MUTANTS[name][3])
-    return pytest.param(name, marks=requires_fuse if needs_fuse else ())
-
-
 @pytest.mark.full
-@pytest.mark.parametrize("name", [_parameter(name) for name in MUTANTS])
-def test_each_break_is_noticed(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", MUTANTS)
+def test_each_break_is_noticed(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     file, honest, broken, tests = MUTANTS[name]
+    if any(test.startswith(FAULTS) or test.endswith("is_uploaded") for test in tests):
+        request.getfixturevalue("fuse")
     copy = tmp_path / "repository"
     shutil.copytree(
         REPOSITORY,
