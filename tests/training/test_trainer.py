@@ -418,13 +418,15 @@ def test_a_killed_trainer_is_told_apart_from_one_that_ended(make_session: Made) 
 
 
 def broken_package(folder: Path) -> Path:
-    """A site hook that breaks the trainer where it opens odd.png, in the trainer's own process only."""
+    """A site hook that breaks the trainer when it first opens odd.png, in the trainer's own process only."""
     folder = folder / "broken"
     folder.mkdir()
     text = """
         import sys
+        opened = []
         def hook(event, arguments):
-            if event == "open" and str(arguments[0]).endswith("odd.png"):
+            if event == "open" and str(arguments[0]).endswith("odd.png") and not opened:
+                opened.append(arguments[0])
                 1 / 0
         if "fastdb.training" in " ".join(sys.orig_argv):
             sys.addaudithook(hook)
