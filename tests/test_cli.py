@@ -176,7 +176,8 @@ def test_every_verb_has_its_help() -> None:
         "stop",
         "publish",
     ]
-    expected += ["export", "convert", "generate", "evaluate", "inspect", "space", "free", "share", "adopt", "duplicate"]
+    expected += ["export", "convert", "generate", "evaluate", "inspect", "space", "free", "doctor"]
+    expected += ["share", "adopt", "duplicate"]
     assert verbs == expected
     whole = fastdb("--help")
     assert (whole.code, whole.err) == (0, "")

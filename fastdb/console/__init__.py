@@ -4,6 +4,7 @@ from fastdb.console.sentences import SENTENCES, sentence
 from fastdb.console.tables import (
     free_space,
     show_evaluation,
+    show_examination,
     show_overview,
     show_removal,
     show_sessions,
@@ -23,6 +24,7 @@ __all__ = [
     "say",
     "sentence",
     "show_evaluation",
+    "show_examination",
     "show_overview",
     "show_removal",
     "show_sessions",

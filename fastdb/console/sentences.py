@@ -89,8 +89,22 @@ SENTENCES: dict[str, str] = {
     # inference
     "render verified": "{subject} generates the picture of its source: {reason}",
     # runtime
+    "bitsandbytes missing": (
+        "bitsandbytes is not installed: the optimizer needs 8 bytes per weight instead of 2. "
+        "Install it with pip install bitsandbytes, or run the notebook's set-up cell"
+    ),
     "installing": "Installing {subject}",
     "kept wheels unusable": "Could not install from {subject} ({reason}); downloading again",
+    "package missing": "{subject} is not installed. Install it with pip install '{subject}{reason}'",
+    "package untested": "{subject} is outside the tested range {reason}. Use another environment if training fails",
+    "several OpenCV": (
+        "{subject} share one folder, in which the last one installed replaced files of the others. "
+        "Leave them as they are on Colab; elsewhere, uninstall all and install opencv-python-headless"
+    ),
+    "torchao breaks peft": (
+        "{reason} raises an error as long as {subject} is installed. Update it with pip install -U torchao, "
+        "or remove it with pip uninstall torchao"
+    ),
     "wheels not kept": "Could not keep the wheels in {subject}: {reason}",
     # sessions
     "file added": "{subject} was added and has no checksum yet",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fastdb.commands.sessions import Overview, SessionList
     from fastdb.commands.space import Disk, Removal, SessionUsage, Usage
     from fastdb.evaluation.report import Evaluation
+    from fastdb.runtime.doctor import Examination
     from fastdb.training.process import Activity
 
 LONGEST = 20
@@ -31,6 +32,28 @@ def show_sessions(listing: SessionList) -> None:
         table(("name", "training", "images", "created"), rows)
     for error in listing.errors:
         say(f"Cannot open: {error}")
+
+
+def show_examination(found: Examination) -> None:
+    """Print what a host has, what is wrong with it, and what was tried."""
+    table(("fact", "value"), found.facts)
+    if found.packages:
+        say()
+        rows = [
+            (each.name, each.version or "missing", each.tested, "" if each.fits else "!") for each in found.packages
+        ]
+        table(("package", "installed", "tested", ""), rows)
+    if found.checks:
+        say()
+        tried = [(each.name, f"failed: {each.reason}" if each.reason else each.outcome) for each in found.checks]
+        table(("tried", "result"), tried)
+    say()
+    for note in found.problems:
+        say(f"Problem: {sentence(note)}")
+    for note in found.warnings:
+        say(f"Warning: {sentence(note)}")
+    if found.healthy:
+        say("No problems found")
 
 
 def _created(row: object) -> str:
