@@ -2,9 +2,9 @@
 
     python benchmarks/set_up.py HOST WHEEL
 
-HOST is a virtual environment that has what Colab has, and is left as it was; its copy is used. A stand-in for torch is
-added to it if it has none, because only torch's metadata matters here. WHEEL is the wheel of `make wheel`. `uv` has to be
-on the PATH. Each figure is CPU seconds (of all processes) and wall seconds.
+HOST is a virtual environment that has what Colab has. It is copied by hard links, and left as it was. If it has no
+torch, the copy gets a stand-in, because only the metadata of torch matters here. WHEEL is the wheel of `make wheel`.
+`uv` has to be on the PATH. Each figure is CPU seconds (of all processes) and wall seconds.
 """
 
 from __future__ import annotations
@@ -32,6 +32,12 @@ before = cpu()
 {code}
 print(f"measured {{cpu() - before:.2f}} {{time.perf_counter() - began:.2f}}")
 """
+
+
+def linked(environment: Environment, folder: Path) -> Environment:
+    """Return a copy of an environment that shares its files; pip and uv replace files and never change them."""
+    shutil.copytree(environment.folder, folder, symlinks=True, copy_function=os.link)
+    return Environment(folder)
 
 
 def measured(environment: Environment, code: str, machine: Path, path: Path, **variables: str) -> str:
@@ -63,7 +69,7 @@ def main() -> None:
     uv = shutil.which("uv") or sys.exit("needs uv on the PATH")
     with TemporaryDirectory() as place:
         machine = Path(place)
-        host = Environment(given.host.absolute()).copy(machine / "host")
+        host = linked(Environment(given.host.absolute()), machine / "host")
         torch = make_wheel(machine, "torch", "2.11.0+cu128", {"torch/__init__.py": ""})
         if not list(host.packages.glob("torch-*.dist-info")):
             host.pip("install", "--no-deps", "--no-index", torch)
@@ -84,9 +90,7 @@ def main() -> None:
             f"paths.DRIVES = (__import__('pathlib').Path({str(drive)!r}),)",
         )
         before, untouched = host.times(), {}
-        shutil.copytree(host.folder, machine / "again", symlinks=True)
-        shutil.copytree(host.folder, machine / "beside", symlinks=True)
-        again, beside = Environment(machine / "again"), Environment(machine / "beside")
+        again, beside = linked(host, machine / "again"), linked(host, machine / "beside")
         offline = {"UV_OFFLINE": "1", "PIP_NO_INDEX": "1"}
         print("first set-up:", measured(host, code, machine, programs))
         print("nothing to do:", measured(host, code, machine, programs, **offline))

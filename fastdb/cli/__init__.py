@@ -33,10 +33,7 @@ VERBS = {
     "inspect": ("models", "Show what a model file contains, without running code in it."),
     "space": ("space", "Show the disk usage of sessions and cached models."),
     "free": ("space", "Delete files for good after a confirmation."),
-    "doctor": (
-        "doctor",
-        "Show the device, memory, disks and packages of this machine, and known problems with their remedies.",
-    ),
+    "doctor": ("doctor", "Show device, disks, packages and known problems."),
     "share": ("sharing", "Write a session to a zip: photos, captions, settings."),
     "adopt": ("sharing", "Create a session from a zip, a folder or a link."),
     "duplicate": ("sharing", "Copy photos, captions and settings to a new session."),

@@ -17,7 +17,7 @@ def doctor(
     ] = False,
     root: Root = None,
 ) -> None:
-    """Show the device, memory, disks and packages of this machine, and known problems with their remedies.
+    """Show device, disks, packages and known problems.
 
     The exit code is 1 if there is a problem.
     """
