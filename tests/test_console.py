@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fastdb import console
+from fastdb.console import terminal
 from fastdb.errors import ImageError
 from fastdb.reporting import format_bytes
 
@@ -231,13 +232,32 @@ def test_a_bar_counts_to_its_total(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "5/5" in screen.getvalue()
 
 
+def test_a_notebook_gets_a_line_that_is_rewritten(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bars of tqdm flood a browser that reconnects; it gets at most one message in two seconds."""
+    clock = [0.0]
+    monkeypatch.setattr(terminal, "notebook_kernel", object)
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: clock[0])
+    with console.bar("download", "B") as update:
+        for tenth in range(1, 101):
+            clock[0] = tenth / 10
+            update(tenth * 1_000_000, 100_000_000)
+            if tenth == 50:
+                console.say("a line above")
+    out = capsys.readouterr().out
+    assert out.count("\rdownload: ") == 6
+    lines = [line.split("\r")[-1].strip() for line in out.split("\n") if line]
+    assert lines == ["a line above", "download: 100 MB of 100 MB"]
+
+
 # tqdm's own finalizer stumbles over the bar that was never finished.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interruption_while_a_bar_is_made_leaves_the_console_whole(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A stop button pressed while a widget was being made once left a bar that no later line could be written over."""
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     from fastdb.console import TrainingView, say
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from fastdb.errors import FastDBError
+from fastdb.reporting import format_bytes
 
 _BREAKS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 """Characters, possible in file names, that break a line, move the cursor or change the direction of writing."""
@@ -64,7 +66,7 @@ def bar(task: str, unit: str = "it") -> Iterator[Callable[[int, int], None]]:
     bars: list[Any] = []
 
     def update(done: int, total: int) -> None:
-        # Opened once the total is known: a widget keeps its first total.
+        # Opened once the total is known.
         if not bars:
             bars.append(open_bar(desc=task, unit=unit, total=total or None, unit_scale=unit == "B"))
         bars[0].update(done - bars[0].n)
@@ -77,14 +79,67 @@ def bar(task: str, unit: str = "it") -> Iterator[Callable[[int, int], None]]:
 
 
 def open_bar(**options: Any) -> Any:
-    """Open a tqdm bar, a widget in a notebook and a line in a terminal or log file."""
-    from tqdm.auto import tqdm
+    """Open a bar of tqdm in a terminal or log file; in a notebook, a line that is rewritten."""
+    opened: Any
+    if notebook_kernel() is not None:
+        opened = LineBar(**options)
+    else:
+        from tqdm import tqdm
 
-    live = sys.stderr.isatty() or "ipykernel" in sys.modules
-    opened = tqdm(dynamic_ncols=True, mininterval=0.1 if live else 10, **options)
-    # Registered only now: an interruption while a widget was created left a bar that cannot be drawn.
+        opened = tqdm(dynamic_ncols=True, mininterval=0.1 if sys.stderr.isatty() else 10, **options)
+    # Registered only now: an interruption while a bar was created left one that cannot be drawn.
     _showing.append(opened)
     return opened
+
+
+def notebook_kernel() -> Any:
+    """Return the IPython kernel of this process; None in a terminal."""
+    ipython = sys.modules.get("IPython")
+    # A package of this name without the function is being imported, or is another one.
+    shell = getattr(ipython, "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None)
+
+
+class LineBar:
+    """Progress as a line that a notebook rewrites every two seconds.
+
+    Bars of tqdm send a message several times a second, which freezes browsers that reconnect to a long output.
+    """
+
+    _EVERY = 2.0
+
+    def __init__(self, desc: str, total: int | None, initial: int = 0, unit: str = "it", unit_scale: bool = False):
+        self.n, self._desc, self._total, self._unit = initial, desc, total, "" if unit == "it" else f" {unit}"
+        self._bytes, self._postfix, self._width, self._written = unit_scale, "", 0, float("-inf")
+
+    def update(self, count: int) -> None:
+        """Add to what is done."""
+        self.n += count
+        if time.monotonic() - self._written >= self._EVERY:
+            self._rewrite()
+
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
+        """Set the text after the numbers."""
+        self._postfix = f", {text}"
+
+    def write(self, line: str) -> None:
+        """Print a line above."""
+        if self._width:
+            print(f"\r{'':{self._width}}\r", end="")
+        self._width = 0
+        print(line, flush=True)
+
+    def close(self) -> None:
+        """Write the last state and end the line."""
+        self._rewrite()
+        print(flush=True)
+
+    def _rewrite(self) -> None:
+        amounts = [format_bytes(of) if self._bytes else str(of) for of in (self.n, self._total) if of is not None]
+        line = f"{self._desc}: {' of '.join(amounts)}{'' if self._bytes else self._unit}{self._postfix}"
+        line = _BREAKS.sub(" ", line)
+        print(f"\r{line:{self._width}}", end="", flush=True)
+        self._width, self._written = len(line), time.monotonic()
 
 
 def close_bar(opened: Any) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastdb.reporting import format_bytes
+
 STAGE_TITLES = {"text_encoder": "Text encoder", "unet": "UNet"}
 SMOOTHING = 0.95
 """Weight of the past in the smoothed loss: a mean over about 20 steps, since one step mostly shows its timestep."""
@@ -67,7 +69,7 @@ class TrainingStatus:
         """Start empty, or with the loss curves of earlier runs."""
         self.stages: dict[str, StageStatus] = {}
         self.current: StageStatus | None = None
-        self.task = ""
+        self.task, self.task_unit = "", "it"
         self.task_done = self.task_total = 0
         self.outcome = ""
         for event in earlier:
@@ -98,10 +100,10 @@ class TrainingStatus:
         elif kind == "end":
             self.task, self.outcome = "", event["outcome"]
 
-    def begin_task(self, task: str) -> None:
-        """Show a task of unknown length."""
+    def begin_task(self, task: str, unit: str = "it") -> None:
+        """Show a task of unknown length; the unit `B` is bytes."""
         if task != self.task:
-            self.task, self.task_done, self.task_total = task, 0, 0
+            self.task, self.task_unit, self.task_done, self.task_total = task, unit, 0, 0
 
     @property
     def rate(self) -> float | None:
@@ -130,7 +132,10 @@ class TrainingStatus:
     def line(self) -> str:
         """Return one line: `UNet 40/220, 2.1 it/s, loss 0.1042, about 2 min left`; empty before the first event."""
         if self.task:
-            return f"{self.task} {self.task_done}/{self.task_total}" if self.task_total else self.task
+            done, total = self.task_done, self.task_total
+            if self.task_unit == "B" and total:
+                return f"{self.task} {format_bytes(done)} of {format_bytes(total)}"
+            return f"{self.task} {done}/{total}" if total else self.task
         if self.current is None:
             return ""
         parts = [f"{self.current.title} {self.current.step}/{self.current.steps}", *self.numbers()]

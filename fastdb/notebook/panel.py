@@ -129,13 +129,13 @@ class Panel(Report):
 
         def advance(done: int, total: int) -> None:
             with self._lock:
-                status.begin_task(task)
+                status.begin_task(task, unit)
                 status.task_done, status.task_total = done, total
                 self._news = time.monotonic()
 
         status = self._state.status
         with self._lock:
-            status.begin_task(task)
+            status.begin_task(task, unit)
         try:
             yield advance
         finally:
@@ -244,6 +244,9 @@ class Panel(Report):
     def _make_folder(self) -> None:
         """Create the folder; without one the page reads the kernel's messages."""
         folder = self._folder
+        if folder is not None and folder.path.resolve().is_relative_to(self._session.path.resolve()):
+            # A session may be on Drive, which would upload every state.
+            folder = self._folder = None
         self._reachable = folder is not None and served(folder.path.parent) is not False
         try:
             if folder is not None:

@@ -8,11 +8,11 @@ import importlib
 import json
 import os
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fastdb.console.terminal import notebook_kernel
 from fastdb.runtime.drive import ELSEWHERE, colab
 
 FrontEnd = Literal["jupyter", "updates", "vscode", "terminal"]
@@ -28,7 +28,7 @@ _KERNEL = re.compile(r"kernel-([0-9a-fA-F-]{8,})")
 
 def front_end() -> FrontEnd:
     """Return what shows the output of this process."""
-    kernel = _kernel()
+    kernel = notebook_kernel()
     if kernel is None:
         return "terminal"
     if colab("output") is not None or any(name in os.environ for name in ELSEWHERE):
@@ -137,14 +137,7 @@ def _part(name: str) -> str:
     return Path(__file__).with_name(name).read_text(encoding="utf-8").strip()
 
 
-def _kernel() -> Any:
-    """Return the IPython kernel of this process; None in a terminal."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return getattr(shell, "kernel", None)
-
-
 def _connection_file() -> Path:
-    kernel = _kernel()
+    kernel = notebook_kernel()
     parent = getattr(kernel, "parent", None)
     return Path(str(getattr(parent, "abs_connection_file", "") or getattr(parent, "connection_file", "")))
