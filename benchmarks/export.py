@@ -21,6 +21,7 @@ import numpy as np
 
 from fastdb import console, demo
 from fastdb.commands import sessions, training
+from fastdb.commands.trial import trial_photos
 from fastdb.evaluation.prompts import words_of
 from fastdb.models.registry import MINI
 from fastdb.models.resolve import ensure_base
@@ -133,7 +134,7 @@ def trained(root: Path) -> Session:
     session = sessions.new(
         "export",
         MINI,
-        demo.demo_photos(),
+        trial_photos(),
         token=demo.TOKEN,
         class_word=demo.CLASS_WORD,
         root=root,

@@ -194,6 +194,8 @@ class Config(Settings):
     def changed(self, changes: Mapping[str, Any]) -> Config:
         """Return a copy with dotted settings replaced, such as `{"unet.steps": 200}`.
 
+        A mapping for a group, such as `{"unet": {"steps": 200}}`, replaces only the settings it contains.
+
         Raises:
             ConfigError: unknown names or invalid values, all of them in one message.
         """
@@ -204,7 +206,8 @@ class Config(Settings):
             for group in groups:
                 inner = target.setdefault(group, {})
                 target = inner if isinstance(inner, dict) else target.setdefault(name, {})
-            target[last] = value
+            held = target.get(last)
+            target[last] = {**held, **value} if isinstance(held, dict) and isinstance(value, Mapping) else value
         return build(Config, data)
 
     def differences(self, other: Config) -> dict[str, tuple[Any, Any]]:

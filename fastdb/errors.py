@@ -18,6 +18,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 __all__ = [
     "CheckpointError",
     "ConfigError",
@@ -32,6 +34,15 @@ __all__ = [
     "StorageError",
     "TrainingError",
 ]
+
+
+_wording: Callable[[str], str] = str
+
+
+def reword(wording: Callable[[str], str]) -> None:
+    """Pass messages through a function before a notebook shows them."""
+    global _wording
+    _wording = wording
 
 
 class FastDBError(Exception):
@@ -52,7 +63,7 @@ class FastDBError(Exception):
 
     def _render_traceback_(self) -> list[str]:
         """Return the lines that IPython 7.34 to 9 shows instead of a traceback."""
-        return [f"error: {self}"]
+        return [f"error: {_wording(str(self))}"]
 
 
 class ConfigError(FastDBError):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
-from fastdb.commands import results, sessions, sharing, training
+from fastdb.commands import results, session_changes, sessions, sharing, training
 from fastdb.console import ConsoleReport, show_evaluation, show_overview, show_sessions
 from fastdb.sessions.session import Session, SessionLike
 
@@ -15,16 +15,18 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _printing(verb: Callable[P, T], view: Callable[[T], object] | None = None) -> Callable[P, T]:
+def _printing(verb: Callable[P, T], view: Callable[[T], object] | None = None, **defaults: Any) -> Callable[P, T]:
     """Return the verb with a report that prints.
 
     Args:
         view: prints what the verb returns.
+        defaults: arguments with another default than the verb's.
     """
 
     @functools.wraps(verb)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        kwargs.setdefault("report", ConsoleReport())
+        for name, argument in {"report": ConsoleReport(), **defaults}.items():
+            kwargs.setdefault(name, argument)
         value = verb(*args, **kwargs)
         if view is not None:
             view(value)
@@ -36,7 +38,7 @@ def _printing(verb: Callable[P, T], view: Callable[[T], object] | None = None) -
 new = _printing(sessions.new)
 add_images = _printing(sessions.add_images)
 check = _printing(sessions.check)
-train = _printing(training.train)
+train = _printing(training.train, keep_settings=True)
 extend = _printing(training.extend)
 stop = _printing(training.stop)
 publish = _printing(training.publish)
@@ -62,4 +64,4 @@ def show(session: SessionLike, root: str | Path | None = None) -> Session:
 
 
 evaluate = _printing(results.evaluate, show_evaluation)
-open_or_new = _printing(sessions.open_or_new, show)
+open_or_new = _printing(session_changes.open_or_new, show)

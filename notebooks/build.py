@@ -1,4 +1,4 @@
-"""Generate `fast-DreamBooth.ipynb` from its source, or compare them with `--check`.
+"""Generate the notebooks from their sources, or compare them with `--check`.
 
 A cell starts with `# %% name` (code) or `# %% [markdown] name` (text as comments); the name is the cell's id. The line
 `# %% include file` stands for the cells of `src/file.py`.
@@ -14,8 +14,12 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 HERE = Path(__file__).resolve().parent
-SOURCE = HERE / "src" / "fast_DreamBooth.py"
-NOTEBOOK = HERE / "fast-DreamBooth.ipynb"
+NOTEBOOKS = {
+    "fast_DreamBooth.py": "fast-DreamBooth.ipynb",
+    "sessions.py": "sessions.ipynb",
+    "pictures.py": "pictures.ipynb",
+}
+"""The notebook of each source in `src/`."""
 
 RELEASE = ""
 """Address of the released wheel, with `#sha256=` and its checksum; empty until there is a release."""
@@ -57,21 +61,21 @@ def build(source: str) -> nbformat.NotebookNode:
     return notebook
 
 
-def rendered() -> str:
-    """Return the content of the notebook's file."""
-    return nbformat.writes(build(SOURCE.read_text(encoding="utf-8"))) + "\n"
+def rendered(source: str) -> str:
+    """Return the content of a source's notebook."""
+    return nbformat.writes(build((HERE / "src" / source).read_text(encoding="utf-8"))) + "\n"
 
 
 def main(arguments: list[str]) -> None:
-    """Write or check the notebook."""
-    text = rendered()
-    if arguments == ["--check"]:
-        if not NOTEBOOK.exists() or NOTEBOOK.read_text(encoding="utf-8") != text:
-            sys.exit(f"{NOTEBOOK.name} does not match src/{SOURCE.name}. Run python notebooks/build.py.")
-    elif arguments:
+    """Write or check the notebooks."""
+    if arguments not in ([], ["--check"]):
         sys.exit("usage: python notebooks/build.py [--check]")
-    else:
-        NOTEBOOK.write_text(text, encoding="utf-8")
+    for source, name in NOTEBOOKS.items():
+        notebook, text = HERE / name, rendered(source)
+        if not arguments:
+            notebook.write_text(text, encoding="utf-8")
+        elif not notebook.exists() or notebook.read_text(encoding="utf-8") != text:
+            sys.exit(f"{name} does not match src/{source}. Run python notebooks/build.py.")
 
 
 def _included(source: str) -> str:

@@ -323,13 +323,11 @@ def test_what_it_says_is_true(shown: Shown) -> None:
 
 def test_the_demo_measures_what_it_shows(shown: Shown) -> None:
     """A line a figure of the drawn world, counted before and after; a known picture is counted as what it is."""
-    expected = {
-        figure.about.removeprefix("share of ") for figure in mini_measures.FIGURES if figure.name != "others_kept"
-    }
-    found = re.findall(r"^(.+?)  +(\d+) of (\d+)  +(\d+) of (\d+)$", shown.said, re.MULTILINE)
-    assert {line[0] for line in found} == expected
-    assert [line[2] for line in found] == [line[4] for line in found] == ["1", "1", "4", "4", "1", "4", "5"]
-    assert "Read back from 15 pictures before and 15 after training" in shown.said
+    found = re.findall(r"^(.+?)  +(\d+) of (\d+)  +(\d+) of (\d+)  +(all|none|as before)$", shown.said, re.MULTILINE)
+    assert [line[0] for line in found] == [text for _, text, _ in demo.READINGS]
+    assert {name for name, _, _ in demo.READINGS} <= {figure.name for figure in mini_measures.FIGURES}
+    assert [line[2] for line in found] == [line[4] for line in found] == ["1", "4", "1", "4", "5"]
+    assert "Read back from the pixels; the reading looks at colours and their places, not at the diamond" in shown.said
 
 
 def test_what_is_measured_is_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
@@ -340,11 +338,12 @@ def test_what_is_measured_is_what_is_there(capsys: pytest.CaptureFixture[str]) -
     ]
     demo.measure(without, everywhere)
     said = capsys.readouterr().out
-    assert re.search(r"^subject pictures that show the subject +0 of 4 +4 of 4$", said, re.MULTILINE)
-    assert re.search(r"^subject pictures with the subject's class +4 of 4 +4 of 4$", said, re.MULTILINE)
-    assert re.search(r"^context pictures with the requested background.* +0 of 8 +0 of 8$", said, re.MULTILINE)
-    assert re.search(r"^class pictures that show the subject +0 of 4 +4 of 4$", said, re.MULTILINE)
-    assert re.search(r"^class pictures in a requested colour.* +0 of 8 +8 of 8$", said, re.MULTILINE)
+    assert re.search(
+        r"^a photo of a sks mug: its two colours in their places +0 of 4 +4 of 4 +all$", said, re.MULTILINE
+    )
+    assert re.search(r"^a photo of a sks mug on a .* 0 of 8 +0 of 8 +all$", said, re.MULTILINE)
+    assert re.search(r"^a photo of a mug: shows this mug's colours +0 of 4 +4 of 4 +none$", said, re.MULTILINE)
+    assert re.search(r"^a photo of a red \(\.\.\.\) mug: .* 0 of 8 +8 of 8 +none$", said, re.MULTILINE)
 
 
 def test_what_is_asked_for() -> None:

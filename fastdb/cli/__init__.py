@@ -31,6 +31,8 @@ VERBS = {
     "generate": ("results", "Generate images from a session or an exported file."),
     "evaluate": ("results", "Compare checkpoints on the same prompts and choose the best."),
     "inspect": ("models", "Show what a model file contains, without running code in it."),
+    "rename": ("folders", "Rename a session and its exports."),
+    "delete": ("folders", "Delete a session for good after a confirmation."),
     "space": ("space", "Show the disk usage of sessions and cached models."),
     "free": ("space", "Delete files for good after a confirmation."),
     "doctor": ("doctor", "Show device, disks, packages and known problems."),
@@ -39,6 +41,22 @@ VERBS = {
     "duplicate": ("sharing", "Copy photos, captions and settings to a new session."),
 }
 """Module of each verb, and its line in `fastdb --help`: the first sentence of its function's docstring."""
+
+ALIASES = {
+    "list": "sessions",
+    "ls": "sessions",
+    "status": "show",
+    "info": "show",
+    "resume": "train",
+    "continue": "train",
+    "sample": "generate",
+    "mv": "rename",
+    "rm": "delete",
+    "remove": "delete",
+    "copy": "duplicate",
+    "import": "adopt",
+}
+"""Words of other programs that people type, and their verbs."""
 
 PLAIN: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
 """Options of typer, for help texts and errors without boxes."""
@@ -49,6 +67,7 @@ class Verbs(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """Import the module of the verb that is called."""
+        args = [ALIASES.get(args[0], args[0]), *args[1:]]
         name, command, rest = super().resolve_command(ctx, args)
         if name in VERBS:
             verb = typer.Typer(**PLAIN)

@@ -44,12 +44,17 @@ def export(
 
 def generate(
     source: Annotated[str, typer.Argument(help="Session or exported file.", show_default=False)],
-    prompt: Annotated[str, typer.Argument(help="Prompt.", show_default=False)],
+    prompt: Annotated[str, typer.Argument(help="Prompt.", show_default="that of the session's photos")] = "",
+    step: Annotated[
+        int | None, typer.Option(help="Checkpoint of the session's UNet stage.", show_default="the newest")
+    ] = None,
     negative_prompt: Annotated[str, typer.Option("--negative", help="Negative prompt.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the first image; each next image adds 1.")] = 0,
     count: Annotated[int, typer.Option(help="Number of images.")] = 1,
     steps: Annotated[int, typer.Option(help="Sampler steps.")] = 20,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 7.5,
+    guidance: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance scale.", show_default="samples.guidance")
+    ] = None,
     sampler: Annotated[str, typer.Option(help="Sampler, such as 'Euler a' or DDIM.")] = "DPM++ 2M",
     width: Annotated[int | None, typer.Option(help="Pixels.", show_default="as trained")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.", show_default="as trained")] = None,
@@ -63,6 +68,7 @@ def generate(
     verbs.generate(
         source,
         prompt,
+        step=step,
         base=base,
         output=output,
         root=root,

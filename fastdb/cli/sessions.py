@@ -20,11 +20,12 @@ def new(
         list[Path] | None, typer.Argument(help="Photos, or folders of photos.", show_default=False)
     ] = None,
     base: Annotated[
-        str | None,
+        str,
         typer.Option(
-            help="Base model: sd15, a Hub repository, a link, a file, a diffusers folder, or mini.", show_default="mini"
+            help="Base model, required: sd15, a Hub repository, a link, a file, a diffusers folder, or mini.",
+            show_default=False,
         ),
-    ] = None,
+    ] = "",
     token: Annotated[str, typer.Option(help="A rare word for the subject, such as sks.")] = "",
     class_word: Annotated[str, typer.Option("--class", help="The subject's class, such as dog.")] = "",
     root: Root = None,

@@ -11,6 +11,9 @@ from fastdb.commands import training as verbs
 from fastdb.config import parse_settings
 from fastdb.console import ConsoleReport
 
+EXIT_CODES = {"interrupted": 130, "stopped": 3}
+"""Exit codes of `train` by the outcome, where training did not finish."""
+
 
 def train(
     name: Name,
@@ -28,8 +31,12 @@ def train(
     ] = False,
     root: Root = None,
 ) -> None:
-    """Train a session, or resume. Ctrl-C saves and stops; closing the terminal does not."""
-    verbs.train(
+    """Train a session, or resume.
+
+    Ctrl-C saves and stops; closing the terminal does not. Where the command follows a trainer that was started
+    elsewhere, Ctrl-C leaves it running. Exit codes: 130 after Ctrl-C, 3 if training was stopped elsewhere.
+    """
+    outcome = verbs.train(
         name,
         settings=parse_settings(settings or ()),
         restart=restart,
@@ -39,6 +46,8 @@ def train(
         root=root,
         report=ConsoleReport(),
     )
+    if outcome in EXIT_CODES:
+        raise typer.Exit(EXIT_CODES[outcome])
 
 
 def extend(

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fastdb.commands.session_warnings import prompts_of
+from fastdb.errors import ConfigError
 from fastdb.inference.samplers import DEFAULT, check_sampler
 from fastdb.models.resolve import ensure_base
 from fastdb.reporting import SILENT, Note, Report, counted, format_bytes
@@ -73,16 +75,17 @@ def export(
 
 def generate(
     source: SessionLike,
-    prompt: str,
+    prompt: str = "",
     *,
     negative_prompt: str = "",
     seed: int = 0,
     count: int = 1,
     steps: int = 20,
-    guidance: float = 7.5,
+    guidance: float | None = None,
     sampler: str = DEFAULT,
     width: int | None = None,
     height: int | None = None,
+    step: int | None = None,
     base: str | Path | None = None,
     output: str | Path | None = None,
     root: str | Path | None = None,
@@ -91,7 +94,10 @@ def generate(
     """Generate images from a session (its trained weights so far) or from an exported file.
 
     Args:
+        prompt: for a session, the prompt of its first photo by default.
+        step: a checkpoint of the session's UNet stage; the newest by default.
         base: the base model of a file outside a session.
+        guidance: that of the session's samples by default.
         seed: that of the first image; each next image adds 1.
         width, height: in pixels and multiples of 8; as trained by default.
         output: the folder of the images.
@@ -103,6 +109,9 @@ def generate(
     settings |= {"guidance": guidance, "sampler": check_sampler(sampler)}  # Before torch is loaded: seconds.
     if isinstance(source, Session) or not str(source).endswith((".safetensors", ".ckpt")):
         source = Session.open(source, root)
+        prompt = prompt or next(iter(prompts_of(source)), "")
+    if not prompt:
+        raise ConfigError("a prompt is missing", where=source, fix='Add one, such as "a photo of sks dog".')
     hush_libraries()
     from fastdb.inference.open_model import open_source
     from fastdb.inference.pictures import save_pictures
@@ -110,7 +119,7 @@ def generate(
 
     with report.progress("base model", "B") as update:
         opened = open_source(
-            source if isinstance(source, Session) else str(locate_file(source, root)), base, root, update
+            source if isinstance(source, Session) else str(locate_file(source, root)), base, root, update, step
         )
     request = opened.request(prompt, **settings, width=width, height=height)
     folder = expanded(output).absolute() if output else opened.pictures

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 from fastdb.checkpoints.checkpoint import complete
@@ -12,14 +13,18 @@ from fastdb.checkpoints.leftovers import leftovers
 from fastdb.checkpoints.progress import how_far, progress_of
 from fastdb.checkpoints.publish import pending
 from fastdb.commands import verification
+from fastdb.commands.photo_sources import photo_files
+from fastdb.commands.session_warnings import prompt_notes, setting_warnings
 from fastdb.config import Config, build
-from fastdb.errors import FastDBError, ImageError, SessionBusy, SessionNotFound
-from fastdb.images.photo_files import find_photos, photos_in
+from fastdb.errors import FastDBError, ImageError, SessionBusy
+from fastdb.images.captions import instance_prompt
+from fastdb.images.photo_files import photos_in
 from fastdb.models.mini_settings import recommended
-from fastdb.models.registry import MINI, check_choice
+from fastdb.models.registry import check_choice, check_chosen
 from fastdb.models.resolve import base_record, known_base
 from fastdb.reporting import SILENT, Note, Report, counted
-from fastdb.runtime.paths import expanded, sessions_root
+from fastdb.runtime.drive import check_outlives
+from fastdb.runtime.paths import sessions_root
 from fastdb.sessions import file_hashes
 from fastdb.sessions.exports import locate_file
 from fastdb.sessions.lease_status import in_use, refuse_elsewhere
@@ -85,7 +90,7 @@ class Overview:
 
 def new(
     name: str,
-    base: str | Path | None,
+    base: str | Path,
     photos: Sequence[str | Path] = (),
     *,
     token: str = "",
@@ -97,8 +102,7 @@ def new(
     """Create a session and add photos to it.
 
     Args:
-        base: a file or diffusers folder, a link, a Hub repository or file, a name such as `sd15`, or `mini`, which
-            is the default and is reported then.
+        base: a file or diffusers folder, a link, a Hub repository or file, a name such as `sd15`, or `mini`.
         token, class_word: together they make the instance prompt `a photo of <token> <class>`, unless one is set.
         settings: dotted names and values.
 
@@ -107,31 +111,30 @@ def new(
         ImageError: a photo cannot be used; the session was created with the other photos.
         StorageError: the folder cannot be written.
     """
-
     check_name(name)
-    by_default, base = base is None, located_base(base or MINI, root)
+    base = located_base(check_chosen(base), root)
     config = Config().changed({**recommended(base, class_word), **(settings or {})})
-    words = " ".join(word for word in (token, class_word) if word)
-    if words and not config.captions.instance_prompt:
-        config = config.changed({"captions.instance_prompt": f"a photo of {words}"})
+    if (token or class_word) and not config.captions.instance_prompt:
+        config = config.changed({"captions.instance_prompt": instance_prompt(token, class_word)})
         report.note(Note("instance prompt", config.captions.instance_prompt))
     subject = build(Subject, {"token": token, "class_word": class_word}, where="subject")
-    files = _photo_files(photos)
     # Checked before gigabytes are downloaded for it.
     check_free(name, root)
-    if known := known_base(base):
-        check_choice(known, resolution=config.resolution)
-    record, size = base_record(base, report)
-    if "resolution" not in (settings or {}) and config.resolution != size:
-        config = config.changed({"resolution": size})
-        report.note(Note("resolution of base model", str(size)))
-    session = Session.create(name, base_model=record, subject=subject, config=config, root=root)
-    report.note(Note("session created", str(session.path)))
-    if by_default:
-        report.note(Note("base model is mini"))
-    if files:
-        add_images(session, files, report=report)
-    return session
+    check_outlives(root)
+    with photo_files(photos) as files:
+        if known := known_base(base):
+            check_choice(known, resolution=config.resolution)
+        record, size = base_record(base, report)
+        if "resolution" not in (settings or {}) and config.resolution != size:
+            config = config.changed({"resolution": size})
+            report.note(Note("resolution of base model", str(size)))
+        session = Session.create(name, base_model=record, subject=subject, config=config, root=root)
+        report.note(Note("session created", str(session.path)))
+        for note in setting_warnings(session, size):
+            report.note(note)
+        if files:
+            _add_first_images(session, files, report)
+        return session
 
 
 def located_base(base: str | Path, root: str | Path | None) -> str | Path:
@@ -144,27 +147,21 @@ def located_base(base: str | Path, root: str | Path | None) -> str | Path:
     return path.absolute() if path.is_absolute() and path.is_file() else base
 
 
-def open_or_new(
-    name: str,
-    base: str | Path,
-    *,
-    token: str = "",
-    class_word: str = "",
-    root: str | Path | None = None,
-    settings: Mapping[str, Any] | None = None,
-    report: Report = SILENT,
-) -> Session:
-    """Open the session of this name, which keeps its own base model, subject and settings, or create it; see `new`.
+def _add_first_images(session: Session, files: Sequence[Path], report: Report) -> None:
+    """Add photos to a session that was just created; without a usable photo it is removed again.
 
     Raises:
-        FastDBError: it cannot be opened or created.
+        ImageError: a photo cannot be used.
     """
     try:
-        session = Session.open(name, root)
-    except SessionNotFound:
-        return new(name, base, token=token, class_word=class_word, root=root, settings=settings, report=report)
-    report.note(Note("existing session opened", session.name))
-    return session
+        add_images(session, files, report=report)
+    except ImageError as error:
+        if _photos(session.instance_images):
+            raise
+        rmtree(session.path)
+        raise ImageError(
+            f"{error.what}; no session was created", where=error.where, fix=f"{error.fix} Then run it again."
+        ) from None
 
 
 def add_images(
@@ -190,13 +187,12 @@ def add_images(
     from fastdb.images.photos import save_png
 
     session = Session.open(session, root)
-    files = _photo_files(photos)
-    if not files:
+    if not photos:
         raise ImageError("no photos were given", where=session.name, fix="Name files or a folder of photos.")
     if process.find(session) is not None:
         raise SessionBusy("is being trained", subject=session.name, fix="Add photos when training has ended.")
     refuse_elsewhere(session.path, "Or stop it there, and add photos then.")
-    with report.progress("crop", "photo") as update:
+    with photo_files(photos) as files, report.progress("crop", "photo") as update:
         intake = add_photos(
             session.originals,
             session.instance_images,
@@ -215,6 +211,8 @@ def add_images(
         save_png(review_sheet(session.name, intake.added), sheet)
         report.note(Note("crops saved", str(sheet)))
         file_hashes.record_files(session.path, [*_photo_files_of(session, intake.added), sheet])
+    for note in prompt_notes(session):
+        report.note(note)
     if intake.refused:
         for refused in intake.refused:
             report.note(Note("photo skipped", str(refused.source), refused.reason))
@@ -311,10 +309,6 @@ def check(
     checked = findings.checked
     report.note(Note("sizes match" if quick else "files match", session.name, counted(checked, "file")))
     return remarks
-
-
-def _photo_files(photos: Sequence[str | Path]) -> list[Path]:
-    return find_photos([expanded(photo) for photo in photos]) if photos else []
 
 
 def _photo_files_of(session: Session, added: Sequence[Added]) -> list[Path]:

@@ -20,7 +20,7 @@ from fastdb.downloads.download import download
 from fastdb.downloads.source import CivitaiFile, DriveFile, WebFile, parse
 from fastdb.errors import ImageError, SessionBusy, SessionError, StorageError
 from fastdb.models.mini_settings import recommended
-from fastdb.models.registry import MINI
+from fastdb.models.registry import check_chosen
 from fastdb.models.resolve import base_record
 from fastdb.reporting import SILENT, Note, Report, counted, format_bytes
 from fastdb.runtime.paths import cache_folder, expanded
@@ -117,8 +117,7 @@ def adopt(
 
     Args:
         name: its own by default.
-        base: its base model on this machine; a session of the classic notebook does not record one, its default is
-            `mini`.
+        base: its base model on this machine; required for a session of the classic notebook, which records none.
 
     Raises:
         SessionError: not a session, damaged, or an archive that is not safe.
@@ -298,7 +297,7 @@ def _import_classic(folder: Path, beside: Path, name: str, adoption: _Adoption, 
     """
     from fastdb.sharing.classic_notebook import add_classic, add_concept_images, extract_zips, read_classic
 
-    report, base = adoption.report, adoption.base or MINI
+    report, base = adoption.report, check_chosen(adoption.base or "")
     unpacked = beside / ".images"
     if extract_zips(folder, unpacked):
         folder = unpacked

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.progress import check_step
 from fastdb.checkpoints.publish import Publishing, nothing_published, pending
+from fastdb.commands.session_changes import agreed_settings, report_changed, setting_differences
 from fastdb.config import Config, Extension, build
 from fastdb.errors import ConfigError, SessionBusy, TrainingError
 from fastdb.models.resolve import ensure_base
@@ -29,52 +30,65 @@ def train(
     session: SessionLike,
     *,
     settings: Mapping[str, Any] | None = None,
+    keep_settings: bool = False,
     restart: bool = False,
     from_step: int | None = None,
     take_over: bool = False,
     follow: bool = True,
+    on_interrupt: Literal["stop", "leave", ""] = "",
     root: str | Path | None = None,
     report: Report = SILENT,
 ) -> str:
-    """Train a session from its last checkpoint, in a process of its own, and report its events.
+    """Train a session from its last checkpoint, in a process of its own that outlives the caller.
 
-    A trainer that runs on this machine is followed. Interrupting the caller asks the trainer to save and stop; if the
-    caller disappears (a closed tab or terminal, a restarted kernel), training continues.
+    A trainer that runs on this machine is followed.
 
     Args:
+        settings: dotted names and values, written into the session before training has begun.
+        keep_settings: if training has begun with other settings, report them and keep the session's, instead of an
+            error. Settings of checkpoints and samples may change at any time.
         restart: set all checkpoints aside first.
         from_step: set the newer checkpoints of the UNet stage aside first.
+        on_interrupt: let the trainer save and stop, or leave it; by default only one that this call started stops.
         take_over: train even if another machine does; that trainer saves on its own disk and stops.
 
     Returns:
-        "finished", "stopped", or "started" if `follow` is false.
+        "finished", "stopped" on request, "interrupted" by the caller, "left" running, or "started" without `follow`.
 
     Raises:
         SessionBusy: another machine trains it, or a trainer runs with other settings.
         FastDBError: training cannot start or resume.
     """
     session = Session.open(session, root)
-    config = session.config.changed(settings or {})
     if restart and from_step is not None:
         raise ConfigError(
             "--from-step and --restart cannot be combined", fix="Leave out one of them and run the command again."
         )
     running = process.find(session)
-    if running is not None:
-        if config != session.config or restart or from_step is not None:
+    if running is None and not take_over:
+        refuse_elsewhere(session.path)
+    asked = session.config.changed(settings or {})
+    if restart or from_step is not None:
+        if running is not None:
             raise SessionBusy(
                 "is being trained already", subject=session.name, fix=f"Stop it first: fastdb stop {session.name}"
             )
-        if follow:
-            report.note(Note("following trainer", session.name, str(running.pid)))
+        config = asked
     else:
-        if not take_over:
-            refuse_elsewhere(session.path)
-        running = process.start(_prepare(session, config, restart, from_step, report), take_over)
+        config = agreed_settings(session, asked, running is not None, keep_settings, report)
+    interrupted = False
+    if running is None:
+        prepared = _prepare(session, config, restart, from_step, report)
+        with process.interrupts_kept() as interruptions:
+            running = process.start(prepared, take_over)
+        interrupted = bool(interruptions)
+    elif follow:
+        report.note(Note("following trainer", session.name, str(running.pid)))
+        on_interrupt = on_interrupt or "leave"
     if not follow:
         report.note(Note("trainer started", session.name, str(running.pid)))
         return "started"
-    while not (outcome := _follow(session, running, report)):
+    while not (outcome := _follow(session, running, report, on_interrupt == "leave", interrupted)):
         # Another process of this machine began to train it at the same moment, and may have ended by now.
         running = process.find(session) or process.start(session, take_over)
         report.note(Note("following trainer", session.name, str(running.pid)))
@@ -176,6 +190,7 @@ def _prepare(session: Session, config: Config, restart: bool, from_step: int | N
     for note in preflight(planned, base, restart, from_step):
         report.note(note)
     if config != session.config:
+        report_changed(setting_differences(session.config, config), report)
         session = session.with_config(config)
     folders = session.checkpoint_folders[::-1]
     if restart:
@@ -198,14 +213,20 @@ def _prepare(session: Session, config: Config, restart: bool, from_step: int | N
     return session
 
 
-def _follow(session: Session, running: process.Running, report: Report) -> str:
-    """Report a trainer's events until it ends; an interruption asks it to save and stop, a second one leaves.
+def _follow(session: Session, running: process.Running, report: Report, leave: bool, interrupted: bool) -> str:
+    """Report a trainer's events until it ends.
+
+    Args:
+        leave: an interruption leaves it running; else it asks the trainer to save and stop, and a second one leaves.
+        interrupted: the caller was interrupted while the trainer started.
 
     Returns:
         How it ended; empty if another process was training the session already.
     """
-    seen, interrupted = 0, False
+    seen = 0
     end: dict[str, Any] = {}
+    if interrupted:
+        _ask_to_stop(session, running, report)
     while not end:
         try:
             for event in running.follow(skip=seen):
@@ -214,12 +235,12 @@ def _follow(session: Session, running: process.Running, report: Report) -> str:
                 if event["event"] == "end":
                     end = event
         except KeyboardInterrupt:
-            if interrupted:
+            if leave or interrupted:
                 report.event({"event": "end", "outcome": "left"})
-                raise
+                report.note(Note("left stopping" if interrupted else "left running", session.name, str(running.pid)))
+                return "interrupted" if interrupted else "left"
             interrupted = True
-            report.note(Note("stopping trainer", session.name))
-            running.stop()
+            _ask_to_stop(session, running, report)
         except TrainingError:
             report.event({"event": "end", "outcome": "failed"})
             raise
@@ -230,4 +251,9 @@ def _follow(session: Session, running: process.Running, report: Report) -> str:
     if end["outcome"] == "crashed":
         raise RuntimeError(f"the trainer crashed; this is a bug in fastdb:\n{end['traceback']}")
     report.note(Note("training stopped" if end["outcome"] == "stopped" else "training finished", session.name))
-    return str(end["outcome"])
+    return "interrupted" if interrupted and end["outcome"] == "stopped" else str(end["outcome"])
+
+
+def _ask_to_stop(session: Session, running: process.Running, report: Report) -> None:
+    report.note(Note("stopping trainer", session.name))
+    running.stop()

@@ -10,7 +10,7 @@ from fastdb.console.tables import (
     show_sessions,
     show_usage,
 )
-from fastdb.console.terminal import bar, boundary, complain, say, table
+from fastdb.console.terminal import bar, boundary, complain, reword, say, table
 from fastdb.console.views import ConsoleReport, TrainingView
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "boundary",
     "complain",
     "free_space",
+    "reword",
     "say",
     "sentence",
     "show_evaluation",

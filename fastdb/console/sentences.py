@@ -29,6 +29,10 @@ SENTENCES: dict[str, str] = {
     "crops saved": "Look at the crops: {subject}",
     "deleted": "Deleted {subject}",
     "existing session opened": "Opened session {subject} with its own base model, subject and settings",
+    "trial session": "session_name is empty, so this is the trial {subject}: a small model learns a drawn mug",
+    "value changed": "Changed {subject}: {reason}",
+    "value kept": "Training has begun, so the session keeps its own {subject}: {reason}",
+    "crops made again": "Cropped {subject} photos again at {reason} px",
     "export verified": "Verified {subject}: {reason}",
     "exporting": "Exporting {subject}: {reason}",
     "exports left out": "Left out: {subject}",
@@ -40,6 +44,9 @@ SENTENCES: dict[str, str] = {
     "image saved": "{subject}",
     "instance prompt": "Instance prompt: {subject!r}, from the token and the class word",
     "kept while downloading": "Kept (download in progress): {subject}",
+    "left running": "Training continues in process {reason}. Follow it with: fastdb train {subject}; stop it with: "
+    "fastdb stop {subject}",
+    "left stopping": "The trainer (process {reason}) still saves a checkpoint and stops",
     "loading": "Loading {subject}",
     "model verified": "Verified {subject}: {reason}",
     "no checkpoint to delete": "No checkpoint can be deleted: {reason}",
@@ -53,9 +60,22 @@ SENTENCES: dict[str, str] = {
     "photo cropped": "{subject}: cropped to {reason}",
     "photo used whole": "{subject}: used whole {reason}",
     "photo skipped": "Skipping photo {subject}: {reason}",
+    "precision emulated": "warning: {reason} has no {subject} in hardware; training will be many times slower. "
+    "Set precision to auto",
+    "precision needs a GPU": "warning: {subject} needs a GPU, and this machine has none. Set precision to auto",
+    "class word in token": "warning: the token {subject!r} contains the class word, so the prompt is {reason!r}. "
+    "Choose a rare word as the token, such as sks",
+    "no token": "warning: there is no token, so training changes every {subject}: the prompt is {reason!r}. "
+    "Choose a rare word as the token, such as sks",
+    "prompts": "Prompts to train: {subject}: {reason}",
+    "prompts from camera names": "warning: {reason} prompts are names that cameras give ({subject}). Set a token and a "
+    "class word, or name the photos after their content",
+    "resolution unusual": "warning: resolution {subject} is far from the {reason} px that the base model was made for",
     "prediction recorded": "Keep {subject} beside it: it records what the UNet predicts",
     "resolution of base model": "Resolution: {subject} px, the size of the base model",
     "session created": "New session: {subject}",
+    "session deleted": "Deleted session {subject}: {reason}",
+    "session renamed to": "Renamed {subject}: it is now {reason}",
     "session extended": "Extended {subject} {reason}. Train them with: fastdb train {subject}",
     "session renamed": "{subject!r} cannot be a session name; using {reason}",
     "sizes match": "{subject}: OK by size, {reason} checked",

@@ -19,8 +19,18 @@ _showing: list[Any] = []
 """The open bars, the innermost last."""
 
 
+_wording: Callable[[str], str] = str
+
+
+def reword(wording: Callable[[str], str]) -> None:
+    """Pass every line through a function before it is printed, for readers without a command line."""
+    global _wording
+    _wording = wording
+
+
 def say(line: str = "") -> None:
     """Print one line, above a progress bar if one is showing."""
+    line = _wording(line)
     # A file name may contain characters that this terminal cannot encode.
     line = _BREAKS.sub(lambda match: ascii(match[0])[1:-1], line)
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"

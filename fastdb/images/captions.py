@@ -57,6 +57,12 @@ def instance_images_of(instance_images: Path, captions: Path | None, template: s
     return images
 
 
+def instance_prompt(token: str, class_word: str) -> str:
+    """Return the prompt of every instance image for a subject; empty without one."""
+    words = " ".join(word for word in (token, class_word) if word)
+    return f"a photo of {words}" if words else ""
+
+
 def prompt_from_name(stem: str) -> str:
     """Return the prompt for a photo's name, as the classic notebook.
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fastdb.checkpoints.compressed_checkpoint import raw_files
-from fastdb.checkpoints.progress import standing
-from fastdb.errors import ModelError
+from fastdb.checkpoints.progress import standing, standings
+from fastdb.errors import ConfigError, ModelError
 from fastdb.inference.engine import Engine, Request
 from fastdb.models.diffusers_folder import open_base_model
 from fastdb.models.resolve import ensure_base, ensure_folder, resolve_base
@@ -20,21 +20,24 @@ from fastdb.sessions.session_yaml import FILE
 
 @dataclass(frozen=True)
 class Source:
-    """A model that an engine can load; `size` is its training resolution in pixels."""
+    """A model that an engine can load."""
 
     name: str
     load: Callable[[], Engine]
     pictures: Path
     size: int
+    """Training resolution in pixels."""
+    guidance: float = 7.5
+    """Classifier-free guidance scale of the session's samples."""
 
     def request(self, prompt: str, **wanted: Any) -> Request:
-        """Return a request, by default at the source's own size.
+        """Return a request, by default with the source's own size and guidance.
 
         Raises:
             ConfigError: a value is out of bounds.
         """
         wanted = {name: value for name, value in wanted.items() if value is not None}
-        return Request(prompt, **{"width": self.size, "height": self.size, **wanted})
+        return Request(prompt, **{"width": self.size, "height": self.size, "guidance": self.guidance, **wanted})
 
 
 def open_source(
@@ -42,20 +45,25 @@ def open_source(
     base: str | Path | None,
     root: str | Path | None,
     progress: Progress | None = None,
+    step: int | None = None,
 ) -> Source:
     """Open a session or an exported file, and ensure its base model.
 
     Args:
+        step: a checkpoint of a session's UNet stage; the newest by default.
         progress: called with downloaded and total bytes of the base model.
 
     Raises:
+        ConfigError: there is no checkpoint of that step.
         SessionError, ModelError: the source cannot be used.
         StorageError: the disk is full.
     """
     if isinstance(source, str) and source.endswith((".safetensors", ".ckpt")):
+        if step is not None:
+            raise ConfigError("a file has no checkpoints", where=source, fix="Name a session, or leave the step out.")
         return _from_file(Path(source).expanduser().absolute(), base, progress)
     session = source if isinstance(source, Session) else Session.open(source, root)
-    stands = standing(session)
+    stands = standing(session) if step is None else standings(session, [step])[0][0]
     model = ensure_base(session, progress)
     where = f"{stands.last.stage} step {stands.last.step}" if stands.last else "untrained"
     return Source(
@@ -63,6 +71,7 @@ def open_source(
         lambda: Engine.from_base(model, trained=raw_files(stands.weights, model.folder)),
         session.path / "generated",
         session.config.resolution,
+        session.config.samples.guidance,
     )
 
 
@@ -70,12 +79,14 @@ def _from_file(file: Path, base: str | Path | None, progress: Progress | None) -
     """Open a model file; an export in a session uses its base model, another file is converted to a folder."""
     if not file.is_file():
         raise ModelError("there is no such file", where=file, fix="Create it with: fastdb export SESSION")
-    size = 512
+    size, guidance = 512, 7.5
     if (file.parent / FILE).is_file():
         session = Session.open(file.parent)
         base, size = base or ensure_base(session, progress).folder, session.config.resolution
+        guidance = session.config.samples.guidance
     if base is None:
         model = open_base_model(ensure_folder(file, progress))
         return Source(file.name, lambda: Engine.from_base(model), file.parent / "generated", model.sample_size)
     folder = resolve_base(base, progress).folder
-    return Source(file.name, lambda: Engine.from_export(file, base=folder), file.parent / "generated", size)
+    pictures = file.parent / "generated"
+    return Source(file.name, lambda: Engine.from_export(file, base=folder), pictures, size, guidance)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from fastdb.errors import ConfigError, ModelError
@@ -208,6 +209,23 @@ def find_model(name: str) -> KnownModel:
     known = ", ".join(model.name for model in MODELS if not model.family.obstacle)
     fix = f"Did you mean {names[near[0]].name}?" if near else f"Choose from {known}, or give a folder."
     raise ModelError("there is no base model of that name", where=name, fix=fix)
+
+
+def check_chosen(base: str | Path) -> str | Path:
+    """Return the name, path or link of a base model.
+
+    Raises:
+        ConfigError: it is empty; the message contains the names of the models that can be trained.
+    """
+    if not str(base).strip():
+        names = ", ".join(f"{model.name} ({model.title})" for model in MODELS if not model.family.obstacle)
+        raise ConfigError(
+            "no base model was chosen",
+            where="base model",
+            fix=f"Choose {names}, a Hub repository, a link or a file; or mini, a small model of drawn pictures "
+            "for trials.",
+        )
+    return base
 
 
 def check_choice(model: KnownModel, *, resolution: int | None = None) -> None:

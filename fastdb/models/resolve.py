@@ -8,20 +8,29 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fastdb.downloads.download import check_disk_space
 from fastdb.downloads.fetch import fetch
 from fastdb.downloads.model_cache import CONVERTED, came_from, locked, note_use, place, recall, remember
-from fastdb.downloads.source import HubFile, LocalPath, Source, parse
+from fastdb.downloads.source import HubFile, HubRepository, LocalPath, Source, parse
 from fastdb.errors import ModelError
 from fastdb.formats.reader import open_tensors
 from fastdb.models.diffusers_folder import BaseModel, fingerprint, open_base_model
 from fastdb.models.family import FAMILIES
 from fastdb.models.inspect import Inspection, inspect, model_layout
-from fastdb.models.registry import MINI, NO_BASE, KnownModel, check_choice, check_trainable, find_model, known_model
+from fastdb.models.registry import (
+    MINI,
+    NO_BASE,
+    KnownModel,
+    check_choice,
+    check_chosen,
+    check_trainable,
+    find_model,
+    known_model,
+)
 from fastdb.reporting import SILENT, Progress, Report
 from fastdb.runtime.paths import expanded
 from fastdb.sessions.session_yaml import FILE, BaseModelRecord
@@ -84,9 +93,11 @@ def base_record(base: str | Path, report: Report = SILENT) -> tuple[BaseModelRec
     """Return the record of a base model, downloaded where needed, and its image size in pixels.
 
     Raises:
+        ConfigError: no base model was chosen.
         ModelError: the base model is not available or cannot be used.
         StorageError: the disk is full.
     """
+    check_chosen(base)
     with report.progress("base model", "B") as update:
         model = resolve_base(base, update)
     # Opened first: its errors name what is missing.
@@ -98,6 +109,26 @@ def base_record(base: str | Path, report: Report = SILENT) -> tuple[BaseModelRec
 def known_base(base: str | Path) -> KnownModel | None:
     """Return the registry's entry of that name; None for an existing path and for unknown names."""
     return None if expanded(base).exists() else known_model(str(base))
+
+
+def is_base(base: str | Path, record: BaseModelRecord) -> bool:
+    """Return whether a name, path or link denotes a session's base model, without network access.
+
+    Raises:
+        ModelError: the text is no source of a model.
+    """
+    if str(base) in (record.folder, record.source) or MINI in (str(base), record.folder):
+        return str(base) in (record.folder, record.source)
+    recorded = parse(record.source) if record.source else parse(Path(record.folder))
+    if known := known_base(base):
+        names = {repository.name for repository in known.repositories}
+        return isinstance(recorded, HubRepository | HubFile) and recorded.name in names
+    asked = parse(base)
+    if isinstance(asked, LocalPath):
+        return asked.path == expanded(record.folder).absolute()
+    if isinstance(asked, HubRepository | HubFile) and not asked.revision and type(asked) is type(recorded):
+        return replace(recorded, revision="") == asked
+    return recorded == asked
 
 
 def ensure_base(session: Session, progress: Progress | None = None) -> BaseModel:

@@ -1,30 +1,30 @@
-"""Functions that the cells of a notebook call: pictures to look at, and a browser's uploads and downloads.
+"""The functions that the cells of the notebooks call; each is one form.
 
-Works in any Jupyter; `google.colab` is used where it is and never required.
+Works in any Jupyter; `google.colab` is used where it is and never required. An empty field asks for nothing.
 """
 
 from __future__ import annotations
 
+import os
 import platform
-import re
-import shutil
-import subprocess
-from collections.abc import Sequence
-from contextlib import chdir
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
 from PIL.Image import Image
 
-from fastdb import console, interactive
-from fastdb.checkpoints.progress import STAGES
-from fastdb.commands import space
+from fastdb import console
+from fastdb.commands import session_changes, sessions, space
+from fastdb.commands.trial import CLASS_WORD, SETTINGS, TOKEN, trial_photos
 from fastdb.downloads import small_models
-from fastdb.errors import FastDBError, ImageError, ModelError, SessionBusy, StorageError
-from fastdb.images.contact_sheet import Cell, Row, contact_sheet, stacked
-from fastdb.images.photos import read_photo
-from fastdb.runtime.drive import colab, leave_drive, mount_drive
+from fastdb.errors import ConfigError, FastDBError, ImageError, SessionNotFound
+from fastdb.models.registry import MINI
+from fastdb.notebook.leaving import disconnect, download
+from fastdb.notebook.picture_cells import picture
+from fastdb.notebook.report import NotebookReport
+from fastdb.notebook.upload import uploaded
+from fastdb.notebook.wording import use_wording
+from fastdb.reporting import Note
+from fastdb.runtime.drive import colab, mount_drive, on_dying_disk
+from fastdb.runtime.gpu import find_gpu
 from fastdb.runtime.paths import sessions_root
 from fastdb.sessions.session import Session
 from fastdb.training import process
@@ -32,14 +32,25 @@ from fastdb.version import __version__
 
 Ending = Literal["nothing", "download the safetensors", "download the ckpt", "disconnect"]
 
-_SAMPLE = re.compile(r"(?P<stage>[a-z_]+)-(?P<step>\d+)-(?P<number>\d+)")
-_COLUMNS, _WIDTH = 6, 960
-"""Images side by side in a notebook, and their total width in pixels."""
+TRIAL = "try-it"
+"""The session of an empty name."""
+FIELDS = {
+    "resolution": "resolution",
+    "text_encoder_steps": "text_encoder.steps",
+    "text_encoder_rate": "text_encoder.learning_rate",
+    "unet_steps": "unet.steps",
+    "unet_rate": "unet.learning_rate",
+    "class_images": "prior.class_images",
+    "sample_every": "samples.every_steps",
+    "keep_every": "checkpoints.keep_every",
+}
+"""Settings by the fields of the session's form."""
 
 
 def begin() -> None:
     """Show the version and the GPU, and in Colab download the small models that the wheel lacks, once."""
-    gpu = _gpu()
+    use_wording()
+    gpu = find_gpu()
     console.say(f"fastdb {__version__}, Python {platform.python_version()}, {gpu or 'no NVIDIA GPU found'}")
     if gpu is None and colab("runtime") is not None:
         console.say("Training needs a GPU: choose one under Runtime > Change runtime type, and run this cell again")
@@ -56,24 +67,85 @@ def _fetch(name: str) -> None:
         console.say(f"Continuing without {name}: {error}")
 
 
-def open_drive() -> None:
-    """Mount Google Drive in Colab; show the sessions and the free space.
+def open_drive(without_drive: bool = False, session_name: str = "") -> None:
+    """Mount Google Drive in Colab, and show the sessions and the free space, or one session.
+
+    Args:
+        without_drive: keep sessions on Colab's machine, which deletes them when it ends.
 
     Raises:
         StorageError: access to Drive was refused, or it did not appear.
+        SessionError: there is no session of that name.
     """
-    drive = mount_drive()
-    console.say(f"Google Drive: {drive}" if drive else "No Google Drive here: sessions stay on this machine")
-    interactive.list_sessions()
+    if without_drive and on_dying_disk():
+        os.environ["FASTDB_ROOT"] = str(sessions_root())
+    drive = None if without_drive else mount_drive()
+    if drive:
+        console.say(f"Google Drive: {drive}")
+    elif colab("runtime") is not None:
+        console.say("Without Google Drive, sessions are deleted with this machine")
+    else:
+        console.say("No Google Drive here: sessions stay on this machine")
+    if session_name:
+        console.show_overview(sessions.show(session_name))
+    else:
+        console.show_sessions(sessions.list_sessions())
     for disk in space.disks([sessions_root()]):
         console.say(console.free_space(disk))
 
 
-def add_images(session: Session, folder: str = "", *, upload_more: bool = False) -> Image | None:
-    """Add photos of a folder, or uploaded by the browser, and return the contact sheet of the crops.
+def open_session(
+    name: str = "",
+    base_model: str = "",
+    token: str = "",
+    class_word: str = "",
+    numbers: dict[str, str] | None = None,
+    *,
+    change: bool = False,
+) -> Session:
+    """Open the session of this name or create it, and show it.
 
-    In Colab the browser uploads photos if no folder is given and the session has no images yet, or more are wanted.
-    Photos that the session has already are not added again. During training nothing is added.
+    The empty name is the trial: a session on mini with photos that fastdb draws, for which no field may be filled in.
+
+    Args:
+        numbers: values of `FIELDS` as text; an empty text asks for nothing.
+        change: change a session that has not begun to the values given.
+
+    Raises:
+        ConfigError: a field is invalid, or differs from the session.
+        FastDBError: the session cannot be opened or created.
+    """
+    report = NotebookReport()
+    filled = {field: text.strip() for field, text in (numbers or {}).items() if str(text).strip()}
+    if name.strip():
+        settings = {FIELDS[field]: text for field, text in filled.items()}
+        session = session_changes.open_or_new(
+            name.strip(),
+            base_model.strip(),
+            token=token.strip(),
+            class_word=class_word.strip(),
+            settings=settings,
+            change=change,
+            report=report,
+        )
+    else:
+        filled |= {field: text for field, text in (("token", token), ("class_word", class_word)) if text.strip()}
+        if filled:
+            raise ConfigError(
+                f"is empty although {', '.join(filled)} {'are' if len(filled) > 1 else 'is'} filled in",
+                subject="session_name",
+                fix="Enter the name of your session; empty all fields for the trial.",
+            )
+        session = _trial(report)
+    console.show_overview(sessions.show(session))
+    return session
+
+
+def add_images(session: Session, photos: str = "", *, upload_more: bool = False) -> Image | None:
+    """Add photos of a folder or zip, or uploaded by the browser, and return the contact sheet of the crops.
+
+    The browser is asked if no path is given and the session has no images yet, or more are wanted. Photos that the
+    session has already are not added again. During training nothing is added.
 
     Raises:
         ImageError: no photos, or some cannot be used (after the others were added).
@@ -81,56 +153,18 @@ def add_images(session: Session, folder: str = "", *, upload_more: bool = False)
     sheet = session.path / "instance_images.png"
     if process.find(session) is not None:
         console.say(f"{session.name} is being trained; no photos were added")
-        return _picture(sheet)
-    if folder:
-        return _picture(interactive.add_images(session, [folder]))
+        return picture(sheet)
+    if photos.strip():
+        return picture(sessions.add_images(session, [photos.strip()], report=NotebookReport()))
     if sheet.exists() and not upload_more:
-        console.say(f"{session.name} has images already. Name a folder or tick upload_more to add others")
-        return _picture(sheet)
-    with TemporaryDirectory() as place:
-        photos = _uploaded(Path(place))
-        if photos:
-            return _picture(interactive.add_images(session, photos))
-    raise ImageError("no photos were given", where=session.name, fix="Write the folder of your photos into the form.")
-
-
-def samples(session: Session) -> Image | None:
-    """Return a contact sheet of the samples so far, by stage and step."""
-    cells: dict[str, list[Cell]] = {stage: [] for stage in STAGES}
-    for path in sorted(session.samples.glob("*.png"), key=_sample_key):
-        name = _SAMPLE.fullmatch(path.stem)
-        if name and name["stage"] in cells:
-            image = read_photo(path)
-            cells[name["stage"]].append(Cell(image, f"step {int(name['step'])}"))
-    if not any(cells.values()):
-        console.say(f"{session.name} has no samples yet. Set sample_every above 0 before training")
-        return None
-    return _sheet({stage.replace("_", " "): row for stage, row in cells.items()})
-
-
-def compare(session: Session, seeds: int) -> Image | None:
-    """Evaluate the checkpoints with `seeds` images per prompt; return the grid with the curves below it.
-
-    With 0 seeds nothing is evaluated.
-
-    Raises:
-        FastDBError: nothing to evaluate, or a measuring model is not available.
-    """
-    if not seeds:
-        console.say("Skipped. Set pictures_of_each to 2 or more to compare")
-        return None
-    interactive.evaluate(session, seeds=seeds)
-    sheets = [session.path / "evaluation" / name for name in ("grid.png", "curves.png")]
-    return stacked([picture for picture in map(_picture, sheets) if picture is not None])
-
-
-def pictures(paths: Sequence[Path]) -> Image:
-    """Return a contact sheet of images with their file names.
-
-    Raises:
-        ImageError: an image cannot be read.
-    """
-    return _sheet({"": [Cell(read_photo(path), path.name) for path in paths]})
+        console.say(f"{session.name} has images already. Enter a folder or tick upload_more to add others")
+        return picture(sheet)
+    with uploaded(session) as paths:
+        if paths:
+            return picture(sessions.add_images(session, paths, report=NotebookReport()))
+    raise ImageError(
+        "no photos were given", where=session.name, fix="Upload some above, or enter their folder or zip into the form."
+    )
 
 
 def finish(session: Session, act: Ending) -> None:
@@ -144,78 +178,19 @@ def finish(session: Session, act: Ending) -> None:
     if act == "nothing":
         console.say(f"Everything is in {session.path}")
     elif act == "disconnect":
-        _disconnect(session)
+        disconnect(session)
     else:
-        _download(session, session.path / f"{session.name}.{act.split()[-1]}")
+        download(session.path / f"{session.name}.{act.split()[-1]}")
 
 
-def _gpu() -> str | None:
-    """Return name and memory of the first NVIDIA GPU, without torch, which would occupy some of that memory."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
-    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False)
-    return answer.stdout.splitlines()[0] if answer.returncode == 0 and answer.stdout.strip() else None
-
-
-def _download(session: Session, file: Path) -> None:
-    if not file.exists():
-        raise ModelError("does not exist yet", subject=file, fix="Run the export cell first.")
-    files = colab("files")
-    if files is None:
-        console.say(f"Outside Colab there is no download; the file is {file}")
-        return
-    files.download(str(file))
-    console.say(f"Your browser is downloading {file.name}: leave this page open until it has finished")
-
-
-def _disconnect(session: Session) -> None:
-
-    runtime = colab("runtime")
-    if runtime is None:
-        console.say(f"Only Colab machines can be released. Everything is in {session.path}")
-        return
-    if process.find(session) is not None:
-        raise SessionBusy("is being trained", subject=session.name, fix="Wait or stop it, and disconnect then.")
-    interactive.publish(session)
-    console.say("Waiting until Google Drive has uploaded everything")
-    if not leave_drive():
-        raise StorageError(
-            "is on this machine only and would be lost with it",
-            subject=session.path,
-            fix="Download what you need, then disconnect in the Runtime menu.",
+def _trial(report: NotebookReport) -> Session:
+    """Open or create the trial session, with its photos."""
+    try:
+        session = Session.open(TRIAL)
+    except SessionNotFound:
+        report.note(Note("trial session", TRIAL))
+        return sessions.new(
+            TRIAL, MINI, trial_photos(), token=TOKEN, class_word=CLASS_WORD, settings=SETTINGS, report=report
         )
-    console.say("Everything is on Google Drive; releasing the machine")
-    runtime.unassign()
-
-
-def _uploaded(place: Path) -> list[Path]:
-    """Return the photos a person uploads in the browser; none outside Colab or on cancel."""
-    files = colab("files")
-    if files is None:
-        return []
-    # Colab saves into the current folder and renames duplicates; in an empty folder every name is kept.
-    with chdir(place):
-        return [place / name for name in files.upload()]
-
-
-def _picture(path: Path) -> Image | None:
-    return read_photo(path) if path.exists() else None
-
-
-def _sheet(groups: dict[str, list[Cell]]) -> Image:
-    """Return a contact sheet with labelled rows, thumbnails as large as a notebook's column allows."""
-    rows = [
-        Row(label if first == 0 else "", cells[first : first + _COLUMNS])
-        for label, cells in groups.items()
-        for first in range(0, len(cells), _COLUMNS)
-    ]
-    columns = max(len(row.cells) for row in rows) + any(groups)  # plus the labels
-    return contact_sheet(rows, thumb=min(512, _WIDTH // columns))
-
-
-def _sample_key(path: Path) -> tuple[int, str]:
-    """Samples by step, whatever the number of its digits."""
-    name = _SAMPLE.fullmatch(path.stem)
-    return (int(name["step"]) if name else 0, path.name)
+    report.note(Note("existing session opened", session.name))
+    return session

@@ -27,6 +27,26 @@ def colab(part: str) -> ModuleType | None:
         return None
 
 
+def on_dying_disk(root: Path | str | None = None) -> bool:
+    """Return whether sessions would be made on the disk of a Colab machine, which is deleted with it."""
+    here = COLAB.exists() and not any(name in os.environ for name in ELSEWHERE)
+    return here and not (root or paths.chosen_root()) and not any(os.path.isdir(drive) for drive in paths.DRIVES)
+
+
+def check_outlives(root: Path | str | None = None) -> None:
+    """Check that a new session outlives this machine, or that its folder was chosen.
+
+    Raises:
+        StorageError: Google Drive is not mounted on Colab.
+    """
+    if on_dying_disk(root):
+        raise StorageError(
+            "Google Drive is not mounted, so a new session would be lost when Colab deletes this machine",
+            where=paths.sessions_root(),
+            fix="Run the cell that connects Drive, tick without_drive, or choose a folder with --root.",
+        )
+
+
 def mount_drive() -> Path | None:
     """Mount Google Drive unless it is mounted, which asks the user for consent.
 

@@ -9,6 +9,14 @@ from pathlib import Path
 DRIVES = (Path("/content/drive/MyDrive"), Path("/content/gdrive/MyDrive"))
 """Mount points of Google Drive in Colab, of Google's notebooks and of the classic notebook."""
 
+VOLUMES = (
+    ("KAGGLE_KERNEL_RUN_TYPE", Path("/kaggle/working")),
+    ("RUNPOD_POD_ID", Path("/workspace")),
+    ("PAPERSPACE_FQDN", Path("/storage")),
+    ("PAPERSPACE_CLUSTER_ID", Path("/storage")),
+)
+"""Folders that outlive the machine, by a variable of the hosts that have them: Kaggle, RunPod and Paperspace."""
+
 FOLDER = "Fast-Dreambooth"
 """Folder of everything that is kept for a user, on Drive or in the home folder."""
 
@@ -31,12 +39,19 @@ def mounted_drive() -> Path | None:
     return next((drive for drive in DRIVES if drive.is_dir()), None)
 
 
+def chosen_root() -> str:
+    """Return the folder of sessions that `FASTDB_ROOT` names; empty if it names none."""
+    return os.environ.get("FASTDB_ROOT") or ""
+
+
 def sessions_root(root: Path | str | None = None) -> Path:
-    """Return the folder of sessions: `root`, else `FASTDB_ROOT`, else Drive, else the home folder."""
-    chosen = root or os.environ.get("FASTDB_ROOT")
+    """Return the folder of sessions: `root`, else `FASTDB_ROOT`, else Drive, else the host's volume, else home."""
+    chosen = root or chosen_root()
     if chosen:
         return expanded(chosen).absolute()
-    return (mounted_drive() or Path.home()) / FOLDER / "Sessions"
+    volumes = [volume for variable, volume in VOLUMES if variable in os.environ]
+    home = mounted_drive() or next((volume for volume in volumes if volume.is_dir()), Path.home())
+    return home / FOLDER / "Sessions"
 
 
 def cache_folder() -> Path:

@@ -106,6 +106,17 @@ def forget_files(folder: Path, removed: Collection[Path]) -> None:
         _write(folder, {name: entry for name, entry in listed.items() if name not in names})
 
 
+def rename_files(folder: Path, names: Mapping[str, str]) -> None:
+    """Rename files in the list of a session's folder; their checksums stay.
+
+    Raises:
+        StorageError: the list cannot be written.
+    """
+    listed = known_files(folder) or {}
+    if names.keys() & listed.keys():
+        _write(folder, {names.get(name, name): entry for name, entry in listed.items()})
+
+
 def changes(
     folder: Path,
     *,

@@ -167,6 +167,12 @@ class Session:
         """Write other settings into `session.yaml`, and return the changed session."""
         return self._rewritten(self.record.model_copy(update={"config": config}))
 
+    def with_values(self, base_model: BaseModelRecord, subject: Subject, config: Config) -> Session:
+        """Write another base model, subject and settings into `session.yaml`, and return the changed session."""
+        return self._rewritten(
+            self.record.model_copy(update={"base_model": base_model, "subject": subject, "config": config})
+        )
+
     def with_extension(self, extension: Extension) -> Session:
         """Append further steps to the UNet stage, and record them in the history.
 

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -184,6 +185,23 @@ def activity(session: Session) -> Activity | None:
     seconds = sum(event["seconds"] for event in recent)
     rate = len(recent) / seconds if seconds else 0.0
     return Activity(running.pid, last["stage"], last["step"], last["steps"], rate)
+
+
+@contextmanager
+def interrupts_kept() -> Iterator[list[int]]:
+    """Collect interruptions in a list instead of raising them, in the main thread.
+
+    A trainer that has been started is not forgotten by its caller because of Ctrl-C meanwhile.
+    """
+    kept: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield kept
+        return
+    before = signal.signal(signal.SIGINT, lambda number, _: kept.append(number))
+    try:
+        yield kept
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

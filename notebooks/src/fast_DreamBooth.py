@@ -1,7 +1,6 @@
-"""Source of the notebook, from which `python notebooks/build.py` generates it.
+"""Source of the notebook `fast-DreamBooth.ipynb`; see `notebooks/build.py`.
 
-`# %%` starts a cell and names it. Every code cell is a form (one literal per line) and one call; everything else
-belongs in the package.
+Every code cell is a form (one literal per line) and one call; everything else belongs in the package.
 """
 
 # %% [markdown] intro
@@ -9,9 +8,10 @@ belongs in the package.
 #
 # Teach Stable Diffusion a subject of yours from about ten photos: a person, a pet, a mug, a style.
 # **Run the cells from top to bottom.** Each cell is a form: fill it in, press play and read the output.
+# Run all cells as they are to try it out: a small model learns a drawn mug in a few minutes.
 #
 # You may stop at any time. If the machine disappears, run the same cells again on another day: they open your session
-# and training resumes from the last checkpoint.
+# and training resumes from the last checkpoint. Empty fields never change a session.
 #
 # In Colab, choose a GPU first: *Runtime → Change runtime type*. The same notebook runs in any Jupyter.
 
@@ -19,80 +19,82 @@ belongs in the package.
 
 # %% [markdown] about-drive
 # ## 2 · Google Drive
-# Sessions are stored on your Drive, in `Fast-Dreambooth/Sessions`, so that they outlive the machine. Colab asks for
-# permission first. Outside Colab they are stored in your home folder, or in the folder that `FASTDB_ROOT` names.
+# Sessions are stored on your Drive, in `Fast-Dreambooth/Sessions`, so that they outlive the machine. Outside Colab they
+# are stored in your home folder, or in the folder that `FASTDB_ROOT` names. `without_drive` stores them on the Colab
+# machine, **which deletes them when it ends**.
 
 # %% drive
 # @title Connect Google Drive and list your sessions { display-mode: "form" }
-fastdb.notebook.open_drive()
+without_drive = False  # @param {type:"boolean"}
+fastdb.notebook.open_drive(without_drive)
 
 # %% [markdown] about-session
 # ## 3 · Session
-# A session contains everything about one subject. **An existing name opens that session (the other fields are ignored);
-# a new name makes one.**
+# A session contains everything about one subject. An existing name opens that session, a new name creates one, and an
+# **empty name is the trial** `try-it`: the small model `mini` and photos of a drawn mug.
 #
-# - `base_model`: a Stable Diffusion 1.x: `sd15`, a repository on the Hub, a link to a file (Civitai, Google Drive or
-#   any server), or the path of a `.safetensors`, `.ckpt` or diffusers folder, for example on your Drive. If the Hub
-#   or Civitai asks for a token, create a Colab secret named `HF_TOKEN` or `CIVITAI_TOKEN`.
-#   `mini` is a small model that comes with fastdb, to try every step in minutes. It knows only drawn pictures of ten
-#   classes, such as a mug, a house or a dog, at 64 pixels: set `resolution` to 64 for it.
-# - `token`: a rare word for your subject. `class_word`: its class. Together they make the prompt
-#   *a photo of sks dog*. Leave both empty to use the file name of each photo as its prompt.
+# - `base_model`: `sd15`, another Stable Diffusion 1.x as a repository on the Hub, a link to a file (Civitai, Google
+#   Drive or any server), or the path of a `.safetensors`, `.ckpt` or diffusers folder. If the Hub or Civitai asks for a
+#   token, create a Colab secret named `HF_TOKEN` or `CIVITAI_TOKEN`.
+# - `token`: a rare word for your subject, such as `sks`. `class_word`: its class, such as `dog`. Together they make the
+#   prompt *a photo of sks dog*. Without them the file name of each photo is its prompt.
+# - Numbers: **an empty field is the default that fits the base model.** If the likeness is weak, use more `unet_steps`;
+#   if every picture resembles your photos, fewer. `class_images` turns prior preservation on. A `keep_every` of 500
+#   keeps the checkpoints of steps 500, 1000 and so on, to compare them; each takes several GB.
+# - A field that differs from an existing session is an error, unless training has begun (then the session keeps its
+#   value and the cell says so) or `change_session` is ticked.
 
 # %% session
-# @title Open or make a session { display-mode: "form" }
-session_name = "my_subject"  # @param {type:"string"}
-base_model = "mini"  # @param {type:"string"}
-token = "sks"  # @param {type:"string"}
-class_word = "dog"  # @param {type:"string"}
-resolution = 512  # @param {type:"slider", min:64, max:1024, step:64}
-
-session = fastdb.open_or_new(
-    session_name, base_model, token=token, class_word=class_word, settings={"resolution": resolution}
-)
+# @title Open or create a session { display-mode: "form" }
+session_name = ""  # @param {type:"string"}
+base_model = "sd15"  # @param ["sd15", "mini"] {allow-input: true}
+token = ""  # @param {type:"string"}
+class_word = ""  # @param {type:"string"}
+resolution = ""  # @param {type:"string"}
+text_encoder_steps = ""  # @param {type:"string"}
+text_encoder_rate = ""  # @param {type:"string"}
+unet_steps = ""  # @param {type:"string"}
+unet_rate = ""  # @param {type:"string"}
+class_images = ""  # @param {type:"string"}
+sample_every = ""  # @param {type:"string"}
+keep_every = ""  # @param {type:"string"}
+change_session = False  # @param {type:"boolean"}
+numbers = {"resolution": resolution, "text_encoder_steps": text_encoder_steps, "text_encoder_rate": text_encoder_rate}
+numbers |= {"unet_steps": unet_steps, "unet_rate": unet_rate, "class_images": class_images}
+numbers |= {"sample_every": sample_every, "keep_every": keep_every}
+session = fastdb.notebook.open_session(session_name, base_model, token, class_word, numbers, change=change_session)
 
 # %% [markdown] about-images
-# ## 4 · Instance images
-# About ten photos of your subject, with different poses, light and backgrounds. Enter a folder, or leave it empty in
-# Colab to upload photos from your browser. **Look at the crops**: the model does not learn what is outside the red
-# frame. Photos that the session contains already are not added again.
+# ## 4 · Photos
+# About ten photos of your subject, with different poses, light and backgrounds: a folder or a zip, for example on your
+# Drive. Leave `photos` empty to upload from your browser. **Look at the crops**: the model does not learn what is
+# outside the red frame. Photos that the session contains already are not added again.
 
 # %% images
 # @title Add photos and look at the crops { display-mode: "form" }
-folder = ""  # @param {type:"string"}
+photos = ""  # @param {type:"string"}
 upload_more = False  # @param {type:"boolean"}
-
-fastdb.notebook.add_images(session, folder, upload_more=upload_more)
+fastdb.notebook.add_images(session, photos, upload_more=upload_more)
 
 # %% [markdown] about-train
 # ## 5 · Train
-# First the text encoder learns the word, then the UNet learns the look. The defaults are the classic recipe for ten
-# photos. If the likeness is weak, use more `unet_steps`; if every picture resembles your photos, use fewer. For
-# `mini`, set `text_encoder_steps` 120, `text_encoder_rate` 1e-3, `unet_steps` 450, `unet_rate` 6e-4 and
-# `class_images` 64.
+# First the text encoder learns the word, then the UNet learns the look. Run this cell again at any time: it **resumes
+# from the last checkpoint**, follows a training that is still running, or reports that training is finished.
+# Interrupting the cell saves a checkpoint and stops; the cells after it do not run then.
 #
-# You can run this cell again at any time: it **resumes from the last checkpoint**, follows a training that is still
-# running, or reports that training is finished. The stop button saves first. `start_over` moves the checkpoints aside
-# and starts from step 0.
-# Of the checkpoints only the newest are kept. A `keep_every` of 500 also keeps those of steps 500, 1000 and so on, so
-# that you can compare them. Each takes several GB of your Drive.
+# - `more_steps`: steps to add to a finished training. `stop`: stop a training that runs. `watch_only`: follow it, and
+#   leave it running when the cell is interrupted. `start_over`: move the checkpoints aside and start from step 0.
+# - `disconnect_when_done` (Colab): afterwards also export, wait until Drive has everything, and release the machine.
 
 # %% train
-# @title Train, or go on { display-mode: "form" }
-text_encoder_steps = 350  # @param {type:"integer"}
-text_encoder_rate = 1e-6  # @param {type:"number"}
-unet_steps = 1500  # @param {type:"integer"}
-unet_rate = 2e-6  # @param {type:"number"}
-class_images = 0  # @param {type:"integer"}
-sample_every = 250  # @param {type:"integer"}
-keep_every = 0  # @param {type:"integer"}
+# @title Train, or resume { display-mode: "form" }
+more_steps = ""  # @param {type:"string"}
+stop = False  # @param {type:"boolean"}
+watch_only = False  # @param {type:"boolean"}
 start_over = False  # @param {type:"boolean"}
-stages = {
-    "text_encoder": {"steps": text_encoder_steps, "learning_rate": text_encoder_rate},
-    "unet": {"steps": unet_steps, "learning_rate": unet_rate},
-}
-rest = {"prior.class_images": class_images, "samples.every_steps": sample_every, "checkpoints.keep_every": keep_every}
-fastdb.train(session, settings=stages | rest, restart=start_over)
+disconnect_when_done = False  # @param {type:"boolean"}
+ticks = {"stop": stop, "watch_only": watch_only, "start_over": start_over, "disconnect_when_done": disconnect_when_done}
+fastdb.notebook.train(session, more_steps, **ticks)
 
 # %% [markdown] about-samples
 # ## 6 · Samples
@@ -102,50 +104,31 @@ fastdb.train(session, settings=stages | rest, restart=start_over)
 # @title Look at the samples { display-mode: "form" }
 fastdb.notebook.samples(session)
 
-# %% [markdown] about-compare
-# ## 7 · Compare
-# Which checkpoint is the best? Each generates the same prompts, `pictures_of_each` times, and the pictures are
-# measured: does the subject appear, are prompts followed, is the rest unchanged? The cell recommends a checkpoint,
-# with the reason. Set `pictures_of_each` to 2 or more to compare; 0 skips this. It takes some minutes and downloads
-# CLIP the first time.
-
-# %% compare
-# @title Compare the checkpoints { display-mode: "form" }
-pictures_of_each = 0  # @param {type:"slider", min:0, max:8, step:1}
-
-fastdb.notebook.compare(session, pictures_of_each)
-
 # %% [markdown] about-export
-# ## 8 · Export
-# One file in the original layout, for other Stable Diffusion programs, verified by reading it back. `use_step`
-# selects a checkpoint that you compared; 0 selects the newest.
+# ## 7 · Export
+# One file in the original layout, for other Stable Diffusion programs, verified by reading it back. An empty `use_step`
+# is the newest checkpoint. To compare checkpoints first, use the notebook
+# [pictures](pictures.ipynb).
 
 # %% export
 # @title Make the file to use { display-mode: "form" }
 formats = "safetensors and ckpt"  # @param ["safetensors and ckpt", "safetensors", "ckpt"]
 precision = "fp16"  # @param ["fp16", "bf16", "fp32"]
-use_step = 0  # @param {type:"integer"}
+use_step = ""  # @param {type:"string"}
+fastdb.notebook.export(session, formats, precision, use_step)
 
-_ = fastdb.export(session, formats=formats.split(" and "), precision=precision, step=use_step or None)
+# %% [markdown] about-look
+# ## 8 · Try the result
+# Pictures of your subject. An empty `prompt` is that of your photos.
 
-# %% [markdown] about-generate
-# ## 9 · Generate
-# Pictures from your session as trained so far. Use the token and the class word of your subject in the prompt.
-
-# %% generate
+# %% look
 # @title Generate pictures { display-mode: "form" }
-prompt = "a photo of sks dog on the beach"  # @param {type:"string"}
-negative_prompt = ""  # @param {type:"string"}
-seed = 0  # @param {type:"integer"}
+prompt = ""  # @param {type:"string"}
 count = 4  # @param {type:"slider", min:1, max:12, step:1}
-steps = 20  # @param {type:"integer"}
-guidance = 7.5  # @param {type:"number"}
-
-request = {"negative_prompt": negative_prompt, "seed": seed, "count": count, "steps": steps, "guidance": guidance}
-fastdb.notebook.pictures(fastdb.generate(session, prompt, **request))
+fastdb.notebook.generate(session, prompt, count=count)
 
 # %% [markdown] about-finish
-# ## 10 · Download or disconnect
+# ## 9 · Download or disconnect
 # `download` sends an export to your browser, which keeps it in memory meanwhile. `disconnect` waits until Drive has
 # uploaded everything and then releases the machine. Both are for Colab; elsewhere the files are on your machine
 # already.
@@ -153,5 +136,8 @@ fastdb.notebook.pictures(fastdb.generate(session, prompt, **request))
 # %% finish
 # @title Download or disconnect { display-mode: "form" }
 act = "nothing"  # @param ["nothing", "download the safetensors", "download the ckpt", "disconnect"]
-
 fastdb.notebook.finish(session, act)
+
+# %% [markdown] links
+# Other notebooks: [sessions](sessions.ipynb) lists, imports, shares, renames and deletes sessions and frees space;
+# [pictures](pictures.ipynb) generates from any session, checkpoint or file, and compares checkpoints.

@@ -409,13 +409,6 @@ def test_opening_reads_again_what_was_written_since(session: Session) -> None:
         Session.open("cop")
 
 
-def test_open_or_new_keeps_what_is_there(session: Session, mini: Path) -> None:
-    again = sessions.open_or_new("cup", mini, token="other", settings={"unet.steps": 99})
-    assert (again.path, again.record) == (session.path, session.record)
-    made = sessions.open_or_new("dog", mini, token="sks", settings={"unet.steps": 99})
-    assert (made.name, made.config.unet.steps, made.record.subject.token) == ("dog", 99, "sks")
-
-
 def test_stopping_says_whether_there_was_one(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
     assert interactive.stop("cup") is False
     assert "cup is not being trained on this machine" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from typing import Any
 import nbformat
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
@@ -24,23 +25,23 @@ SECONDS = 300
 FIELD = re.compile(r"(?m)^(?P<name>\w+) = (?P<value>.+?)  # @param\b")
 
 
-def opened(**fields: Any) -> NotebookNode:
-    """The notebook with form fields filled in; each field must be in exactly one cell."""
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+def opened(name: str = "fast-DreamBooth", **fields: Any) -> NotebookNode:
+    """A notebook with form fields filled in; each field must be in exactly one cell."""
+    notebook = nbformat.read(NOTEBOOK.with_name(f"{name}.ipynb"), as_version=4)
     for name, value in fields.items():
         fill(notebook, name, value)
     return notebook
 
 
-def fill(notebook: NotebookNode, name: str, value: Any) -> None:
-    """Replace the literal of one form field."""
-    holding = [cell for cell in notebook.cells if name in {found["name"] for found in FIELD.finditer(cell.source)}]
+def fill(notebook: NotebookNode, name: str, value: Any, cell: str = "") -> None:
+    """Replace the literal of one form field, in the cell of that name if several have it."""
+    cells = [each for each in notebook.cells if cell in ("", each.id)]
+    holding = [each for each in cells if name in {found["name"] for found in FIELD.finditer(each.source)}]
     if len(holding) != 1:
         raise LookupError(f"{len(holding)} cells have a form field {name!r}")
-    cell = holding[0]
-    cell.source = FIELD.sub(
+    holding[0].source = FIELD.sub(
         lambda found: found[0].replace(found["value"], repr(value), 1) if found["name"] == name else found[0],
-        cell.source,
+        holding[0].source,
     )
 
 
@@ -58,6 +59,22 @@ class Kernel:
         for at, cell in wanted or [pair for pair in cells if pair[1].cell_type == "code"]:
             last = self._client.execute_cell(cell, at)
         return last
+
+    def queue(self, *names: str) -> list[dict[str, Any]]:
+        """Send the cells of these names at once, as "Run all" does; return the replies."""
+        sources = {cell.id: cell.source for cell in self._notebook.cells}
+
+        async def replies() -> list[dict[str, Any]]:
+            client = self._client.kc
+            waiting = {client.execute(sources[name]): None for name in names}
+            found: dict[str, dict[str, Any]] = {}
+            while len(found) < len(waiting):
+                message = await client.get_shell_msg(timeout=SECONDS)
+                if message["parent_header"].get("msg_id") in waiting:
+                    found[message["parent_header"]["msg_id"]] = message["content"]
+            return [found[number] for number in waiting]
+
+        return run_sync(replies)()
 
     def kill(self) -> None:
         """End it with no time to say goodbye."""

@@ -17,7 +17,7 @@ import fastdb
 from fastdb import notebook
 from fastdb.downloads import small_models
 from fastdb.errors import FastDBError, ImageError, ModelError, SessionBusy, SessionError, StorageError
-from fastdb.notebook import cells
+from fastdb.notebook import picture_cells
 from fastdb.sessions.session import Session
 from fastdb.training import process
 
@@ -36,7 +36,7 @@ def test_open_or_new_makes_then_opens(session, capsys):
     assert session.record.subject.class_word == "mug"
     capsys.readouterr()
     Session.open(session).with_run_begun("text_encoder step 0")
-    again = fastdb.open_or_new("mug", "/nowhere", token="other", settings={"resolution": 512})
+    again = fastdb.open_or_new("mug")
     assert (again.path, again.config.resolution, again.record.subject.token) == (session.path, 64, "sks")
     assert len(again.record.runs) == 1
     said = capsys.readouterr().out
@@ -121,7 +121,7 @@ def test_samples_stand_in_the_order_of_their_steps(session, capsys, monkeypatch)
         Image.new("RGB", (64, 64)).save(session.samples / f"{name}.png")
     (session.samples / "someone's own.png").write_bytes(_red())
     shown = {}
-    monkeypatch.setattr(cells, "_sheet", shown.update)
+    monkeypatch.setattr(picture_cells, "_sheet", shown.update)
     notebook.samples(session)
     assert {label: [cell.caption for cell in cells] for label, cells in shown.items()} == {
         "text encoder": ["step 5"],
@@ -151,7 +151,7 @@ def test_the_gpu_is_named_or_missed(monkeypatch, colab, capsys, tmp_path):
         notebook.begin()
         return capsys.readouterr().out
 
-    assert "Tesla T4, 15360 MiB\n" in answering(0, "Tesla T4, 15360 MiB\n")
+    assert "Tesla T4, 15.0 GiB\n" in answering(0, "Tesla T4, 15360, 7.5\n")
     said = answering(9, "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.")
     assert "no NVIDIA GPU found" in said
     assert "Change runtime type" in said
@@ -190,7 +190,7 @@ def test_finishing_outside_colab_says_where_everything_is(session, capsys):
 
 
 def test_downloading_needs_an_export(session, colab):
-    with pytest.raises(ModelError, match=r"mug\.safetensors does not exist yet\. Run the export cell first"):
+    with pytest.raises(ModelError, match=r"mug\.safetensors does not exist yet\. Run the Export cell first"):
         notebook.finish(session, "download the safetensors")
     (session.path / "mug.safetensors").touch()
     notebook.finish(session, "download the safetensors")

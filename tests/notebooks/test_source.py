@@ -18,14 +18,17 @@ import pytest
 
 import fastdb
 import fastdb.notebook
+from fastdb.checkpoints.disk_usage import REMOVABLE
 from fastdb.commands import results
-from fastdb.config import Config
-from fastdb.models.mini_settings import recommended
 from tests.notebooks.kernel import FIELD, NOTEBOOK, REPOSITORY
 
 BUILD = REPOSITORY / "notebooks" / "build.py"
-CODE = [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
-each_cell = pytest.mark.parametrize("cell", CODE, ids=[cell.id for cell in CODE])
+CODE = {
+    path.stem: [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    for path in sorted(NOTEBOOK.parent.glob("*.ipynb"))
+}
+CELLS = [(name, cell) for name, cells in CODE.items() for cell in cells]
+each_cell = pytest.mark.parametrize("cell", [cell for _, cell in CELLS], ids=[f"{name}-{c.id}" for name, c in CELLS])
 
 
 @pytest.fixture
@@ -37,12 +40,15 @@ def build() -> ModuleType:
 
 
 def test_the_notebook_is_what_its_source_says(build):
-    assert NOTEBOOK.read_text(encoding="utf-8") == build.rendered()
+    for source, name in build.NOTEBOOKS.items():
+        assert (NOTEBOOK.parent / name).read_text(encoding="utf-8") == build.rendered(source)
 
 
 def test_check_tells_when_they_differ(tmp_path):
     (tmp_path / "src").mkdir()
-    for name in ("build.py", "src/fast_DreamBooth.py", "src/set_up.py", "fast-DreamBooth.ipynb"):
+    for name in [
+        path.relative_to(NOTEBOOK.parent) for path in NOTEBOOK.parent.rglob("*") if path.suffix in (".py", ".ipynb")
+    ]:
         (tmp_path / name).write_bytes((REPOSITORY / "notebooks" / name).read_bytes())
 
     def check(*arguments):
@@ -101,19 +107,20 @@ def test_metadata_is_what_colab_and_jupyter_read():
 
 
 def test_there_are_few_cells():
-    assert [cell.id for cell in CODE] == [
-        "set-up",
-        "drive",
-        "session",
-        "images",
-        "train",
-        "samples",
-        "compare",
-        "export",
-        "generate",
-        "finish",
-    ]
-    assert len(CODE) <= 10
+    assert {name: [cell.id for cell in cells] for name, cells in CODE.items()} == {
+        "fast-DreamBooth": ["set-up", "drive", "session", "images", "train", "samples", "export", "look", "finish"],
+        "pictures": ["set-up", "list", "generate", "compare", "export"],
+        "sessions": ["set-up", "list", "import", "share", "free", "rename", "delete"],
+    }
+    assert max(map(len, CODE.values())) <= 12
+
+
+def test_the_notebooks_share_the_set_up_and_lead_to_each_other():
+    assert len({cells[0].source for cells in CODE.values()}) == 1
+    for path in NOTEBOOK.parent.glob("*.ipynb"):
+        last = nbformat.read(path, as_version=4).cells[-1]
+        others = {other.name for other in NOTEBOOK.parent.glob("*.ipynb")} - {path.name}
+        assert set(re.findall(r"\]\((.+?)\)", last.source)) == others
 
 
 @each_cell
@@ -157,55 +164,37 @@ def test_a_cell_is_one_call_into_the_package(cell):
     assert ast.unparse(ast.parse(cell.source).body[-1]).endswith(")"), "the call comes last, so that it shows"
 
 
-def test_forms_are_what_colab_can_fill_in():
-    fields = {found["name"]: found for cell in CODE for found in FIELD.finditer(cell.source)}
-    lines = [line for cell in CODE for line in cell.source.splitlines() if "@param" in line]
-    assert len(lines) == len(fields) == 27, "each name once, each on a line of its own"
-    for line in lines:
-        value, _, options = re.fullmatch(r"\w+ = (.+?)  # (@param) (.+)", line).groups()
-        value = ast.literal_eval(value)
-        if options.startswith("["):
-            assert value in ast.literal_eval(options)
-        else:
-            kind = re.match(r'\{type:"(\w+)"', options)[1]
-            assert isinstance(value, {"string": str, "boolean": bool, "number": float}.get(kind, int))
+@pytest.mark.parametrize("name", CODE)
+def test_forms_are_what_colab_can_fill_in(name):
+    for cell in CODE[name]:
+        lines = [line for line in cell.source.splitlines() if "@param" in line]
+        assert len(lines) == len(list(FIELD.finditer(cell.source))), "each on a line of its own"
+        for line in lines:
+            value, _, options = re.fullmatch(r"\w+ = (.+?)  # (@param) (.+)", line).groups()
+            value = ast.literal_eval(value)
+            if options.startswith("["):
+                assert value in ast.literal_eval(options.removesuffix(" {allow-input: true}"))
+            else:
+                kind = re.match(r'\{type:"(\w+)"', options)[1]
+                assert isinstance(value, {"string": str, "boolean": bool}.get(kind, int))
 
 
-def test_the_forms_begin_as_the_settings_do():
-    """Two lists of defaults would drift apart."""
-    values = {found["name"]: ast.literal_eval(found["value"]) for c in CODE for found in FIELD.finditer(c.source)}
-    config = Config()
-    assert values["resolution"] == config.resolution
-    assert values["text_encoder_steps"] == config.text_encoder.steps
-    assert values["text_encoder_rate"] == config.text_encoder.learning_rate
-    assert (values["unet_steps"], values["unet_rate"]) == (config.unet.steps, config.unet.learning_rate)
-    assert values["class_images"] == config.prior.class_images
-
-
-def test_what_is_said_of_mini_is_what_is_recommended():
-    told = {cell.id: cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells}
-    fitting = recommended("mini", "dog")
-    said = dict(re.findall(r"`(\w+)` (?:to )?(\d[\de.-]*)\b", told["about-session"] + told["about-train"]))
-    assert {name: float(value) for name, value in said.items()} == {
-        "resolution": fitting["resolution"],
-        "text_encoder_steps": fitting["text_encoder.steps"],
-        "text_encoder_rate": fitting["text_encoder.learning_rate"],
-        "unet_steps": fitting["unet.steps"],
-        "unet_rate": fitting["unet.learning_rate"],
-        "class_images": fitting["prior.class_images"],
-    }
-    fields = {found["name"]: found["value"] for cell in CODE for found in FIELD.finditer(cell.source)}
-    assert set(said) <= set(fields)
-    assert ast.literal_eval(fields["base_model"]) == "mini"
+def test_the_form_of_a_session_asks_for_nothing_as_it_ships():
+    (cell,) = (cell for cell in CODE["fast-DreamBooth"] if cell.id == "session")
+    values = {found["name"]: ast.literal_eval(found["value"]) for found in FIELD.finditer(cell.source)}
+    assert values.pop("base_model") == "sd15"
+    assert not any(values.values())
+    assert set(fastdb.notebook.FIELDS) <= set(values)
 
 
 def test_every_choice_is_one_the_package_knows():
-    source = {cell.id: cell.source for cell in CODE}
+    source = {cell.id: cell.source for cells in (CODE["sessions"], CODE["fast-DreamBooth"]) for cell in cells}
 
     def choices(cell, field):
         return ast.literal_eval(re.search(rf"(?m)^{field} = .*@param (\[.*\])$", source[cell])[1])
 
     assert choices("finish", "act") == list(typing.get_args(fastdb.notebook.Ending))
+    assert choices("free", "what") == list(REMOVABLE)
     precision = typing.get_type_hints(results.export)["precision"]
     assert choices("export", "precision") == list(typing.get_args(precision))
     default = inspect.signature(results.export).parameters["formats"].default

@@ -1,0 +1,57 @@
+"""Photos in files, folders and zips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from fastdb.errors import ImageError, SessionError
+from fastdb.images.photo_files import PHOTO_ENDINGS, find_photos, photos_in
+from fastdb.runtime.paths import expanded
+from fastdb.sharing.untrusted_zip import opened
+
+_ZIP = ".zip"
+_NOT_PHOTOS = ("__MACOSX", ".")
+"""Beginnings of names of files and folders that macOS and other systems add."""
+
+
+@contextmanager
+def photo_files(photos: Sequence[str | Path]) -> Iterator[list[Path]]:
+    """Yield the photos that files, folders and zips contain, each once.
+
+    Zips are extracted to a temporary folder meanwhile.
+
+    Raises:
+        ImageError: a path does not exist or cannot be read, or contains no photo.
+    """
+    with ExitStack() as stack:
+        paths = [expanded(photo) for photo in photos]
+        found: list[Path] = []
+        for path in paths:
+            if path.suffix.lower() == _ZIP and path.is_file():
+                folder = stack.enter_context(TemporaryDirectory(prefix="fastdb-photos-"))
+                found += _extracted(path, Path(folder))
+            else:
+                found += find_photos([path])
+        yield list(dict.fromkeys(found))
+
+
+def _extracted(path: Path, folder: Path) -> list[Path]:
+    try:
+        with opened(path) as archive:
+            members = [
+                member
+                for member in archive.members
+                if Path(member.name).suffix.lower() in (*PHOTO_ENDINGS, ".txt")
+                and not any(part.startswith(_NOT_PHOTOS) for part in Path(member.name).parts)
+            ]
+            archive.unpack(members, folder, "")
+    except SessionError as error:
+        raise ImageError(error.what, where=path, fix="Extract it, and name the folder of the photos.") from error
+    folders = [folder, *sorted(inside for inside in folder.rglob("*") if inside.is_dir())]
+    photos = [photo for inside in folders for photo in photos_in(inside)]
+    if not photos:
+        raise ImageError("the zip contains no photos", where=path, fix="Add JPEG, PNG or WebP files.")
+    return photos

@@ -1,0 +1,54 @@
+"""Messages in the words of the notebooks, whose readers have cells and fields instead of commands and options."""
+
+from __future__ import annotations
+
+import re
+
+from fastdb import console, errors
+
+_NAME = r"[\w.-]+|\{[^{}]*\}|NAME|SESSION|\.\.\."
+PHRASES: tuple[tuple[str, str], ...] = (
+    (rf"fastdb train ({_NAME}) --take-over", "take it over with fastdb.train(session, take_over=True)"),
+    (r"fastdb train --restart", "the tick start_over in the Train cell"),
+    (rf"fastdb train ({_NAME})", "the Train cell"),
+    (rf"fastdb stop ({_NAME})", "the tick stop in the Train cell"),
+    (rf"fastdb extend ({_NAME}) --steps N", "the field more_steps in the Train cell"),
+    (rf"fastdb publish ({_NAME})", "fastdb.publish(session)"),
+    (rf"fastdb export ({_NAME}) --step (\S+) --precision fp32", r"the Export cell with use_step \2 and precision fp32"),
+    (rf"fastdb export ({_NAME})( --step \S+)?", "the Export cell"),
+    (rf"fastdb check ({_NAME}) --accept", r"fastdb.check('\1', accept=True)"),
+    (rf"fastdb (show|check|space) ({_NAME})", r"the cell List of the notebook sessions"),
+    (rf"fastdb free( ({_NAME}))?( --\S+)*", "the cell Free space of the notebook sessions"),
+    (r"fastdb sessions", "the cell List of the notebook sessions"),
+    (rf"fastdb adopt( \.\.\.)?( ({_NAME}))?", "the cell Import of the notebook sessions"),
+    (rf"fastdb share( ({_NAME}))?", "the cell Share of the notebook sessions"),
+    (rf"fastdb new( ({_NAME}))?( with --base (\S+))?", "the Session cell"),
+    (rf"fastdb evaluate( ({_NAME}))?", "the Compare cell"),
+    (rf"fastdb add-images( ({_NAME}))?", "the Photos cell"),
+    (r"`fastdb extend`", "`fastdb.extend`"),
+    (r"fastdb inspect", "!fastdb inspect FILE"),
+    (r"--set ([\w.]+)=('[^']*'|[^\s.]+(\.\d+)?)", r"the setting \1"),
+    (r"--set\b", "settings"),
+    (r"--from-step( \S+)?", "fastdb.train(session, from_step=...)"),
+    (r"--restart", "the tick start_over"),
+    (r"--base( \S+)?", "the field base_model"),
+    (r"--root( \S+)?", "FASTDB_ROOT"),
+    (r"--checkpoints", "the tick checkpoints"),
+    (r"--([a-z][a-z-]*)", r"the argument \1"),
+    (r"Ctrl-C again", "Interrupting again"),
+    (r"Ctrl-C", "Interrupting the cell"),
+)
+"""Patterns of commands and options in messages, and the notebooks' words for them; applied in this order."""
+
+
+def reworded(text: str) -> str:
+    """Return a message with the notebooks' words in place of commands and options."""
+    for pattern, phrase in PHRASES:
+        text = re.sub(pattern, phrase, text)
+    return text
+
+
+def use_wording() -> None:
+    """Show all messages in the notebooks' words from now on."""
+    console.reword(reworded)
+    errors.reword(reworded)

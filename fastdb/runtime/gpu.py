@@ -1,0 +1,43 @@
+"""The NVIDIA GPU of this machine as its driver reports it, without torch, which would occupy some of its memory."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+_BF16_FROM = 8.0
+"""Compute capability of Ampere, the first NVIDIA GPUs with bf16 in hardware."""
+
+
+@dataclass(frozen=True)
+class GPU:
+    """An NVIDIA GPU."""
+
+    name: str
+    memory: int
+    """Bytes."""
+    capability: float
+    """CUDA compute capability, such as 7.5; 0 if the driver does not report it."""
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether bf16 is native; a T4 reports support and emulates it."""
+        return self.capability >= _BF16_FROM
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.memory / 2**30:.1f} GiB"
+
+
+def find_gpu() -> GPU | None:
+    """Return the first NVIDIA GPU, or None."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    query = [program, "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False)
+    fields = [field.strip() for field in answer.stdout.partition("\n")[0].split(",")]
+    if answer.returncode or len(fields) != 3 or not fields[1].isdigit():
+        return None
+    number = fields[2].replace(".", "", 1).isdigit()
+    return GPU(fields[0], int(fields[1]) << 20, float(fields[2]) if number else 0.0)
