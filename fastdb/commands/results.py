@@ -107,20 +107,14 @@ def generate(
     """
     settings: dict[str, Any] = {"negative_prompt": negative_prompt, "seed": seed, "count": count, "steps": steps}
     settings |= {"guidance": guidance, "sampler": check_sampler(sampler)}  # Before torch is loaded: seconds.
-    if isinstance(source, Session) or not str(source).endswith((".safetensors", ".ckpt")):
-        source = Session.open(source, root)
-        prompt = prompt or next(iter(prompts_of(source)), "")
-    if not prompt:
-        raise ConfigError("a prompt is missing", where=source, fix='Add one, such as "a photo of sks dog".')
+    model, prompt = _source(source, prompt, root)
     hush_libraries()
     from fastdb.inference.open_model import open_source
     from fastdb.inference.pictures import save_pictures
     from fastdb.runtime.device import release_memory
 
     with report.progress("base model", "B") as update:
-        opened = open_source(
-            source if isinstance(source, Session) else str(locate_file(source, root)), base, root, update, step
-        )
+        opened = open_source(model, base, root, update, step)
     request = opened.request(prompt, **settings, width=width, height=height)
     folder = expanded(output).absolute() if output else opened.pictures
     make_folder(folder)
@@ -136,6 +130,24 @@ def generate(
     if (folder.parent / FILE).is_file():
         record_files(folder.parent, paths)
     return paths
+
+
+def _source(source: SessionLike, prompt: str, root: str | Path | None) -> tuple[Session | str, str]:
+    """Return the session or file to generate from, and the prompt.
+
+    Raises:
+        ConfigError: a prompt is missing.
+        FastDBError: there is no such session or file.
+    """
+    model: Session | str
+    if not isinstance(source, Session) and str(source).endswith((".safetensors", ".ckpt")):
+        model = str(locate_file(source, root))
+    else:
+        model = Session.open(source, root)
+        prompt = prompt or next(iter(prompts_of(model)), "")
+    if not prompt:
+        raise ConfigError("a prompt is missing", where=source, fix='Add one, such as "a photo of sks dog".')
+    return model, prompt
 
 
 def evaluate(

@@ -67,24 +67,19 @@ def train(
     running = process.find(session)
     if running is None and not take_over:
         refuse_elsewhere(session.path)
+    again = restart or from_step is not None
+    if running is not None and again:
+        raise SessionBusy(
+            "is being trained already", subject=session.name, fix=f"Stop it first: fastdb stop {session.name}"
+        )
     asked = session.config.changed(settings or {})
-    if restart or from_step is not None:
-        if running is not None:
-            raise SessionBusy(
-                "is being trained already", subject=session.name, fix=f"Stop it first: fastdb stop {session.name}"
-            )
-        config = asked
-    else:
-        config = agreed_settings(session, asked, running is not None, keep_settings, report)
-    interrupted = False
+    config = asked if again else agreed_settings(session, asked, running is not None, keep_settings, report)
     if running is None:
-        prepared = _prepare(session, config, restart, from_step, report)
-        with process.interrupts_kept() as interruptions:
-            running = process.start(prepared, take_over)
-        interrupted = bool(interruptions)
-    elif follow:
-        report.note(Note("following trainer", session.name, str(running.pid)))
-        on_interrupt = on_interrupt or "leave"
+        running, interrupted = _start(_prepare(session, config, restart, from_step, report), take_over)
+    else:
+        interrupted, on_interrupt = False, on_interrupt or "leave"
+        if follow:
+            report.note(Note("following trainer", session.name, str(running.pid)))
     if not follow:
         report.note(Note("trainer started", session.name, str(running.pid)))
         return "started"
@@ -211,6 +206,13 @@ def _prepare(session: Session, config: Config, restart: bool, from_step: int | N
     else:
         report.note(Note("no checkpoints to set aside", session.name))
     return session
+
+
+def _start(session: Session, take_over: bool) -> tuple[process.Running, bool]:
+    """Start a trainer, and return it with whether the caller was interrupted meanwhile."""
+    with process.interrupts_kept() as interruptions:
+        running = process.start(session, take_over)
+    return running, bool(interruptions)
 
 
 def _follow(session: Session, running: process.Running, report: Report, leave: bool, interrupted: bool) -> str:
