@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import pickle
 import re
 from collections import Counter
