@@ -69,9 +69,7 @@ def train(
         refuse_elsewhere(session.path)
     again = restart or from_step is not None
     if running is not None and again:
-        raise SessionBusy(
-            "is being trained already", subject=session.name, fix=f"Stop it first: fastdb stop {session.name}"
-        )
+        raise SessionBusy("is being trained", subject=session.name, fix=f"Stop it first: fastdb stop {session.name}")
     asked = session.config.changed(settings or {})
     config = asked if again else agreed_settings(session, asked, running is not None, keep_settings, report)
     if running is None:
