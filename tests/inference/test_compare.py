@@ -102,7 +102,7 @@ def test_another_picture_is_an_error_and_the_result_is_kept(
     monkeypatch.setattr(converting, "convert", spoiled)
     assert run(single, tmp_path / "a.safetensors", "--like", mini) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert f"{tmp_path / 'a.safetensors'}: generates another picture than its source: largest difference " in error
+    assert f"{tmp_path / 'a.safetensors'} generates another picture than its source: largest difference " in error
     assert f"at most 1 is explained by its precision. See {tmp_path / 'a.render.png'}, and do not use" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.render.png", "a.safetensors"]
 
