@@ -2,9 +2,10 @@
 
     python benchmarks/set_up.py HOST WHEEL
 
-HOST is a virtual environment that has what Colab has. It is copied by hard links, and left as it was. If it has no
-torch, the copy gets a stand-in, because only the metadata of torch matters here. WHEEL is the wheel of `make wheel`.
-`uv` has to be on the PATH. Each figure is CPU seconds (of all processes) and wall seconds.
+HOST is a virtual environment that has what Colab has, compiled with `compileall` as there. It is copied by hard
+links, and left as it was. If it has no torch, the copy gets a stand-in, because only the metadata of torch matters
+here. WHEEL is the wheel of `make wheel`. `uv` has to be on the PATH. Each figure is CPU seconds (of all processes)
+and wall seconds.
 """
 
 from __future__ import annotations
@@ -84,23 +85,28 @@ def main() -> None:
         kept = drive / "Fast-Dreambooth" / "wheels"
         kept.mkdir(parents=True)
         shutil.copy(given.wheel, kept)
-        code = cell(machine).replace(
-            'importlib.import_module("fastdb")',
-            'importlib.import_module("fastdb"); from fastdb.runtime import paths; '
-            f"paths.DRIVES = (__import__('pathlib').Path({str(drive)!r}),)",
+        colab = (
+            "from pathlib import Path; from fastdb.runtime import drive, paths, wheels; "
+            f"paths.DRIVES = (Path({str(drive)!r}),); drive.COLAB = Path({place!r})"
         )
-        before, untouched = host.times(), {}
+        load = 'importlib.import_module("fastdb")'
+        code = cell(machine).replace(load, f"{load}; {colab}")
+        before = host.times()
         again, beside = linked(host, machine / "again"), linked(host, machine / "beside")
         offline = {"UV_OFFLINE": "1", "PIP_NO_INDEX": "1"}
         print("first set-up:", measured(host, code, machine, programs))
         print("nothing to do:", measured(host, code, machine, programs, **offline))
-        check = "import importlib.metadata as m; from fastdb.runtime.wheels import install_missing; install_missing()"
+        check = f"{colab}; wheels.install_missing()"
         print("  of that the look at packages:", measured(host, check, machine, programs, **offline))
-        untouched = {name: host.times().get(name) for name in before}
+        after = host.times()
         print("on another machine, without network:", measured(again, code, machine, programs, **offline))
         print("pip install WHEEL[gpu]:", pip(beside, f"{given.wheel.absolute()}[gpu]"))
         print("pip install WHEEL[gpu], nothing to do:", pip(beside, f"{given.wheel.absolute()}[gpu]"))
-        print("files of the host:", len(before), "unchanged" if untouched == before else "CHANGED")
+        print(
+            "files of the host:",
+            len(before),
+            "unchanged" if all(after.get(name) == before[name] for name in before) else "CHANGED",
+        )
         print("kept on Drive:", ", ".join(sorted(path.name for path in kept.iterdir())))
 
 
