@@ -34,8 +34,9 @@ hush_libraries()
 import torch
 
 from fastdb.checkpoints.export_parts import export_metadata, export_parts
-from fastdb.inference.engine import Engine, Request
+from fastdb.inference.engine import Engine
 from fastdb.inference.open_model import open_source
+from fastdb.inference.request import Request
 from fastdb.models.export import Precision, export_model
 
 SETTINGS: dict[str, Any] = {

@@ -19,7 +19,8 @@ from PIL import Image
 
 from fastdb.images.contact_sheet import Cell, Row, contact_sheet
 from fastdb.images.photos import save_png
-from fastdb.inference.engine import Engine, Request
+from fastdb.inference.engine import Engine
+from fastdb.inference.request import Request
 from fastdb.models.diffusers_folder import open_base_model
 from fastdb.models.loading import load_part
 from fastdb.models.resolve import resolve_base

@@ -14,7 +14,8 @@ from fastdb.version import __version__
 if TYPE_CHECKING:
     from fastdb.config import Config
     from fastdb.errors import FastDBError
-    from fastdb.inference.engine import Engine, Request
+    from fastdb.inference.engine import Engine
+    from fastdb.inference.request import Request
     from fastdb.interactive import (
         add_images,
         adopt,
@@ -66,7 +67,7 @@ _MODULES = {
     "Config": "config",
     "Engine": "inference.engine",
     "FastDBError": "errors",
-    "Request": "inference.engine",
+    "Request": "inference.request",
     "Session": "sessions.session",
     "add_images": "interactive",
     "adopt": "interactive",

@@ -37,7 +37,13 @@ from typing import Any
 RealPopen = subprocess.Popen
 
 PROGRAMS = {"fastdb", "fastdb.training", "ipykernel_launcher"}
-PRELOADED = ("fastdb.cli", "fastdb.inference.engine", "fastdb.training.__main__", "fastdb.training.trainer")
+PRELOADED = (
+    "fastdb.cli",
+    "fastdb.inference.engine",
+    "fastdb.training.__main__",
+    "fastdb.training.trainer",
+    "fastdb.training.stage_run",
+)
 IMPORTS_DEPEND_ON = ("HF_", "LANG", "LC_", "LD_", "PYTHON", "TORCH", "TRANSFORMERS_")
 """Beginnings of the names of environment variables with which another interpreter would be started."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fastdb.commands.session_warnings import prompts_of
 from fastdb.errors import ConfigError
+from fastdb.inference.request import Request
 from fastdb.inference.samplers import DEFAULT, check_sampler
 from fastdb.models.resolve import ensure_base
 from fastdb.reporting import SILENT, Note, Report, counted, format_bytes
@@ -106,8 +107,10 @@ def generate(
         FastDBError: a value is out of bounds, or the model cannot be loaded.
     """
     settings: dict[str, Any] = {"negative_prompt": negative_prompt, "seed": seed, "count": count, "steps": steps}
-    settings |= {"guidance": guidance, "sampler": check_sampler(sampler)}  # Before torch is loaded: seconds.
+    settings |= {"guidance": guidance, "sampler": sampler, "width": width, "height": height}
     model, prompt = _source(source, prompt, root)
+    # Checked before torch is loaded, which takes seconds.
+    Request(prompt, **{name: value for name, value in settings.items() if value is not None})
     hush_libraries()
     from fastdb.inference.open_model import open_source
     from fastdb.inference.pictures import save_pictures
@@ -115,7 +118,7 @@ def generate(
 
     with report.progress("base model", "B") as update:
         opened = open_source(model, base, root, update, step)
-    request = opened.request(prompt, **settings, width=width, height=height)
+    request = opened.request(prompt, **settings)
     folder = expanded(output).absolute() if output else opened.pictures
     make_folder(folder)
     report.note(Note("loading", opened.name))

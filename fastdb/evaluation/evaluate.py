@@ -16,7 +16,7 @@ from fastdb.evaluation.prompts import Protocol, custom_protocol, default_protoco
 from fastdb.evaluation.report import Evaluation, compare_export
 from fastdb.images.photo_files import photos_in
 from fastdb.images.photos import read_photo, save_png
-from fastdb.inference.engine import Request
+from fastdb.inference.request import Request
 from fastdb.inference.samplers import DEFAULT
 from fastdb.models.registry import MINI
 from fastdb.models.resolve import ensure_base

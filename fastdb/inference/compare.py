@@ -17,7 +17,8 @@ from fastdb.errors import ModelError
 from fastdb.formats.reader import open_tensors
 from fastdb.images.contact_sheet import Cell, Row, contact_sheet
 from fastdb.images.photos import save_png
-from fastdb.inference.engine import Engine, Request
+from fastdb.inference.engine import Engine
+from fastdb.inference.request import Request
 from fastdb.models.detect import SD1, SD2
 from fastdb.models.diffusers_folder import PARTS, read_config, weight_file
 from fastdb.models.inspect import inspect, prediction_of

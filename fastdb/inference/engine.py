@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,55 +15,11 @@ from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 
 from fastdb.errors import ConfigError, ModelError
-from fastdb.inference.samplers import DEFAULT, check_sampler, make_sampler
+from fastdb.inference.request import Request
+from fastdb.inference.samplers import make_sampler
 from fastdb.models.diffusers_folder import BaseModel, open_base_model
 from fastdb.models.loading import load_part, load_scheduler, load_tokenizer
 from fastdb.runtime.device import Device, choose_device
-
-
-def group_size(resolution: int) -> int:
-    """Return the number of pictures of a resolution to draw per pass, 4 of 512 px and at most 8."""
-    return max(1, min(8, 4 * 512**2 // resolution**2))
-
-
-@dataclass(frozen=True)
-class Request:
-    """Settings of pictures to draw; picture i of `count` has seed + i.
-
-    Width and height are in pixels and multiples of 8.
-    """
-
-    prompt: str
-    negative_prompt: str = ""
-    seed: int = 0
-    count: int = 1
-    steps: int = 20
-    guidance: float = 7.5
-    sampler: str = DEFAULT
-    width: int = 512
-    height: int = 512
-
-    def __post_init__(self) -> None:
-        """Check all values, and normalize the sampler's name.
-
-        Raises:
-            ConfigError: a value is out of bounds.
-        """
-        for name, value in (("width", self.width), ("height", self.height)):
-            if value % 8 or not 64 <= value <= 4096:
-                near = min(max(64, value // 8 * 8), 4096)
-                raise ConfigError(
-                    "is not a multiple of 8 between 64 and 4096", subject=f"{name} {value}", fix=f"Try {near}."
-                )
-        for name, value, usual in (("steps", self.steps, 20), ("count", self.count, 1)):
-            if not 1 <= value <= 1000:
-                raise ConfigError("is not between 1 and 1000", subject=f"{name} {value}", fix=f"Try {usual}.")
-        if not 0 <= self.guidance <= 50:
-            raise ConfigError("is not between 0 and 50", subject=f"guidance {self.guidance}", fix="Try 7.5.")
-        if not 0 <= self.seed < 2**63 - self.count:
-            raise ConfigError("is not between 0 and 2^63", subject=f"seed {self.seed}", fix="Try 0.")
-        object.__setattr__(self, "sampler", check_sampler(self.sampler))
-
 
 Embeddings = tuple[torch.Tensor, torch.Tensor]
 """Embeddings of a prompt and a negative prompt, each (77, width)."""

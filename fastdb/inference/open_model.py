@@ -10,7 +10,8 @@ from typing import Any
 from fastdb.checkpoints.compressed_checkpoint import raw_files
 from fastdb.checkpoints.progress import standing, standings
 from fastdb.errors import ConfigError, ModelError
-from fastdb.inference.engine import Engine, Request
+from fastdb.inference.engine import Engine
+from fastdb.inference.request import Request
 from fastdb.models.diffusers_folder import open_base_model
 from fastdb.models.resolve import ensure_base, ensure_folder, resolve_base
 from fastdb.reporting import Progress

@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from fastdb.storage.atomic_write import make_folder, write_bytes
 
 if TYPE_CHECKING:
-    from fastdb.inference.engine import Request
+    from fastdb.inference.request import Request
 
 
 def save_pictures(pictures: Sequence[Image], request: Request, folder: Path) -> list[Path]:

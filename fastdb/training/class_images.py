@@ -7,19 +7,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from fastdb.images.captions import read_caption
 from fastdb.images.photo_files import photos_in
-from fastdb.inference.engine import Engine, Request, group_size
 from fastdb.inference.pictures import parameters, png
+from fastdb.inference.request import Request, group_size
 from fastdb.reporting import Note, Progress
 from fastdb.sessions.file_hashes import forget_files, record_files
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import explained, make_folder, write_bytes
 from fastdb.storage.set_aside import move_aside
 from fastdb.training.batches import generator
+
+if TYPE_CHECKING:
+    from fastdb.inference.engine import Engine
 
 _NAME = "class-{number:04d}.png"
 _PATTERN = re.compile(r"class-(\d{4,})\.png")

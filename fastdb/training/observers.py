@@ -6,15 +6,15 @@ import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 
 from fastdb.config import SampleConfig
 from fastdb.errors import StorageError
-from fastdb.inference.engine import Engine, Request
 from fastdb.inference.pictures import parameters, png
+from fastdb.inference.request import Request
 from fastdb.models.diffusers_folder import BaseModel
 from fastdb.models.loading import load_part, load_scheduler, load_tokenizer
 from fastdb.reporting import Note
@@ -25,6 +25,9 @@ from fastdb.storage.atomic_write import make_folder, write_bytes
 from fastdb.training.loop import Loop, StepReport
 from fastdb.training.saver import Saver
 from fastdb.training.stages import Stage
+
+if TYPE_CHECKING:
+    from fastdb.inference.engine import Engine
 
 
 class Sampler:
@@ -49,6 +52,9 @@ class Sampler:
             self._emit("note", **asdict(Note("samples failed", str(step), str(error).splitlines()[0])))
 
     def _make(self, stage: Stage, step: int, accelerator: Accelerator) -> None:
+        # Loads diffusers' pipelines, which a training without samples never needs.
+        from fastdb.inference.engine import Engine
+
         self._vae = self._vae if self._vae is not None else load_part(self._base.folder, "vae", torch.float32)
         self._vae.to(accelerator.device)
         unet = accelerator.unwrap_model(stage.unet)

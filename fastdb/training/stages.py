@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
 
 from fastdb.checkpoints.progress import is_joint
 from fastdb.config import Config, TextEncoderConfig, UNetConfig
@@ -29,6 +28,9 @@ class Average:
     """
 
     def __init__(self, module: torch.nn.Module, decay: float) -> None:
+        # Loads peft and torchvision where they are installed, which takes Colab fourteen seconds of CPU time.
+        from diffusers.training_utils import EMAModel
+
         self._module = module
         self._average = EMAModel(module.parameters(), decay=decay)
 

@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
-
-from accelerate import Accelerator
-from diffusers import DDPMScheduler
+from typing import TYPE_CHECKING, Any
 
 from fastdb.checkpoints.checkpoint import clear_unfinished, newest
-from fastdb.checkpoints.compressed_checkpoint import raw_files
 from fastdb.checkpoints.progress import STAGES, Standing, standing, steps_of
 from fastdb.checkpoints.publisher_process import Publisher
 from fastdb.errors import FastDBError, StorageError, TrainingError
-from fastdb.inference.engine import Engine
-from fastdb.models.loading import load_scheduler
-from fastdb.reporting import Note
 from fastdb.runtime.device import explain_out_of_memory, release_memory
 from fastdb.sessions.events import Emit
 from fastdb.sessions.file_hashes import changes
 from fastdb.sessions.lease import Guard
 from fastdb.sessions.session import Session
-from fastdb.training.batches import Batches, Group, every_prompt
+from fastdb.training.batches import Group
 from fastdb.training.class_images import ClassImage, class_images
-from fastdb.training.loop import Loop
-from fastdb.training.observers import Observers, Sampler
-from fastdb.training.optimizers import make_optimizer
 from fastdb.training.preflight import check_recipes, check_resume, make_recipe
 from fastdb.training.prepare import Preparation, image_groups, plan_run, progress_events, settle
-from fastdb.training.saver import Saver, restore
-from fastdb.training.stages import build_stage
+
+if TYPE_CHECKING:
+    from fastdb.inference.engine import Engine
 
 _OUT_OF_MEMORY = "Set gradient_checkpointing=true and run the same command again; the last checkpoint is good."
 
@@ -102,9 +92,15 @@ class Trainer:
         return outcome
 
     def _class_images(self, prepared: Preparation) -> list[ClassImage]:
+        def load_engine() -> Engine:
+            # Loads diffusers' pipelines, which a training without class images never needs.
+            from fastdb.inference.engine import Engine
+
+            return Engine.from_base(prepared.base, device=prepared.device)
+
         images, note = class_images(
             prepared.session,
-            lambda: Engine.from_base(prepared.base, device=prepared.device),
+            load_engine,
             progress_events(self.emit, "class images"),
             lambda: self.stop.is_set() or not self.lease.holds(),
         )
@@ -121,13 +117,17 @@ class Trainer:
         publisher: Publisher,
     ) -> str:
         """Run each stage that has steps left."""
+        # After the plan: diffusers takes seconds to load.
+        from fastdb.training.stage_run import StageRun, run_stage
+
         for name in STAGES:
             steps = steps_of(prepared.session, name)
             if stands.done(name) >= steps:
                 continue
             if self.stop.is_set():
                 return "stopped"
-            done = self._stage(name, prepared, stands, recipe, groups, publisher.wake)
+            run = StageRun(prepared, stands, recipe, groups, self.emit, self.stop, self.lease, publisher.wake)
+            done = run_stage(name, run)
             # Free the stage's memory before the next stage loads.
             release_memory()
             if done < steps:
@@ -152,58 +152,3 @@ class Trainer:
             # The session's disk is away. If it has checkpoints of the next stage, those steps are trained again.
             last, _ = newest(session.local_checkpoints, ended, session.record.lineage)
             return replace(before, checkpoints={**before.checkpoints, **({ended: last} if last else {})})
-
-    def _stage(
-        self,
-        name: str,
-        prepared: Preparation,
-        stands: Standing,
-        recipe: dict[str, Any],
-        groups: tuple[Group, ...],
-        saved: Callable[[], None],
-    ) -> int:
-        """Run a stage from its newest checkpoint and return the steps done in it."""
-        accelerator = _new_accelerator(prepared)
-        base, session, config = prepared.base, prepared.session, prepared.session.config
-        schedule = DDPMScheduler.from_config(load_scheduler(base.folder).config)
-        batches = Batches(
-            groups,
-            seed=config.seed,
-            stage=name,
-            microbatches=config.gradient_accumulation,
-            timesteps=schedule.config["num_train_timesteps"],
-            process=accelerator.process_index,
-            processes=accelerator.num_processes,
-        )
-        prompts = every_prompt(groups)
-        sampler = Sampler(session, base, prompts, self.emit)
-        weights = raw_files(stands.training_weights, base.folder)
-        stage = build_stage(name, base, config, prepared.device, weights, [*prompts, *sampler.prompts, ""])
-        parameters = [module.parameters() for module in stage.trained.values()]
-        optimizer = make_optimizer(prepared.optimizer, parameters, config.optimizer)
-        optimizer = stage.prepare(accelerator, optimizer)
-        if name in stands.checkpoints:
-            restore(stands.checkpoints[name], stage, optimizer, accelerator, base.folder)
-        loop = Loop(accelerator, stage, optimizer, batches, schedule, config)
-        if prepared.device.kind != "cpu" and (operation := loop.probe()):
-            self.emit("note", **asdict(Note("not deterministic", reason=operation)))
-        self.emit("stage", stage=name, step=stands.done(name), steps=stage.steps)
-        saver = Saver(session, recipe, prepared.host, self.emit, saved)
-        observers = Observers(loop, saver, sampler, self.emit, self.stop, self.lease)
-        try:
-            return loop.run(stands.done(name), observers.after_step)
-        finally:
-            saver.wait()
-
-
-def _new_accelerator(prepared: Preparation) -> Accelerator:
-    """Return a fresh accelerator for a stage.
-
-    A used accelerator would carry over its gradient scaler's state, which a run that begins between the stages does not
-    have.
-    """
-    return Accelerator(
-        mixed_precision={"fp32": "no"}.get(prepared.device.precision, prepared.device.precision),
-        gradient_accumulation_steps=prepared.session.config.gradient_accumulation,
-        cpu=prepared.device.kind == "cpu",
-    )

@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 
 from fastdb.evaluation.candidates import Candidate, PictureCache
 from fastdb.evaluation.prompts import Shot
-from fastdb.inference.engine import Request
+from fastdb.inference.request import Request
 
 
 def test_a_file_name_contains_words_and_seed(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from fastdb.evaluation.choose import Pick
 from fastdb.evaluation.measures import Value
 from fastdb.evaluation.prompts import Group, Protocol
 from fastdb.evaluation.report import Evaluation
-from fastdb.inference.engine import Request
+from fastdb.inference.request import Request
 
 
 def where(sheet: Image.Image, colour: str) -> np.ndarray:

@@ -17,7 +17,8 @@ from PIL.Image import Image
 from fastdb.checkpoints.compressed_checkpoint import raw_files
 from fastdb.checkpoints.progress import standing
 from fastdb.errors import ConfigError, ModelError
-from fastdb.inference.engine import Engine, Request
+from fastdb.inference.engine import Engine
+from fastdb.inference.request import Request
 from fastdb.inference.samplers import SAMPLERS, make_sampler
 from fastdb.models.diffusers_folder import open_base_model
 from fastdb.models.loading import load_part, load_scheduler, load_tokenizer

@@ -13,8 +13,9 @@ import numpy as np
 
 from benchmarks.export import Compared, compare, draw, requests
 from fastdb.commands import results
-from fastdb.inference.engine import Engine, Request
+from fastdb.inference.engine import Engine
 from fastdb.inference.open_model import open_source
+from fastdb.inference.request import Request
 from fastdb.models.diffusers_folder import open_base_model
 from fastdb.sessions.session import Session
 

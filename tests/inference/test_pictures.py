@@ -13,8 +13,8 @@ pytest.importorskip("torch")
 from PIL import Image
 
 from fastdb.errors import StorageError
-from fastdb.inference.engine import Request
 from fastdb.inference.pictures import parameters, save_pictures
+from fastdb.inference.request import Request
 
 GREY = Image.new("RGB", (64, 64), "#808080")
 

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("torch")
 
 from fastdb.errors import ConfigError
-from fastdb.inference.engine import Request
+from fastdb.inference.request import Request
 from fastdb.inference.samplers import DEFAULT, SAMPLERS, check_sampler
 
 SIDES = (-64, 0, 8, 56, 63, 65, 70, 500, 511, 4097, 4104, 9000)

@@ -239,7 +239,8 @@ def test_pipelines_load_and_generate(mini: Path) -> None:
     """Load without a dtype, as most users do; half and single precision must not mix."""
     from diffusers import StableDiffusionPipeline
 
-    from fastdb.inference.engine import Engine, Request
+    from fastdb.inference.engine import Engine
+    from fastdb.inference.request import Request
     from fastdb.models.diffusers_folder import open_base_model
 
     pipeline = StableDiffusionPipeline.from_pretrained(mini, local_files_only=True)

@@ -15,7 +15,8 @@ from PIL import Image
 
 from fastdb.checkpoints.progress import standing
 from fastdb.errors import ImageError, TrainingError
-from fastdb.inference.engine import Engine, Request, group_size
+from fastdb.inference.engine import Engine
+from fastdb.inference.request import Request, group_size
 from fastdb.models.diffusers_folder import open_base_model
 from fastdb.reporting import Note
 from fastdb.runtime.device import choose_device

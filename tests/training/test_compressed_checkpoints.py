@@ -31,8 +31,8 @@ from fastdb.checkpoints.progress import Standing, standing
 from fastdb.commands import results
 from fastdb.errors import CheckpointError, FastDBError, ModelError, StorageError
 from fastdb.evaluation.candidates import checkpoints_of
-from fastdb.inference.engine import Request
 from fastdb.inference.open_model import open_source
+from fastdb.inference.request import Request
 from fastdb.models.diffusers_folder import open_base_model, weight_file
 from fastdb.models.resolve import ensure_base
 from fastdb.sessions.session import Session

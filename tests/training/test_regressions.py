@@ -21,7 +21,7 @@ from fastdb.commands import training
 from fastdb.errors import StorageError, TrainingError
 from fastdb.sessions.events import EventLog, follow_events, read_events
 from fastdb.sessions.session import Session
-from fastdb.training import trainer as trainer_room
+from fastdb.training import stage_run
 from fastdb.training.observers import Sampler
 from tests.training.conftest import result
 from tests.training.test_trainer import Life, at
@@ -32,14 +32,14 @@ SHORT: dict[str, Any] = {"text_encoder__steps": 3, "unet__steps": 5, "prior__cla
 
 def test_a_gradient_scaler_is_not_carried_into_the_next_stage(make_session: Made, monkeypatch: Any) -> None:
     """On a T4 every run has one. Here a real one is put into a run on the CPU, with a scale that grows every step."""
-    honest = trainer_room._new_accelerator
+    honest = stage_run._new_accelerator
 
     def scaled(prepared: Any) -> Accelerator:
         accelerator = honest(prepared)
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1)
         return accelerator
 
-    monkeypatch.setattr(trainer_room, "_new_accelerator", scaled)
+    monkeypatch.setattr(stage_run, "_new_accelerator", scaled)
     one, other = make_session("scaled", **SHORT), make_session("scaled2", **SHORT)
     assert Life(one).run() == "finished"
     assert Life(other, until=at("text_encoder", 3)).run() == "stopped"
@@ -157,7 +157,7 @@ def test_a_sample_that_cannot_be_made_does_not_end_the_training(make_session: Ma
 
 def test_a_bug_is_noted_in_the_history(make_session: Made, monkeypatch: Any) -> None:
     session = make_session("crashes", **SHORT)
-    monkeypatch.setattr(trainer_room, "make_optimizer", lambda *_: 1 / 0)
+    monkeypatch.setattr(stage_run, "make_optimizer", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         Life(session).run()
     assert [run.outcome for run in Session.open(session.path).record.runs] == ["crashed"]
@@ -167,7 +167,7 @@ def test_want_of_memory_is_one_line_with_what_can_be_done(make_session: Made, mo
     def too_much(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more")
 
-    monkeypatch.setattr(trainer_room, "make_optimizer", too_much)
+    monkeypatch.setattr(stage_run, "make_optimizer", too_much)
     with pytest.raises(
         TrainingError, match=r"CUDA out of memory\. Tried to allocate 2 GiB.*gradient_checkpointing=true"
     ):
