@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fastdb.checkpoints.progress import no_valid_checkpoint, progress_of
 from fastdb.commands.session_warnings import prompts_of
 from fastdb.errors import ConfigError
 from fastdb.inference.request import Request
-from fastdb.inference.samplers import DEFAULT, check_sampler
+from fastdb.inference.samplers import DEFAULT
 from fastdb.models.resolve import ensure_base
 from fastdb.reporting import SILENT, Note, Report, counted, format_bytes
 from fastdb.runtime.library_logging import hush_libraries
@@ -183,10 +184,12 @@ def evaluate(
     Raises:
         FastDBError: nothing to evaluate, a value is out of bounds, or a measuring model is not available.
     """
-    # Before torch is loaded, which takes seconds.
-    if sampler is not None:
-        check_sampler(sampler)
+    # Checked before torch is loaded, which takes seconds.
+    settings = {"steps": steps, "guidance": guidance, "sampler": sampler}
+    Request("", **{name: value for name, value in settings.items() if value is not None})  # type: ignore[arg-type]
     session = Session.open(session, root)
+    if file is None and checkpoints is None and not progress_of(session)["unet"]:
+        raise no_valid_checkpoint(session, "of the UNet stage", ())
     hush_libraries()
     from fastdb.evaluation.evaluate import Options, evaluate_session
 
