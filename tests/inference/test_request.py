@@ -30,7 +30,7 @@ def test_each_bound_is_said_in_one_line_with_a_value_that_would_do(name: str, va
         Request("a cup", **{name: value})
     line = str(caught.value)
     assert line.isprintable()
-    assert line.startswith(f"{name}: {value} is no")
+    assert line.startswith(f"{name} {value} is no")
     advice = re.fullmatch(r"Try (\S+)\.", caught.value.fix)
     assert advice, line
     Request("a cup", **{name: float(advice[1]) if name == "guidance" else int(advice[1])})
