@@ -130,7 +130,7 @@
   function start(root) {
     root.dataset.alive = "1";
     const still = root.querySelector("img"), shown = view(root);
-    let beat = null, heard = Date.now(), ended = false, failures = 0, socket = null, picture = "", seen = false;
+    let beat = null, heard = Date.now(), ended = false, failures = 0, socket = null, picture = "", seen = false, done = false;
 
     function receive(state, where) {
       if (state.beat !== beat) { beat = state.beat; heard = Date.now(); }
@@ -138,6 +138,7 @@
       root.querySelectorAll(":scope > .floor").forEach((node) => { node.hidden = true; });
       picture = where || state.picture || picture;
       shown.show(state, state.samples ? picture : "");
+      done = state.tone !== "running";
       ended = state.ended;
       if (ended && socket) socket.close();
     }
@@ -158,7 +159,7 @@
 
     function silence() {
       const seconds = Math.round((Date.now() - heard) / 1000);
-      if (ended || Date.now() - heard < QUIET) return shown.quiet("");
+      if (done || Date.now() - heard < QUIET) return shown.quiet("");
       if (!seen) root.querySelector(".fastdb-live").hidden = false;
       shown.quiet((seen ? "No news for " + seconds + " s. " : "No training panel is active at this place. ")
         + "A training continues without this page. Run this cell again, or in a terminal: " + config.command);
@@ -167,14 +168,16 @@
     async function tick() {
       // A notebook removes outputs from the page while they are scrolled out of view.
       if (root.isConnected && !socket) {
-        failures = (await fetched()) ? 0 : failures + 1;
-        if (failures === 5 && config.kernel) {
+        failures = !config.messages && (await fetched()) ? 0 : failures + 1;
+        if (failures === (config.messages ? 1 : 5) && config.kernel && !done) {
           socket = listen(receive);
           socket.onclose = () => { socket = null; failures = 0; };
         }
       }
       silence();
-      if (!ended) setTimeout(tick, document.hidden || !root.isConnected || failures > 60 ? 5000 : 1000);
+      // After the training the files stay for a while, for an export in a later cell.
+      if (done && failures > 60) ended = true;
+      if (!ended) setTimeout(tick, done || document.hidden || !root.isConnected || failures > 60 ? 5000 : 1000);
     }
 
     if (config.state) return receive(config.state, "");

@@ -73,6 +73,7 @@ class Panel(Report):
         self._news = time.monotonic()
         self._due = dict.fromkeys(("picture", "upload", "line", "message"), 0.0)
         self._ended = self._closed = False
+        self._reachable: bool | None = None
 
     def __enter__(self) -> Self:
         if self._kind == "terminal":
@@ -247,7 +248,7 @@ class Panel(Report):
         if folder is not None and folder.path.resolve().is_relative_to(self._session.path.resolve()):
             # A session may be on Drive, which would upload every state.
             folder = self._folder = None
-        self._reachable = folder is not None and served(folder.path.parent) is not False
+        self._reachable = served(folder.path.parent) if folder is not None else False
         try:
             if folder is not None:
                 folder.make()
@@ -257,7 +258,8 @@ class Panel(Report):
     def _show_first(self) -> None:
         if self._kind != "jupyter":
             return
-        html = page_html(self._output.identity, self._name(), self._state.command)
+        unread = self._folder is None or self._reachable is False
+        html = page_html(self._output.identity, self._name(), self._state.command, messages=unread)
         self._output.show(html=html, text=f"{self._state.name}: training")
 
     def _show_last(self) -> None:

@@ -40,7 +40,13 @@ def front_end() -> FrontEnd:
 
 
 def page_html(
-    identity: str, folder: str, command: str, picture: bytes = b"", state: dict[str, Any] | None = None
+    identity: str,
+    folder: str,
+    command: str,
+    picture: bytes = b"",
+    state: dict[str, Any] | None = None,
+    *,
+    messages: bool = False,
 ) -> str:
     """Return the output of a panel.
 
@@ -49,6 +55,7 @@ def page_html(
         command: the command that follows the training in a terminal.
         picture: the still picture, stored in the output; by default that of the folder.
         state: the last content of a panel that has ended.
+        messages: the page cannot read the folder, so the script reads the kernel's messages at once.
     """
     config = {
         "id": identity,
@@ -57,6 +64,7 @@ def page_html(
         "kernel": kernel_id(),
         "command": command,
         "state": state,
+        "messages": messages,
     }
     source = data_address(picture, "image/png") if picture else f"{folder}/frame.png"
     text = "" if picture else f'<p class="floor"><small>{_FLOOR}</small></p>'
