@@ -21,6 +21,7 @@ from fastdb.notebook.panel_folder import FRAME, SAMPLES, STATE, PanelFolder
 from fastdb.notebook.panel_frame import frame, strip
 from fastdb.notebook.panel_page import FrontEnd, Output, data_address, front_end, page_html, served
 from fastdb.notebook.panel_state import PanelState
+from fastdb.notebook.wording import reworded
 from fastdb.reporting import Note, Progress, Report, format_bytes
 from fastdb.runtime.paths import DRIVES
 from fastdb.sessions.events import read_events
@@ -109,7 +110,7 @@ class Panel(Report):
         """Show a note's sentence."""
         if self._kind == "terminal":
             return self._console.note(note)
-        return self.result(console.sentence(note))
+        return self.result(reworded(console.sentence(note)))
 
     def event(self, event: dict[str, Any]) -> None:
         """Show an event of a trainer."""

@@ -10,12 +10,13 @@ from typing import Any
 from PIL.Image import Image
 
 from fastdb import console
-from fastdb.checkpoints.progress import STAGES
+from fastdb.checkpoints.progress import STAGES, progress_of
 from fastdb.commands import results
 from fastdb.errors import ModelError
 from fastdb.images.contact_sheet import Cell, Row, contact_sheet, stacked
 from fastdb.images.photos import read_photo
 from fastdb.notebook.form_fields import named, number, whole_number
+from fastdb.notebook.panel import latest
 from fastdb.notebook.report import NotebookReport
 from fastdb.sessions.session import Session
 
@@ -68,9 +69,16 @@ def export(session: Session | str, formats: str, precision: Any = "fp16", use_st
     Raises:
         FastDBError: it cannot be exported.
     """
-    if named(session, "export it"):
-        step = whole_number("use_step", use_step)
-        results.export(session, formats=formats.split(" and "), precision=precision, step=step, report=NotebookReport())
+    if not named(session, "export it"):
+        return
+    opened, step = Session.open(session), whole_number("use_step", use_step)
+    files = results.export(
+        opened, formats=formats.split(" and "), precision=precision, step=step, report=NotebookReport()
+    )
+    # The output of this cell is lost if it was queued while the page was reloaded; the panel keeps it.
+    if (panel := latest(opened)) is not None:
+        for path in files:
+            panel.show_file(path, path.stat().st_size, step or progress_of(opened)["unet"])
 
 
 def generate(source: Session | str, prompt: str = "", use_step: str = "", **request: Any) -> Image | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from fastdb import console
 from fastdb.checkpoints.progress import STAGES, how_far, progress_of, steps_of
-from fastdb.commands import results, training
+from fastdb.commands import training
 from fastdb.errors import ConfigError, TrainingError
 from fastdb.notebook.leaving import disconnect
+from fastdb.notebook.panel import Panel
+from fastdb.notebook.picture_cells import export
 from fastdb.notebook.report import NotebookReport
 from fastdb.sessions.lease_status import in_use
 from fastdb.sessions.session import Session
@@ -52,19 +54,21 @@ def train(
             return
         if stop:
             training.stop(session, report=report)
-        outcome = training.train(session, on_interrupt="leave", report=report)
+        with Panel(session) as panel:
+            outcome = training.train(session, on_interrupt="leave", report=panel)
     else:
         _add_steps(session, more_steps, report)
         restart = start_over and session.record.lineage not in _started_over
         if start_over and not restart:
             console.say("Training was started over already; resuming it. Untick start_over")
-        outcome = training.train(session, restart=restart, on_interrupt="stop", report=report)
+        with Panel(session) as panel:
+            outcome = training.train(session, restart=restart, on_interrupt="stop", report=panel)
         if restart:
             _started_over.add(Session.open(session).record.lineage)
     if outcome != "finished":
         raise _stopped(session, outcome)
     if disconnect_when_done:
-        results.export(session, report=report)
+        export(session, "safetensors and ckpt")
         disconnect(session)
 
 
