@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +31,9 @@ class Report:
 
     def event(self, event: dict[str, Any]) -> None:
         """Receive an event of a trainer; see `fastdb.sessions.events`."""
+
+    def earlier(self, events: Iterable[dict[str, Any]]) -> None:
+        """Receive the events of earlier runs of a training that is resumed or followed."""
 
     @contextmanager
     def progress(self, task: str, unit: str = "it") -> Iterator[Progress]:

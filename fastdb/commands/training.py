@@ -15,6 +15,7 @@ from fastdb.config import Config, Extension, build
 from fastdb.errors import ConfigError, SessionBusy, TrainingError
 from fastdb.models.resolve import ensure_base
 from fastdb.reporting import SILENT, Note, Report, counted
+from fastdb.sessions.events import earlier_events
 from fastdb.sessions.lease_status import refuse_elsewhere
 from fastdb.sessions.session import Session, SessionLike
 from fastdb.storage.set_aside import move_aside
@@ -225,6 +226,7 @@ def _follow(session: Session, running: process.Running, report: Report, leave: b
     """
     seen = 0
     end: dict[str, Any] = {}
+    report.earlier(earlier_events(session.logs))
     if interrupted:
         _ask_to_stop(session, running, report)
     while not end:

@@ -119,7 +119,13 @@ class LineBar:
     _EVERY = 2.0
 
     def __init__(
-        self, desc: str, total: int | None, initial: int = 0, unit: str = "it", unit_scale: bool = False
+        self,
+        desc: str,
+        total: int | None,
+        initial: int = 0,
+        unit: str = "it",
+        unit_scale: bool = False,
+        bar_format: str = "",
     ) -> None:
         self.n, self._desc, self._total, self._unit = initial, desc, total, "" if unit == "it" else f" {unit}"
         self._bytes, self._postfix, self._width, self._written = unit_scale, "", 0, float("-inf")

@@ -83,8 +83,8 @@ class TrainingStatus:
         if kind == "plan" and "stages" in event:
             for name, plan in event["stages"].items():
                 stage = self._stage(name, plan["steps"])
-                stage.steps, stage.step = plan["steps"], plan["done"]
-                stage.resume(min(plan["done"], plan["steps"]))
+                stage.steps = plan["steps"]
+                stage.resume(min(plan.get("done", 0), plan["steps"]))
         elif kind == "progress":
             self.begin_task(event["task"])
             self.task_done, self.task_total = event["done"], event["total"]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fastdb.console.sentences import SENTENCES, sentence
 from fastdb.console.terminal import bar, close_bar, open_bar, say
-from fastdb.console.training_status import STAGE_TITLES
+from fastdb.console.training_status import STAGE_TITLES, TrainingStatus, about
 from fastdb.reporting import Note, Progress, Report, counted, format_bytes
+
+_SELDOM = 60.0
+"""Least seconds between two lines about checkpoints of a stage."""
 
 
 class ConsoleReport(Report):
@@ -27,6 +31,10 @@ class ConsoleReport(Report):
         """Show an event of a trainer."""
         self.view.show(event)
 
+    def earlier(self, events: Iterable[dict[str, Any]]) -> None:
+        """Continue the smoothed loss of earlier runs."""
+        self.view = TrainingView(events)
+
     @contextmanager
     def progress(self, task: str, unit: str = "it") -> Iterator[Progress]:
         """Show a progress bar for one task."""
@@ -37,10 +45,13 @@ class ConsoleReport(Report):
 class TrainingView:
     """Shows a trainer's events, with a bar for each task and stage."""
 
-    def __init__(self) -> None:
+    def __init__(self, earlier: Iterable[dict[str, Any]] = ()) -> None:
+        """Start with the loss of earlier runs."""
+        self._status = TrainingStatus(earlier)
         self._bar: Any = None
         self._task = ""
-        self._smooth: float | None = None
+        self._said: dict[str, float] = {}
+        self._unsaid: dict[str, int] = {}
 
     def show(self, event: dict[str, Any]) -> None:
         """Show an event; events of an unknown kind are ignored."""
@@ -56,6 +67,7 @@ class TrainingView:
             "warning": self._warning,
             "end": self._end,
         }
+        self._status.event(event)
         handler = kinds.get(event["event"])
         if handler is not None:
             handler(event)
@@ -66,12 +78,26 @@ class TrainingView:
             close_bar(self._bar)
         self._bar, self._task = None, ""
 
-    def _open(self, task: str, total: int, done: int = 0, unit: str = "it") -> Any:
+    def _open(self, task: str, total: int, done: int = 0, unit: str = "it", **options: Any) -> Any:
         if self._task != task:
             self.close()
-            self._bar = open_bar(desc=task, total=total, initial=done, unit=unit, unit_scale=unit == "B")
-            self._task, self._smooth = task, None
+            self._bar = open_bar(desc=task, total=total, initial=done, unit=unit, unit_scale=unit == "B", **options)
+            self._task = task
         return self._bar
+
+    def _seldom(self, kind: str, line: str) -> None:
+        """Print a line of a kind at most once a minute; the others are counted."""
+        now = time.monotonic()
+        if now - self._said.get(kind, float("-inf")) >= _SELDOM:
+            self._said[kind] = now
+            say(line)
+        else:
+            self._unsaid[kind] = self._unsaid.get(kind, 0) + 1
+
+    def _say_rest(self) -> None:
+        for kind, count in self._unsaid.items():
+            say(f"{kind}: {counted(count, 'further checkpoint')}")
+        self._unsaid, self._said = {}, {}
 
     def _plan(self, event: dict[str, Any]) -> None:
         # Versions before typed plans wrote sentences only.
@@ -83,22 +109,30 @@ class TrainingView:
         bar.update(event["done"] - bar.n)
 
     def _stage(self, event: dict[str, Any]) -> None:
-        self._open(event["stage"], event["steps"], event["step"])
+        self._say_rest()
+        self._open_stage(event, event["step"])
+
+    def _open_stage(self, event: dict[str, Any], done: int) -> Any:
+        # Rate and time left are the trainer's: of a trainer that is followed, this process sees many steps at once.
+        return self._open(event["stage"], event["steps"], done, bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}")
 
     def _step(self, event: dict[str, Any]) -> None:
-        bar = self._open(event["stage"], event["steps"], event["step"] - 1)
-        before = self._smooth
-        # The loss of a single step mostly depends on the timestep drawn, so a mean over about 20 steps is shown.
-        self._smooth = event["loss"] if before is None else 0.95 * before + 0.05 * event["loss"]
-        bar.set_postfix_str(f"loss {self._smooth:.4f}, lr {event['learning_rate']:.2e}", refresh=False)
+        bar = self._open_stage(event, event["step"] - 1)
+        numbers = [*self._status.numbers(), f"lr {event['learning_rate']:.2e}"]
+        if (left := self._status.seconds_left) is not None:
+            numbers.append(f"{about(left)} left")
+        bar.set_postfix_str(", ".join(numbers), refresh=False)
         bar.update(event["step"] - bar.n)
 
     def _saved(self, event: dict[str, Any]) -> None:
         waited = f", training waited {event['blocked']:.1f} s" if event.get("blocked", 0) >= 0.1 else ""
-        say(f"Saved {Path(event['path']).name} on this machine in {event['seconds']:.1f} s{waited}")
+        line = f"Saved {Path(event['path']).name} on this machine in {event['seconds']:.1f} s{waited}"
+        self._seldom("Saved on this machine", line)
 
     def _published(self, event: dict[str, Any]) -> None:
-        say(f"Checkpoint {Path(event['path']).name} is in the session's folder ({format_bytes(event['bytes'])})")
+        size = format_bytes(event["bytes"])
+        line = f"Checkpoint {Path(event['path']).name} is in the session's folder ({size})"
+        self._seldom("Published to the session's folder", line)
 
     def _sample(self, event: dict[str, Any]) -> None:
         say(f"Sample: {event['path']}")
@@ -114,6 +148,7 @@ class TrainingView:
 
     def _end(self, event: dict[str, Any]) -> None:
         self.close()
+        self._say_rest()
 
 
 def _plan_lines(plan: dict[str, Any]) -> list[str]:

@@ -24,7 +24,7 @@ from fastdb.notebook.panel_state import PanelState
 from fastdb.notebook.wording import reworded
 from fastdb.reporting import Note, Progress, Report, format_bytes
 from fastdb.runtime.paths import DRIVES
-from fastdb.sessions.events import read_events
+from fastdb.sessions.events import earlier_events
 from fastdb.sessions.session import Session
 from fastdb.storage.drive_uploads import waits_for_upload
 from fastdb.training.preflight import instances
@@ -34,8 +34,6 @@ _EVERY = 1.0
 _PICTURE_EVERY, _UPLOAD_EVERY, _LINE_EVERY = 5.0, 15.0, 60.0
 _LINGER = 900.0
 """Seconds that the files stay after the last news, for an export in a later cell, whose output a reload loses."""
-_LOG_BYTES = 32 * 2**20
-"""Bytes of earlier logs that are read for the loss curve."""
 
 _panels: dict[str, Panel] = {}
 
@@ -79,7 +77,7 @@ class Panel(Report):
     def __enter__(self) -> Self:
         if self._kind == "terminal":
             return self
-        self._state.status = TrainingStatus(_earlier_events(self._session))
+        self._state.status = TrainingStatus(earlier_events(self._session.logs))
         self._state.prompts = _prompts(self._session)
         _panels[str(self._session.path)] = self
         if self._kind == "jupyter":
@@ -279,20 +277,6 @@ class Panel(Report):
 
     def _name(self) -> str:
         return f"fastdb-panel-{self._output.identity}"
-
-
-def _earlier_events(session: Session) -> list[dict[str, Any]]:
-    """Return the events of earlier runs, for the loss curve, as far as they can be read."""
-    events: list[dict[str, Any]] = []
-    try:
-        logs = sorted(session.logs.glob("*.jsonl"))
-        if sum(log.stat().st_size for log in logs) <= _LOG_BYTES:
-            for log in logs:
-                events += read_events(log)
-    except OSError:
-        # The curve then begins with this run.
-        return []
-    return events
 
 
 def _prompts(session: Session) -> list[str]:

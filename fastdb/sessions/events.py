@@ -26,6 +26,8 @@ from typing import Any, TextIO
 
 from fastdb.storage.atomic_write import make_folder
 
+_MOST_BYTES = 32 << 20
+
 Event = dict[str, Any]
 Emit = Callable[..., None]
 """`emit(event, **fields)`: how the rooms of training report; a note is `emit("note", **asdict(note))`."""
@@ -54,6 +56,20 @@ class EventLog:
 def read_events(path: Path) -> list[Event]:
     """Return the events in a file so far; invalid and incomplete lines are skipped."""
     return [event for line in _lines_after(path, 0)[0] if (event := _parsed(line)) is not None]
+
+
+def earlier_events(logs: Path) -> list[Event]:
+    """Return the events of earlier runs in a session's `logs`, as far as they can be read within a moment."""
+    events: list[Event] = []
+    try:
+        files = sorted(logs.glob("*.jsonl"))
+        if sum(file.stat().st_size for file in files) <= _MOST_BYTES:
+            for file in files:
+                events += read_events(file)
+    except OSError:
+        # A disk that does not answer; the loss then begins with this run.
+        return []
+    return events
 
 
 def follow_events(path: Path, alive: Callable[[], bool], interval: float = 0.1) -> Iterator[Event]:
