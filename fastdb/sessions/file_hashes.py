@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from fastdb.reporting import Note
 from fastdb.runtime.paths import work_folder
+from fastdb.sessions.lease_file import is_lease_file
 from fastdb.sessions.session_yaml import FILE, sealed
 from fastdb.storage.atomic_write import explained, make_folder, write_text
 from fastdb.storage.manifest import sha256
@@ -209,7 +210,7 @@ def _updated(
 
 
 def listable(folder: Path) -> Iterator[Path]:
-    """Yield the files that the list covers, which are neither hidden nor checkpoints nor `session.yaml`."""
+    """Yield the files that the list covers: not hidden ones, checkpoints, the lease and `session.yaml`."""
     with explained(folder):
         for place, folders, names in os.walk(folder):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -218,7 +219,9 @@ def listable(folder: Path) -> Iterator[Path]:
                 names = [name for name in names if name == "README.txt"]
             for name in sorted(names):
                 path = Path(place, name)
-                if not name.startswith(".") and path != folder / FILE and path.is_file() and not path.is_symlink():
+                if name.startswith(".") or path == folder / FILE or (path.parent == folder and is_lease_file(name)):
+                    continue
+                if path.is_file() and not path.is_symlink():
                     yield path
 
 

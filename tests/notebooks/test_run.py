@@ -101,13 +101,15 @@ def test_a_training_outlives_its_kernel_and_the_stop_button_saves(home, photos):
         assert trainer is not None, "the trainer went with the kernel"
         with kernel(notebook, home) as second:
             second.run("set-up", "drive", "session", "images")
+            train.outputs = []
             following = Doing(second.interrupt, once=lambda: train.outputs and steps(home) >= 6)
             with following, pytest.raises(CellExecutionError, match="the cells below were not run"):
                 second.run("train")
             assert f"is being trained already (process {trainer.pid})" in text(train)
             stopped = stop_of(session)
             assert stopped >= 6
-            again = Doing(second.interrupt, once=lambda: steps(home) > stopped)
+            train.outputs = []
+            again = Doing(second.interrupt, once=lambda: train.outputs and steps(home) > stopped)
             with again, pytest.raises(CellExecutionError, match="Run the Train cell again to resume"):
                 second.run("train")
             assert Session.open("pet").record.runs[-1].begins == f"unet step {stopped}"
