@@ -175,6 +175,8 @@ def _remedy(checkpoint: Checkpoint, changed: Sequence[str], session: str, chosen
     stage_only = checkpoint.stage == "unet" and all(subject.startswith("unet.") for subject in changed)
     anew = "restart the UNet stage with --from-step 0, or everything with" if stage_only else "start over with"
     remedy = f"Undo the change to resume, or {anew} --restart (old checkpoints are moved aside, not deleted)."
+    if "unet.steps" in changed:
+        remedy = f"{remedy} For more steps undo it, then fastdb extend {session} --steps N."
     if not chosen:
         return remedy
     file = str((folder or Path()) / f"{session}_step_{chosen}.safetensors")

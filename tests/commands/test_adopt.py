@@ -17,7 +17,7 @@ from PIL import Image
 
 from fastdb import interactive
 from fastdb.commands import sessions, sharing, space
-from fastdb.errors import ModelError, SessionError
+from fastdb.errors import ConfigError, ModelError, SessionError
 from fastdb.runtime.paths import cache_folder
 from fastdb.sessions.session import Session
 from fastdb.sharing.transfer import unfinished_sessions
@@ -158,12 +158,16 @@ def test_a_classic_session_with_zips_alone_is_adopted(inside: str, photos: list[
     pack(folder / "instance_images.zip", {**made})
     pack(folder / "captions.zip", {"sks (1).txt": b"on a chair"})
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    session = sharing.adopt(folder)
+    with pytest.raises(ConfigError, match="no base model was chosen"):
+        sharing.adopt(folder)
+    session = sharing.adopt(folder, base="mini")
     assert {"sks (1).jpg", "sks (2).jpg"} <= set(listed(session.originals))
     assert (session.captions / "sks (1).txt").read_text() == "on a chair\n"
     assert [name for name in listed(session.path) if name.startswith(".")] == [".files.json"]
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    by_zip = sharing.adopt(Path(shutil.make_archive(str(tmp_path / "whole"), "zip", tmp_path, "old")), "again")
+    by_zip = sharing.adopt(
+        Path(shutil.make_archive(str(tmp_path / "whole"), "zip", tmp_path, "old")), "again", base="mini"
+    )
     assert listed(by_zip.originals) == listed(session.originals)
 
 
@@ -172,6 +176,6 @@ def test_a_hostile_zip_of_photos_is_refused(photos: list[Path], tmp_path: Path, 
     folder.mkdir()
     pack(folder / "instance_images.zip", {"../../escaped.png": photos[0]})
     with pytest.raises(SessionError, match="leads out of the session"):
-        sharing.adopt(folder)
+        sharing.adopt(folder, base="mini")
     assert listed(sessions_folder) == []
     assert not list(tmp_path.rglob("escaped.png"))

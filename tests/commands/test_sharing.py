@@ -388,7 +388,7 @@ def test_a_session_of_the_classic_notebook_is_adopted_as_it_is(
     classic: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(classic)
-    session = interactive.adopt(classic)
+    session = interactive.adopt(classic, base="mini")
     said = capsys.readouterr().out
     assert contents(classic) == before
     assert (session.name, session.record.base_model.folder) == ("my_dog", "mini")
@@ -409,13 +409,13 @@ def test_a_session_of_the_classic_notebook_is_adopted_as_it_is(
     assert size_of(session.class_images / "concept-0001.png") == (64, 64)
     assert not (session.path / "my dog.ckpt").exists()
     with pytest.raises(SessionExists, match="Use my_dog_2"):
-        interactive.adopt(classic)
+        interactive.adopt(classic, base="mini")
     assert listed(session.path.parent) == ["my_dog"]
 
 
 def test_a_zip_of_a_classic_session_is_adopted_too(classic: Path, tmp_path: Path) -> None:
     path = Path(shutil.make_archive(str(tmp_path / "old"), "zip", classic.parent))
-    by_zip, by_folder = sharing.adopt(path, "a"), sharing.adopt(classic, "b")
+    by_zip, by_folder = sharing.adopt(path, "a", base="mini"), sharing.adopt(classic, "b", base="mini")
     one, other = contents(by_zip.path), contents(by_folder.path)
     del one[FILE], other[FILE]
     assert one == other
@@ -427,11 +427,11 @@ def test_a_classic_session_without_a_usable_picture_is_none(classic: Path, sessi
     for path in (classic / "instance_images").glob("*.*g"):
         path.write_bytes(b"no photo")
     with pytest.raises(ImageError, match="no photo can be used"):
-        sharing.adopt(classic)
+        sharing.adopt(classic, base="mini")
     for path in (classic / "instance_images").glob("*.*g"):
         path.unlink()
     with pytest.raises(SessionError, match=r"instance_images.zip cannot be used as an archive"):
-        sharing.adopt(classic)
+        sharing.adopt(classic, base="mini")
     assert listed(sessions_folder) == []
 
 

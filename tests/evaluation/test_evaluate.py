@@ -20,8 +20,9 @@ torch = pytest.importorskip("torch")
 from filelock import FileLock
 from PIL import Image
 
-from fastdb import interactive, notebook
+from fastdb import console, interactive, notebook
 from fastdb.checkpoints.retention import retention
+from fastdb.commands import results
 from fastdb.errors import (
     ConfigError,
     FastDBError,
@@ -312,12 +313,13 @@ def test_the_notebook_shows_the_grid_above_the_curves(
     again: Callable[..., Evaluation],
 ) -> None:
     asked: list[dict[str, object]] = []
-    monkeypatch.setattr(interactive, "evaluate", lambda session, **options: asked.append(options))
-    assert notebook.compare(evaluated, 0) is None
-    assert "Skipped. Set pictures_of_each" in capsys.readouterr().out
+    monkeypatch.setattr(results, "evaluate", lambda session, **options: asked.append(options))
+    monkeypatch.setattr(console, "show_evaluation", lambda evaluation: None)
+    assert notebook.compare("", 2) is None
+    assert "Enter the name of a session" in capsys.readouterr().out
     assert asked == []
     picture = notebook.compare(evaluated, 2)
-    assert asked == [{"seeds": 2}]
+    assert [options["seeds"] for options in asked] == [2]
     grid, curves = (read_photo(evaluated.path / "evaluation" / name) for name in ("grid.png", "curves.png"))
     assert picture is not None
     assert picture.height == grid.height + curves.height

@@ -182,10 +182,16 @@ def within(make_session: Made) -> Session:
         [{**REWARM, "learning_rate": 1e-4}, DECAY],
     ],
 )
-def test_one_that_has_begun_cannot_be_changed_or_removed(within: Session, change: list[dict[str, Any]]) -> None:
+def test_one_that_has_begun_cannot_be_changed_or_removed(
+    within: Session, change: list[dict[str, Any]], copy: Callable[[Session], Session]
+) -> None:
+    with pytest.raises(ConfigError, match=r"unet\.extensions"):
+        training.train(within, settings={"unet.extensions": change})
+    within = copy(within)
+    within = within.with_config(within.config.changed({"unet.extensions": change}))
     before = (within.path / "session.yaml").read_bytes()
     with pytest.raises(TrainingError) as caught:
-        training.train(within, settings={"unet.extensions": change})
+        training.train(within)
     told = "changed since step 5 of the unet stage: unet.extensions 4 steps, rewarm at 0.0004 -> "
     assert told in str(caught.value)
     assert "--restart" in str(caught.value)
@@ -212,8 +218,12 @@ def test_just_before_it_begins_it_can_still_be_changed(base: Session) -> None:
 
 
 def test_the_steps_before_it_cannot_be_changed_any_more(base: Session) -> None:
-    with pytest.raises(TrainingError, match=r"unet\.steps 4 -> 5"):
-        training.train(more(base, HOLD), settings={"unet.steps": 5})
+    session = more(base, HOLD)
+    with pytest.raises(ConfigError, match=r"unet\.steps 4 -> 5"):
+        training.train(session, settings={"unet.steps": 5})
+    session = session.with_config(session.config.changed({"unet.steps": 5}))
+    with pytest.raises(TrainingError, match=r"unet\.steps 4 -> 5.* fastdb extend"):
+        training.train(session)
 
 
 def test_beside_it_the_text_encoder_trains_as_long_as_it_has_steps(make_session: Made) -> None:

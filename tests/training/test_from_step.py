@@ -70,7 +70,7 @@ def test_training_from_a_step_ends_in_the_same_bytes(
 
 def test_before_an_extension_another_one_may_be_chosen(finished: Session, copy: Copied, make_session: Made) -> None:
     session = copy(finished)
-    with pytest.raises(TrainingError, match=r"unet\.extensions 2 steps, rewarm at 0\.0004 -> 2 steps, hold at 0\.0001"):
+    with pytest.raises(ConfigError, match=r"unet\.extensions 2 steps, rewarm at 0\.0004 -> 2 steps, hold at 0\.0001"):
         training.train(session, settings={"unet.extensions": [HOLD]})
     assert training.train(session, settings={"unet.extensions": [HOLD]}, from_step=3) == "finished"
     other = make_session("other", **SHORT, unet__extensions=[HOLD])
@@ -84,10 +84,15 @@ def test_from_0_the_stage_begins_again_with_what_it_is_to_have(
 ) -> None:
     session = copy(finished)
     encoder = {name: data for name, data in tree(session).items() if "text_encoder-" in name}
+    settings = {"unet.steps": 2, "unet.extensions": []}
+    with pytest.raises(ConfigError, match=r"to change the UNet stage from its start: --from-step 0"):
+        training.train(session, settings=settings)
+    changed = session.with_config(session.config.changed(settings))
     with pytest.raises(
         TrainingError, match=r"or restart the UNet stage with --from-step 0, or everything with --restart"
     ):
-        interactive.train(session, settings={"unet.steps": 2, "unet.extensions": []})
+        training.train(changed)
+    session.with_config(session.config)
     assert interactive.train(session, settings={"unet.steps": 2, "unet.extensions": []}, from_step=0) == "finished"
     assert "Text encoder: done, 2 steps" in capsys.readouterr().out
     assert steps(session) == [1, 2]

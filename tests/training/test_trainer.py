@@ -19,14 +19,13 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file
 
-from fastdb import interactive
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.compressed_checkpoint import raw_file
 from fastdb.checkpoints.progress import standing
 from fastdb.checkpoints.retention import KEEP
 from fastdb.commands import training
 from fastdb.console import sentence
-from fastdb.errors import FastDBError, SessionBusy, TrainingError
+from fastdb.errors import ConfigError, FastDBError, TrainingError
 from fastdb.models.resolve import ensure_base
 from fastdb.reporting import Note
 from fastdb.sessions.events import read_events
@@ -342,7 +341,7 @@ def test_a_changed_recipe_is_refused_with_what_changed(half: Session, change: di
 
 def test_a_refused_change_leaves_the_session_as_it_was(half: Session) -> None:
     before = (half.path / "session.yaml").read_bytes()
-    with pytest.raises(TrainingError, match=r"unet\.steps 6 -> 9"):
+    with pytest.raises(ConfigError, match=r"unet\.steps 6 -> 9"):
         training.train(half, settings={"unet.steps": 9})
     assert (half.path / "session.yaml").read_bytes() == before
 
@@ -402,8 +401,8 @@ def test_a_second_trainer_is_refused_and_a_second_caller_follows(make_session: M
     found = process.find(session)
     assert found is not None
     assert found.pid == running.pid
-    with pytest.raises(SessionBusy):
-        interactive.train(session, settings={"unet.steps": 61})
+    with pytest.raises(ConfigError, match="training is running with other settings"):
+        training.train(session, settings={"unet.steps": 61})
     os.kill(running.pid, signal.SIGINT)
     assert outcome(running) == "stopped"
     assert process.find(session) is None
