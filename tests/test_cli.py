@@ -176,7 +176,7 @@ def test_every_verb_has_its_help() -> None:
         "stop",
         "publish",
     ]
-    expected += ["export", "convert", "generate", "evaluate", "inspect", "space", "free", "doctor"]
+    expected += ["export", "convert", "generate", "evaluate", "inspect", "rename", "delete", "space", "free", "doctor"]
     expected += ["share", "adopt", "duplicate"]
     assert verbs == expected
     whole = fastdb("--help")
@@ -272,17 +272,17 @@ SAID = [
     (["train", "../cup"], "'../cup' cannot be the name of a session: "),
     (["generate", "../cup", "a cup"], "'../cup' cannot be the name of a session: "),
     (["new", "cup"], "{root}/cup: there is a session of this name already. Open it (fastdb show cup)"),
-    (["new", "x", "--set", "resolution=500"], "resolution is 500, but must be a multiple of 64, such as 448 or 512"),
+    (["new", "x", "--base", "mini", "--set", "resolution=500"], "resolution is 500, but must be a multiple of 64"),
     (["train", "cup", "--set", "resolution=500"], "resolution is 500, but must be a multiple of 64"),
     (["train", "cup", "--set", "unet.stpes=5"], "there is no setting unet.stpes (did you mean unet.steps?)."),
-    (["new", "x", "--set", "unet.stpes=5", "--set", "seed=-1"], "seed is -1, but must be at least 0"),
+    (["new", "x", "--base", "mini", "--set", "unet.stpes=5", "--set", "seed=-1"], "seed is -1, but must be at least 0"),
     (["train", "cup", "--set", "foo"], "'foo' is not a setting and a value. Write it as --set unet.steps=800."),
     (["train", "cup", "--set", "unet.steps=2026-13-45"], "unet.steps is '2026-13-45', but must be a whole number"),
     (["new", "x", "--base", "{bad}/gone"], "{bad}/gone: there is no such file or folder. Give a Stable Diffusion 1.x"),
     (["new", "x", "--base", "{bad}"], "{bad}"),
-    (["new", "x", "{bad}/empty"], "{bad}/empty: the folder contains no photos."),
-    (["new", "x", "--root", "/proc/x"], "/proc/x: a folder cannot be created here. Choose another folder."),
-    (["new", "x", "--root", "{bad}/text.jpg"], "{bad}/text.jpg is not a folder. Choose another folder."),
+    (["new", "x", "{bad}/empty", "--base", "mini"], "{bad}/empty: the folder contains no photos."),
+    (["new", "x", "--base", "mini", "--root", "/proc/x"], "/proc/x: a folder cannot be created here. Choose another"),
+    (["new", "x", "--base", "mini", "--root", "{bad}/text.jpg"], "{bad}/text.jpg is not a folder. Choose another"),
     (["generate", "cup", "a cup", "--sampler", "euler b"], "sampler 'euler b': there is no such sampler. Did you mean"),
     (["export", "cup"], "cup: there is no valid checkpoint to export. Train it first: "),
 ]  # fmt: skip
@@ -329,22 +329,27 @@ def test_a_base_model_that_is_gone_is_said_and_nothing_changes(session: Path, mi
         f"place into {path}."
     )
     train = ["train", "cup"]
-    for command in (train, [*train, "--restart"], [*train, "--set", "unet.steps=3"], ["generate", "cup", "a cup"]):
+    for command in (
+        train,
+        [*train, "--restart"],
+        [*train, "--restart", "--set", "unet.steps=3"],
+        ["generate", "cup", "a cup"],
+    ):
         assert fastdb(*command).error == line
         assert tree(session) == before
 
 
-def test_without_a_base_the_model_that_ships_is_taken_with_what_fits_it(sessions_folder: Path) -> None:
-    done = fastdb("new", "x", "--token", "sks", "--class", "mug", "--set", "unet.steps=9")
+def test_a_base_model_has_to_be_named_and_mini_gets_the_settings_that_fit_it(sessions_folder: Path) -> None:
+    words = ["--token", "sks", "--class", "mug", "--set", "unet.steps=9"]
+    refused = fastdb("new", "x", *words)
+    assert "no base model was chosen. Choose sd15 (Stable Diffusion 1.5)" in refused.error
+    assert not sessions_folder.exists()
+    done = fastdb("new", "x", "--base", "mini", *words)
     assert done.code == 0, done
-    assert "The base model is mini, which knows only a small drawn world" in done.out
     session = Session.open("x")
     assert session.record.base_model.folder == "mini", "by its name: the package lies elsewhere on the next machine"
     assert (session.config.resolution, session.config.unet.steps) == (64, 9)
     assert session.config.prior.class_images > 0
-    named = fastdb("new", "y", "--base", "mini", "--set", "unet.steps=9")
-    assert named.code == 0, named
-    assert "The base model is mini" not in named.out, "it was asked for by name"
     assert "a photo of a mug" in session.class_prompts
     assert re.search(r"^base model +mini$", fastdb("show", "x").out, re.MULTILINE)
 
@@ -360,7 +365,16 @@ def test_a_session_without_photos_is_not_trained(session: Path) -> None:
 
 
 def test_a_prompt_may_look_like_yaml(sessions_folder: Path) -> None:
-    done = fastdb("new", "x", "--set", "captions.instance_prompt=sks: the cup", "--set", "samples.prompts=[a, 'b: c']")
+    done = fastdb(
+        "new",
+        "x",
+        "--base",
+        "mini",
+        "--set",
+        "captions.instance_prompt=sks: the cup",
+        "--set",
+        "samples.prompts=[a, 'b: c']",
+    )
     assert done.code == 0, done
     config = Session.open("x").config
     assert config.captions.instance_prompt == "sks: the cup"
@@ -403,7 +417,7 @@ def fill(disk: Path, leave: int = 0) -> None:
 def test_a_full_disk_makes_no_session(small_disk: Callable[[str], Path], photos: list[Path]) -> None:
     disk = small_disk("1m")
     fill(disk, leave=16384)
-    done = fastdb("new", "x", photos[0], "--root", disk)
+    done = fastdb("new", "x", photos[0], "--base", "mini", "--root", disk)
     assert "the disk is full; existing files are unchanged. Free some space" in done.error
     assert os.listdir(disk) == ["filling"]
 

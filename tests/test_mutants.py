@@ -123,7 +123,7 @@ MUTANTS = {
         ["tests/training/test_trainer.py", "-k", "trained_loss"],
     ),
     "each microbatch is a step of the optimizer": (
-        "training/trainer.py",
+        "training/stage_run.py",
         "gradient_accumulation_steps=prepared.session.config.gradient_accumulation",
         "gradient_accumulation_steps=1",
         ["tests/training/test_trainer.py", "-k", "one_step_of"],

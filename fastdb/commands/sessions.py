@@ -112,14 +112,13 @@ def new(
         StorageError: the folder cannot be written.
     """
     check_name(name)
+    check_free(name, root)
     base = located_base(check_chosen(base), root)
     config = Config().changed({**recommended(base, class_word), **(settings or {})})
     if (token or class_word) and not config.captions.instance_prompt:
         config = config.changed({"captions.instance_prompt": instance_prompt(token, class_word)})
         report.note(Note("instance prompt", config.captions.instance_prompt))
     subject = build(Subject, {"token": token, "class_word": class_word}, where="subject")
-    # Checked before gigabytes are downloaded for it.
-    check_free(name, root)
     check_outlives(root)
     with photo_files(photos) as files:
         if known := known_base(base):

@@ -20,7 +20,6 @@ SENTENCES: dict[str, str] = {
     "all published": "All checkpoints needed to resume are in {subject}",
     "archive verified": "Verified {subject}: {reason}",
     "base model": "Base model: {subject}",
-    "base model is mini": "The base model is mini, which knows only a small drawn world. Choose a real one with --base",
     "checkpoints set aside": "Moved {reason} to {subject}",
     "class images needed": "Class images cannot be deleted before training ends: checkpoints depend on them",
     "classic model found": "To train on from its model, adopt the session under another name with --base {subject}",

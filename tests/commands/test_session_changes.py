@@ -59,6 +59,11 @@ def begun(photos: list[Path], common: Path, sessions_folder: Path) -> Session:
     return Session.open("mug")
 
 
+def size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
 def test_a_group_keeps_the_settings_it_does_not_name() -> None:
     config = Config().changed({"unet.ema_decay": 0.999, "text_encoder.mode": "joint", "unet.learning_rate": 6e-4})
     changed = config.changed({"text_encoder": {"steps": 350}, "unet": {"steps": 1500}})
@@ -105,7 +110,7 @@ def test_a_change_that_is_asked_for_is_made_and_reported(fresh: Session) -> None
     assert changed["token"] == "sks -> ohwx"
     assert changed["unet.steps"] == "2 -> 9"
     # The crops follow the resolution.
-    assert {Image.open(path).size for path in photos_in(session.instance_images)} == {(128, 128)}
+    assert {size(path) for path in photos_in(session.instance_images)} == {(128, 128)}
     assert sessions.check("mug") == []
 
 
@@ -115,7 +120,7 @@ def test_crops_that_a_person_edited_or_removed_stay_so(fresh: Session) -> None:
     removed.unlink()
     session = open_or_new("mug", settings={"resolution": 128}, change=True)
     assert photos_in(session.instance_images) == [kept]
-    assert Image.open(kept).size == (300, 300)
+    assert size(kept) == (300, 300)
 
 
 def test_another_base_model_brings_its_own_defaults(fresh: Session, mini: Path, tmp_path: Path) -> None:

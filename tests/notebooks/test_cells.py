@@ -78,7 +78,7 @@ def test_photos_come_in_once(session, photos, capsys):
 
 
 def test_without_photos_the_cell_says_what_to_do(session):
-    with pytest.raises(ImageError, match=r"^mug: no photos were given\. Write the folder"):
+    with pytest.raises(ImageError, match=r"^mug: no photos were given\. Upload some above"):
         notebook.add_images(session)
 
 
@@ -116,7 +116,7 @@ def test_images_stay_as_they_are_while_they_are_trained_on(session, photos, monk
 
 def test_samples_stand_in_the_order_of_their_steps(session, capsys, monkeypatch):
     assert notebook.samples(session) is None
-    assert "no samples yet" in capsys.readouterr().out
+    assert "mug has no samples" in capsys.readouterr().out
     for name in ("unet-000900-1", "unet-1000000-1", "unet-000950-1", "text_encoder-000005-1", "unet-000900-2"):
         Image.new("RGB", (64, 64)).save(session.samples / f"{name}.png")
     (session.samples / "someone's own.png").write_bytes(_red())

@@ -281,7 +281,7 @@ def test_the_empty_name_is_the_trial(capsys: pytest.CaptureFixture[str]) -> None
     assert "session_name is empty" in capsys.readouterr().out
     assert len(list(session.instance_images.glob("*.png"))) == 5
     assert notebook.open_session("", "sd15").record == session.record
-    with pytest.raises(ConfigError, match="session_name: is empty although unet_steps, token are filled in"):
+    with pytest.raises(ConfigError, match="session_name is empty although unet_steps, token are filled in"):
         notebook.open_session("", "sd15", "sks", "", {"unet_steps": "5", "resolution": " "})
 
 
