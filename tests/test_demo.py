@@ -201,8 +201,8 @@ def test_the_trainer_was_really_killed_and_went_on(shown: Shown) -> None:
 
 
 def test_both_exports_are_there_and_verify(shown: Shown) -> None:
-    parts, stands = export_parts(shown.session, ensure_base(shown.session))
-    assert stands == "text_encoder 4/4, unet 20/20"
+    parts, done = export_parts(shown.session, ensure_base(shown.session))
+    assert done == {"text_encoder": 4, "unet": 20}
     exports = shown.session.exports
     assert [path.name for path in exports] == ["demo.ckpt", "demo.safetensors"]
     files = {part: open_tensors(file) for part, file in parts.items()}

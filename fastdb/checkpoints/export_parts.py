@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from fastdb.checkpoints.compressed_checkpoint import raw_files
@@ -11,8 +12,8 @@ from fastdb.models.diffusers_folder import PARTS, BaseModel, weight_file
 from fastdb.sessions.session import Session
 
 
-def export_parts(session: Session, base: BaseModel, step: int | None = None) -> tuple[dict[str, Path], str]:
-    """Return the raw weights file of each part, and the training progress as text.
+def export_parts(session: Session, base: BaseModel, step: int | None = None) -> tuple[dict[str, Path], dict[str, int]]:
+    """Return the raw weights file of each part, and the steps done in each stage.
 
     Args:
         step: use the checkpoint of this step of the UNet stage instead of the newest.
@@ -27,12 +28,10 @@ def export_parts(session: Session, base: BaseModel, step: int | None = None) -> 
     if stands.last is None:
         raise no_valid_checkpoint(session, "to export", stands.skipped)
     parts = {part: weight_file(base.folder, part) for part in PARTS}
-    return {**parts, **raw_files(stands.weights, base.folder)}, how_far(
-        session, {stage: stands.done(stage) for stage in STAGES}
-    )
+    return {**parts, **raw_files(stands.weights, base.folder)}, {stage: stands.done(stage) for stage in STAGES}
 
 
-def export_metadata(session: Session, base: BaseModel, stands: str) -> dict[str, str]:
+def export_metadata(session: Session, base: BaseModel, done: Mapping[str, int]) -> dict[str, str]:
     """Return the header metadata of a safetensors export, with keys of ModelSpec 1.0 where it defines them."""
     config = session.config
     extended = {"fastdb.extended": "; ".join(map(str, session.extensions))} if session.extensions else {}
@@ -44,7 +43,8 @@ def export_metadata(session: Session, base: BaseModel, stands: str) -> dict[str,
         "modelspec.prediction_type": "v" if base.prediction_type == "v_prediction" else "epsilon",
         "modelspec.resolution": f"{config.resolution}x{config.resolution}",
         "modelspec.trigger_phrase": session.record.subject.token,
-        "fastdb.trained": stands,
+        "fastdb.trained": how_far(session, done),
+        "fastdb.step": str(done["unet"]),
         **extended,
         "fastdb.instance_prompt": config.captions.instance_prompt,
         "fastdb.config": json.dumps(config.model_dump(mode="json")),

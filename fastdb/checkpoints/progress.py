@@ -88,6 +88,11 @@ def how_far(session: Session, done: Mapping[str, int]) -> str:
     return ", ".join(f"{stage} {done[stage]}/{steps_of(session, stage)}" for stage in STAGES)
 
 
+def steps_text(done: Mapping[str, int]) -> str:
+    """Format the steps done in each stage, such as `text_encoder 350, unet 1500`."""
+    return ", ".join(f"{stage} {step}" for stage, step in done.items())
+
+
 def standing(session: Session) -> Standing:
     """Read a session's checkpoints and verify every byte of those that count.
 

@@ -41,10 +41,12 @@ def rename(session: SessionLike, name: str, *, root: str | Path | None = None, r
                 fix=f"Publish them first: fastdb publish {old}",
             )
         with explained(session.path):
-            exports = [path.name for path in session.exports]
+            names = {path.name: name + path.name.removeprefix(old) for path in session.exports}
             os.rename(session.path, target)
-            renamed = Session(target, write_record(target, read_record(target).model_copy(update={"name": name})))
-            names = {export: name + export.removeprefix(old) for export in exports}
+            record = read_record(target)
+            moved = [each.model_copy(update={"file": names.get(each.file, each.file)}) for each in record.exports]
+            record = write_record(target, record.model_copy(update={"name": name, "exports": tuple(moved)}))
+            renamed = Session(target, record)
             for export, new in names.items():
                 os.rename(target / export, target / new)
             file_hashes.rename_files(target, names)

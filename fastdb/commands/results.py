@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fastdb.checkpoints.progress import no_valid_checkpoint, progress_of
+from fastdb.checkpoints.progress import how_far, no_valid_checkpoint, progress_of, steps_text
 from fastdb.commands.session_warnings import prompts_of
 from fastdb.errors import ConfigError
 from fastdb.inference.request import Request
@@ -53,13 +53,13 @@ def export(
     session = Session.open(session, root)
     with report.progress("base model", "B") as update:
         base = ensure_base(session, update)
-    parts, progress = export_parts(session, base, step)
-    report.note(Note("exporting", session.name, progress))
+    parts, done = export_parts(session, base, step)
+    report.note(Note("exporting", session.name, how_far(session, done)))
     files = []
     for kind in formats:
         target = session.path / f"{session.name}{'' if step is None else f'_step_{step}'}.{kind}"
         with report.progress(target.name, "tensor") as update:
-            metadata = export_metadata(session, base, progress)
+            metadata = export_metadata(session, base, done)
             written = export_model(parts, target, dtype=precision, metadata=metadata, progress=update)
         details = f"{counted(written.tensors, 'tensor')}, {precision}, {format_bytes(written.bytes)}"
         report.note(Note("export verified", str(target), details))
@@ -70,6 +70,7 @@ def export(
             check_render(parts, target, base.folder, prompt=prompt, report=report)
         files.append(target)
         record_files(session.path, {target: written.sha256})
+        session.with_exports(target.name, steps_text(done))
         if render:
             record_files(session.path, list(session.path.glob("*.render.png")))
     return files

@@ -227,7 +227,13 @@ def _crop_again(session: Session, report: Report) -> None:
         return
     with report.progress("crop", "photo") as update:
         add_photos(
-            session.originals, session.instance_images, session.captions, photos, session.config.resolution, update
+            session.originals,
+            session.instance_images,
+            session.captions,
+            photos,
+            session.config.resolution,
+            update,
+            again=True,
         )
     stems = {path.stem for path in photos}
     file_hashes.record_files(session.path, [path for path in photos_in(session.instance_images) if path.stem in stems])

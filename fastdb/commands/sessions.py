@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.leftovers import leftovers
-from fastdb.checkpoints.progress import how_far, progress_of
+from fastdb.checkpoints.progress import how_far, progress_of, steps_text
 from fastdb.checkpoints.publish import pending
 from fastdb.commands import verification
 from fastdb.commands.photo_sources import photo_files
@@ -60,6 +60,17 @@ class SessionList:
     errors: tuple[FastDBError, ...]
 
 
+@dataclass(frozen=True)
+class ExportState:
+    """An exported file of a session."""
+
+    file: str
+    trained: str
+    """Steps of each stage that it contains, such as `text_encoder 350, unet 1500`; empty if not recorded."""
+    stale: bool
+    """Training went on since it was made from the newest checkpoint."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Overview:
     """What a session contains and how far its training is."""
@@ -76,7 +87,7 @@ class Overview:
     outcomes: tuple[str, ...]
     """How each run ended; an empty outcome has no recorded end."""
     extended: tuple[Extended, ...]
-    exports: tuple[str, ...]
+    exports: tuple[ExportState, ...]
     unpublished: tuple[str, ...]
     """Checkpoints on this machine only that another machine would need to resume."""
     not_uploaded: tuple[str, ...]
@@ -206,6 +217,8 @@ def add_images(
         details += f", trained at {session.config.resolution}"
         report.note(Note("photo used whole" if crop.whole else "photo cropped", added.name, details))
     sheet = session.path / "instance_images.png"
+    if intake.known:
+        report.note(Note("photos known", str(len(intake.known))))
     if intake.added:
         save_png(review_sheet(session.name, intake.added), sheet)
         report.note(Note("crops saved", str(sheet)))
@@ -253,7 +266,7 @@ def show(session: SessionLike, root: str | Path | None = None) -> Overview:
         progress=_progress(session),
         outcomes=tuple(run.outcome for run in session.record.runs),
         extended=session.extensions,
-        exports=tuple(path.name for path in session.exports),
+        exports=tuple(_exports(session)),
         unpublished=tuple(checkpoint.path.name for checkpoint in pending(session)),
         not_uploaded=tuple(_not_uploaded(session)),
         skipped=tuple(leftovers(session)),
@@ -315,6 +328,15 @@ def _photo_files_of(session: Session, added: Sequence[Added]) -> list[Path]:
     stems = {photo.name for photo in added}
     folders = (session.originals, session.instance_images, session.captions)
     return [path for folder in folders for path in folder.iterdir() if path.stem in stems]
+
+
+def _exports(session: Session) -> Iterator[ExportState]:
+    recorded = {export.file: export.trained for export in session.record.exports}
+    current = steps_text(progress_of(session))
+    for path in session.exports:
+        trained = recorded.get(path.name, "")
+        newest = path.stem == session.name
+        yield ExportState(path.name, trained, bool(trained) and newest and trained != current)
 
 
 def _not_uploaded(session: Session) -> list[str]:

@@ -184,7 +184,9 @@ def duplicate(
         copy_files(session.path, files, beside, update)
         settle(beside, name, None, session.path)
         if not checkpoints:
-            write_record(beside, read_record(beside).model_copy(update={"runs": (), "extended": ()}), keep=False)
+            write_record(
+                beside, read_record(beside).model_copy(update={"runs": (), "extended": (), "exports": ()}), keep=False
+            )
         record_files(beside, lock=False)
     report.note(Note("session created", str(path)))
     _report_left_out(session, checkpoints, report)

@@ -56,6 +56,7 @@ SENTENCES: dict[str, str] = {
     "no unfinished sessions": "There are no unfinished sessions older than a day in {subject}",
     "nothing deleted": "Nothing was deleted",
     "nothing to delete": "Nothing to delete: {reason}",
+    "photos known": "Photos that the session has already, which stay as they are: {subject}",
     "photo cropped": "{subject}: cropped to {reason}",
     "photo used whole": "{subject}: used whole {reason}",
     "photo skipped": "Skipping photo {subject}: {reason}",

@@ -10,7 +10,7 @@ from fastdb.console.terminal import say, table
 from fastdb.reporting import format_bytes
 
 if TYPE_CHECKING:
-    from fastdb.commands.sessions import Overview, SessionList
+    from fastdb.commands.sessions import ExportState, Overview, SessionList
     from fastdb.commands.space import Disk, Removal, SessionUsage, Usage
     from fastdb.evaluation.report import Evaluation
     from fastdb.runtime.doctor import Examination
@@ -60,6 +60,12 @@ def _created(row: object) -> str:
     return str(row.session.record.created)  # type: ignore[attr-defined]
 
 
+def _export(export: ExportState) -> str:
+    if not export.trained:
+        return export.file
+    return f"{export.file} ({export.trained}{'; stale: training went on, export again' if export.stale else ''})"
+
+
 def show_overview(overview: Overview) -> None:
     """Print what a session contains."""
     session, record = overview.session, overview.session.record
@@ -77,7 +83,7 @@ def show_overview(overview: Overview) -> None:
         ("training", overview.progress),
         ("runs", ", ".join(_outcomes(overview)) or "none"),
         *(("extended", ", ".join(filter(None, (str(one), one.when)))) for one in overview.extended),
-        ("exports", ", ".join(overview.exports) or "none"),
+        ("exports", "; ".join(map(_export, overview.exports)) or "none"),
     ]
     if overview.unpublished:
         names = ", ".join(overview.unpublished)

@@ -45,6 +45,8 @@ class Intake:
 
     added: tuple[Added, ...]
     refused: tuple[Refused, ...]
+    known: tuple[str, ...] = ()
+    """Stems of photos that were imported before and stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,15 @@ def add_photos(
     progress: Progress | None = None,
     *,
     keep_squares: bool = False,
+    again: bool = False,
 ) -> Intake:
     """Import photos into a session's three folders.
 
     Unusable photos are refused, each with its reason. A photo becomes `originals/<name>`, byte for byte,
     `instance_images/<stem>.png` of `size` x `size` pixels and, if `<stem>.txt` lies beside it, `captions/<stem>.txt`.
-    Importing the same photo again replaces its files; another photo with the same stem becomes `<stem> (2)`. The
-    instance image is written last, so that an interrupted import is not trained on and is completed by the next.
+    A photo that was imported before with the same caption stays as it is, with the crop that somebody may have edited;
+    another photo with the same stem becomes `<stem> (2)`. The instance image is written last, so that an interrupted
+    import is not trained on and is completed by the next.
 
     Args:
         originals: folder of the unchanged files.
@@ -79,6 +83,7 @@ def add_photos(
         size: pixels per side of the crops.
         progress: called with the photos done and their total.
         keep_squares: use square photos whole, since somebody has cropped them.
+        again: crop photos again that were imported before.
 
     Raises:
         StorageError: a folder cannot be written.
@@ -91,24 +96,33 @@ def add_photos(
             folder.mkdir(parents=True, exist_ok=True)
     added: list[Added] = []
     refused: list[Refused] = []
+    known: list[str] = []
     for done, photo in enumerate(photos, start=1):
         try:
-            added.append(_add(folders, photo, size, keep_squares))
+            result = _add(folders, photo, size, keep_squares, again)
+            if isinstance(result, Added):
+                added.append(result)
+            else:
+                known.append(result)
         except ImageError as error:
             refused.append(Refused(photo, f"{error.what}. {error.fix}".strip()))
         if progress is not None:
             progress(done, len(photos))
-    return Intake(tuple(added), tuple(refused))
+    return Intake(tuple(added), tuple(refused), tuple(known))
 
 
-def _add(folders: _Folders, photo: Path, size: int, keep_squares: bool) -> Added:
+def _add(folders: _Folders, photo: Path, size: int, keep_squares: bool, again: bool) -> Added | str:
+    """Import a photo; return its stem if it was imported before and stays as it is."""
     data, image = load_photo(photo)
     beside = photo.with_suffix(".txt")
     caption = read_caption(beside) if beside.exists() else None
-    crop = choose_crop(image, size=size, keep_square=keep_squares)
     wanted = _safe_stem(photo)
     with explained(folders.originals):
         stem, known = _place(folders, wanted, data)
+        unchanged = caption is None or caption == read_caption(folders.captions / f"{stem}.txt")
+        if known and unchanged and not again and (folders.instance_images / f"{stem}.png").exists():
+            return stem
+    crop = choose_crop(image, size=size, keep_square=keep_squares)
     if not known:
         write_bytes(folders.originals / f"{stem}{photo.suffix}", data)
     if caption is not None:

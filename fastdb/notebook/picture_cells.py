@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,8 @@ from fastdb.images.photos import read_photo
 from fastdb.notebook.form_fields import named, number, whole_number
 from fastdb.notebook.panel import latest
 from fastdb.notebook.report import NotebookReport
-from fastdb.sessions.session import Session
+from fastdb.sessions.session import SAMPLE, Session
 
-_SAMPLE = re.compile(r"(?P<stage>[a-z_]+)-(?P<step>\d+)-(?P<number>\d+)")
 _COLUMNS, _WIDTH = 6, 960
 """Images side by side in a notebook, and their total width in pixels."""
 
@@ -29,7 +27,7 @@ def samples(session: Session) -> Image | None:
     """Return a contact sheet of the samples so far, by stage and step."""
     cells: dict[str, list[Cell]] = {stage: [] for stage in STAGES}
     for path in sorted(session.samples.glob("*.png"), key=_sample_key):
-        name = _SAMPLE.fullmatch(path.stem)
+        name = SAMPLE.fullmatch(path.stem)
         if name and name["stage"] in cells:
             image = read_photo(path)
             cells[name["stage"]].append(Cell(image, f"step {int(name['step'])}"))
@@ -134,5 +132,5 @@ def _sheet(groups: dict[str, list[Cell]]) -> Image:
 
 def _sample_key(path: Path) -> tuple[int, str]:
     """Samples by step, whatever the number of its digits."""
-    name = _SAMPLE.fullmatch(path.stem)
+    name = SAMPLE.fullmatch(path.stem)
     return (int(name["step"]) if name else 0, path.name)

@@ -17,6 +17,7 @@ from fastdb.runtime.paths import expanded, sessions_root, work_folder
 from fastdb.sessions.session_yaml import (
     FILE,
     BaseModelRecord,
+    Exported,
     Extended,
     Record,
     Run,
@@ -30,6 +31,9 @@ from fastdb.storage.safe_names import is_system_file, reserved_on_windows
 from fastdb.storage.staged_folder import staged_folder
 
 NAME = re.compile(r"[^\W_][\w.-]{0,62}")
+
+SAMPLE = re.compile(r"(?P<stage>[a-z_]+)-(?P<step>\d+)-(?P<number>\d+)")
+"""Stem of a sample's file."""
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _INSTALLED = _PACKAGE / "sessions_template"
@@ -220,6 +224,13 @@ class Session:
         *before, last = record.runs
         ended = last.model_copy(update={"ended": now(), "outcome": outcome})
         return self._rewritten(record.model_copy(update={"runs": (*before, ended)}))
+
+    def with_exports(self, file: str, trained: str) -> Session:
+        """Record how far the training was that an exported file contains."""
+        record = read_record(self.path)
+        others = [export for export in record.exports if export.file != file]
+        made = Exported(file=file, trained=trained, when=now())
+        return self._rewritten(record.model_copy(update={"exports": (*others, made)}))
 
     def check_there(self) -> None:
         """Raise if the session's folder is gone, before anything is written below it.

@@ -21,7 +21,7 @@ from fastdb.storage.safe_yaml import parse
 from fastdb.version import __version__
 
 FILE = "session.yaml"
-FORMAT = 2
+FORMAT = 3
 """Format that this version writes. A new number needs a migration, and a sample of the old one in `tests/formats`."""
 WRITER = f"fastdb {__version__}"
 _CHECKSUM = "# sha256 of the lines above: "
@@ -64,6 +64,14 @@ class Extended(Extension):
         return f"after step {self.after} by {super().__str__()}"
 
 
+class Exported(Settings):
+    """Exported file, with the progress of the training that it contains."""
+
+    file: str = Field(description="Name of the file.")
+    trained: str = Field(description="Steps of each stage, such as `text_encoder 350, unet 1500`.")
+    when: str = Field(description="UTC, ISO 8601.")
+
+
 class Record(Settings):
     """Content of `session.yaml`."""
 
@@ -79,6 +87,7 @@ class Record(Settings):
     config: Config = Config()
     runs: tuple[Run, ...] = ()
     extended: tuple[Extended, ...] = ()
+    exports: tuple[Exported, ...] = ()
 
 
 def new_lineage() -> str:
@@ -140,7 +149,12 @@ def _to_2(data: Mapping[str, Any]) -> dict[str, Any]:
     return {**data, "format": 2, "written_by": "", "lineage": digest[:32]}
 
 
-MIGRATIONS: Mapping[int, Callable[[Mapping[str, Any]], dict[str, Any]]] = {1: _to_2}
+def _to_3(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Migrate format 2 to 3, which adds `exports`; how far the exports so far were trained is not known."""
+    return {**data, "format": 3, "exports": []}
+
+
+MIGRATIONS: Mapping[int, Callable[[Mapping[str, Any]], dict[str, Any]]] = {1: _to_2, 2: _to_3}
 """Migrations to the next format, by the format that they start from."""
 
 

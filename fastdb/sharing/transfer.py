@@ -25,8 +25,8 @@ from fastdb.storage.manifest import FORMAT, faults
 from fastdb.storage.safe_names import MOST_FILES, double, is_system_file, name_fault, shown
 from fastdb.storage.staged_folder import staged_folder
 
-HEAVY = ("checkpoints", "class_images", "logs")
-"""Folders of a session's training state."""
+HEAVY = ("checkpoints", "class_images", "logs", "samples")
+"""Folders of a session's training state, and of pictures that show it."""
 EXPORTS = (".safetensors", ".ckpt")
 README = "README.txt"
 

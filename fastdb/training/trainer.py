@@ -13,9 +13,9 @@ from fastdb.checkpoints.publisher_process import Publisher
 from fastdb.errors import FastDBError, StorageError, TrainingError
 from fastdb.runtime.device import explain_out_of_memory, release_memory
 from fastdb.sessions.events import Emit
-from fastdb.sessions.file_hashes import changes
+from fastdb.sessions.file_hashes import changes, forget_files
 from fastdb.sessions.lease import Guard
-from fastdb.sessions.session import Session
+from fastdb.sessions.session import SAMPLE, Session
 from fastdb.training.batches import Group
 from fastdb.training.class_images import ClassImage, class_images
 from fastdb.training.preflight import check_recipes, check_resume, make_recipe
@@ -117,6 +117,7 @@ class Trainer:
         publisher: Publisher,
     ) -> str:
         """Run each stage that has steps left."""
+        self._forget_samples(prepared.session, stands)
         # After the plan: diffusers takes seconds to load.
         from fastdb.training.stage_run import StageRun, run_stage
 
@@ -142,6 +143,16 @@ class Trainer:
                     fix="Check the disk and run the same command again.",
                 )
         return "finished"
+
+    @staticmethod
+    def _forget_samples(session: Session, stands: Standing) -> None:
+        """Take the samples that will be made again off the list of files: they are not edited or damaged."""
+        later = [
+            path
+            for path in session.samples.glob("*.png")
+            if (name := SAMPLE.fullmatch(path.stem)) and int(name["step"]) > stands.done(name["stage"])
+        ]
+        forget_files(session.path, later)
 
     @staticmethod
     def _standing_after(ended: str, session: Session, before: Standing) -> Standing:

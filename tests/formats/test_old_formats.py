@@ -52,8 +52,8 @@ def test_every_step_has_its_sample() -> None:
 def test_a_session_of_format_1_opens_with_everything_in_it() -> None:
     before = tree(SAMPLES)
     record, data = read_record(SAMPLES / "session-1"), yaml.safe_load((SAMPLES / "session-1" / FILE).read_text())
-    assert (record.format, record.written_by, record.lineage) == (2, "", LINEAGE)
-    now = record.model_dump(mode="json", exclude={"format", "written_by", "lineage", "extended"})
+    assert (record.format, record.written_by, record.lineage) == (3, "", LINEAGE)
+    now = record.model_dump(mode="json", exclude={"format", "written_by", "lineage", "extended", "exports"})
     assert now | {"config": None} == {name: data[name] for name in now} | {"config": None}
     for group, settings in data["config"].items():
         found = now["config"][group]
@@ -91,7 +91,7 @@ def test_the_first_write_brings_it_up_to_date_and_keeps_the_old_file(first: Sess
     session = first.with_run_begun("unet step 4")
     assert kept.read_bytes() == old
     written = yaml.safe_load((first.path / FILE).read_text())
-    assert (written["format"], written["written_by"], written["lineage"]) == (2, f"fastdb {__version__}", LINEAGE)
+    assert (written["format"], written["written_by"], written["lineage"]) == (3, f"fastdb {__version__}", LINEAGE)
     assert Session.open(first.path) == session
     assert session.record.runs[:1] == first.record.runs
     session.with_run_ended("finished")
@@ -109,7 +109,7 @@ def test_what_was_kept_once_is_not_kept_again(first: Session) -> None:
 
 def test_a_copy_needs_no_old_file_beside_it(first: Session) -> None:
     copy = sharing.duplicate(first.path, "copy", checkpoints=True, root=first.path.parent)
-    assert (copy.record.lineage, copy.record.format) == (LINEAGE, 2)
+    assert (copy.record.lineage, copy.record.format) == (LINEAGE, 3)
     assert [path.name for path in copy.path.glob("*.format-*")] == []
     light = sharing.duplicate(first.path, "light", root=first.path.parent)
     assert light.record.lineage not in ("", LINEAGE)
@@ -118,10 +118,10 @@ def test_a_copy_needs_no_old_file_beside_it(first: Session) -> None:
 @pytest.mark.parametrize(
     ("head", "said"),
     [
-        ("format: 3\n", f"has format 3, and this version ({WRITER}) reads formats 1 to 2. Update fastdb"),
-        ("format: 3\nwritten_by: fastdb 0.4.2\n", "has format 3, written by 'fastdb 0.4.2', and this version"),
-        ("format: 3\nwritten_by: [1]\n", "has format 3, and this version"),
-        ('format: 3\nwritten_by: "\\e[2J\\n"\n', r"written by '\x1b[2J\n', and"),
+        ("format: 4\n", f"has format 4, and this version ({WRITER}) reads formats 1 to 3. Update fastdb"),
+        ("format: 4\nwritten_by: fastdb 0.4.2\n", "has format 4, written by 'fastdb 0.4.2', and this version"),
+        ("format: 4\nwritten_by: [1]\n", "has format 4, and this version"),
+        ('format: 4\nwritten_by: "\\e[2J\\n"\n', r"written by '\x1b[2J\n', and"),
         ("format: 0\n", "has format '0', which no version of fastdb writes"),
         ("format: true\n", "has format 'True', which no version"),
         ("format: 2.0\n", "has format '2.0', which no version"),

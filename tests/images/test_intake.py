@@ -70,16 +70,20 @@ def test_usable_photos_are_imported_and_others_refused_with_reasons(photos: Path
     )
 
 
-def test_importing_the_same_photos_again_replaces_them(photos: Path, folders: Folders) -> None:
+def test_photos_that_were_imported_before_stay_unless_a_caption_or_the_size_changes(
+    photos: Path, folders: Folders
+) -> None:
     add_photos(*folders, find_photos([photos]), 128)
     before = [names(folder) for folder in folders]
     (photos / "sks_cup (2).txt").write_text("in the sky", encoding="utf-8")
     intake = add_photos(*folders, find_photos([photos]), 96)
     assert [names(folder) for folder in folders] == before
-    assert len(intake.added) == 3
+    assert [added.name for added in intake.added] == ["sks_cup (2)"]
+    assert len(intake.known) == 2
     assert (folders[2] / "sks_cup (2).txt").read_text(encoding="utf-8").strip() == "in the sky"
-    assert read_photo(folders[1] / "sks_cup (2).png").size == (96, 96)
-    again = add_photos(*folders, find_photos([folders[0]]), 64)  # from the session's own originals: new size, same set
+    assert sorted(read_photo(path).width for path in folders[1].iterdir()) == [96, 128, 128]
+    again = add_photos(*folders, find_photos([folders[0]]), 64, again=True)  # from the session's own originals
+    assert {read_photo(path).width for path in folders[1].iterdir()} == {64}
     assert [names(folder) for folder in folders] == before
     assert len(again.added) == 3
     assert (folders[2] / "sks_cup (2).txt").read_text(encoding="utf-8").strip() == "in the sky"
@@ -93,9 +97,8 @@ def test_another_photo_with_the_same_stem_gets_a_number(tmp_path: Path, folders:
         gallery(subject).save(path)
         path.with_suffix(".txt").write_text(subject, encoding="utf-8")
         given.append(path)
-    for _ in range(2):
-        intake = add_photos(*folders, given, 64)
-        assert [each.name for each in intake.added] == ["cup", "cup (2)", "Cup (3)"]
+    assert [each.name for each in add_photos(*folders, given, 64).added] == ["cup", "cup (2)", "Cup (3)"]
+    assert add_photos(*folders, given, 64).known == ("cup", "cup (2)", "Cup (3)")
     assert names(folders[0]) == ["Cup (3).jpg", "cup (2).png", "cup.png"]
     assert [path.read_text().strip() for path in sorted(folders[2].iterdir())] == ["cat", "rocket", "coffee"]
     assert sorted(each.prompt for each in instance_images_of(folders[1], folders[2], None)) == [

@@ -309,7 +309,7 @@ class TestRecord:
             ("", "has no format number"),
             ("- 1\n- 2\n", "has no format number"),
             ("name: dog\n", "has no format number"),
-            ("format: 3\n", "reads formats 1 to 2. Update fastdb"),
+            ("format: 4\n", "reads formats 1 to 3. Update fastdb"),
             ("format: '1'\n", "has format '1'"),
             ("format: 1\ncreated: 2026-13-45\n", "cannot be read as YAML"),
             ("format: 1\n? [a]\n: b\n", "cannot be read as YAML"),
@@ -393,6 +393,6 @@ class TestRecord:
         """Changing what lies on people's disks needs a new number and a way to read the old one."""
         text = (make().path / FILE).read_text()
         head = ["format", "written_by", "name", "created", "lineage", "base_model", "subject"]
-        assert list(yaml.safe_load(text)) == [*head, "config", "runs", "extended"]
-        assert text.startswith(f"format: 2\nwritten_by: fastdb {fastdb.__version__}\nname: dog\n")
-        assert Record.model_fields["format"].default == 2
+        assert list(yaml.safe_load(text)) == [*head, "config", "runs", "extended", "exports"]
+        assert text.startswith(f"format: 3\nwritten_by: fastdb {fastdb.__version__}\nname: dog\n")
+        assert Record.model_fields["format"].default == 3

@@ -131,7 +131,7 @@ def _base_of(session: Session) -> Any:
 
 
 def test_an_extension_is_in_the_history_and_in_the_export(base: Session, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "fastdb.extended" not in export_metadata(base, ensure_base(base), "x")
+    assert "fastdb.extended" not in export_metadata(base, ensure_base(base), {"text_encoder": 0, "unet": 1})
     session = more(more(base, REWARM), HOLD)
     assert [one.model_dump(exclude={"when"}) for one in session.record.extended] == [
         {"after": 4, **REWARM},
@@ -144,7 +144,7 @@ def test_an_extension_is_in_the_history_and_in_the_export(base: Session, capsys:
     when = session.record.extended[0].when
     assert re.search(rf"extended +after step 4 by 4 steps, rewarm at 0\.0004, {re.escape(when)}\n", out), out
     assert re.search(r"extended +after step 8 by 2 steps, hold at 0\.0001, ", out), out
-    told = export_metadata(session, ensure_base(session), "x")["fastdb.extended"]
+    told = export_metadata(session, ensure_base(session), {"text_encoder": 0, "unet": 1})["fastdb.extended"]
     assert told == "after step 4 by 4 steps, rewarm at 0.0004; after step 8 by 2 steps, hold at 0.0001"
     assert Session.open(session.path) == session
 

@@ -152,8 +152,8 @@ def test_the_text_encoder_is_found_wherever_weights_are_looked_for(
     expected = {part: folder / "unet-000007" / f"{part}.{ending}" for part in ("text_encoder", "unet")}
     assert standing(session).weights == standing(session).training_weights == expected
     unpacked = {part: raw(session, f"unet-000007/{part}") for part in expected}
-    parts, told = export_parts(session, ensure_base(session))
-    assert told == "unet 7/7 with the text encoder"
+    parts, done = export_parts(session, ensure_base(session))
+    assert done == {"text_encoder": 0, "unet": 7}
     assert {part: parts[part] for part in expected} == (unpacked if published else expected)
     assert all(parts[part].read_bytes() == path.read_bytes() for part, path in unpacked.items())
     fifth = next(one for one in complete(session.checkpoints, "unet") if one.step == 5)
