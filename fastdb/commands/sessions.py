@@ -203,14 +203,8 @@ def add_images(
         raise SessionBusy("is being trained", subject=session.name, fix="Add photos when training has ended.")
     refuse_elsewhere(session.path, "Or stop it there, and add photos then.")
     with photo_files(photos) as files, report.progress("crop", "photo") as update:
-        intake = add_photos(
-            session.originals,
-            session.instance_images,
-            session.captions,
-            files,
-            session.config.resolution,
-            update,
-        )
+        folders = (session.originals, session.instance_images, session.captions)
+        intake = add_photos(*folders, files, session.config.resolution, update)
     for added in intake.added:
         crop, size = added.crop, f"{added.crop.size} x {added.crop.size}"
         details = f"({size})" if crop.whole else f"{size} ({crop.reason})"
