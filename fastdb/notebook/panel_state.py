@@ -55,10 +55,10 @@ class PanelState:
         self.status.event(event)
         kind = event["event"]
         if kind == "saved":
-            self._saved = f"{Path(event['path']).name}, {_clock(event)}"
+            self._saved = f"checkpoint {Path(event['path']).name}, {_clock(event)}"
         elif kind == "published":
             self.published, self.waiting = Path(event["path"]), None
-            self._stored = f"{self.published.name} ({format_bytes(event['bytes'])}), {_clock(event)}"
+            self._stored = f"checkpoint {self.published.name} ({format_bytes(event['bytes'])}), {_clock(event)}"
         elif kind == "sample":
             self.samples = [*self.samples, (event["stage"], event["step"], Path(event["path"]))][-_MOST_SAMPLES:]
         elif kind == "note":
@@ -155,7 +155,9 @@ class PanelState:
         stored = self._stored
         if stored and self.waiting is not None:
             stored += ", not uploaded yet" if self.waiting else ", uploaded"
-        rows = [["This machine", self._saved], [self.where, stored or "no checkpoint of this run yet"]]
+        if not stored and self.status.outcome != "finished":
+            stored = "no checkpoint of this run yet"
+        rows = [["This machine", self._saved], [self.where, stored]]
         rows += [["File", text] for text in self._files.values()]
         return [row for row in rows if row[1]]
 

@@ -35,6 +35,8 @@ PHRASES: tuple[tuple[str, str], ...] = (
     (r"--root( \S+)?", "FASTDB_ROOT"),
     (r"--checkpoints", "the tick checkpoints"),
     (r"--([a-z][a-z-]*)", r"the argument \1"),
+    (r"\bwith: the\b", "with the"),
+    (r"Ctrl-C again returns to the prompt", "Interrupting again ends the cell"),
     (r"Ctrl-C again", "Interrupting again"),
     (r"Ctrl-C", "Interrupting the cell"),
 )

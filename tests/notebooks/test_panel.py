@@ -96,6 +96,13 @@ def test_a_loss_that_is_no_number_leaves_the_curve() -> None:
     assert state.status.stages["unet"].step == 11
 
 
+def test_a_finished_training_has_no_line_about_checkpoints_to_come() -> None:
+    """A session that is opened after its training, whose checkpoints are of earlier runs."""
+    state = PanelState("mug", "Session folder", fed(plan(20, 20)))
+    state.event({"event": "end", "outcome": "finished"})
+    assert state.lines() == []
+
+
 def test_the_content_names_what_was_saved_published_and_exported() -> None:
     state = PanelState("mug", "Google Drive", fed(plan(0, 20), *steps("unet", range(1, 11), 20)))
     assert state.lines() == [["Google Drive", "no checkpoint of this run yet"]]
@@ -106,8 +113,8 @@ def test_the_content_names_what_was_saved_published_and_exported() -> None:
     state.event({"event": "note", "kind": "samples failed", "subject": "5", "reason": "no space"})
     state.event({"event": "end", "outcome": "failed", "message": "the disk is full"})
     lines = dict(state.lines())
-    assert lines["This machine"].startswith("unet-000010, ")
-    assert lines["Google Drive"].startswith("unet-000010 (31.0 MB), ")
+    assert lines["This machine"].startswith("checkpoint unet-000010, ")
+    assert lines["Google Drive"].startswith("checkpoint unet-000010 (31.0 MB), ")
     assert lines["Google Drive"].endswith("not uploaded yet")
     assert lines["File"] == "mug.safetensors, 2.1 GB, step 20"
     content = state.as_json(beat=1, samples=0, ended=True)

@@ -57,7 +57,8 @@ def test_no_message_of_the_package_shows_a_command_in_a_notebook() -> None:
     ("text", "shown"),
     [
         ("Stop it first: fastdb stop my_dog", "Stop it first: the tick stop in the Train cell"),
-        ("Resume with: fastdb train my.dog-2", "Resume with: the Train cell"),
+        ("Ctrl-C again returns to the prompt; it", "Interrupting again ends the cell; it"),
+        ("Resume with: fastdb train my.dog-2", "Resume with the Train cell"),
         ("such as --set unet.steps=800.", "such as the setting unet.steps."),
         ("Two steps - nothing to reword", "Two steps - nothing to reword"),
     ],
