@@ -14,9 +14,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from fastdb import console
+from fastdb.checkpoints.checkpoint import complete
 from fastdb.console import ConsoleReport
 from fastdb.console.training_status import TrainingStatus
-from fastdb.errors import FastDBError
+from fastdb.errors import FastDBError, StorageError
 from fastdb.notebook.panel_folder import FRAME, SAMPLES, STATE, PanelFolder
 from fastdb.notebook.panel_frame import frame, strip
 from fastdb.notebook.panel_page import FrontEnd, Output, data_address, front_end, page_html, served
@@ -79,6 +80,8 @@ class Panel(Report):
             return self
         self._state.status = TrainingStatus(earlier_events(self._session.logs))
         self._state.prompts = _prompts(self._session)
+        if (newest := _newest(self._session)) is not None:
+            self._state.resume(newest)
         _panels[str(self._session.path)] = self
         if self._kind == "jupyter":
             self._make_folder()
@@ -286,6 +289,15 @@ def _prompts(session: Session) -> list[str]:
     except FastDBError:
         return []
     return list(dict.fromkeys(image.prompt for image in images))
+
+
+def _newest(session: Session) -> Path | None:
+    """Return the newest checkpoint in the session's folder; None if there is none, or the disk does not answer."""
+    try:
+        checkpoints = complete(session.checkpoints)
+    except StorageError:
+        return None
+    return checkpoints[-1].path if checkpoints else None
 
 
 def _waiting(path: Path) -> bool | None:

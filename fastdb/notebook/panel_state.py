@@ -54,7 +54,10 @@ class PanelState:
         """Receive an event of a trainer."""
         self.status.event(event)
         kind = event["event"]
-        if kind == "saved":
+        if kind == "plan" and not any(stage["done"] for stage in event.get("stages", {}).values()):
+            # A training that was started over; its earlier checkpoints were moved aside.
+            self.published, self.waiting, self._stored = None, None, ""
+        elif kind == "saved":
             self._saved = f"checkpoint {Path(event['path']).name}, {_clock(event)}"
         elif kind == "published":
             self.published, self.waiting = Path(event["path"]), None
@@ -69,6 +72,10 @@ class PanelState:
             self.add(event["message"])
         elif kind == "end" and event["outcome"] in ("failed", "crashed"):
             self.error = str(event.get("message", ""))
+
+    def resume(self, newest: Path) -> None:
+        """Start with the newest checkpoint that the session's folder contains."""
+        self.published, self._stored = newest, f"checkpoint {newest.name}"
 
     def add(self, text: str) -> None:
         """Add a line below the others."""
@@ -155,9 +162,7 @@ class PanelState:
         stored = self._stored
         if stored and self.waiting is not None:
             stored += ", not uploaded yet" if self.waiting else ", uploaded"
-        if not stored and self.status.outcome != "finished":
-            stored = "no checkpoint of this run yet"
-        rows = [["This machine", self._saved], [self.where, stored]]
+        rows = [["This machine", self._saved], [self.where, stored or "no checkpoint yet"]]
         rows += [["File", text] for text in self._files.values()]
         return [row for row in rows if row[1]]
 

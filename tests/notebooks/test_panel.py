@@ -96,16 +96,18 @@ def test_a_loss_that_is_no_number_leaves_the_curve() -> None:
     assert state.status.stages["unet"].step == 11
 
 
-def test_a_finished_training_has_no_line_about_checkpoints_to_come() -> None:
-    """A session that is opened after its training, whose checkpoints are of earlier runs."""
-    state = PanelState("mug", "Session folder", fed(plan(20, 20)))
-    state.event({"event": "end", "outcome": "finished"})
-    assert state.lines() == []
+def test_a_panel_of_the_next_day_names_the_checkpoint_of_the_day_before() -> None:
+    state = PanelState("mug", "Session folder")
+    state.resume(Path("/d/unet-000010"))
+    state.event({**plan(0, 20), "stages": {"unet": {"steps": 20, "done": 10}}})
+    assert state.lines() == [["Session folder", "checkpoint unet-000010"]]
+    state.event(plan(0, 20))
+    assert state.lines() == [["Session folder", "no checkpoint yet"]], "started over"
 
 
 def test_the_content_names_what_was_saved_published_and_exported() -> None:
     state = PanelState("mug", "Google Drive", fed(plan(0, 20), *steps("unet", range(1, 11), 20)))
-    assert state.lines() == [["Google Drive", "no checkpoint of this run yet"]]
+    assert state.lines() == [["Google Drive", "no checkpoint yet"]]
     state.event({"event": "saved", "stage": "unet", "step": 10, "path": "/w/unet-000010", "seconds": 1.0, "time": 0})
     state.event({"event": "published", "path": "/d/unet-000010", "bytes": 31_000_000, "seconds": 2.0, "time": 0})
     state.waiting = True
