@@ -10,7 +10,7 @@
 
 # %% [markdown] about-list
 # ## 2 · List
-# Your sessions, their training and what they take of your disk. With a name the cell shows one session.
+# Your sessions, their training and the free space of the disk. With a name the cell shows one session.
 
 # %% list
 # @title List the sessions, or show one { display-mode: "form" }
@@ -44,7 +44,8 @@ fastdb.notebook.share(session_name, checkpoints)
 # %% [markdown] about-free
 # ## 5 · Free space
 # Without a name the cell shows what each session takes. `what` selects the kind of files to delete from a session;
-# **they are listed first, and deleted only with** `delete_them`.
+# **they are listed first, and deleted only with** `delete_them`. `set-aside` are checkpoints and class images that were
+# replaced, for example by `start_over`; `unfinished` are files of interrupted writes.
 
 # %% free
 # @title Free space { display-mode: "form" }
