@@ -30,7 +30,6 @@ TOP = 5
 ORDER = [
     "__main__",
     "cli",
-    "notebook_setup",
     "notebook",
     "demo",
     "interactive",

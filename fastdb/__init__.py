@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         stop,
         train,
     )
-    from fastdb.notebook_setup import set_up
+    from fastdb.notebook.set_up import set_up
     from fastdb.sessions.session import Session
 
 __all__ = [
@@ -82,7 +82,7 @@ _MODULES = {
     "open_or_new": "interactive",
     "publish": "interactive",
     "share": "interactive",
-    "set_up": "notebook_setup",
+    "set_up": "notebook.set_up",
     "show": "interactive",
     "stop": "interactive",
     "train": "interactive",

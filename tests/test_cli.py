@@ -23,7 +23,7 @@ from fastdb.cli import app
 from fastdb.runtime.paths import work_folder
 from fastdb.sessions.session import Session
 from fastdb.storage.manifest import faults
-from fastdb.training.process import start
+from fastdb.training.process import is_training, start
 
 FASTDB = [sys.executable, "-m", "fastdb"]
 SMALL = ["--set", "resolution=64", "--set", "text_encoder.steps=60", "--set", "unet.steps=20"]
@@ -116,7 +116,7 @@ def trained(made: Path, tmp_path_factory: pytest.TempPathFactory, no_trainer_lef
     wait_for(session, lambda event: event["event"] == "step" and event["step"] >= 3)
     os.killpg(first.pid, signal.SIGINT)  # Ctrl-C goes to everything that runs in the terminal
     out, err = first.communicate(timeout=60)
-    assert first.returncode == 0, err
+    assert first.returncode == 130, err
     assert "Stopping: saving a checkpoint first" in out
     assert out.endswith(f"Training stopped. Resume with: fastdb train {session.name}\n")
     assert "Traceback" not in err
@@ -134,6 +134,39 @@ def trained(made: Path, tmp_path_factory: pytest.TempPathFactory, no_trainer_lef
     assert [run.outcome for run in history] == ["stopped", "finished"]
     assert history[1].begins == f"text_encoder step {stopped.step}"
     return session
+
+
+def test_ctrl_c_in_the_first_moment_means_the_trainer(made: Path, tmp_path: Path, no_trainer_left: list[Path]) -> None:
+    """It once printed that training was stopped, while the trainer went on."""
+    session = shutil.copytree(made, tmp_path / "cup")
+    no_trainer_left.append(session)
+    first = start_training(session)
+    while not (work_folder(session) / "current.json").exists():
+        assert first.poll() is None
+        time.sleep(0.01)
+    os.killpg(first.pid, signal.SIGINT)
+    out, err = first.communicate(timeout=120)
+    assert first.returncode == 130, (out, err)
+    assert not is_training(session)
+
+
+def test_ctrl_c_leaves_a_trainer_that_is_only_followed(made: Path, tmp_path: Path, no_trainer_left: list[Path]) -> None:
+    session = shutil.copytree(made, tmp_path / "cup")
+    no_trainer_left.append(session)
+    first = start_training(session)
+    wait_for(session, lambda event: event["event"] == "step")
+    second = start_training(session)
+    assert second.stdout is not None
+    assert "following it" in second.stdout.readline()
+    time.sleep(0.5)
+    os.killpg(second.pid, signal.SIGINT)
+    out, err = second.communicate(timeout=60)
+    assert second.returncode == 0, err
+    assert "Training continues in process" in out
+    assert is_training(session)
+    assert fastdb("stop", session).code == 0
+    first.communicate(timeout=120)
+    assert first.returncode == 3, "stopped from elsewhere"
 
 
 def start_training(session: Path) -> subprocess.Popen[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from fastdb.commands.space import disks
 from fastdb.downloads import small_models
 from fastdb.errors import FastDBError
+from fastdb.models.diffusers_folder import open_base_model
 from fastdb.reporting import SILENT, Report, format_bytes
 from fastdb.runtime.doctor import Check, Examination, examine
 from fastdb.runtime.paths import cache_folder, sessions_root
@@ -104,7 +105,6 @@ def _write(base: Path) -> str:
 def _generate() -> str:
     from fastdb.inference.engine import Engine, Request
     from fastdb.models.diffusers_configs import MINI
-    from fastdb.models.diffusers_folder import open_base_model
 
     engine = Engine.from_base(open_base_model(MINI))
     (picture,) = engine.generate(Request("a photo of a mug", steps=2, width=64, height=64))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fastdb.checkpoints.progress import how_far, no_valid_checkpoint, progress_of, steps_text
 from fastdb.commands.session_warnings import prompts_of
 from fastdb.errors import ConfigError
+from fastdb.inference.pictures import save_pictures
 from fastdb.inference.request import Request
 from fastdb.inference.samplers import DEFAULT
 from fastdb.models.resolve import ensure_base
@@ -115,7 +116,6 @@ def generate(
     Request(prompt, **{name: value for name, value in settings.items() if value is not None})
     hush_libraries()
     from fastdb.inference.open_model import open_source
-    from fastdb.inference.pictures import save_pictures
     from fastdb.runtime.device import release_memory
 
     with report.progress("base model", "B") as update:

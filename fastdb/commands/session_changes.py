@@ -11,9 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastdb.checkpoints.checkpoint import complete
+from fastdb.commands.differences import (
+    Difference,
+    has_begun,
+    listed,
+    report_changed,
+    report_kept,
+    setting_differences,
+)
 from fastdb.commands.sessions import new
-from fastdb.config import Config, flat, format_setting
+from fastdb.config import Config, flat
 from fastdb.errors import ConfigError, SessionNotFound
 from fastdb.images.captions import instance_prompt
 from fastdb.images.photo_files import photos_in
@@ -21,16 +28,8 @@ from fastdb.models.mini_settings import recommended
 from fastdb.models.resolve import base_record, is_base
 from fastdb.reporting import SILENT, Note, Report
 from fastdb.sessions import file_hashes
-from fastdb.sessions.lease_status import in_use
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import Subject
-from fastdb.training import process
-
-CHANGEABLE = ("checkpoints.", "samples.", "precision", "gradient_checkpointing")
-"""Beginnings of the names of settings that may change after training has begun: results differ by rounding at most."""
-
-_SHOWN = 60
-"""Longest value in a message, in characters."""
 
 
 @dataclass(frozen=True)
@@ -41,24 +40,6 @@ class Requested:
     token: str = ""
     class_word: str = ""
     settings: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A value of a session that differs from the one asked for."""
-
-    name: str
-    """A dotted setting, `base model`, `token` or `class word`."""
-    current: str
-    asked: str
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.current or '(empty)'} -> {self.asked}"
-
-    @property
-    def changeable(self) -> bool:
-        """Whether it may change after training has begun."""
-        return self.name.startswith(CHANGEABLE)
 
 
 def open_or_new(
@@ -107,40 +88,6 @@ def open_or_new(
     return session
 
 
-def agreed_settings(session: Session, asked: Config, running: bool, keep: bool, report: Report) -> Config:
-    """Return the settings to train with, of those asked for and those of a session that may have begun.
-
-    Args:
-        running: a trainer runs here, so none can change.
-        keep: report settings that cannot change any more, instead of raising an error.
-
-    Raises:
-        ConfigError: a setting cannot change.
-    """
-    found = setting_differences(session.config, asked)
-    kept = [difference for difference in found if running or not difference.changeable]
-    if not kept or not has_begun(session):
-        return asked
-    if not keep:
-        what, fix = "training is running", f"Stop it first: fastdb stop {session.name}"
-        if not running:
-            what = "training has begun"
-            fix = (
-                f"Resume without --set. For more steps: fastdb extend {session.name} --steps N; to change the UNet "
-                "stage from its start: --from-step 0; for other settings create a session: fastdb new"
-            )
-        raise ConfigError(f"{what} with other settings: {listed(kept)}", where=session.name, fix=f"{fix}.")
-    report_kept(kept, report)
-    values = dict(flat(asked.model_dump()))
-    return session.config.changed({d.name: values[d.name] for d in found if d not in kept})
-
-
-def has_begun(session: Session) -> bool:
-    """Return whether training has begun: there is a checkpoint, or a trainer runs here or elsewhere."""
-    checkpoints = complete(session.checkpoint_folders, lineage=session.record.lineage)
-    return bool(checkpoints) or process.find(session) is not None or bool(in_use(session.path))
-
-
 def differences(session: Session, requested: Requested) -> list[Difference]:
     """Return the values of a session that differ from those asked for.
 
@@ -159,29 +106,6 @@ def differences(session: Session, requested: Requested) -> list[Difference]:
         if asked and asked != current:
             found.append(Difference(name, current, asked))
     return found + setting_differences(session.config, session.config.changed(requested.settings or {}))
-
-
-def setting_differences(current: Config, asked: Config) -> list[Difference]:
-    """Return the settings that differ."""
-    old, new = (dict(flat(config.model_dump())) for config in (current, asked))
-    return [Difference(name, _short(old[name]), _short(new[name])) for name in old if old[name] != new[name]]
-
-
-def listed(found: list[Difference]) -> str:
-    """Return differences as a clause."""
-    return "; ".join(str(difference) for difference in found)
-
-
-def report_kept(found: list[Difference], report: Report) -> None:
-    """Report the differences in which a session keeps its own values."""
-    for difference in found:
-        report.note(Note("value kept", difference.name, f"{difference.current or '(empty)'}, not {difference.asked}"))
-
-
-def report_changed(found: list[Difference], report: Report) -> None:
-    """Report the differences that were applied."""
-    for difference in found:
-        report.note(Note("value changed", difference.name, f"{difference.current or '(empty)'} -> {difference.asked}"))
 
 
 def _changed(session: Session, requested: Requested, found: list[Difference], report: Report) -> Session:
@@ -238,10 +162,3 @@ def _crop_again(session: Session, report: Report) -> None:
     stems = {path.stem for path in photos}
     file_hashes.record_files(session.path, [path for path in photos_in(session.instance_images) if path.stem in stems])
     report.note(Note("crops made again", str(len(photos)), str(session.config.resolution)))
-
-
-def _short(value: Any) -> str:
-    text = format_setting(value)
-    if len(text) <= _SHOWN:
-        return text
-    return f"{len(value)} values" if isinstance(value, list | tuple) else f"{text[:_SHOWN]}..."

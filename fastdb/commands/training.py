@@ -10,7 +10,7 @@ from typing import Any, Literal
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.progress import check_step
 from fastdb.checkpoints.publish import Publishing, nothing_published, pending
-from fastdb.commands.session_changes import agreed_settings, report_changed, setting_differences
+from fastdb.commands.differences import agreed_settings, report_changed, setting_differences
 from fastdb.config import Config, Extension, build
 from fastdb.errors import ConfigError, SessionBusy, TrainingError
 from fastdb.models.resolve import ensure_base

@@ -8,6 +8,7 @@ from typing import Any
 from fastdb.images.photos import save_png
 from fastdb.runtime.paths import cache_folder
 from fastdb.storage.atomic_write import make_folder, write_text
+from fastdb.world.subjects import SUBJECTS
 
 TOKEN, CLASS_WORD = "sks", "mug"
 PROMPT = f"a photo of a {TOKEN} {CLASS_WORD}"
@@ -21,8 +22,6 @@ def trial_photos() -> list[Path]:
 
     A caption describes the background, so that it is not learned as a part of the mug.
     """
-    from fastdb.world.subjects import SUBJECTS
-
     folder, subject = cache_folder() / "trial_photos", SUBJECTS[CLASS_WORD]
     make_folder(folder)
     paths = []

@@ -14,7 +14,7 @@ from filelock import FileLock
 from PIL import Image
 
 import fastdb
-from fastdb.commands import session_changes, sessions, training
+from fastdb.commands import differences, sessions, training
 from fastdb.commands.session_changes import open_or_new
 from fastdb.config import Config
 from fastdb.errors import ConfigError, SessionBusy
@@ -191,7 +191,7 @@ def test_before_training_settings_are_applied_and_printed(fresh: Session, capsys
 
 
 def test_a_session_that_another_machine_trains_is_not_changed(fresh: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_changes, "in_use", lambda folder: "another host")
+    monkeypatch.setattr(differences, "in_use", lambda folder: "another host")
     report = Notes()
     assert open_or_new("mug", token="ohwx", change=True, report=report).record == fresh.record
     assert report.of("value kept") == {"token": "sks, not ohwx"}

@@ -163,7 +163,7 @@ def test_another_machine_is_refused_whatever_it_wants_and_can_take_over(
     assert not (session.path / "logs" / events.name).exists(), "it is not its session any more"
     os.kill(lease.pid, signal.SIGTERM)
     text = said(there)
-    assert there.returncode == 0, text
+    assert there.returncode == 3, text
     assert "Took the session over from " in text
     assert runs(session) == ["stopped", "", "stopped"]
     assert complete(session.checkpoints)[-1].step > local.step

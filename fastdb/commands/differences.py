@@ -1,0 +1,102 @@
+"""Differences between a session and what is asked of it, before and after training has begun."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fastdb.checkpoints.checkpoint import complete
+from fastdb.config import Config, flat, format_setting
+from fastdb.errors import ConfigError
+from fastdb.reporting import Note, Report
+from fastdb.sessions.lease_status import in_use
+from fastdb.sessions.session import Session
+from fastdb.training import process
+
+CHANGEABLE = ("checkpoints.", "samples.", "precision", "gradient_checkpointing")
+"""Beginnings of the names of settings that may change after training has begun: results differ by rounding at most."""
+
+_SHOWN = 60
+"""Longest value in a message, in characters."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A value of a session that differs from the one asked for."""
+
+    name: str
+    """A dotted setting, `base model`, `token` or `class word`."""
+    current: str
+    asked: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.current or '(empty)'} -> {self.asked}"
+
+    @property
+    def changeable(self) -> bool:
+        """Whether it may change after training has begun."""
+        return self.name.startswith(CHANGEABLE)
+
+
+def agreed_settings(session: Session, asked: Config, running: bool, keep: bool, report: Report) -> Config:
+    """Return the settings to train with, of those asked for and those of a session that may have begun.
+
+    Args:
+        running: a trainer runs here, so none can change.
+        keep: report settings that cannot change any more, instead of raising an error.
+
+    Raises:
+        ConfigError: a setting cannot change.
+    """
+    found = setting_differences(session.config, asked)
+    kept = [difference for difference in found if running or not difference.changeable]
+    if not kept or not has_begun(session):
+        return asked
+    if not keep:
+        what, fix = "training is running", f"Stop it first: fastdb stop {session.name}"
+        if not running:
+            what = "training has begun"
+            fix = (
+                f"Resume without --set. For more steps: fastdb extend {session.name} --steps N; to change the UNet "
+                "stage from its start: --from-step 0; for other settings create a session: fastdb new"
+            )
+        raise ConfigError(f"{what} with other settings: {listed(kept)}", where=session.name, fix=f"{fix}.")
+    report_kept(kept, report)
+    values = dict(flat(asked.model_dump()))
+    return session.config.changed({d.name: values[d.name] for d in found if d not in kept})
+
+
+def has_begun(session: Session) -> bool:
+    """Return whether training has begun: there is a checkpoint, or a trainer runs here or elsewhere."""
+    checkpoints = complete(session.checkpoint_folders, lineage=session.record.lineage)
+    return bool(checkpoints) or process.find(session) is not None or bool(in_use(session.path))
+
+
+def setting_differences(current: Config, asked: Config) -> list[Difference]:
+    """Return the settings that differ."""
+    old, new = (dict(flat(config.model_dump())) for config in (current, asked))
+    return [Difference(name, _short(old[name]), _short(new[name])) for name in old if old[name] != new[name]]
+
+
+def listed(found: list[Difference]) -> str:
+    """Return differences as a clause."""
+    return "; ".join(str(difference) for difference in found)
+
+
+def report_kept(found: list[Difference], report: Report) -> None:
+    """Report the differences in which a session keeps its own values."""
+    for difference in found:
+        report.note(Note("value kept", difference.name, f"{difference.current or '(empty)'}, not {difference.asked}"))
+
+
+def report_changed(found: list[Difference], report: Report) -> None:
+    """Report the differences that were applied."""
+    for difference in found:
+        report.note(Note("value changed", difference.name, f"{difference.current or '(empty)'} -> {difference.asked}"))
+
+
+def _short(value: Any) -> str:
+    text = format_setting(value)
+    if len(text) <= _SHOWN:
+        return text
+    return f"{len(value)} values" if isinstance(value, list | tuple) else f"{text[:_SHOWN]}..."
