@@ -302,7 +302,8 @@ def test_an_archive_that_reads_back_otherwise_gets_no_name(
 
 def test_a_full_disk_leaves_no_archive_and_no_session(session: Session, small_disk: Callable[[str], Path]) -> None:
     disk = small_disk("1m")
-    (session.samples / "a.png").write_bytes(os.urandom(2_000_000))
+    (session.path / "evaluation").mkdir(exist_ok=True)
+    (session.path / "evaluation" / "a.png").write_bytes(os.urandom(2_000_000))
     for attempt in (
         lambda: sharing.share(session, disk / "a.zip"),
         lambda: sharing.adopt(session.path, root=disk / "s"),

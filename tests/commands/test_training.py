@@ -396,7 +396,7 @@ def test_a_session_is_shown_with_all_that_matters(trained: Session, capsys: pyte
         "class images": "0 of 0",
         "training": "text_encoder 4/4, unet 6/6",
         "runs": "finished",
-        "exports": "cup.ckpt",
+        "exports": "cup.ckpt (text_encoder 4, unet 6)",
     }
 
 
