@@ -14,7 +14,7 @@ from fastdb.checkpoints.progress import how_far, progress_of, steps_text
 from fastdb.checkpoints.publish import pending
 from fastdb.commands import verification
 from fastdb.commands.photo_sources import photo_files
-from fastdb.commands.session_warnings import prompt_notes, setting_warnings
+from fastdb.commands.session_warnings import prompt_notes, prompts_of, setting_warnings
 from fastdb.config import Config, build
 from fastdb.errors import FastDBError, ImageError, SessionBusy
 from fastdb.images.captions import instance_prompt
@@ -81,6 +81,8 @@ class Overview:
     trainer: process.Activity | None
     """The trainer on this machine."""
     images: int
+    prompts: tuple[str, ...]
+    """Different prompts of the instance images; empty if there are none."""
     class_images: int
     progress: str
     """Steps done of each stage, such as `text_encoder 350/350, unet 40/220`."""
@@ -256,6 +258,7 @@ def show(session: SessionLike, root: str | Path | None = None) -> Overview:
         in_use=in_use(session.path),
         trainer=process.activity(session),
         images=len(_photos(session.instance_images)),
+        prompts=tuple(prompts_of(session)),
         class_images=len(_photos(session.class_images)),
         progress=_progress(session),
         outcomes=tuple(run.outcome for run in session.record.runs),

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from fastdb.runtime.doctor import Examination
     from fastdb.training.process import Activity
 
+_PROMPTS = 3
+"""Prompts in one line."""
 LONGEST = 20
 """Files listed by name before a deletion; of more only the number is shown."""
 
@@ -60,6 +62,14 @@ def _created(row: object) -> str:
     return str(row.session.record.created)  # type: ignore[attr-defined]
 
 
+def _prompt_rows(overview: Overview) -> list[tuple[str, str]]:
+    prompts = overview.prompts
+    if not prompts or prompts == (overview.session.config.captions.instance_prompt,):
+        return []
+    more = f" and {len(prompts) - _PROMPTS} more" if len(prompts) > _PROMPTS else ""
+    return [("prompts", f"{'; '.join(prompts[:_PROMPTS])}{more}")]
+
+
 def _export(export: ExportState) -> str:
     if not export.trained:
         return export.file
@@ -78,6 +88,7 @@ def show_overview(overview: Overview) -> None:
         ("base model", record.base_model.folder),
         ("subject", f"{record.subject.token} {record.subject.class_word}".strip() or "none set"),
         ("instance prompt", session.config.captions.instance_prompt or "from file names"),
+        *_prompt_rows(overview),
         ("instance images", str(overview.images)),
         ("class images", f"{overview.class_images} of {session.config.prior.class_images}"),
         ("training", overview.progress),

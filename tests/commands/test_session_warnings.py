@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from pathlib import Path
 
@@ -135,3 +136,14 @@ def test_the_volumes_of_other_hosts_are_known(tmp_path: Path, monkeypatch: pytes
             assert not paths.sessions_root().is_relative_to(tmp_path)
             (tmp_path / folder).mkdir()
             assert paths.sessions_root() == tmp_path / folder / "Fast-Dreambooth" / "Sessions"
+
+
+def test_show_lists_the_prompts_to_train(
+    photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, photo in zip(("sks cup (1)", "sks cup (2)", "IMG_7"), photos, strict=True):
+        (tmp_path / f"{name}.png").write_bytes(photo.read_bytes())
+    interactive.new("cup", "mini", sorted(tmp_path.glob("*.png")))
+    capsys.readouterr()
+    interactive.show("cup")
+    assert re.search(r"^prompts +IMG; sks cup$", capsys.readouterr().out, re.MULTILINE)
