@@ -269,19 +269,21 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
     """Parse `unet.steps=800` pairs; a list is parsed as YAML, other values by the type of their setting.
 
     Raises:
-        ConfigError: a pair has no equals sign.
+        ConfigError: a pair has no name or no equals sign, or a name is given twice.
     """
     settings: dict[str, Any] = {}
     for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
+        name, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or not name:
             raise ConfigError(
                 "is not a setting and a value", subject=repr(pair), fix="Write it as --set unet.steps=800."
             )
-        settings[name.strip()] = value.strip()
-        if value.strip().startswith("["):
+        if name in settings:
+            raise ConfigError("is given twice", subject=f"--set {name}", fix="Leave out one of them.")
+        settings[name] = value
+        if value.startswith("["):
             try:
-                settings[name.strip()] = yaml.safe_load(value)
+                settings[name] = yaml.safe_load(value)
             except (yaml.YAMLError, ValueError):
                 continue  # Reported with its name and value when the settings are built.
     return settings

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from fastdb.cli.options import Root
+from fastdb.cli.usage import one_sentence, unknown_command
 from fastdb.console import boundary, say
 from fastdb.runtime.library_logging import hush_libraries
 from fastdb.version import __version__
@@ -68,6 +69,8 @@ class Verbs(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """Import the module of the verb that is called."""
         args = [ALIASES.get(args[0], args[0]), *args[1:]]
+        if args[0] not in self.commands and not args[0].startswith("-"):
+            raise unknown_command(args[0], [*self.commands, *ALIASES])
         name, command, rest = super().resolve_command(ctx, args)
         if name in VERBS:
             verb = typer.Typer(**PLAIN)
@@ -75,9 +78,14 @@ class Verbs(TyperGroup):
             command = typer.main.get_command(verb)
         return name, command, rest
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments before the verb; errors are one line."""
+        with boundary(), one_sentence():
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the verb that is called; its errors are one line."""
-        with boundary():
+        with boundary(), one_sentence():
             return super().invoke(ctx)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fastdb.cli.options import Precision, Render, Root
+from fastdb.cli.options import Precision, Render, Root, path
 from fastdb.commands import models as verbs
 from fastdb.commands.inspection_rows import inspection_rows
 from fastdb.console import ConsoleReport, table
@@ -33,18 +33,20 @@ class Prediction(StrEnum):
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="A .safetensors, a .ckpt or a diffusers folder.", show_default=False)],
-    target: Annotated[Path, typer.Argument(help="The file or folder to write.", show_default=False)],
+    source: Annotated[
+        Path, typer.Argument(parser=path, help="A .safetensors, a .ckpt or a diffusers folder.", show_default=False)
+    ],
+    target: Annotated[Path, typer.Argument(parser=path, help="The file or folder to write.", show_default=False)],
     to: Annotated[Layout | None, typer.Option(help="Layout to write.", show_default="by the target's suffix")] = None,
     half: Annotated[bool, typer.Option("--half", help="Same as --precision fp16.")] = False,
     precision: Annotated[
         Precision | None, typer.Option(help="Precision to write.", show_default="as in the source")
     ] = None,
     ema: Annotated[bool, typer.Option("--ema", help="Use the EMA weights of the UNet.")] = False,
-    vae: Annotated[Path | None, typer.Option(help="File with another VAE.", show_default=False)] = None,
+    vae: Annotated[Path | None, typer.Option(parser=path, help="File with another VAE.", show_default=False)] = None,
     like: Annotated[
         Path | None,
-        typer.Option(help="Diffusers folder with the configurations to use.", show_default=False),
+        typer.Option(parser=path, help="Diffusers folder with the configurations to use.", show_default=False),
     ] = None,
     prediction: Annotated[
         Prediction | None, typer.Option(help="Prediction type of an SD 2.x.", show_default="detected")
@@ -53,6 +55,8 @@ def convert(
     root: Root = None,
 ) -> None:
     """Convert a model to another layout or precision."""
+    if half and precision not in (None, Precision.fp16):
+        raise ConfigError(f"--half and --precision {precision.value} cannot be combined", fix="Leave out one of them.")
     wanted = Precision.fp16 if half and precision is None else precision
     verbs.convert(
         source,
@@ -91,7 +95,10 @@ def _target(target: Path, to: Layout | None) -> Path:
 
 def inspect(
     file: Annotated[
-        Path, typer.Argument(help="Model file, diffusers folder, or session for its exports.", show_default=False)
+        Path,
+        typer.Argument(
+            parser=path, help="Model file, diffusers folder, or session for its exports.", show_default=False
+        ),
     ],
     probe: Annotated[
         bool,
@@ -100,6 +107,6 @@ def inspect(
     root: Root = None,
 ) -> None:
     """Show what a model file contains, without running code in it."""
-    for path in locate_models(file, root):
-        inspection = verbs.inspect(path, probe=probe, report=ConsoleReport())
+    for model in locate_models(file, root):
+        inspection = verbs.inspect(model, probe=probe, report=ConsoleReport())
         table(("", inspection.path.name), inspection_rows(inspection))

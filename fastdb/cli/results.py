@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fastdb.cli.options import Name, Precision, Render, Root
+from fastdb.cli.options import Name, Precision, Render, Root, path
 from fastdb.commands import results as verbs
 from fastdb.console import ConsoleReport, show_evaluation
 from fastdb.errors import ConfigError
@@ -61,7 +61,9 @@ def generate(
     base: Annotated[
         str | None, typer.Option(help="Base model of a file outside a session.", show_default=False)
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder of the images.", show_default="generated/")] = None,
+    output: Annotated[
+        Path | None, typer.Option(parser=path, help="Folder of the images.", show_default="generated/")
+    ] = None,
     root: Root = None,
 ) -> None:
     """Generate images from a session or an exported file."""
@@ -109,11 +111,14 @@ def evaluate(
         str | None, typer.Option(help="Sampler, such as 'Euler a' or DDIM.", show_default="DPM++ 2M")
     ] = None,
     file: Annotated[
-        Path | None, typer.Option(help="Exported file to evaluate instead of checkpoints.", show_default=False)
+        Path | None,
+        typer.Option(parser=path, help="Exported file to evaluate instead of checkpoints.", show_default=False),
     ] = None,
     root: Root = None,
 ) -> None:
     """Compare checkpoints on the same prompts and choose the best."""
+    if file is not None and _steps(checkpoints) is not None:
+        raise ConfigError("--file and --checkpoints cannot be combined", fix="Leave out one of them.")
     evaluation = verbs.evaluate(
         name,
         checkpoints=_steps(checkpoints),

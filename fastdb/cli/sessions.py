@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fastdb.cli.options import Name, Root, Set
+from fastdb.cli.options import Name, Root, Set, path
 from fastdb.commands import sessions as verbs
 from fastdb.commands.follow import follow as follow_training
 from fastdb.config import parse_settings
 from fastdb.console import ConsoleReport, show_overview, show_sessions
+from fastdb.errors import ConfigError
+from fastdb.images.photo_files import PHOTO_ENDINGS, photos_in
+from fastdb.reporting import Note
 
 
 def new(
     name: Annotated[str, typer.Argument(help="Name of the new session.", show_default=False)],
     photos: Annotated[
-        list[Path] | None, typer.Argument(help="Photos, or folders of photos.", show_default=False)
+        list[Path] | None, typer.Argument(parser=path, help="Photos, or folders of photos.", show_default=False)
     ] = None,
     base: Annotated[
         str,
@@ -32,7 +37,9 @@ def new(
     settings: Set = None,
 ) -> None:
     """Create a session and add photos to it."""
-    verbs.new(
+    _check_name_given(name, photos or ())
+    report = ConsoleReport()
+    session = verbs.new(
         name,
         base,
         photos or (),
@@ -40,8 +47,25 @@ def new(
         class_word=class_word,
         root=root,
         settings=parse_settings(settings or ()),
-        report=ConsoleReport(),
+        report=report,
     )
+    if not photos:
+        report.note(Note("no photos yet", session.name))
+
+
+def _check_name_given(name: str, photos: Sequence[Path]) -> None:
+    """Raise if the only argument is a photo or a folder of photos, so that the name was forgotten.
+
+    Raises:
+        ConfigError: photos have that path.
+    """
+    path = Path(name)
+    is_photo = path.suffix.lower() in PHOTO_ENDINGS and path.is_file()
+    if not photos and (is_photo or (path.is_dir() and photos_in(path))):
+        raise ConfigError(
+            f"{name} contains photos, but a session needs a name too",
+            fix=f"Put the name first: fastdb new NAME {shlex.quote(name)}",
+        )
 
 
 def sessions(root: Root = None) -> None:
@@ -74,7 +98,9 @@ def check(
 
 def add_images(
     name: Name,
-    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", show_default=False)],
+    photos: Annotated[
+        list[Path], typer.Argument(parser=path, help="Photos, or folders of photos.", show_default=False)
+    ],
     root: Root = None,
 ) -> None:
     """Clean, crop and add photos. A .txt beside a photo becomes its caption."""

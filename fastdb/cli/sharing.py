@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fastdb.cli.options import Name, Root
+from fastdb.cli.options import Name, Root, path, text
 from fastdb.commands import sharing as verbs
 from fastdb.console import ConsoleReport
 
@@ -19,7 +19,7 @@ Checkpoints = Annotated[
 def share(
     name: Name,
     target: Annotated[
-        Path | None, typer.Argument(help="Zip file to write.", show_default="<name>.zip in this folder")
+        Path | None, typer.Argument(parser=path, help="Zip file to write.", show_default="<name>.zip in this folder")
     ] = None,
     checkpoints: Checkpoints = False,
     root: Root = None,
@@ -32,6 +32,7 @@ def adopt(
     source: Annotated[
         str,
         typer.Argument(
+            parser=text,
             help="Zip, folder, link to either, or session of the classic notebook.",
             show_default=False,
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from typing import Annotated
 
@@ -64,6 +65,10 @@ def free(
             subject="fastdb free",
             fix="Give exactly one of the three.",
         )
+    if wanted and not models:
+        raise ConfigError("--gb applies to cached base models only", fix="Leave it out, or use --models.")
+    if not 0 <= wanted < math.inf:
+        raise ConfigError("must be a number of GB, 0 or more", subject=f"--gb {wanted:g}", fix="Write --gb 10.")
     if models:
         verbs.free_models(confirm=confirm, wanted=int(wanted * 1e9), report=report)
     elif unfinished:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from fastdb.errors import ConfigError
 from fastdb.reporting import SILENT, Note, Report, counted, format_bytes
 from fastdb.runtime.paths import expanded
 from fastdb.sessions.exports import locate_file
@@ -65,6 +66,7 @@ def convert(
             needs `like`.
 
     Raises:
+        ConfigError: the target is the source.
         ModelError: the source is incomplete, or its layout is unknown; a folder needs `like`; the images differ by
             more than the precision explains, and the result is kept for inspection.
         StorageError: the target cannot be written.
@@ -73,6 +75,8 @@ def convert(
     from fastdb.models.convert import convert as convert_model
 
     source, target = locate_file(source, root).absolute(), expanded(target).absolute()
+    if source.exists() and target.exists() and target.samefile(source):
+        raise ConfigError("is both source and target", subject=target, fix="Give the target another name.")
     if render:
         from fastdb.inference.compare import check_render, render_folder
 

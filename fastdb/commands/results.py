@@ -25,6 +25,9 @@ from fastdb.storage.atomic_write import make_folder
 if TYPE_CHECKING:
     from fastdb.evaluation.report import Evaluation
 
+_MOST_SEEDS = 1000
+"""Images per prompt of an evaluation, the limit of `generate --count`."""
+
 
 def export(
     session: SessionLike,
@@ -111,7 +114,7 @@ def generate(
     """
     settings: dict[str, Any] = {"negative_prompt": negative_prompt, "seed": seed, "count": count, "steps": steps}
     settings |= {"guidance": guidance, "sampler": sampler, "width": width, "height": height}
-    model, prompt = _source(source, prompt, root)
+    model, prompt = _source(source, prompt, base, root)
     # Checked before torch is loaded, which takes seconds.
     Request(prompt, **{name: value for name, value in settings.items() if value is not None})
     hush_libraries()
@@ -137,18 +140,28 @@ def generate(
     return paths
 
 
-def _source(source: SessionLike, prompt: str, root: str | Path | None) -> tuple[Session | str, str]:
+def _source(
+    source: SessionLike, prompt: str, base: str | Path | None, root: str | Path | None
+) -> tuple[Session | str, str]:
     """Return the session or file to generate from, and the prompt.
 
     Raises:
-        ConfigError: a prompt is missing.
+        ConfigError: a prompt is missing, or is in the place of the source, or a session has a base model already.
         FastDBError: there is no such session or file.
     """
     model: Session | str
     if not isinstance(source, Session) and str(source).endswith((".safetensors", ".ckpt")):
         model = str(locate_file(source, root))
     else:
+        if isinstance(source, str) and len(source.split()) > 1 and not expanded(source).exists():
+            raise ConfigError(
+                "is a prompt, not a session or file",
+                subject=repr(source),
+                fix="Put the session first: fastdb generate SESSION PROMPT",
+            )
         model = Session.open(source, root)
+        if base:
+            raise ConfigError("a session has its own base model", where=model.name, fix="Leave out the base model.")
         prompt = prompt or next(iter(prompts_of(model)), "")
     if not prompt:
         raise ConfigError("a prompt is missing", where=source, fix='Add one, such as "a photo of sks dog".')
@@ -188,6 +201,8 @@ def evaluate(
     # Checked before torch is loaded, which takes seconds.
     settings = {"steps": steps, "guidance": guidance, "sampler": sampler}
     Request("", **{name: value for name, value in settings.items() if value is not None})  # type: ignore[arg-type]
+    if not 1 <= seeds <= _MOST_SEEDS:
+        raise ConfigError(f"is not between 1 and {_MOST_SEEDS}", subject=f"seeds {seeds}", fix="Try 4.")
     session = Session.open(session, root)
     if file is None and checkpoints is None and not progress_of(session)["unet"]:
         raise no_valid_checkpoint(session, "of the UNet stage", ())

@@ -25,6 +25,7 @@ SENTENCES: dict[str, str] = {
     "classic model found": "To train on from its model, adopt the session under another name with --base {subject}",
     "classic session imported": "Imported {reason} images of a session of the classic notebook",
     "concept images imported": "Imported concept images as class images; to use them: prior.class_images={reason}",
+    "no photos yet": "{subject} has no photos yet. Add them with: fastdb add-images {subject} PHOTOS",
     "crops saved": "Look at the crops: {subject}",
     "deleted": "Deleted {subject}",
     "existing session opened": "Opened session {subject} with its own base model, subject and settings",

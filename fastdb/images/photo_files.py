@@ -53,7 +53,7 @@ def find_photos(paths: Sequence[Path]) -> list[Path]:
             if path.is_dir():
                 inside = photos_in(path)
                 if not inside:
-                    raise ImageError("the folder contains no photos", where=path, fix="Add JPEG, PNG or WebP files.")
+                    raise _no_photos(path)
                 photos.update(dict.fromkeys(inside))
             elif path.exists():
                 photos[path] = None
@@ -64,6 +64,15 @@ def find_photos(paths: Sequence[Path]) -> list[Path]:
                 f"the path cannot be read ({error.strerror})", where=path, fix="Check its permissions."
             ) from error
     return list(photos)
+
+
+def _no_photos(folder: Path) -> ImageError:
+    """Return the error for a folder without photos, with the subfolder that has some."""
+    if near := next((inside for inside in sorted(folder.glob("*/")) if photos_in(inside)), None):
+        return ImageError(
+            "only subfolders contain photos, and they are not searched", where=folder, fix=f"Name them, such as {near}."
+        )
+    return ImageError("the folder contains no photos", where=folder, fix="Add JPEG, PNG or WebP files.")
 
 
 def png_fault(data: bytes) -> str:

@@ -203,11 +203,11 @@ def find_model(name: str) -> KnownModel:
     for pattern, family in NAME_PATTERNS.items():
         if re.search(pattern, re.sub(r"[\s._]", "-", name.lower())):
             raise _not_trainable(family, name)
-    names = {name: model for name, model in _names().items() if not model.family.obstacle}
+    names = {name: model.name for name, model in _names().items() if not model.family.obstacle} | {MINI: MINI}
     near = difflib.get_close_matches(_plain(name), names)
     near.sort(key=lambda other: other[:3] != _plain(name)[:3])  # For sd14: sd15 before sd21.
     known = ", ".join(model.name for model in MODELS if not model.family.obstacle)
-    fix = f"Did you mean {names[near[0]].name}?" if near else f"Choose from {known}, or give a folder."
+    fix = f"Did you mean {names[near[0]]}?" if near else f"Choose from {known}, {MINI}, or give a file or folder."
     raise ModelError("there is no base model of that name", where=name, fix=fix)
 
 

@@ -40,6 +40,8 @@ _INSTALLED = _PACKAGE / "sessions_template"
 TEMPLATE = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "sessions_template"
 """Template of sessions, in the installed package or beside it in the source tree."""
 _LONGEST = 200
+_FILE_SUFFIXES = (".safetensors", ".ckpt", ".zip")
+"""Endings of exports and archives; `generate` and `adopt` take such a name for a file."""
 """Bytes of UTF-8, so that `<name>.safetensors` and its temporary name fit into 255."""
 
 
@@ -132,9 +134,7 @@ class Session:
                 path = sessions_root(root) / str(name)
                 # Earlier versions made sessions with names such as com¹, which Windows reserves.
                 if not (NAME.fullmatch(str(name)) and path.is_dir()):
-                    check_name(str(name))
-            if not path.is_dir():
-                raise _not_found(str(name), sessions_root(root))
+                    raise _not_found(str(name), sessions_root(root))
         path = path.absolute()
         return cls(path, read_record(path))
 
@@ -291,6 +291,12 @@ def check_free(name: str, root: Path | str | None = None) -> Path:
         SessionExists: a session of that name exists.
     """
     check_name(name)
+    if name.lower().endswith(_FILE_SUFFIXES):
+        raise SessionError(
+            "is the name of a file; the name of a session cannot end like this",
+            subject=repr(name),
+            fix=f"Use {name.rpartition('.')[0]}, for example.",
+        )
     path = sessions_root(root) / name
     if os.path.lexists(path):
         raise _exists(path)
@@ -319,6 +325,8 @@ def lay_out(folder: Path) -> None:
 
 def _folders(root: Path) -> list[Path]:
     with explained(root):
+        if root.is_file():
+            raise StorageError("is not a folder", subject=root, fix="Choose another folder.")
         if not root.is_dir():
             return []
         return sorted(path for path in root.iterdir() if not path.name.startswith(".") and path.is_dir())
@@ -333,11 +341,20 @@ def _exists(path: Path) -> SessionExists:
 
 
 def _not_found(name: str, root: Path) -> SessionNotFound:
-    names = [path.name for path in _folders(root)]
-    if near := difflib.get_close_matches(name, names, n=1):
-        fix = f"Did you mean {near[0]}?"
+    # Names differ in case, and people type an export's file name or a folder's path instead of the name.
+    names = {path.name.casefold(): path.name for path in _folders(root)}
+    plain = name.rstrip("/").removesuffix(".safetensors").removesuffix(".ckpt").casefold()
+    if not name.strip():
+        return SessionNotFound(
+            "the name of the session is empty", fix="Enter a name; fastdb sessions lists the sessions."
+        )
+    if near := difflib.get_close_matches(plain, names, n=1):
+        fix = f"Did you mean {names[near[0]]}?"
     elif names:
         fix = "List the sessions with: fastdb sessions"
-    else:
+    elif _usable(name):
         fix = f"Create it with: fastdb new {name}"
-    return SessionNotFound(f"there is no session of this name in {root}", where=name, fix=fix)
+    else:
+        fix = "Create a session with: fastdb new NAME"
+    shown = name if name.isprintable() and len(name) < 100 else f"{name[:60]!r}"
+    return SessionNotFound(f"there is no session of this name in {root}", where=shown, fix=fix)

@@ -210,7 +210,7 @@ def test_a_file_that_is_not_there_is_said(mini: Path, tmp_path: Path) -> None:
 def test_a_session_that_is_not_there_is_said(session: Session) -> None:
     with pytest.raises(SessionNotFound, match="Did you mean cup"):
         open_source("cpu", None, None)
-    with pytest.raises(SessionError, match="cannot be the name of a session"):
+    with pytest.raises(SessionError, match="there is no session of this name"):
         open_source("../cup", None, None)
 
 
