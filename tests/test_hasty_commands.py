@@ -33,7 +33,7 @@ $ new dog photos --base minni
 $ new dog photos --base lora.safetensors
     {here}/lora.safetensors cannot be trained as a base model: it is a LoRA, an addition to a model.
 $ new dog photos --base vae.safetensors
-    {here}/vae.safetensors cannot be trained as a base model: it is no model, because its do
+    {here}/vae.safetensors cannot be trained as a base model: it is no model, because its
 $ new dog photos --base missing.safetensors
     {here}/missing.safetensors: there is no such file or folder. Give a Stable Diffusion 1.x as a file
 $ new dog photos --base photos
@@ -261,7 +261,7 @@ $ generate cup --base sd15
 $ generate lora.safetensors "a photo"
     {here}/lora.safetensors cannot be trained as a base model: it is a LoRA, an addition to a model.
 $ generate vae.safetensors "a photo"
-    {here}/vae.safetensors cannot be trained as a base model: it is no model, because its do
+    {here}/vae.safetensors cannot be trained as a base model: it is no model, because its
 $ generate page.safetensors "a photo"
     {here}/page.safetensors: the file is a web page, such as a login, confirmation or error page, not a
 $ generate cup --output ""
