@@ -9,7 +9,6 @@ from typing import Any
 
 import typer
 
-from fastdb.config import Config, flat
 from fastdb.errors import ConfigError
 
 # typer 0.27 has its own copy of click, so the class cannot be imported from click.
@@ -54,6 +53,9 @@ def usage_error(error: Any) -> ConfigError:
 
 def option_remedy(option: str, command: str, known: Iterable[str]) -> str:
     """Return the remedy for an unknown option: a setting of that name, a similar option, or the help."""
+    # fastdb --help needs neither pydantic nor yaml.
+    from fastdb.config import Config, flat
+
     options = [name for name in known if name.startswith("--")]
     if near := difflib.get_close_matches(option, options, n=1, cutoff=0.75):
         return f"Did you mean {near[0]}?"
