@@ -71,7 +71,6 @@ def convert(
             more than the precision explains, and the result is kept for inspection.
         StorageError: the target cannot be written.
     """
-
     from fastdb.models.convert import convert as convert_model
 
     source, target = locate_file(source, root).absolute(), expanded(target).absolute()
