@@ -57,7 +57,7 @@ def train(
         with Panel(session) as panel:
             outcome = training.train(session, on_interrupt="leave", report=panel)
     else:
-        _add_steps(session, more_steps, report)
+        _add_steps(session, more_steps)
         restart = start_over and session.record.lineage not in _started_over
         if start_over and not restart:
             console.say("Training was started over already; resuming it. Untick start_over")
@@ -85,7 +85,7 @@ def _check_ticks(more_steps: str, **ticks: bool) -> None:
         )
 
 
-def _add_steps(session: Session, more_steps: str, report: NotebookReport) -> None:
+def _add_steps(session: Session, more_steps: str) -> None:
     """Extend a finished training; one that is not finished, or was extended by the same number, stays as it is.
 
     Raises:
@@ -111,7 +111,8 @@ def _add_steps(session: Session, more_steps: str, report: NotebookReport) -> Non
             f"fastdb.extend(session, {text})"
         )
     else:
-        training.extend(session, int(text), report=report)
+        extended_session = training.extend(session, int(text))
+        console.say(f"Added {text} steps: {extended_session.config.unet.all_steps} of the UNet in all")
 
 
 def _stopped(session: Session, outcome: str) -> TrainingError:
