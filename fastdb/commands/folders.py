@@ -50,8 +50,16 @@ def rename(session: SessionLike, name: str, *, root: str | Path | None = None, r
             for export, new in names.items():
                 os.rename(target / export, target / new)
             file_hashes.rename_files(target, names)
-    # Its logs and locks; the checkpoints in it are published.
-    remove(work_folder(session.path))
+        for other in _dependents(session):
+            folder = target / Path(other.record.base_model.folder).relative_to(session.path)
+            folder = folder.with_name(names.get(folder.name, folder.name))
+            base = other.record.base_model.model_copy(update={"folder": str(folder)})
+            other.with_values(base, other.record.subject, other.config)
+    # Its logs, and checkpoints that were set aside on this machine.
+    old_work, new_work = work_folder(session.path), work_folder(target)
+    if not new_work.exists():
+        with explained(old_work):
+            os.rename(old_work, new_work)
     report.note(Note("session renamed to", old, str(target)))
     return renamed
 
@@ -74,6 +82,13 @@ def delete(
     """
     session = Session.open(session, root)
     work = work_folder(session.path)
+    if dependents := _dependents(session):
+        names = ", ".join(other.name for other in dependents)
+        raise SessionBusy(
+            f"is the base model of {names}; nothing was deleted",
+            subject=session.name,
+            fix=f"Delete {names} first, or keep it.",
+        )
     with _untouched(session, "nothing was deleted"):
         with explained(session.path):
             kinds = [
@@ -96,6 +111,16 @@ def delete(
         total += remove(work)
     report.note(Note("session deleted", session.name, format_bytes(total)))
     return total
+
+
+def _dependents(session: Session) -> list[Session]:
+    """Return the other sessions beside it whose base model is one of its exports."""
+    others = (other for other in Session.list(session.path.parent) if isinstance(other, Session))
+    return [
+        other
+        for other in others
+        if other.path != session.path and Path(other.record.base_model.folder).is_relative_to(session.path)
+    ]
 
 
 @contextmanager

@@ -18,9 +18,11 @@ from fastdb.runtime.library_logging import hush_libraries
 from fastdb.runtime.paths import expanded
 from fastdb.sessions.exports import locate_file
 from fastdb.sessions.file_hashes import record_files
+from fastdb.sessions.lease_status import in_use
 from fastdb.sessions.session import Session, SessionLike
 from fastdb.sessions.session_yaml import FILE
 from fastdb.storage.atomic_write import make_folder
+from fastdb.training import process
 
 if TYPE_CHECKING:
     from fastdb.evaluation.report import Evaluation
@@ -74,7 +76,9 @@ def export(
             check_render(parts, target, base.folder, prompt=prompt, report=report)
         files.append(target)
         record_files(session.path, {target: written.sha256})
-        session.with_exports(target.name, steps_text(done))
+        if process.find(session) is None and not in_use(session.path):
+            # A trainer writes the session's record too; the file's metadata has the step in every case.
+            session.with_exports(target.name, steps_text(done))
         if render:
             record_files(session.path, list(session.path.glob("*.render.png")))
     return files

@@ -19,9 +19,9 @@ from fastdb.commands.differences import (
     report_kept,
     setting_differences,
 )
-from fastdb.commands.sessions import new
+from fastdb.commands.sessions import located_base, new
 from fastdb.config import Config, flat
-from fastdb.errors import ConfigError, SessionNotFound
+from fastdb.errors import ConfigError, ImageError, SessionNotFound
 from fastdb.images.captions import instance_prompt
 from fastdb.images.photo_files import photos_in
 from fastdb.models.mini_settings import recommended
@@ -69,7 +69,7 @@ def open_or_new(
         session = Session.open(name, root)
     except SessionNotFound:
         return new(name, base, token=token, class_word=class_word, root=root, settings=settings, report=report)
-    requested = Requested(base, token, class_word, settings)
+    requested = Requested(located_base(base, root) if base else "", token, class_word, settings)
     found = differences(session, requested)
     if not found:
         report.note(Note("existing session opened", session.name))
@@ -127,11 +127,9 @@ def _changed(session: Session, requested: Requested, found: list[Difference], re
     config = config.changed(asked)
     words = [difference for difference in found if difference.name in ("base model", "token", "class word")]
     report_changed([*words, *setting_differences(session.config, config)], report)
-    resized = config.resolution != session.config.resolution
-    session = session.with_values(base_model, subject, config)
-    if resized:
-        _crop_again(session, report)
-    return session
+    if config.resolution != session.config.resolution:
+        _crop_again(session, config.resolution, report)
+    return session.with_values(base_model, subject, config)
 
 
 def _moved(config: Config, before: Config, after: Config) -> Config:
@@ -140,25 +138,38 @@ def _moved(config: Config, before: Config, after: Config) -> Config:
     return config.changed({name: new[name] for name in values if values[name] == old[name] != new[name]})
 
 
-def _crop_again(session: Session, report: Report) -> None:
-    """Make the instance images again in the session's resolution, except those that were edited or removed."""
-    from fastdb.images.intake import add_photos
+def _crop_again(session: Session, size: int, report: Report) -> None:
+    """Make the instance images again in another size, except those that somebody cropped or removed.
 
-    edited = {Path(note.subject).stem for note in file_hashes.changes(session.path, within=["instance_images"])}
-    present = {path.stem for path in photos_in(session.instance_images)} if session.instance_images.is_dir() else set()
-    photos = [path for path in photos_in(session.originals) if path.stem in present - edited] if present else []
-    if not photos:
-        return
+    An image is made again if it is, pixel by pixel, what the session made of its original.
+    """
+    from fastdb.images.crop import choose_crop, crop_square
+    from fastdb.images.photos import load_photo, read_photo, save_png
+
+    made, kept = [], 0
+    photos = photos_in(session.originals) if session.originals.is_dir() else []
     with report.progress("crop", "photo") as update:
-        add_photos(
-            session.originals,
-            session.instance_images,
-            session.captions,
-            photos,
-            session.config.resolution,
-            update,
-            again=True,
-        )
-    stems = {path.stem for path in photos}
-    file_hashes.record_files(session.path, [path for path in photos_in(session.instance_images) if path.stem in stems])
-    report.note(Note("crops made again", str(len(photos)), str(session.config.resolution)))
+        for done, original in enumerate(photos, start=1):
+            update(done, len(photos))
+            target = session.instance_images / f"{original.stem}.png"
+            if not target.exists():
+                continue
+            try:
+                image, present = load_photo(original)[1], read_photo(target)
+            except ImageError:
+                kept += 1
+                continue
+            for keep_square in (False, True):  # Photos of classic sessions, which somebody had cropped, stay whole.
+                before = choose_crop(image, size=session.config.resolution, keep_square=keep_square)
+                if crop_square(image, before, session.config.resolution).tobytes() == present.tobytes():
+                    crop = choose_crop(image, size=size, keep_square=keep_square)
+                    save_png(crop_square(image, crop, size), target)
+                    made.append(target)
+                    break
+            else:
+                kept += 1
+    if made:
+        file_hashes.record_files(session.path, made)
+        report.note(Note("crops made again", str(len(made)), str(size)))
+    if kept:
+        report.note(Note("crops kept", str(kept)))

@@ -74,7 +74,7 @@ def train(
     asked = session.config.changed(settings or {})
     config = asked if again else agreed_settings(session, asked, running is not None, keep_settings, report)
     if running is None:
-        running, interrupted = _start(_prepare(session, config, restart, from_step, report), take_over)
+        running, interrupted = _start(_prepare(session, config, restart, from_step, report), take_over, report)
     else:
         interrupted, on_interrupt = False, on_interrupt or "leave"
         if follow:
@@ -114,6 +114,7 @@ def extend(
     """
     session = Session.open(session, root)
     peak = default_peak(session.config.unet) if learning_rate is None else learning_rate
+    refuse_elsewhere(session.path, "Or stop it there, and extend then.")
     extension = build(Extension, {"steps": steps, "schedule": schedule, "learning_rate": peak})
     if process.find(session) is not None:
         raise SessionBusy(
@@ -207,8 +208,10 @@ def _prepare(session: Session, config: Config, restart: bool, from_step: int | N
     return session
 
 
-def _start(session: Session, take_over: bool) -> tuple[process.Running, bool]:
+def _start(session: Session, take_over: bool, report: Report) -> tuple[process.Running, bool]:
     """Start a trainer, and return it with whether the caller was interrupted meanwhile."""
+    # Before there is a trainer that an interruption would have to stop.
+    report.earlier(earlier_events(session.logs))
     with process.interrupts_kept() as interruptions:
         running = process.start(session, take_over)
     return running, bool(interruptions)
@@ -226,7 +229,6 @@ def _follow(session: Session, running: process.Running, report: Report, leave: b
     """
     seen = 0
     end: dict[str, Any] = {}
-    report.earlier(earlier_events(session.logs))
     if interrupted:
         _ask_to_stop(session, running, report)
     while not end:

@@ -32,6 +32,7 @@ SENTENCES: dict[str, str] = {
     "trial session": "session_name is empty, so this is the trial {subject}: a small model learns a drawn mug",
     "value changed": "Changed {subject}: {reason}",
     "value kept": "Training has begun, so the session keeps its own {subject}: {reason}",
+    "crops kept": "Crops that were edited stay as they are and are resized for training: {subject}",
     "crops made again": "Cropped {subject} photos again at {reason} px",
     "export verified": "Verified {subject}: {reason}",
     "exporting": "Exporting {subject}: {reason}",

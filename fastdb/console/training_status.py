@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,8 +74,10 @@ class TrainingStatus:
         self.task_done = self.task_total = 0
         self.outcome = ""
         for event in earlier:
-            if event["event"] in ("stage", "step"):
-                self.event(event)
+            # Logs may come from elsewhere; a malformed line is no reason not to train.
+            with suppress(KeyError, TypeError, ValueError):
+                if event["event"] in ("stage", "step"):
+                    self.event(event)
         self.current = None
 
     def event(self, event: dict[str, Any]) -> None:

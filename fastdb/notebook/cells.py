@@ -16,6 +16,7 @@ from fastdb.commands import session_changes, sessions, space
 from fastdb.commands.trial import CLASS_WORD, SETTINGS, TOKEN, trial_photos
 from fastdb.downloads import small_models
 from fastdb.errors import ConfigError, FastDBError, ImageError, SessionNotFound
+from fastdb.images.photo_files import photos_in
 from fastdb.models.registry import MINI
 from fastdb.notebook.leaving import disconnect, download
 from fastdb.notebook.picture_cells import picture
@@ -25,7 +26,7 @@ from fastdb.notebook.wording import use_wording
 from fastdb.reporting import Note
 from fastdb.runtime.drive import colab, mount_drive, on_dying_disk
 from fastdb.runtime.gpu import find_gpu
-from fastdb.runtime.paths import sessions_root
+from fastdb.runtime.paths import mounted_drive, sessions_root
 from fastdb.sessions.session import Session
 from fastdb.training import process
 from fastdb.version import __version__
@@ -45,6 +46,10 @@ FIELDS = {
     "keep_every": "checkpoints.keep_every",
 }
 """Settings by the fields of the session's form."""
+
+
+_chosen: dict[str, str] = {}
+"""The root of sessions that the tick `without_drive` chose."""
 
 
 def begin() -> None:
@@ -77,9 +82,11 @@ def open_drive(without_drive: bool = False, session_name: str = "") -> None:
         StorageError: access to Drive was refused, or it did not appear.
         SessionError: there is no session of that name.
     """
+    if not without_drive and os.environ.get("FASTDB_ROOT") == _chosen.pop("root", ""):
+        del os.environ["FASTDB_ROOT"]
     if without_drive and on_dying_disk():
-        os.environ["FASTDB_ROOT"] = str(sessions_root())
-    drive = None if without_drive else mount_drive()
+        os.environ["FASTDB_ROOT"] = _chosen["root"] = str(sessions_root())
+    drive = mounted_drive() if without_drive else mount_drive()
     if drive:
         console.say(f"Google Drive: {drive}")
     elif colab("runtime") is not None:
@@ -151,12 +158,13 @@ def add_images(session: Session, photos: str = "", *, upload_more: bool = False)
         ImageError: no photos, or some cannot be used (after the others were added).
     """
     sheet = session.path / "instance_images.png"
+    has_images = session.instance_images.is_dir() and bool(photos_in(session.instance_images))
     if process.find(session) is not None:
         console.say(f"{session.name} is being trained; no photos were added")
         return picture(sheet)
     if photos.strip():
         return picture(sessions.add_images(session, [photos.strip()], report=NotebookReport()))
-    if sheet.exists() and not upload_more:
+    if has_images and not upload_more:
         console.say(f"{session.name} has images already. Enter a folder or tick upload_more to add others")
         return picture(sheet)
     with uploaded(session) as paths:
@@ -193,4 +201,6 @@ def _trial(report: NotebookReport) -> Session:
             TRIAL, MINI, trial_photos(), token=TOKEN, class_word=CLASS_WORD, settings=SETTINGS, report=report
         )
     report.note(Note("existing session opened", session.name))
+    if not photos_in(session.instance_images):
+        sessions.add_images(session, trial_photos(), report=report)
     return session

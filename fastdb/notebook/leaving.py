@@ -11,6 +11,7 @@ from fastdb.checkpoints.checkpoint import complete
 from fastdb.commands import training
 from fastdb.errors import ModelError, SessionBusy, StorageError
 from fastdb.notebook.report import NotebookReport
+from fastdb.runtime import paths
 from fastdb.runtime.drive import colab, leave_drive
 from fastdb.sessions.session import Session
 from fastdb.storage.drive_uploads import waits_for_upload
@@ -51,15 +52,16 @@ def disconnect(session: Session) -> None:
     session = Session.open(session)
     if process.find(session) is not None:
         raise SessionBusy("is being trained", subject=session.name, fix="Wait or stop it, and disconnect then.")
-    training.publish(session, report=NotebookReport())
-    console.say("Waiting until Google Drive has uploaded everything")
-    _wait_for_uploads(session)
-    if not leave_drive():
+    if not any(session.path.resolve().is_relative_to(drive.resolve()) for drive in paths.DRIVES):
         raise StorageError(
             "is on this machine only and would be lost with it",
             subject=session.path,
             fix="Download what you need, then disconnect in the Runtime menu.",
         )
+    training.publish(session, report=NotebookReport())
+    console.say("Waiting until Google Drive has uploaded everything")
+    _wait_for_uploads(session)
+    leave_drive()
     console.say("Everything is on Google Drive; releasing the machine")
     runtime.unassign()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastdb import console
 from fastdb.checkpoints.progress import STAGES, how_far, progress_of, steps_of
 from fastdb.commands import training
+from fastdb.commands.follow import follow
 from fastdb.errors import ConfigError, TrainingError
 from fastdb.notebook.leaving import disconnect
 from fastdb.notebook.panel import Panel
@@ -55,16 +56,22 @@ def train(
         if stop:
             training.stop(session, report=report)
         with Panel(session) as panel:
-            outcome = training.train(session, on_interrupt="leave", report=panel)
+            outcome = follow(session, report=panel)
+        if not outcome and watch_only:
+            return
+        outcome = outcome or "stopped"
     else:
         _add_steps(session, more_steps)
         restart = start_over and session.record.lineage not in _started_over
         if start_over and not restart:
             console.say("Training was started over already; resuming it. Untick start_over")
-        with Panel(session) as panel:
-            outcome = training.train(session, restart=restart, on_interrupt="stop", report=panel)
-        if restart:
-            _started_over.add(Session.open(session).record.lineage)
+        try:
+            with Panel(session) as panel:
+                outcome = training.train(session, restart=restart, on_interrupt="stop", report=panel)
+        finally:
+            lineage = Session.open(session).record.lineage
+            if lineage != session.record.lineage:
+                _started_over.add(lineage)
     if outcome != "finished":
         raise _stopped(session, outcome)
     if disconnect_when_done:

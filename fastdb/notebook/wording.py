@@ -7,6 +7,8 @@ import re
 from fastdb import console, errors
 
 _NAME = r"[\w.-]+|\{[^{}]*\}|NAME|SESSION|\.\.\."
+_OPTION = r"(?<![\w./-])--"
+"""Beginning of an option, which names and paths with two hyphens do not have."""
 PHRASES: tuple[tuple[str, str], ...] = (
     (rf"fastdb train ({_NAME}) --take-over", "take it over with fastdb.train(session, take_over=True)"),
     (r"fastdb train --restart", "the tick start_over in the Train cell"),
@@ -23,18 +25,19 @@ PHRASES: tuple[tuple[str, str], ...] = (
     (rf"fastdb adopt( \.\.\.)?( ({_NAME}))?", "the cell Import of the notebook sessions"),
     (rf"fastdb share( ({_NAME}))?", "the cell Share of the notebook sessions"),
     (rf"fastdb new( ({_NAME}))?( with --base (\S+))?", "the Session cell"),
+    (rf"fastdb generate ({_NAME}) PROMPT", "source, then prompt, in the Generate cell"),
     (rf"fastdb evaluate( ({_NAME}))?", "the Compare cell"),
     (rf"fastdb add-images( ({_NAME}))?", "the Photos cell"),
     (r"`fastdb extend`", "`fastdb.extend`"),
     (r"fastdb inspect", "!fastdb inspect FILE"),
-    (r"--set ([\w.]+)=('[^']*'|[^\s.]+(\.\d+)?)", r"the setting \1"),
-    (r"--set\b", "settings"),
-    (r"--from-step( \S+)?", "fastdb.train(session, from_step=...)"),
-    (r"--restart", "the tick start_over"),
-    (r"--base( \S+)?", "the field base_model"),
-    (r"--root( \S+)?", "FASTDB_ROOT"),
-    (r"--checkpoints", "the tick checkpoints"),
-    (r"--([a-z][a-z-]*)", r"the argument \1"),
+    (rf"{_OPTION}set ([\w.]+)=('[^']*'|[^\s.]+(\.\d+)?)", r"the setting \1"),
+    (rf"{_OPTION}set\b", "settings"),
+    (rf"{_OPTION}from-step( \S+)?", "fastdb.train(session, from_step=...)"),
+    (rf"{_OPTION}restart", "the tick start_over"),
+    (rf"{_OPTION}base( \S+)?", "the field base_model"),
+    (rf"{_OPTION}root( \S+)?", "FASTDB_ROOT"),
+    (rf"{_OPTION}checkpoints", "the tick checkpoints"),
+    (rf"{_OPTION}([a-z][a-z-]*)", r"the argument \1"),
     (r"\bwith: the\b", "with the"),
     (r"Ctrl-C again returns to the prompt", "Interrupting again ends the cell"),
     (r"Ctrl-C again", "Interrupting again"),

@@ -77,6 +77,27 @@ def test_a_deleted_session_is_gone_from_both_disks(mug: Session) -> None:
     assert sessions.show(again).progress == "text_encoder 0/120, unet 0/450"
 
 
+def test_a_session_trained_from_the_export_follows_the_renamed_one(mug: Session) -> None:
+    assert training.train(mug) == "finished"
+    results.export(mug, formats=["safetensors"])
+    sessions.new("second", "mug.safetensors")
+    with pytest.raises(SessionBusy, match="base model of second"):
+        folders.delete("mug", confirm=lambda removal: True)
+    folders.rename("mug", "cup")
+    record = Session.open("second").record
+    assert record.base_model.folder == str(Session.open("cup").path / "cup.safetensors")
+    assert Path(record.base_model.folder).is_file()
+
+
+def test_checkpoints_set_aside_on_this_machine_survive_a_new_name(mug: Session) -> None:
+    aside = work_folder(mug.path) / "checkpoints" / "set-aside-1" / "unet-000001"
+    aside.mkdir(parents=True)
+    (aside / "unet.safetensors").write_bytes(b"only copy")
+    renamed = folders.rename("mug", "cup")
+    kept = work_folder(renamed.path) / "checkpoints" / "set-aside-1" / "unet-000001" / "unet.safetensors"
+    assert kept.read_bytes() == b"only copy"
+
+
 def test_the_command_line_asks_before_it_deletes(mug: Session) -> None:
     refused = CliRunner().invoke(cli.app, ["delete", "mug"], input="n\n")
     assert refused.exit_code == 0

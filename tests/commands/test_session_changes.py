@@ -14,7 +14,7 @@ from filelock import FileLock
 from PIL import Image
 
 import fastdb
-from fastdb.commands import differences, sessions, training
+from fastdb.commands import differences, results, sessions, training
 from fastdb.commands.session_changes import open_or_new
 from fastdb.config import Config
 from fastdb.errors import ConfigError, SessionBusy
@@ -47,16 +47,30 @@ def fresh(photos: list[Path]) -> Session:
 
 
 @pytest.fixture
-def begun(photos: list[Path], common: Path, sessions_folder: Path) -> Session:
-    """A session that was trained to its end, copied from one that is made once per run."""
+def begun_root(photos: list[Path], common: Path) -> Path:
+    """A root with a session that was trained to its end, made once per run."""
     root = common / "changes"
     with FileLock(common / "changes.lock"):
         if not (root / "done").exists():
             sessions.new("mug", "mini", photos[:2], token="sks", class_word="mug", root=root, settings=SETTINGS)
             assert training.train("mug", root=root) == "finished"
             (root / "done").touch()
-    shutil.copytree(root / "mug", sessions_folder / "mug")
+    return root
+
+
+@pytest.fixture
+def begun(begun_root: Path, sessions_folder: Path) -> Session:
+    """A copy of the trained session."""
+    shutil.copytree(begun_root / "mug", sessions_folder / "mug")
     return Session.open("mug")
+
+
+@pytest.fixture
+def begun_export(common: Path, begun_root: Path, sessions_folder: Path) -> str:
+    """The name of an exported file in a session's folder."""
+    session = Session.open(shutil.copytree(begun_root / "mug", sessions_folder / "dog"))
+    [file] = results.export(session, formats=["safetensors"])
+    return file.name
 
 
 def size(path: Path) -> tuple[int, int]:
@@ -121,6 +135,18 @@ def test_crops_that_a_person_edited_or_removed_stay_so(fresh: Session) -> None:
     session = open_or_new("mug", settings={"resolution": 128}, change=True)
     assert photos_in(session.instance_images) == [kept]
     assert size(kept) == (300, 300)
+
+
+def test_crops_that_were_accepted_stay_and_a_base_named_by_its_file_is_recognised(
+    fresh: Session, begun_export: str
+) -> None:
+    kept, _ = photos_in(fresh.instance_images)
+    Image.new("RGB", (64, 64), "red").save(kept)
+    sessions.check("mug", accept=True)
+    session = open_or_new("mug", settings={"resolution": 128}, change=True)
+    assert sorted(size(path) for path in photos_in(session.instance_images)) == [(64, 64), (128, 128)]
+    made = open_or_new("second", begun_export)
+    assert open_or_new("second", begun_export).record == made.record
 
 
 def test_another_base_model_brings_its_own_defaults(fresh: Session, mini: Path, tmp_path: Path) -> None:

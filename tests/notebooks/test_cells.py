@@ -200,7 +200,11 @@ def test_downloading_needs_an_export(session, colab):
 def test_the_machine_goes_only_when_everything_is_safe(session, colab, monkeypatch):
     with pytest.raises(StorageError, match="is on this machine only"):
         notebook.finish(session, "disconnect")
-    (colab.mountpoint / "MyDrive").mkdir(parents=True)
+    drive = colab.mountpoint / "MyDrive"
+    drive.mkdir(parents=True)
+    with pytest.raises(StorageError, match="is on this machine only"):
+        notebook.finish(session, "disconnect")  # Drive is mounted, but the session is not on it
+    session = Session.open(shutil.copytree(session.path, drive / "mug"))
     with monkeypatch.context() as busy:
         busy.setattr(process, "find", lambda session: object())
         with pytest.raises(SessionBusy):
@@ -213,6 +217,23 @@ def test_the_machine_goes_only_when_everything_is_safe(session, colab, monkeypat
     colab.asked.clear()
     notebook.finish(session, "disconnect")
     assert colab.asked == ["flush", "unassign"]
+
+
+def test_the_tick_without_drive_is_taken_back(colab, home, monkeypatch, capsys):
+    monkeypatch.delenv("FASTDB_ROOT")
+    monkeypatch.setenv("HOME", str(home))
+    notebook.open_drive(True)
+    assert "sessions are deleted with this machine" in capsys.readouterr().out
+    assert fastdb.open_or_new("mug", "mini").path.is_relative_to(home)
+    notebook.open_drive(False)
+    assert fastdb.open_or_new("dog", "mini").path.is_relative_to(colab.mountpoint)
+
+
+def test_a_session_with_images_but_no_sheet_asks_for_none(session, photos, capsys):
+    notebook.add_images(session, str(photos))
+    (session.path / "instance_images.png").unlink()
+    assert notebook.add_images(session) is None
+    assert "mug has images already" in capsys.readouterr().out
 
 
 def test_an_error_renders_as_its_line():

@@ -246,6 +246,39 @@ def test_starting_over_happens_once_although_the_tick_stays(trained: Path, sessi
         assert len(list(session.checkpoints.glob("set-aside-*"))) == 1
 
 
+def test_starting_over_is_not_repeated_after_a_failure(
+    trained: Path, sessions_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error says to run the cell again, and the tick is still on."""
+    honest = training.train
+
+    def failing(session: Session, **options: Any) -> str:
+        assert options["restart"]
+        session.with_new_lineage()
+        raise TrainingError("the trainer was killed")
+
+    with in_state("done", trained, sessions_folder) as session:
+        monkeypatch.setattr(training, "train", failing)
+        with pytest.raises(TrainingError):
+            notebook.train(session, start_over=True)
+        asked: list[bool] = []
+        monkeypatch.setattr(training, "train", lambda *_, **options: asked.append(options["restart"]) or "finished")
+        notebook.train(session, start_over=True)
+        assert asked == [False]
+        monkeypatch.setattr(training, "train", honest)
+
+
+def test_a_trainer_that_ends_before_it_is_watched_is_not_started_again(
+    trained: Path, sessions_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with in_state("begun", trained, sessions_folder) as session:
+        found = iter([object(), None, None, None, None])
+        monkeypatch.setattr(process, "find", lambda session: next(found, None))
+        monkeypatch.setattr(process, "start", lambda *_: pytest.fail("a trainer was started"))
+        notebook.train(session, watch_only=True)
+        assert progress() == "text_encoder 1/1, unet 1/3"
+
+
 def test_ticks_that_contradict_each_other_are_refused(trained: Path, sessions_folder: Path) -> None:
     with in_state("done", trained, sessions_folder) as session:
         for ticks in ({"stop": True, "start_over": True}, {"watch_only": True, "stop": True}):
@@ -283,6 +316,11 @@ def test_the_empty_name_is_the_trial(capsys: pytest.CaptureFixture[str]) -> None
     assert notebook.open_session("", "sd15").record == session.record
     with pytest.raises(ConfigError, match="session_name is empty although unet_steps, token are filled in"):
         notebook.open_session("", "sd15", "sks", "", {"unet_steps": "5", "resolution": " "})
+
+
+def test_a_trial_that_was_interrupted_before_its_photos_gets_them() -> None:
+    sessions.new(notebook.TRIAL, "mini", token="sks", class_word="mug")
+    assert len(list(notebook.open_session("", "sd15").instance_images.glob("*.png"))) == 5
 
 
 def test_fields_are_the_settings_of_a_new_session() -> None:

@@ -60,6 +60,8 @@ def test_no_message_of_the_package_shows_a_command_in_a_notebook() -> None:
         ("Ctrl-C again returns to the prompt; it", "Interrupting again ends the cell; it"),
         ("Resume with: fastdb train my.dog-2", "Resume with the Train cell"),
         ("such as --set unet.steps=800.", "such as the setting unet.steps."),
+        ("New session: /Sessions/anna--v2", "New session: /Sessions/anna--v2"),
+        ("Deleted models--owner--base in /cache", "Deleted models--owner--base in /cache"),
         ("Two steps - nothing to reword", "Two steps - nothing to reword"),
     ],
 )
