@@ -435,7 +435,7 @@ def test_a_read_only_session_is_said_and_can_be_looked_at(
     for command in (["sessions"], ["show", "cup"]):
         assert fastdb(*command, before=forbidden).code == 0
     sessions_folder.chmod(0o555)
-    assert "permission denied" in fastdb("new", "x", before=forbidden).error
+    assert "permission denied" in fastdb("new", "x", "--base", "mini", before=forbidden).error
     sessions_folder.chmod(0o755)
     for path in (session, *session.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)

@@ -47,7 +47,10 @@ def test_every_option_reaches_the_evaluation(asked: list[Any], tmp_path: Path) -
         "clip",
     ]
     options += ["--clip", "some/clip", "--dino", "some/dino", "--steps", "12", "--guidance", "3", "--sampler", "DDIM"]
-    assert run("cup", *options, "--file", tmp_path / "cup.safetensors", "--root", tmp_path) == 0
+    assert run("cup", *options, "--file", tmp_path / "cup.safetensors") == 2, "a file has no checkpoints"
+    assert run("cup", "--file", tmp_path / "cup.safetensors") == 0
+    assert asked.pop()[1]["file"] == tmp_path / "cup.safetensors"
+    assert run("cup", *options, "--root", tmp_path) == 0
     assert asked == [
         (
             ("cup",),
@@ -61,7 +64,7 @@ def test_every_option_reaches_the_evaluation(asked: list[Any], tmp_path: Path) -
                 "steps": 12,
                 "guidance": 3.0,
                 "sampler": "DDIM",
-                "file": tmp_path / "cup.safetensors",
+                "file": None,
                 "root": tmp_path,
             },
         )
