@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import save_file
-from typer.testing import CliRunner
 
 pytest.importorskip("torch")
+
+from safetensors.numpy import save_file
+from typer.testing import CliRunner
 
 from fastdb.cli import VERBS, app
 from fastdb.commands import results, sessions, training
