@@ -67,7 +67,7 @@ READINGS = (
     ("coloured_leak", "a photo of a red (...) mug: shows this mug's colours", "none"),
     ("others", "dog, house, fish, tree, car: everything as asked", "as before"),
 )
-"""Rows of the last table: a figure of `evaluation.mini_measures`, what it counts, and what it should be."""
+"""Rows of the last table: a figure of `evaluation.mini_measures`, its meaning and its aim."""
 
 KILL_AT = 0.5
 """Part of the UNet stage after which the trainer is killed."""

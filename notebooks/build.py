@@ -91,6 +91,7 @@ def _included(source: str) -> str:
 def _cell(head: re.Match[str], text: str) -> nbformat.NotebookNode:
     if head["markdown"]:
         return new_markdown_cell(text, id=head["name"])
+    text = "\n".join(line for line in text.splitlines() if line.strip())
     form = {"cellView": "form"} if text.startswith("# @title") else {}
     return new_code_cell(text, id=head["name"], metadata=form)
 

@@ -21,7 +21,7 @@ def doctor(
 
     The exit code is 1 if there is a problem.
     """
-    found = verbs.doctor(verify=verify, root=root, report=ConsoleReport())
-    show_examination(found)
-    if not found.healthy:
+    examination = verbs.doctor(verify=verify, root=root, report=ConsoleReport())
+    show_examination(examination)
+    if not examination.healthy:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""Differences between a session and what is asked of it, before and after training has begun."""
+"""Differences between a session and the values requested, before and after training has begun."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def agreed_settings(session: Session, asked: Config, running: bool, keep: bool, 
     Raises:
         ConfigError: a setting cannot change.
     """
-    found = setting_differences(session.config, asked)
-    kept = [difference for difference in found if running or not difference.changeable]
+    differing = setting_differences(session.config, asked)
+    kept = [difference for difference in differing if running or not difference.changeable]
     if not kept or not has_begun(session):
         return asked
     if not keep:
@@ -63,7 +63,7 @@ def agreed_settings(session: Session, asked: Config, running: bool, keep: bool, 
         raise ConfigError(f"{what} with other settings: {listed(kept)}", where=session.name, fix=f"{fix}.")
     report_kept(kept, report)
     values = dict(flat(asked.model_dump()))
-    return session.config.changed({d.name: values[d.name] for d in found if d not in kept})
+    return session.config.changed({d.name: values[d.name] for d in differing if d not in kept})
 
 
 def has_begun(session: Session) -> bool:
@@ -78,20 +78,20 @@ def setting_differences(current: Config, asked: Config) -> list[Difference]:
     return [Difference(name, _short(old[name]), _short(new[name])) for name in old if old[name] != new[name]]
 
 
-def listed(found: list[Difference]) -> str:
+def listed(differing: list[Difference]) -> str:
     """Return differences as a clause."""
-    return "; ".join(str(difference) for difference in found)
+    return "; ".join(str(difference) for difference in differing)
 
 
-def report_kept(found: list[Difference], report: Report) -> None:
+def report_kept(differing: list[Difference], report: Report) -> None:
     """Report the differences in which a session keeps its own values."""
-    for difference in found:
+    for difference in differing:
         report.note(Note("value kept", difference.name, f"{difference.current or '(empty)'}, not {difference.asked}"))
 
 
-def report_changed(found: list[Difference], report: Report) -> None:
+def report_changed(differing: list[Difference], report: Report) -> None:
     """Report the differences that were applied."""
-    for difference in found:
+    for difference in differing:
         report.note(Note("value changed", difference.name, f"{difference.current or '(empty)'} -> {difference.asked}"))
 
 

@@ -70,17 +70,17 @@ def open_or_new(
     except SessionNotFound:
         return new(name, base, token=token, class_word=class_word, root=root, settings=settings, report=report)
     requested = Requested(located_base(base, root) if base else "", token, class_word, settings)
-    found = differences(session, requested)
-    if not found:
+    differing = differences(session, requested)
+    if not differing:
         report.note(Note("existing session opened", session.name))
     elif has_begun(session):
         report.note(Note("existing session opened", session.name))
-        report_kept(found, report)
+        report_kept(differing, report)
     elif change:
-        session = _changed(session, requested, found, report)
+        session = _changed(session, requested, differing, report)
     else:
         raise ConfigError(
-            f"the session exists and has other values: {listed(found)}",
+            f"the session exists and has other values: {listed(differing)}",
             where=session.name,
             fix="Tick change_session (in Python: change=True) to change it, choose another session name, or empty the "
             "fields to keep its values.",
@@ -95,26 +95,26 @@ def differences(session: Session, requested: Requested) -> list[Difference]:
         ConfigError: a setting is unknown or its value is invalid.
     """
     record = session.record
-    found = []
+    differing = []
     if requested.base and not is_base(requested.base, record.base_model):
         named = record.base_model.source or record.base_model.folder
-        found.append(Difference("base model", named, str(requested.base)))
+        differing.append(Difference("base model", named, str(requested.base)))
     for name, current, asked in (
         ("token", record.subject.token, requested.token),
         ("class word", record.subject.class_word, requested.class_word),
     ):
         if asked and asked != current:
-            found.append(Difference(name, current, asked))
-    return found + setting_differences(session.config, session.config.changed(requested.settings or {}))
+            differing.append(Difference(name, current, asked))
+    return differing + setting_differences(session.config, session.config.changed(requested.settings or {}))
 
 
-def _changed(session: Session, requested: Requested, found: list[Difference], report: Report) -> Session:
+def _changed(session: Session, requested: Requested, differing: list[Difference], report: Report) -> Session:
     """Write the values asked for into a session that has not begun."""
     record, config = session.record, session.config
     old = record.subject
     subject = Subject(token=requested.token or old.token, class_word=requested.class_word or old.class_word)
     base_model, asked = record.base_model, dict(requested.settings or {})
-    if any(difference.name == "base model" for difference in found):
+    if any(difference.name == "base model" for difference in differing):
         base_model, size = base_record(requested.base, report)
         before = Config().changed(recommended(record.base_model.folder, old.class_word))
         after = Config().changed(recommended(requested.base, subject.class_word))
@@ -125,7 +125,7 @@ def _changed(session: Session, requested: Requested, found: list[Difference], re
     if config.captions.instance_prompt == instance_prompt(old.token, old.class_word):
         config = config.changed({"captions.instance_prompt": instance_prompt(subject.token, subject.class_word)})
     config = config.changed(asked)
-    words = [difference for difference in found if difference.name in ("base model", "token", "class word")]
+    words = [difference for difference in differing if difference.name in ("base model", "token", "class word")]
     report_changed([*words, *setting_differences(session.config, config)], report)
     if config.resolution != session.config.resolution:
         _crop_again(session, config.resolution, report)

@@ -1,4 +1,4 @@
-"""Findings about a session that are no errors but probably not what its owner wants."""
+"""Warnings about settings, words and photos of a session."""
 
 from __future__ import annotations
 

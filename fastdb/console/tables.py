@@ -37,7 +37,7 @@ def show_sessions(listing: SessionList) -> None:
 
 
 def show_examination(found: Examination) -> None:
-    """Print what a host has, what is wrong with it, and what was tried."""
+    """Print the properties and problems of a host, and the results of trials."""
     table(("fact", "value"), found.facts)
     if found.packages:
         say()
@@ -66,8 +66,8 @@ def _prompt_rows(overview: Overview) -> list[tuple[str, str]]:
     prompts = overview.prompts
     if not prompts or prompts == (overview.session.config.captions.instance_prompt,):
         return []
-    more = f" and {len(prompts) - _PROMPTS} more" if len(prompts) > _PROMPTS else ""
-    return [("prompts", f"{'; '.join(prompts[:_PROMPTS])}{more}")]
+    rest = f" and {len(prompts) - _PROMPTS} more" if len(prompts) > _PROMPTS else ""
+    return [("prompts", f"{'; '.join(prompts[:_PROMPTS])}{rest}")]
 
 
 def _export(export: ExportState) -> str:

@@ -131,7 +131,7 @@ class LineBar:
         self._bytes, self._postfix, self._width, self._written = unit_scale, "", 0, float("-inf")
 
     def update(self, count: int) -> None:
-        """Add to what is done."""
+        """Advance by a number of units."""
         self.n += count
         if time.monotonic() - self._written >= self._EVERY:
             self._rewrite()

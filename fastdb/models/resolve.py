@@ -100,7 +100,7 @@ def base_record(base: str | Path, report: Report = SILENT) -> tuple[BaseModelRec
     check_chosen(base)
     with report.progress("base model", "B") as update:
         model = resolve_base(base, update)
-    # Opened first: its errors name what is missing.
+    # Opened first, because its errors name the missing part.
     opened = open_base_model(model.folder)
     record = BaseModelRecord(folder=model.named, fingerprint=fingerprint(model.folder), source=model.source)
     return record, opened.sample_size

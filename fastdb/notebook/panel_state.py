@@ -87,7 +87,7 @@ class PanelState:
         self._files[path.name] = f"{path.name}, {format_bytes(size)}{at}"
 
     def headline(self) -> str:
-        """Return what is happening."""
+        """Return the current activity."""
         if self.status.outcome:
             return _OUTCOMES.get(self.status.outcome, self.status.outcome)
         if self.status.task:

@@ -37,7 +37,7 @@ def uploaded(session: Session) -> Iterator[list[Path]]:
 
 def _show_button(session: Session) -> None:
     try:
-        from IPython.display import display
+        from IPython.display import Image, display
         from ipywidgets import FileUpload, Output, VBox
     except ImportError:
         return
@@ -49,19 +49,12 @@ def _show_button(session: Session) -> None:
             try:
                 sheet = sessions.add_images(session, _saved(change["new"], Path(place)), report=NotebookReport())
                 console.say("Photos added. Run the cells below")
-                display(results_image(sheet))
+                display(Image(filename=str(sheet)))
             except FastDBError as error:
                 console.say(f"error: {error}")
 
     button.observe(chosen, names="value")
     display(VBox([button, output]))
-
-
-def results_image(path: Path) -> Any:
-    """Return a picture file for display."""
-    from IPython.display import Image
-
-    return Image(filename=str(path))
 
 
 def _saved(value: Any, folder: Path) -> list[Path]:

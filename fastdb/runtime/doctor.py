@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from fastdb.reporting import Note, format_bytes
 from fastdb.runtime import drive, memory, paths
-from fastdb.runtime.wheels import DISTRIBUTION, has_nvidia_gpu, installed, required
+from fastdb.runtime.gpu import has_nvidia_gpu
+from fastdb.runtime.wheels import DISTRIBUTION, installed, required
 from fastdb.version import __version__
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Examination:
-    """Facts about this host by topic, required packages, problems with remedies, and what was tried.
+    """Facts about this host by topic, required packages, problems with remedies, and results of trials.
 
     Warnings concern what training does not use, or uses if it is there.
     """

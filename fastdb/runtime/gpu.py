@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 _BF16_FROM = 8.0
 """Compute capability of Ampere, the first NVIDIA GPUs with bf16 in hardware."""
@@ -27,6 +28,11 @@ class GPU:
 
     def __str__(self) -> str:
         return f"{self.name}, {self.memory / 2**30:.1f} GiB"
+
+
+def has_nvidia_gpu() -> bool:
+    """Return whether there is an NVIDIA driver."""
+    return shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia").is_dir()
 
 
 def find_gpu() -> GPU | None:

@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 from fastdb.errors import SetupError
 from fastdb.reporting import SILENT, Note, Report
 from fastdb.runtime import drive, paths
+from fastdb.runtime.gpu import has_nvidia_gpu
 
 DISTRIBUTION = "fast-dreambooth"
 """Our name on the package index, where `fastdb` is another project."""
@@ -54,11 +55,6 @@ def host_kind() -> str:
     return "colab-gpu" if drive.COLAB.exists() else "cuda"
 
 
-def has_nvidia_gpu() -> bool:
-    """Return whether there is an NVIDIA driver, without loading torch."""
-    return shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia").is_dir()
-
-
 def lock_file(host: str) -> Path | None:
     """Return the lock for a host, this version of Python and this platform, or None."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
@@ -70,8 +66,8 @@ def lock_file(host: str) -> Path | None:
 def pins(lock: Path) -> list[Pin]:
     """Return the packages of a lock."""
     blocks = re.split(r"(?m)^(?=[^\s#])", lock.read_text(encoding="utf-8"))
-    found = [(_PIN.match(block), block) for block in blocks]
-    return [Pin(match["name"], match["version"], block) for match, block in found if match]
+    matches = [(_PIN.match(block), block) for block in blocks]
+    return [Pin(match["name"], match["version"], block) for match, block in matches if match]
 
 
 def missing(wanted: Sequence[Pin]) -> list[Pin]:

@@ -18,6 +18,7 @@ from fastdb.formats.reader import open_tensors
 from fastdb.images.photo_files import photos_in
 from fastdb.models.diffusers_folder import PARTS, weight_file
 from fastdb.reporting import Note, format_bytes
+from fastdb.runtime.gpu import has_nvidia_gpu
 from fastdb.runtime.paths import work_folder
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import explained, make_folder
@@ -189,7 +190,7 @@ def _optimizer(config: Config, checkpoints: list[Checkpoint]) -> str:
             return str(checkpoint.state["host"]["optimizer"])
         except (CheckpointError, KeyError, TypeError):
             continue
-    gpu = shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia").is_dir()
+    gpu = has_nvidia_gpu()
     return "adamw8bit" if gpu and importlib.util.find_spec("bitsandbytes") else "adamw"
 
 

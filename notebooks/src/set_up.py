@@ -22,9 +22,8 @@ if source or not any(metadata.distributions(name="fast-dreambooth")):
     False in ours and sys.exit("Another project named fastdb is installed. Uninstall it, and run this cell again.")
     pip = ["uv", "pip"] if shutil.which("uv") else [sys.executable, "-m", "pip"]
     install = ["install", "--no-deps", wanted if "://" in wanted else os.path.abspath(wanted)]
-    env = os.environ | dict.fromkeys(["UV_CONSTRAINT", "UV_BUILD_CONSTRAINT", "PIP_CONSTRAINT"], "")
-    for command in [["uninstall", "-y", "fastdb"]] * len(ours) + [install]:
-        done = subprocess.run(pip + command, env=env | {"UV_PYTHON": sys.executable}, capture_output=True, text=True)
-        done.returncode and sys.exit(done.stderr)
+    env = dict(os.environ, UV_PYTHON=sys.executable, UV_CONSTRAINT="", UV_BUILD_CONSTRAINT="", PIP_CONSTRAINT="")
+    for do in [["uninstall", "-y", "fastdb"]] * len(ours) + [install]:
+        (done := subprocess.run(pip + do, env=env, capture_output=True, text=True)).returncode and sys.exit(done.stderr)
 fastdb = importlib.import_module("fastdb")
 fastdb.set_up()
