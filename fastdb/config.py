@@ -316,12 +316,18 @@ _RULES: dict[str, str] = {
 """The rule that a value breaks, by the type of pydantic's error."""
 
 
+_WORDS = ("token", "class", "class_word", "subject", "base", "base_model")
+"""Words of a session that are no settings."""
+
+
 def _sentence(kind: type[Settings], fault: Mapping[str, Any]) -> str:
     """Return the clause for a fault: the setting, its value and the rule it breaks."""
     name = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         if isinstance(fault["input"], Mapping) and "." not in str(fault["loc"][-1]):
             name = ".".join([name, *(str(part) for part in list(fault["input"])[:1])])
+        if str(fault["loc"][-1]) in _WORDS:
+            return f"there is no setting {name}: token, class and base model are changed with fastdb change"
         near = difflib.get_close_matches(name, _names(kind), n=1, cutoff=0.5)
         return f"there is no setting {name}" + (f" (did you mean {near[0]}?)" if near else "")
     if fault["type"] == "missing":

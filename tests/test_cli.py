@@ -200,6 +200,7 @@ def test_every_verb_has_its_help() -> None:
     expected = [
         "demo",
         "new",
+        "change",
         "sessions",
         "show",
         "check",

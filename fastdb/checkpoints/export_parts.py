@@ -34,6 +34,7 @@ def export_parts(session: Session, base: BaseModel, step: int | None = None) -> 
 def export_metadata(session: Session, base: BaseModel, done: Mapping[str, int]) -> dict[str, str]:
     """Return the header metadata of a safetensors export, with keys of ModelSpec 1.0 where it defines them."""
     config = session.config
+    token, prompt = session.record.subject.token, config.captions.instance_prompt
     extended = {"fastdb.extended": "; ".join(map(str, session.extensions))} if session.extensions else {}
     return {
         "modelspec.sai_model_spec": "1.0.0",
@@ -42,10 +43,11 @@ def export_metadata(session: Session, base: BaseModel, done: Mapping[str, int]) 
         "modelspec.title": session.name,
         "modelspec.prediction_type": "v" if base.prediction_type == "v_prediction" else "epsilon",
         "modelspec.resolution": f"{config.resolution}x{config.resolution}",
-        "modelspec.trigger_phrase": session.record.subject.token,
+        # A prompt that was set later may do without the token.
+        "modelspec.trigger_phrase": token if not prompt or token in prompt else "",
         "fastdb.trained": how_far(session, done),
         "fastdb.step": str(done["unet"]),
         **extended,
-        "fastdb.instance_prompt": config.captions.instance_prompt,
+        "fastdb.instance_prompt": prompt,
         "fastdb.config": json.dumps(config.model_dump(mode="json")),
     }

@@ -19,6 +19,7 @@ from fastdb.version import __version__
 
 VERBS = {
     "new": ("sessions", "Create a session and add photos to it."),
+    "change": ("sessions", "Change a session before its training begins."),
     "sessions": ("sessions", "List the sessions."),
     "show": ("sessions", "Show what a session contains and how far its training is."),
     "check": ("sessions", "Verify every file of a session against its checksum."),

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from fastdb.cli.options import Name, Root, Set, path
+from fastdb.commands import session_changes
 from fastdb.commands import sessions as verbs
 from fastdb.commands.follow import follow as follow_training
 from fastdb.config import parse_settings
@@ -66,6 +67,26 @@ def _check_name_given(name: str, photos: Sequence[Path]) -> None:
             f"{name} contains photos, but a session needs a name too",
             fix=f"Put the name first: fastdb new NAME {shlex.quote(name)}",
         )
+
+
+def change(
+    name: Name,
+    base: Annotated[str, typer.Option(help="Another base model.", show_default=False)] = "",
+    token: Annotated[str, typer.Option(help="Another token.", show_default=False)] = "",
+    class_word: Annotated[str, typer.Option("--class", help="Another class.", show_default=False)] = "",
+    root: Root = None,
+    settings: Set = None,
+) -> None:
+    """Change a session before its training begins."""
+    session_changes.change(
+        name,
+        base=base,
+        token=token,
+        class_word=class_word,
+        settings=parse_settings(settings or ()),
+        root=root,
+        report=ConsoleReport(),
+    )
 
 
 def sessions(root: Root = None) -> None:

@@ -12,7 +12,7 @@ from fastdb.commands import sharing as verbs
 from fastdb.console import ConsoleReport
 
 Checkpoints = Annotated[
-    bool, typer.Option("--checkpoints", help="Include checkpoints, class images and logs, to resume from.")
+    bool, typer.Option("--checkpoints", help="Include checkpoints, class images, samples and logs.")
 ]
 
 
@@ -40,7 +40,7 @@ def adopt(
     name: Annotated[str | None, typer.Argument(help="Name of the new session.", show_default="its own")] = None,
     base: Annotated[
         str | None,
-        typer.Option(help="Base model to use on this machine.", show_default="as recorded; classic: mini"),
+        typer.Option(help="Base model to use on this machine.", show_default="as recorded; none for classic"),
     ] = None,
     root: Root = None,
 ) -> None:

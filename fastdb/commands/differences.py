@@ -58,7 +58,8 @@ def agreed_settings(session: Session, asked: Config, running: bool, keep: bool, 
             what = "training has begun"
             fix = (
                 f"Resume without --set. For more steps: fastdb extend {session.name} --steps N; to change the UNet "
-                "stage from its start: --from-step 0; for other settings create a session: fastdb new"
+                "stage from its start: --from-step 0; to start over with other settings: --restart; or create a "
+                "session: fastdb new"
             )
         raise ConfigError(f"{what} with other settings: {listed(kept)}", where=session.name, fix=f"{fix}.")
     report_kept(kept, report)

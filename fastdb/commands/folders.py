@@ -23,7 +23,7 @@ from fastdb.training import process
 
 
 def rename(session: SessionLike, name: str, *, root: str | Path | None = None, report: Report = SILENT) -> Session:
-    """Rename a session and its exports.
+    """Rename a session and the files of its exports, whose metadata keep the old title.
 
     Raises:
         SessionError: the new name is invalid.

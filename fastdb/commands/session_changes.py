@@ -28,7 +28,7 @@ from fastdb.models.mini_settings import recommended
 from fastdb.models.resolve import base_record, is_base
 from fastdb.reporting import SILENT, Note, Report
 from fastdb.sessions import file_hashes
-from fastdb.sessions.session import Session
+from fastdb.sessions.session import Session, SessionLike
 from fastdb.sessions.session_yaml import Subject
 
 
@@ -71,9 +71,7 @@ def open_or_new(
         return new(name, base, token=token, class_word=class_word, root=root, settings=settings, report=report)
     requested = Requested(located_base(base, root) if base else "", token, class_word, settings)
     differing = differences(session, requested)
-    if not differing:
-        report.note(Note("existing session opened", session.name))
-    elif has_begun(session):
+    if not differing or has_begun(session):
         report.note(Note("existing session opened", session.name))
         report_kept(differing, report)
     elif change:
@@ -86,6 +84,37 @@ def open_or_new(
             "fields to keep its values.",
         )
     return session
+
+
+def change(
+    session: SessionLike,
+    *,
+    base: str | Path = "",
+    token: str = "",
+    class_word: str = "",
+    settings: Mapping[str, Any] | None = None,
+    root: str | Path | None = None,
+    report: Report = SILENT,
+) -> Session:
+    """Change base model, subject or settings of a session before its training begins; empty values stay.
+
+    Raises:
+        ConfigError: a value is invalid, or training has begun.
+        SessionError, ModelError: the session or the base model cannot be opened.
+    """
+    session = Session.open(session, root)
+    requested = Requested(located_base(base, root) if base else "", token, class_word, settings)
+    differing = differences(session, requested)
+    if differing and has_begun(session):
+        raise ConfigError(
+            f"training has begun, so these cannot change: {listed(differing)}",
+            where=session.name,
+            fix="Create another session with fastdb new, or copy its photos: fastdb duplicate.",
+        )
+    if not differing:
+        report.note(Note("nothing to change", session.name))
+        return session
+    return _changed(session, requested, differing, report)
 
 
 def differences(session: Session, requested: Requested) -> list[Difference]:

@@ -41,6 +41,8 @@ def setting_warnings(session: Session, size: int | None = None) -> list[Note]:
     words = subject.token.casefold().split()
     if subject.class_word and set(subject.class_word.casefold().split()) & set(words):
         notes.append(Note("class word in token", subject.token, config.captions.instance_prompt))
+    elif subject.token and subject.token not in (prompt := config.captions.instance_prompt or subject.token):
+        notes.append(Note("token not in prompt", subject.token, prompt))
     elif not subject.token and subject.class_word:
         notes.append(Note("no token", subject.class_word, config.captions.instance_prompt))
     return notes

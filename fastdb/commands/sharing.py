@@ -80,11 +80,11 @@ def share(
 ) -> Path:
     """Write a session to a zip with sizes and checksums of its files; it is verified before it gets its name.
 
-    Exported models are left out; so are checkpoints, class images and logs by default.
+    Exported models are left out; so are checkpoints, class images, samples and logs by default.
 
     Args:
         target: `<name>.zip` in the current folder by default.
-        checkpoints: include checkpoints, class images and logs.
+        checkpoints: include checkpoints, class images, samples and logs.
 
     Raises:
         SessionError: a file has a name that other disks do not support, or changed meanwhile.
@@ -162,7 +162,7 @@ def duplicate(
     """Create a session with the photos, captions and settings of another.
 
     Args:
-        checkpoints: copy checkpoints, class images and logs too.
+        checkpoints: copy checkpoints, class images, samples and logs too.
         from_step: copy them up to this step of the UNet stage.
 
     Raises:

@@ -11,6 +11,7 @@ from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.progress import check_step
 from fastdb.checkpoints.publish import Publishing, nothing_published, pending
 from fastdb.commands.differences import agreed_settings, report_changed, setting_differences
+from fastdb.commands.session_warnings import setting_warnings
 from fastdb.config import Config, Extension, build
 from fastdb.errors import ConfigError, SessionBusy, TrainingError
 from fastdb.models.resolve import ensure_base
@@ -187,6 +188,8 @@ def _prepare(session: Session, config: Config, restart: bool, from_step: int | N
     if config != session.config:
         report_changed(setting_differences(session.config, config), report)
         session = session.with_config(config)
+        for note in setting_warnings(session):
+            report.note(note)
     folders = session.checkpoint_folders[::-1]
     if restart:
         with nothing_published(session):

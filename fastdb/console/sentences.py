@@ -31,7 +31,8 @@ SENTENCES: dict[str, str] = {
     "existing session opened": "Opened session {subject} with its own base model, subject and settings",
     "trial session": "session_name is empty, so this is the trial {subject}: a small model learns a drawn mug",
     "value changed": "Changed {subject}: {reason}",
-    "value kept": "Training has begun, so the session keeps its own {subject}: {reason}",
+    "value kept": "Training has begun, so the session keeps its own {subject}: {reason}. For another value, create "
+    "another session",
     "crops kept": "Crops that were edited stay as they are and are resized for training: {subject}",
     "crops made again": "Cropped {subject} photos again at {reason} px",
     "export verified": "Verified {subject}: {reason}",
@@ -50,6 +51,7 @@ SENTENCES: dict[str, str] = {
     "left stopping": "The trainer (process {reason}) still saves a checkpoint and stops",
     "loading": "Loading {subject}",
     "model verified": "Verified {subject}: {reason}",
+    "nothing to change": "{subject} has these values already",
     "no checkpoint to delete": "No checkpoint can be deleted: {reason}",
     "no checkpoints to set aside": "There were no checkpoints to set aside",
     "no manifest": "No manifest in {subject}: integrity cannot be verified",
@@ -70,6 +72,8 @@ SENTENCES: dict[str, str] = {
     "no token": "warning: there is no token, so training changes every {subject}: the prompt is {reason!r}. "
     "Choose a rare word as the token, such as sks",
     "prompts": "Prompts to train: {subject}: {reason}",
+    "token not in prompt": "warning: the prompt {reason!r} does not contain the token {subject!r}, so the token is not "
+    "trained. Change token or prompt before training",
     "prompts from camera names": "warning: {reason} prompts are names that cameras give ({subject}). Set a token and a "
     "class word, or name the photos after their content",
     "resolution unusual": "warning: resolution {subject} is far from the {reason} px that the base model was made for",

@@ -26,6 +26,8 @@ PHRASES: tuple[tuple[str, str], ...] = (
     (rf"fastdb share( ({_NAME}))?", "the cell Share of the notebook sessions"),
     (rf"fastdb new( ({_NAME}))?( with --base (\S+))?", "the Session cell"),
     (rf"fastdb generate ({_NAME}) PROMPT", "source, then prompt, in the Generate cell"),
+    (r"fastdb change\b", "the tick change_session"),
+    (r"fastdb duplicate\b", "fastdb.duplicate"),
     (rf"fastdb evaluate( ({_NAME}))?", "the Compare cell"),
     (rf"fastdb add-images( ({_NAME}))?", "the Photos cell"),
     (r"`fastdb extend`", "`fastdb.extend`"),

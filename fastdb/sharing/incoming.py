@@ -125,18 +125,24 @@ def settle(folder: Path, name: str, base: BaseModelRecord | None, where: object,
         raise SessionError(
             f"its {shown(Path(str(error.filename)).name)} is not a folder", where=where, fix="Get a new copy."
         ) from error
+    names: dict[str, str] = {}
     for old in {record.name, *called} - {name}:
-        _rename_exports(folder, old, name)
-    settled = record.model_copy(update={"name": name, "base_model": base or record.base_model})
+        names |= _rename_exports(folder, old, name)
+    exports = tuple(each.model_copy(update={"file": names.get(each.file, each.file)}) for each in record.exports)
+    settled = record.model_copy(update={"name": name, "base_model": base or record.base_model, "exports": exports})
     if not complete(folder / "checkpoints"):
-        settled = settled.model_copy(update={"lineage": new_lineage()})
+        settled = settled.model_copy(update={"lineage": new_lineage(), "runs": (), "extended": ()})
     if settled != record:
         write_record(folder, settled, keep=False)
 
 
-def _rename_exports(folder: Path, old: str, new: str) -> None:
+def _rename_exports(folder: Path, old: str, new: str) -> dict[str, str]:
+    """Rename the exports of an earlier name; return the new names by the old ones."""
+    names = {}
     for path in list(folder.iterdir()):
         rest = path.name.removeprefix(old)
         target = folder / f"{new}{rest}"
         if rest != path.name and rest.startswith((".", "_step_")) and rest.endswith(EXPORTS) and not target.exists():
             path.rename(target)
+            names[path.name] = target.name
+    return names

@@ -46,7 +46,7 @@ def files_of(folder: Path, *, state: bool = True, exports: bool = True) -> tuple
     Hidden files and the lease are omitted.
 
     Args:
-        state: include checkpoints, class images and logs.
+        state: include checkpoints, class images, samples and logs.
         exports: include exported models.
 
     Raises:

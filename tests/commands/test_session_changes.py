@@ -12,9 +12,12 @@ torch = pytest.importorskip("torch")
 
 from filelock import FileLock
 from PIL import Image
+from safetensors import safe_open
+from typer.testing import CliRunner
 
 import fastdb
-from fastdb.commands import differences, results, sessions, training
+from fastdb import cli
+from fastdb.commands import differences, results, session_changes, sessions, training
 from fastdb.commands.session_changes import open_or_new
 from fastdb.config import Config
 from fastdb.errors import ConfigError, SessionBusy
@@ -257,3 +260,25 @@ def test_a_session_in_training_refuses_other_settings_of_a_restart(begun: Sessio
         patch.setattr(training.process, "find", lambda session: Trainer())
         with pytest.raises(SessionBusy, match="fastdb stop mug"):
             training.train("mug", restart=True)
+
+
+def test_the_command_line_changes_a_session_before_training(fresh: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    done = CliRunner().invoke(cli.app, ["change", "mug", "--token", "ohwx", "--set", "unet.steps=9"])
+    assert done.exit_code == 0, done.output
+    session = Session.open("mug")
+    assert (session.record.subject.token, session.config.unet.steps) == ("ohwx", 9)
+    assert session.config.captions.instance_prompt == "a photo of ohwx mug"
+    with pytest.raises(ConfigError, match="fastdb change"):
+        training.train("mug", settings={"token": "qqx"})
+
+
+def test_a_begun_session_is_not_changed_and_its_export_names_no_untrained_token(begun: Session) -> None:
+    with pytest.raises(ConfigError, match=r"token sks -> ohwx.* fastdb duplicate"):
+        session_changes.change("mug", token="ohwx")
+    report = Notes()
+    settings = {"captions.instance_prompt": "a photo of qqq mug", "unet.steps": 1}
+    assert training.train("mug", settings=settings, restart=True, report=report) == "finished"
+    assert report.of("token not in prompt") == {"sks": "a photo of qqq mug"}
+    [file] = results.export("mug", formats=["safetensors"])
+    with safe_open(file, "pt") as opened:
+        assert opened.metadata()["modelspec.trigger_phrase"] == ""
