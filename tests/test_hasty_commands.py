@@ -303,6 +303,22 @@ $ evaluate cup --seeds 100000
     seeds 100000 is not between 1 and 1000. Try 4.
 $ evaluate cup --checkpoints 3 --file mini.safetensors
     --file and --checkpoints cannot be combined. Leave out one of them.
+$ change
+    fastdb change: the argument 'name' is missing.
+$ change raw
+    raw: no change was named. Name a base model, a token, a class or a setting, such as: fastdb change
+$ change nothing --token ohwx
+    nothing: there is no session of this name in {root}. List the sessions with: fastdb sessions
+$ change raw --base missing.safetensors
+    {here}/missing.safetensors: there is no such file or folder. Give a Stable Diffusion 1.x as a file
+$ change raw --set resolution=7
+    resolution is 7, but must be at least 64. Correct this and run the same command again.
+$ change raw --token ""
+    raw: no change was named. Name a base model, a token, a class or a setting, such as: fastdb change
+$ change busy --token ohwx
+    busy: training has begun, so these cannot change: token sks -> ohwx. Create another session with fastdb
+$ change cup --token ohwx
+    cup: training has begun, so these cannot change: token sks -> ohwx. Create another session with fastdb
 $ rename cup
     fastdb rename: the argument 'new_name' is missing. Write it as: fastdb rename [OPTIONS] {name}
 $ rename cup cup

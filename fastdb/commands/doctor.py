@@ -11,7 +11,7 @@ from fastdb.downloads import small_models
 from fastdb.errors import FastDBError
 from fastdb.models.diffusers_folder import open_base_model
 from fastdb.reporting import SILENT, Report, format_bytes
-from fastdb.runtime.doctor import Check, Examination, examine
+from fastdb.runtime.doctor import Check, Examination, examine, this_device
 from fastdb.runtime.paths import cache_folder, sessions_root
 from fastdb.storage.atomic_write import make_folder, write_bytes
 
@@ -26,9 +26,9 @@ def doctor(*, verify: bool = False, root: str | Path | None = None, report: Repo
         StorageError: a disk does not answer.
     """
     base = sessions_root(root)
-    found = examine()
+    examination = examine()
     facts = [
-        *found.facts,
+        *examination.facts,
         ("sessions", str(base)),
         *(
             ("disk", f"{format_bytes(disk.free)} of {format_bytes(disk.total)} free at {disk.folder}")
@@ -36,7 +36,7 @@ def doctor(*, verify: bool = False, root: str | Path | None = None, report: Repo
         ),
         *(("model file", f"{name}: {small_models.find(name) or 'missing'}") for name in small_models.small_models()),
     ]
-    return replace(found, facts=tuple(facts), checks=tuple(_tried(base, report)) if verify else ())
+    return replace(examination, facts=tuple(facts), checks=tuple(_tried(base, report)) if verify else ())
 
 
 def _tried(base: Path, report: Report) -> list[Check]:
@@ -62,9 +62,7 @@ def _compute() -> str:
     """Multiply matrices on the device in its precision, and compare with the CPU."""
     import torch
 
-    from fastdb.runtime.device import choose_device
-
-    device = choose_device()
+    device = this_device()
     factors = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(0))
     product = (factors[0].to(device.kind, device.half) @ factors[1].to(device.kind, device.half)).float().cpu()
     difference = float((product - factors[0] @ factors[1]).abs().max())
@@ -75,10 +73,9 @@ def _compute() -> str:
 
 
 def _optimize() -> str:
-    from fastdb.runtime.device import choose_device
     from fastdb.training.optimizers import choose_optimizer
 
-    name, reason = choose_optimizer("auto", choose_device().kind)
+    name, reason = choose_optimizer("auto", this_device().kind)
     return f"{name}: {reason}"
 
 

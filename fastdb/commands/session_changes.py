@@ -99,10 +99,17 @@ def change(
     """Change base model, subject or settings of a session before its training begins; empty values stay.
 
     Raises:
-        ConfigError: a value is invalid, or training has begun.
+        ConfigError: nothing was named, a value is invalid, or training has begun.
         SessionError, ModelError: the session or the base model cannot be opened.
     """
     session = Session.open(session, root)
+    if not (base or token or class_word or settings):
+        raise ConfigError(
+            "no change was named",
+            where=session.name,
+            fix="Name a base model, a token, a class or a setting, such as: fastdb change "
+            f"{session.name} --set unet.steps=800",
+        )
     requested = Requested(located_base(base, root) if base else "", token, class_word, settings)
     differing = differences(session, requested)
     if differing and has_begun(session):

@@ -18,6 +18,8 @@ from fastdb.version import __version__
 if TYPE_CHECKING:
     from packaging.version import Version
 
+    from fastdb.runtime.device import Device
+
 OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 """Builds of OpenCV, which share the folder `cv2`."""
 
@@ -143,9 +145,7 @@ def _device() -> list[tuple[str, str]]:
         return [("device", "unknown: torch is not installed")]
     import torch
 
-    from fastdb.runtime.device import choose_device
-
-    device = choose_device()
+    device = this_device()
     if device.kind != "cuda":
         reason = "no CUDA device found" if not has_nvidia_gpu() else "torch does not find the NVIDIA GPU"
         return [("device", f"{device.name}, {device.precision} ({reason})")]
@@ -155,6 +155,13 @@ def _device() -> list[tuple[str, str]]:
         ("device", f"{device.name}, {format_bytes(free)} of {format_bytes(total)} free"),
         ("precision", f"{device.precision}; bf16 is {'native' if native else 'emulated, which is slow'}"),
     ]
+
+
+def this_device() -> Device:
+    """Return the device that training would use here; torch is loaded for this."""
+    from fastdb.runtime.device import choose_device
+
+    return choose_device()
 
 
 def _memory() -> str:
