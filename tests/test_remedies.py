@@ -54,7 +54,8 @@ def options(verb: str) -> set[str]:
     given = set()
     for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
         _, info = get_args(parameter.annotation)
-        given |= {*(info.param_decls or ()), f"--{name.replace('_', '-')}"}
+        # typer puts the first name that is given without a keyword where a default would be.
+        given |= {*(info.param_decls or ()), info.default, f"--{name.replace('_', '-')}"}
     return given
 
 
