@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastdb.notebook.cells import FIELDS, TRIAL, Ending, add_images, begin, finish, open_drive, open_session
+    from fastdb.notebook.cells import FIELDS, TRIAL, Ending, add_images, finish, open_drive, open_session
     from fastdb.notebook.panel import Panel, latest
     from fastdb.notebook.picture_cells import compare, export, generate, pictures, samples
     from fastdb.notebook.session_cells import delete, free, import_session, rename, share
@@ -18,7 +18,6 @@ __all__ = [
     "Ending",
     "Panel",
     "add_images",
-    "begin",
     "compare",
     "delete",
     "export",
@@ -42,7 +41,6 @@ _MODULES = {
     "Ending": "cells",
     "Panel": "panel",
     "add_images": "cells",
-    "begin": "cells",
     "compare": "picture_cells",
     "delete": "session_cells",
     "export": "picture_cells",

@@ -6,7 +6,6 @@ Works in any Jupyter; `google.colab` is used where it is and never required. An 
 from __future__ import annotations
 
 import os
-import platform
 from typing import Literal
 
 from PIL.Image import Image
@@ -14,22 +13,18 @@ from PIL.Image import Image
 from fastdb import console
 from fastdb.commands import session_changes, sessions, space
 from fastdb.commands.trial import CLASS_WORD, SETTINGS, TOKEN, trial_photos
-from fastdb.downloads import small_models
-from fastdb.errors import ConfigError, FastDBError, ImageError, SessionNotFound
+from fastdb.errors import ConfigError, ImageError, SessionNotFound
 from fastdb.images.photo_files import photos_in
 from fastdb.models.registry import MINI
 from fastdb.notebook.leaving import disconnect, download
 from fastdb.notebook.picture_cells import picture
 from fastdb.notebook.report import NotebookReport
 from fastdb.notebook.upload import uploaded
-from fastdb.notebook.wording import use_wording
 from fastdb.reporting import Note
 from fastdb.runtime.drive import colab, mount_drive, on_dying_disk
-from fastdb.runtime.gpu import find_gpu
 from fastdb.runtime.paths import mounted_drive, sessions_root
 from fastdb.sessions.session import Session
 from fastdb.training import process
-from fastdb.version import __version__
 
 Ending = Literal["nothing", "download the safetensors", "download the ckpt", "disconnect"]
 
@@ -50,26 +45,6 @@ FIELDS = {
 
 _chosen: dict[str, str] = {}
 """The root of sessions that the tick `without_drive` chose."""
-
-
-def begin() -> None:
-    """Show the version and the GPU, and in Colab download the small models that the wheel lacks, once."""
-    use_wording()
-    gpu = find_gpu()
-    console.say(f"fastdb {__version__}, Python {platform.python_version()}, {gpu or 'no NVIDIA GPU found'}")
-    if gpu is None and colab("runtime") is not None:
-        console.say("Training needs a GPU: choose one under Runtime > Change runtime type, and run this cell again")
-    if colab("runtime") is not None:
-        for name in small_models.small_models():
-            if small_models.find(name) is None:
-                _fetch(name)
-
-
-def _fetch(name: str) -> None:
-    try:
-        console.say(f"Downloaded {small_models.fetch(name, timeout=10)}")
-    except FastDBError as error:
-        console.say(f"Continuing without {name}: {error}")
 
 
 def open_drive(without_drive: bool = False, session_name: str = "") -> None:

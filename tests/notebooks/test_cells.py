@@ -18,6 +18,7 @@ from fastdb import notebook
 from fastdb.downloads import small_models
 from fastdb.errors import FastDBError, ImageError, ModelError, SessionBusy, SessionError, StorageError
 from fastdb.notebook import picture_cells
+from fastdb.notebook.set_up import begin
 from fastdb.sessions.session import Session
 from fastdb.training import process
 
@@ -148,7 +149,7 @@ def test_the_gpu_is_named_or_missed(monkeypatch, colab, capsys, tmp_path):
         monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi")
         answer = subprocess.CompletedProcess([], code, stdout=text)
         monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
-        notebook.begin()
+        begin()
         return capsys.readouterr().out
 
     assert "Tesla T4, 15.0 GiB\n" in answering(0, "Tesla T4, 15360, 7.5\n")
@@ -156,7 +157,7 @@ def test_the_gpu_is_named_or_missed(monkeypatch, colab, capsys, tmp_path):
     assert "no NVIDIA GPU found" in said
     assert "Change runtime type" in said
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    notebook.begin()
+    begin()
     assert "no NVIDIA GPU found" in capsys.readouterr().out
 
 
@@ -171,13 +172,13 @@ def test_colab_downloads_the_models_that_the_wheel_lacks_or_says_why_not(colab, 
         return tmp_path / name
 
     monkeypatch.setattr(small_models, "fetch", fetch)
-    notebook.begin()
+    begin()
     said = capsys.readouterr().out
     assert asked == [small_models.YUNET, small_models.CLIP_MERGES]
     assert f"Continuing without {small_models.YUNET}: {small_models.YUNET} could not be downloaded (refused)" in said
     assert f"Downloaded {tmp_path / small_models.CLIP_MERGES}" in said
     monkeypatch.setattr(small_models, "find", lambda name: tmp_path)
-    notebook.begin()
+    begin()
     assert len(asked) == 2
 
 
