@@ -33,6 +33,7 @@ __all__ = [
     "SetupError",
     "StorageError",
     "TrainingError",
+    "first_line",
 ]
 
 
@@ -108,3 +109,11 @@ class SetupError(FastDBError):
 
 class TrainingError(FastDBError):
     """Training cannot start or continue."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error as one line, with its type unless it is an error that users can fix or one of the system."""
+    lines = str(error).splitlines()
+    if isinstance(error, FastDBError | OSError) and lines:
+        return lines[0]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fastdb.checkpoints.publish import Publishing
-from fastdb.errors import FastDBError, StorageError
+from fastdb.errors import FastDBError, first_line
 from fastdb.runtime.library_logging import hush_libraries
 from fastdb.sessions.events import EventLog
 from fastdb.sessions.lease import Guard
@@ -43,9 +43,9 @@ def main(folder: Path, base: Path, events: Path, trainer: int, lease: Sequence[s
         session = _open(folder, log, lambda: ending.is_set() or orphaned())
         hush_libraries()
         Publishing(session, base, log.emit, Guard(folder, lease).check).run(orphaned, ending.is_set)
-    except FastDBError as error:
-        # A trainer that is still running tries again at its end and reports the error then.
-        log.emit("note", kind="publishing ended", subject="", reason=str(error))
+    except Exception as error:  # noqa: BLE001 - the trainer starts the next process, and reports the error at its end
+        reason = str(error) if isinstance(error, FastDBError) else first_line(error)
+        log.emit("note", kind="publishing ended", subject="", reason=reason)
     log.emit("end", outcome="finished")
     log.close()
     return 0
@@ -55,17 +55,18 @@ def _open(folder: Path, log: EventLog, done: Callable[[], bool]) -> Session:
     """Open the session as soon as its disk is available.
 
     Raises:
-        FastDBError: it cannot be opened, or its disk is away and the trainer has ended.
+        FastDBError: it cannot be opened, and the trainer has ended.
     """
     reported = False
     while True:
         try:
             return Session.open(folder)
-        except StorageError as error:
+        except (OSError, FastDBError) as error:
+            # Its disk is away, or a person is editing its record.
             if done():
                 raise
             if not reported:
-                log.emit("note", kind="publishing delayed", subject="", reason=str(error).splitlines()[0])
+                log.emit("note", kind="publishing delayed", subject="", reason=first_line(error))
             reported = True
             time.sleep(1)
 

@@ -8,7 +8,8 @@ newest checkpoint, the last of each stage, and those that the retention rules ke
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +18,10 @@ from filelock import FileLock, Timeout
 
 from fastdb.checkpoints.checkpoint import STATE, Checkpoint, clear_unfinished, complete
 from fastdb.checkpoints.checkpoint import save as save_checkpoint
+from fastdb.checkpoints.claims import claimed
 from fastdb.checkpoints.progress import STAGES
-from fastdb.checkpoints.retention import KEEP, Retention, delete_checkpoint, prune, retention
-from fastdb.errors import CheckpointError, SessionBusy, StorageError
+from fastdb.checkpoints.retention import KEEP, Retention, delete_unclaimed, prune, retention
+from fastdb.errors import CheckpointError, SessionBusy, StorageError, first_line
 from fastdb.reporting import Note
 from fastdb.runtime.paths import work_folder
 from fastdb.sessions.events import Emit
@@ -70,6 +72,8 @@ def pending(session: Session) -> list[Checkpoint]:
 def prune_local(session: Session, keep: int = KEEP) -> list[Note]:
     """Delete the checkpoints on this machine that have `keep` newer ones of their stage and need not be published.
 
+    One that is being published, or read by another process, stays until a later call.
+
     Returns:
         A note for each checkpoint that could not be deleted.
     """
@@ -83,13 +87,7 @@ def prune_local(session: Session, keep: int = KEEP) -> list[Note]:
     except StorageError:
         # The session's disk is away, so it is unknown what is published: delete nothing this time.
         return []
-    notes = []
-    for checkpoint in going:
-        try:
-            delete_checkpoint(checkpoint.path)
-        except OSError as error:
-            notes.append(Note("checkpoint not removed", checkpoint.path.name, error.strerror or str(error)))
-    return notes
+    return delete_unclaimed(going)
 
 
 def _place(checkpoint: Checkpoint) -> tuple[int, int]:
@@ -112,10 +110,24 @@ def _is_kept(keep: Retention, checkpoint: Checkpoint) -> bool:
     """Whether a checkpoint is the last of its stage or kept by the retention rules."""
     if keep.keeps(checkpoint.stage, checkpoint.step):
         return True
+    return _is_last(checkpoint)
+
+
+def _is_last(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint is the last of its stage, without which no later stage can resume."""
     try:
         return checkpoint.step == checkpoint.state["steps"]
     except CheckpointError:
         return False
+
+
+def _is_gone(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint on this machine was moved or deleted meanwhile."""
+    try:
+        checkpoint.path.stat()
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
+    return False
 
 
 class _Pace:
@@ -154,17 +166,22 @@ class Publishing:
     _last: Path | None = None
     _written: float = 0.0
     _reported: dict[str, float] = field(default_factory=dict)
+    _failures: Counter[Path] = field(default_factory=Counter)
+    _oldest_next: bool = False
 
     def run(self, ending: Callable[[], bool], leaving: Callable[[], bool] = lambda: False) -> None:
         """Publish until nothing is pending and `ending` returns true, or until `leaving` returns true.
 
         Before the end, a checkpoint is started only after the upload of the one before, as far as Drive reports it.
-        Failures are reported and retried with growing pauses. At the end, the newest checkpoint of each stage that was
-        published earlier is read again: if it is damaged, it is set aside and published again from this machine.
+        A checkpoint is claimed while it is read. If it is gone before that, the newest takes its place; any other
+        failure is reported and retried with growing pauses, after the checkpoints that have not failed. At the end, the
+        newest checkpoint of each stage that was published earlier is read again: if it is damaged, it is set aside and
+        published again from this machine.
 
         Raises:
             StorageError: at the end nothing has worked for `patience` seconds.
             SessionBusy: another machine has taken over the session.
+            Exception: at the end a checkpoint has failed twice for a reason that waiting does not change.
         """
         setting = self.session.config.checkpoints.patience_minutes * 60
         patience = setting if self.patience is None else self.patience
@@ -172,7 +189,7 @@ class Publishing:
             failures, since = 0, 0.0
             cleared = False
             while not leaving():
-                hurry = ending()
+                hurry, chosen = ending(), None
                 try:
                     self.check_owner()
                     self.session.check_there()
@@ -185,20 +202,45 @@ class Publishing:
                             return
                         continue
                     if due and (hurry or self._settled()):
-                        self._publish(due[0], hurry)
+                        chosen = self._choose(due)
+                        with claimed(chosen.path):
+                            self._publish(chosen, hurry)
                         failures = 0
                         continue
-                except (StorageError, OSError) as error:
+                except SessionBusy:
+                    raise
+                except Exception as error:
+                    if chosen is not None and _is_gone(chosen):
+                        continue
                     since = since if failures else time.monotonic()
-                    if hurry and time.monotonic() - since >= patience:
+                    if (self._fails_again(chosen, error) or time.monotonic() - since >= patience) and hurry:
                         raise
-                    self._note_rarely("publishing delayed", reason=str(error).splitlines()[0])
+                    self._note_rarely("publishing delayed", reason=first_line(error))
                     self._pause(BACK_OFF[min(failures, len(BACK_OFF) - 1)], ending, leaving, hurry)
                     failures += 1
                     continue
                 self._pause(1.0, ending, leaving, hurry)
 
+    def _choose(self, due: Sequence[Checkpoint]) -> Checkpoint:
+        """Return the pending checkpoint to publish now.
+
+        The last ones of stages come first, because later stages need them; then the newest and, if the retention rules
+        keep more than can be published between two saves, by turns the oldest. Those that failed come after the others.
+        """
+        last = [checkpoint for checkpoint in due if _is_last(checkpoint)]
+        others = [checkpoint for checkpoint in due if checkpoint not in last]
+        order = [*last, *(others if self._oldest_next else reversed(others))]
+        return min(order, key=lambda checkpoint: self._failures[checkpoint.path])
+
+    def _fails_again(self, chosen: Checkpoint | None, error: Exception) -> bool:
+        """Count a failure; whether it is a repeated one that waiting does not change."""
+        if chosen is None:
+            return False
+        self._failures[chosen.path] += 1
+        return self._failures[chosen.path] > 1 and not isinstance(error, StorageError | OSError)
+
     def _publish(self, local: Checkpoint, hurry: bool) -> None:
+        """Publish a checkpoint that is claimed."""
         began = time.monotonic()
         if reasons := faults(local.path):
             move_aside(local.path.parent, [local.path])
@@ -224,7 +266,7 @@ class Publishing:
             # The next publication reports a disk that is still away; the next pruning deletes the older ones.
             if note.kind != "older checkpoints unread":
                 self._note(note.kind, note.subject, note.reason)
-        self._last, self._written = published.path, time.monotonic()
+        self._last, self._written, self._oldest_next = published.path, time.monotonic(), not self._oldest_next
         self.known.add(published.path)
         facts = {"bytes": bytes_of(published.path), "seconds": round(time.monotonic() - began, 3)}
         self.emit("published", stage=local.stage, step=local.step, path=str(published.path), **facts)

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fastdb.checkpoints.publish import Publishing, pending, prune_local
-from fastdb.errors import StorageError
+from fastdb.errors import FastDBError, SessionBusy, StorageError, first_line
 from fastdb.runtime.paths import work_folder
 from fastdb.sessions.events import Emit, follow_events
 from fastdb.sessions.lease import Guard
@@ -39,12 +39,18 @@ class Publisher:
     _start_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def wake(self) -> None:
-        """Start the publisher process if it is not running."""
+        """Start the publisher process if it is not running; a failure is reported and does not stop training."""
         with self._start_lock:
             if self._process is None or self._process.poll() is not None:
                 self._start()
 
     def _start(self) -> None:
+        try:
+            self._start_process()
+        except (OSError, FastDBError) as error:
+            self.emit("note", kind="publishing delayed", subject="", reason=first_line(error))
+
+    def _start_process(self) -> None:
         """Start the process; the publishing lock makes it wait for an older process."""
         folder = work_folder(self.session.path)
         make_folder(folder)
@@ -72,7 +78,7 @@ class Publisher:
 
     def wake_if_pending(self) -> None:
         """Start the publisher process if an earlier run left checkpoints to publish; ignore a disk that is away."""
-        with suppress(StorageError):
+        with suppress(OSError, FastDBError):
             if pending(self.session):
                 self.wake()
 
@@ -97,15 +103,23 @@ class Publisher:
         try:
             last = Publishing(self.session, self.base, self.emit, self.lease.check, known=self._published)
             last.run(lambda: True, leaving)
-        except (StorageError, OSError) as error:
+        except SessionBusy:
+            raise
+        except Exception as error:
             names = self._pending_names()
             kept = "it exists" if len(names) == 1 else "they exist"
-            reason = error.problem if isinstance(error, StorageError) else f"{error.filename}: {error.strerror}"
+            reason, fix = first_line(error), "Run the same command on this machine again."
+            if isinstance(error, FastDBError):
+                reason, fix = error.problem, error.fix
+            elif isinstance(error, OSError) and error.filename:
+                reason = f"{error.filename}: {error.strerror}"
+            if isinstance(error, StorageError | OSError):
+                fix = "Mount the session's disk again, or free space on it, and run the same command on this machine."
             raise StorageError(
                 f"{', '.join(names)} could not be published, so {kept} on this machine only, in "
                 f"{self.session.local_checkpoints}: {reason}",
                 where=self.session.name,
-                fix="Mount the session's disk again, or free space on it, and run the same command on this machine.",
+                fix=fix,
             ) from error
         if leaving():
             self.wake()
@@ -113,7 +127,7 @@ class Publisher:
             prune_local(self.session, keep=1)
 
     def _pending_names(self) -> list[str]:
-        with suppress(StorageError):
+        with suppress(OSError, FastDBError):
             return [checkpoint.path.name for checkpoint in pending(self.session)] or ["the last checkpoint"]
         return ["the last checkpoint"]
 

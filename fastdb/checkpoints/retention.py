@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdb.checkpoints.checkpoint import UNFINISHED, Checkpoint, complete, fault_in
+from fastdb.checkpoints.claims import unclaimed
 from fastdb.errors import StorageError
 from fastdb.reporting import Note
 from fastdb.storage.delete import remove
@@ -69,7 +71,7 @@ def spare(folder: Path, stage: str, keep: Retention = USUAL, lineage: str = "") 
 
 
 def prune(folder: Path, stage: str, keep: Retention = USUAL, lineage: str = "") -> list[Note]:
-    """Delete the checkpoints that `spare` lists.
+    """Delete the checkpoints that `spare` lists and that no process of this machine reads.
 
     Nothing is raised: the checkpoint that was just saved is complete, and the next call deletes the rest.
 
@@ -81,10 +83,21 @@ def prune(folder: Path, stage: str, keep: Retention = USUAL, lineage: str = "") 
     except (StorageError, OSError) as error:
         reason = error.what if isinstance(error, StorageError) else error.strerror
         return [Note("older checkpoints unread", reason=reason or "")]
-    notes = [Note("uploads pending", str(waiting))] if waiting > MANY else []
-    for checkpoint in older:
+    return ([Note("uploads pending", str(waiting))] if waiting > MANY else []) + delete_unclaimed(older)
+
+
+def delete_unclaimed(checkpoints: Iterable[Checkpoint]) -> list[Note]:
+    """Delete checkpoints, except those that a process of this machine reads; a later call deletes these.
+
+    Returns:
+        A note for each checkpoint that could not be deleted.
+    """
+    notes = []
+    for checkpoint in checkpoints:
         try:
             delete_checkpoint(checkpoint.path)
+        except BlockingIOError:
+            continue
         except OSError as error:
             notes.append(Note("checkpoint not removed", checkpoint.path.name, error.strerror or str(error)))
     return notes
@@ -110,10 +123,12 @@ def delete_checkpoint(path: Path) -> int:
     """Delete a checkpoint that is `spare`, or whose owner agreed; return its size in bytes.
 
     Raises:
+        BlockingIOError: a process of this machine reads it.
         OSError: it cannot be deleted.
     """
     # Hidden first: a killed deletion leaves an unfinished folder, which `clear_unfinished` deletes.
     hidden = path.with_name(f"{UNFINISHED}going-{path.name}")
-    remove(hidden)
-    path.rename(hidden)
+    with unclaimed(path):
+        remove(hidden)
+        path.rename(hidden)
     return remove(hidden)
