@@ -33,7 +33,6 @@ __all__ = [
     "SetupError",
     "StorageError",
     "TrainingError",
-    "first_line",
 ]
 
 

@@ -18,6 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 FAULTS = "tests/checkpoints/test_drive_faults.py"
 PENDING = "tests/checkpoints/test_publish_pending.py"
 PUBLISHING = "tests/checkpoints/test_publish.py"
+ADVANCES = "tests/checkpoints/test_publishing_advances.py"
 
 MUTANTS = {
     "an old checkpoint goes before the new one is there": (
@@ -91,6 +92,18 @@ MUTANTS = {
         "if checkpoint.path not in waiting]",
         "]",
         [PENDING],
+    ),
+    "a checkpoint is pruned while it is published": (
+        "checkpoints/publish.py",
+        "with claimed(chosen.path):",
+        "if True:",
+        [f"{ADVANCES}::test_a_publisher_ten_times_too_slow_always_advances"],
+    ),
+    "one checkpoint that fails holds up the others": (
+        "checkpoints/publish.py",
+        "return min(order, key=lambda checkpoint: self._failures[checkpoint.path])",
+        "return order[0]",
+        [ADVANCES],
     ),
     "it publishes into a session that was taken over": (
         "checkpoints/publish.py",
