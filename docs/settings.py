@@ -1,4 +1,4 @@
-"""Write docs/settings.md from fastdb/config.py; `--check` compares only."""
+"""Write docs/settings.md from fastdb/config; `--check` compares only."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def page() -> str:
     lines += ["| setting | default | meaning |", "|---|---|---|"]
     lines += rows(Config)
     lines += ["", "## Further steps", "", *FURTHER_STEPS]
-    return "\n".join([*lines, "", "Written by `docs/settings.py` from `fastdb/config.py`.", ""])
+    return "\n".join([*lines, "", "Written by `docs/settings.py` from `fastdb/config`.", ""])
 
 
 def rows(kind: type[Settings], before: str = "") -> list[str]:
