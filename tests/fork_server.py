@@ -34,7 +34,10 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from fastdb.runtime.isolation import is_allowed
+
 RealPopen = subprocess.Popen
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 PROGRAMS = {"fastdb", "fastdb.training", "ipykernel_launcher"}
 PRELOADED = (
@@ -128,11 +131,12 @@ class Server:
     """Where the server listens, and the environment that it was started with."""
 
     def __init__(self, address: str, environment: dict[str, str]) -> None:
-        self.address, self._relevant = address, _relevant(environment)
+        isolated = {name: value for name, value in environment.items() if is_allowed(name)}
+        self.address, self._fitting = address, (_relevant(environment), _relevant(isolated))
 
     def fits(self, environment: dict[str, str]) -> bool:
-        """Return whether a process of this environment would have imported the same."""
-        return _relevant(environment) == self._relevant
+        """Return whether a process of this environment, or an isolated one, would have imported the same."""
+        return _relevant(environment) in self._fitting
 
     def ask(self, request: dict[str, Any], streams: list[int]) -> socket.socket:
         """Ask for a process; the socket gives its number and, when it has ended, its status."""
@@ -191,12 +195,17 @@ def forked_processes(folder: Path) -> Iterator[None]:
             ForkedPopen.server = None
 
 
-def _relevant(environment: dict[str, str]) -> dict[str, str]:
-    return {
+def _relevant(environment: dict[str, str]) -> dict[str, object]:
+    """Return the variables that imports depend on; folders that only lead to this package do not count."""
+    relevant: dict[str, object] = {
         name: value
         for name, value in environment.items()
         if name.startswith(IMPORTS_DEPEND_ON) and name != "PYTHONUNBUFFERED"
     }
+    folders = [folder for folder in str(relevant.pop("PYTHONPATH", "")).split(os.pathsep) if folder]
+    if others := [folder for folder in folders if (Path(folder) / "fastdb").resolve() != REPOSITORY / "fastdb"]:
+        relevant["PYTHONPATH"] = others
+    return relevant
 
 
 # The server's process.

@@ -39,6 +39,7 @@ from fastdb.models.export import _check_described, plan_from_parts
 from fastdb.models.layouts.tables import layout_of
 from fastdb.models.mini_settings import recommended
 from fastdb.models.resolve import ensure_base
+from fastdb.runtime import isolation
 from fastdb.runtime.paths import work_folder
 from fastdb.sessions.events import read_events
 from fastdb.sessions.session import Session
@@ -101,6 +102,9 @@ def refuse(log: Path, patch: pytest.MonkeyPatch) -> None:
     (guard / "sitecustomize.py").write_text(GUARD, encoding="utf-8")
     patch.setenv("PYTHONPATH", str(guard), prepend=os.pathsep)
     patch.setenv("NETWORK_LOG", str(log))
+    # The trainer does not inherit these variables otherwise.
+    isolated = isolation.environment
+    patch.setattr(isolation, "environment", lambda variables, _: isolated(variables, ["PYTHONPATH", "NETWORK_LOG"]))
     log.touch()
 
     def no(*arguments: Any, **_: Any) -> Any:
@@ -379,6 +383,11 @@ def test_the_guard_of_the_network_guards(tmp_path: Path, monkeypatch: pytest.Mon
     done = subprocess.run([sys.executable, "-c", attempts], capture_output=True, text=True, check=True)
     assert done.stdout.count("there is no network here, not even for") == 2
     assert "huggingface.co" in log.read_text()
+    # A trainer is started like this.
+    (log.with_name("attempts.guard") / "attempts.py").write_text(attempts, encoding="utf-8")
+    with open(tmp_path / "out", "w", encoding="utf-8") as output:
+        assert isolation.start_module("attempts", [], tmp_path, output).wait() == 0
+    assert (tmp_path / "out").read_text(encoding="utf-8") == done.stdout
 
 
 def test_a_second_run_finds_its_own_name(shown: Shown) -> None:

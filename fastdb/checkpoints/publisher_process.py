@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from fastdb.checkpoints.publish import Publishing, pending, prune_local
 from fastdb.errors import FastDBError, SessionBusy, StorageError, first_line
+from fastdb.runtime.isolation import PROCESS_FOLDER, start_module
 from fastdb.runtime.paths import work_folder
 from fastdb.sessions.events import Emit, follow_events
 from fastdb.sessions.lease import Guard
@@ -56,21 +56,9 @@ class Publisher:
         make_folder(folder)
         events = folder / f"publish-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S-%f')}.jsonl"
         with open(events.with_suffix(".out"), "w", encoding="utf-8") as output:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",  # a torch.py or a folder fastdb in the current folder is not to be imported
-                    "-m",
-                    "fastdb.checkpoints",
-                    str(self.session.path),
-                    str(self.base),
-                    str(events),
-                    str(os.getpid()),
-                    *self.lease.words,
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
+            words = [str(self.session.path), str(self.base), str(events), str(os.getpid()), *self.lease.words]
+            self._process = start_module(
+                "fastdb.checkpoints", words, folder / PROCESS_FOLDER, output, self.session.config.environment.passed
             )
         process = self._process
         self._relay = threading.Thread(target=self._forward, args=(process, events), name="publisher", daemon=True)

@@ -13,7 +13,7 @@ from fastdb.sessions.lease_status import in_use
 from fastdb.sessions.session import Session
 from fastdb.training import process
 
-CHANGEABLE = ("checkpoints.", "samples.", "precision", "gradient_checkpointing")
+CHANGEABLE = ("checkpoints.", "samples.", "environment.", "precision", "gradient_checkpointing")
 """Beginnings of the names of settings that may change after training has begun: results differ by rounding at most."""
 
 _SHOWN = 60

@@ -48,7 +48,7 @@ def train(
     Args:
         settings: dotted names and values, written into the session before training has begun.
         keep_settings: if training has begun with other settings, report them and keep the session's, instead of an
-            error. Settings of checkpoints and samples may change at any time.
+            error. Settings of checkpoints, samples and the environment may change at any time.
         restart: set all checkpoints aside first.
         from_step: set the newer checkpoints of the UNet stage aside first.
         on_interrupt: let the trainer save and stop, or leave it; by default only one that this call started stops.

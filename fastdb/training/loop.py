@@ -16,6 +16,7 @@ from fastdb.config import Config
 from fastdb.errors import TrainingError
 from fastdb.training.batches import Batch, Batches, generator
 from fastdb.training.loss import add_noise, denoising_loss, timestep_weights
+from fastdb.training.movement import Movement
 from fastdb.training.stages import Stage
 
 
@@ -52,9 +53,11 @@ class Loop:
         """Train from `start` done steps until the stage ends or `after_step` returns True; return the steps done.
 
         Raises:
-            TrainingError: the loss is not finite; that step has not changed the weights.
+            TrainingError: the loss is not finite, and that step has not changed the weights; or no step changes them.
         """
         steps, config = self.stage.steps, self.config
+        movement = Movement(self.stage.name, self.stage.trained)
+        self._check_accumulation()
         for step in range(start, steps):
             began = time.perf_counter()
             rates = self.stage.begin_step(step)
@@ -63,7 +66,9 @@ class Loop:
             # What a model draws by itself (dropout) is a function of the step too.
             torch.manual_seed(generator(config.seed, self.stage.name, step, "model").initial_seed())
             batches = [self.batches.at(step, number) for number in range(config.gradient_accumulation)]
+            movement.before_step(rates)
             losses = [self._microstep(step, batch) for batch in batches]
+            movement.after_step(rates, self.accelerator.optimizer_step_was_skipped, step + 1 == steps)
             loss, prior = (sum(part) / len(losses) for part in zip(*losses, strict=True))
             if self.stage.average is not None:
                 self.stage.average.update()
@@ -113,6 +118,20 @@ class Loop:
             # On a CPU, allocating fresh memory costs more than zeroing; on a GPU, the free memory matters more.
             self.optimizer.zero_grad(set_to_none=accelerator.device.type != "cpu")
         return value, float(prior.detach())
+
+    def _check_accumulation(self) -> None:
+        """Raise if accelerate steps the optimizer after another number of microbatches than the settings say.
+
+        Raises:
+            TrainingError: naming the variable that changes accelerate's number.
+        """
+        theirs, ours = self.accelerator.gradient_accumulation_steps, self.config.gradient_accumulation
+        if theirs != ours:
+            raise TrainingError(
+                f"accelerate accumulates {theirs} forward passes per step, and gradient_accumulation is {ours}",
+                where=f"{self.stage.name} stage",
+                fix="Remove ACCELERATE_GRADIENT_ACCUMULATION_STEPS from the setting environment.pass.",
+            )
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the loss of a batch, its instance images' part and its class images' part; see `denoising_loss`."""

@@ -30,7 +30,7 @@ from fastdb.training.disk_estimate import check_space
 if TYPE_CHECKING:
     from fastdb.training.class_images import ClassImage
 
-_FREE = ("checkpoints.", "samples.")
+_FREE = ("checkpoints.", "samples.", "environment.")
 """Groups of settings that do not touch the result and may change at any time."""
 _EXTENSIONS = "unet.extensions"
 _MACHINE = ("precision", "gradient_checkpointing", "optimizer.name")

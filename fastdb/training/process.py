@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fastdb.errors import SessionBusy, StorageError, TrainingError
+from fastdb.runtime.isolation import PROCESS_FOLDER, start_module
 from fastdb.runtime.paths import cache_folder, work_folder
 from fastdb.sessions.events import Event, follow_events, read_events
 from fastdb.sessions.session import Session
@@ -35,13 +35,6 @@ _ANNOUNCED_WITHIN = 10.0
 """Seconds a trainer may take to report its PID, from its start or from taking the lock."""
 _RECENT = 20
 """Steps over which the rate is measured."""
-_ENVIRONMENT = {
-    # torch needs this to multiply the same way twice on CUDA.
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    # Threads that spin while they wait slow a small model down ten times once a core is shared.
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "PYTHONUNBUFFERED": "1",
-}
 _children: list[subprocess.Popen[bytes]] = []
 
 
@@ -96,28 +89,21 @@ def start(session: Session, take_over: bool = False) -> Running:
 
     Raises:
         StorageError: this machine's work folder cannot be written.
+        TrainingError: a package is missing in the trainer's environment.
     """
     folder = work_folder(session.path)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
     events = folder / f"run-{stamp}.jsonl"
     make_folder(folder)
-    command = [
-        sys.executable,
-        "-P",  # a torch.py or a folder fastdb in the current folder is not to be imported
-        "-m",
-        "fastdb.training",
-        str(session.path),
-        str(events),
-        *([TAKE_OVER] if take_over else []),
-    ]
+    words = [str(session.path), str(events), *([TAKE_OVER] if take_over else [])]
     with explained(folder), open(events.with_suffix(".out"), "w", encoding="utf-8") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            env={**_ENVIRONMENT, **os.environ},
+        process = start_module(
+            "fastdb.training",
+            words,
+            folder / PROCESS_FOLDER,
+            output,
+            session.config.environment.passed,
+            new_session=True,
         )
     # Referenced here, so that Python does not warn when a caller drops the process while it runs.
     _children.append(process)

@@ -443,7 +443,7 @@ def test_a_bug_keeps_its_traceback_and_modules_in_the_current_folder_are_not_imp
     (tmp_path / "fastdb").mkdir()
     for name in ("torch.py", "json.py", "fastdb/__init__.py"):
         (tmp_path / name).write_text(f"open({str(marker)!r}, 'a').write(__name__)")
-    session = make_session("elsewhere")
+    session = make_session("elsewhere", environment__pass=["PYTHONPATH"])
     (session.instance_images / "odd.png").write_bytes((session.instance_images / "cat.png").read_bytes())
     monkeypatch.setenv("PYTHONPATH", str(broken_package(session.path.parent)))
     monkeypatch.chdir(tmp_path)
