@@ -393,6 +393,10 @@ $ show cup raw
     fastdb show: got unexpected extra argument(s) (raw). Write it as: fastdb show [OPTIONS] {name}
 $ show cup/
     cup/: there is no session of this name in {root}. Did you mean cup?
+$ new CUP photos --base mini
+    {root}/cup: there is a session of this name already. Open it (fastdb show cup), or choose another name.
+$ rename raw CUP
+    {root}/cup: there is a session of this name already. Open it (fastdb show cup), or choose another name.
 $ show CUP
     CUP: there is no session of this name in {root}. Did you mean cup?
 $ show cup --root ""

@@ -16,7 +16,7 @@ from fastdb.models.resolve import ensure_base
 from fastdb.reporting import SILENT, Note, Report, counted, format_bytes
 from fastdb.runtime.library_logging import hush_libraries
 from fastdb.runtime.paths import expanded
-from fastdb.sessions.exports import locate_file
+from fastdb.sessions.exports import existing_file
 from fastdb.sessions.file_hashes import record_files
 from fastdb.sessions.lease_status import in_use
 from fastdb.sessions.session import Session, SessionLike
@@ -155,7 +155,7 @@ def _source(
     """
     model: Session | str
     if not isinstance(source, Session) and str(source).endswith((".safetensors", ".ckpt")):
-        model = str(locate_file(source, root))
+        model = str(existing_file(source, root))
     else:
         if isinstance(source, str) and len(source.split()) > 1 and not expanded(source).exists():
             raise ConfigError(
@@ -220,7 +220,7 @@ def evaluate(
             seeds=seeds,
             prompts=prompts,
             measure=measure,
-            file=locate_file(file, root) if file is not None else None,
+            file=existing_file(file, root) if file is not None else None,
             clip=clip,
             dino=dino,
             steps=steps,

@@ -79,6 +79,7 @@ SENTENCES: dict[str, str] = {
     "resolution unusual": "warning: resolution {subject} is far from the {reason} px that the base model was made for",
     "prediction recorded": "Keep {subject} beside it: it records what the UNet predicts",
     "resolution of base model": "Resolution: {subject} px, the size of the base model",
+    "looking up": "Looking for {subject} in the model cache and on its server",
     "session created": "New session: {subject}",
     "session deleted": "Deleted session {subject}: {reason}",
     "session renamed to": "Renamed {subject}: it is now {reason}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from fastdb.console.sentences import sentence
@@ -28,7 +29,12 @@ def show_sessions(listing: SessionList) -> None:
     say(f"{count} session{'s'[: count != 1]} in {listing.root}" if count else f"No sessions in {listing.root}")
     if listing.rows:
         rows = [
-            (row.session.name, ", ".join(filter(None, (row.progress, row.in_use))), str(row.images), _created(row))
+            (
+                row.session.name,
+                ", ".join(filter(None, (row.progress, row.in_use))),
+                str(row.images),
+                _local_time(row.session.record.created),
+            )
             for row in listing.rows
         ]
         table(("name", "training", "images", "created"), rows)
@@ -58,8 +64,12 @@ def show_examination(found: Examination) -> None:
         say("No problems found")
 
 
-def _created(row: object) -> str:
-    return str(row.session.record.created)  # type: ignore[attr-defined]
+def _local_time(recorded: str) -> str:
+    """Return a recorded time, ISO 8601, in the time zone of this machine."""
+    try:
+        return datetime.fromisoformat(recorded).astimezone().strftime("%Y-%m-%d %H:%M")
+    except ValueError:
+        return recorded  # edited by hand
 
 
 def _prompt_rows(overview: Overview) -> list[tuple[str, str]]:
@@ -93,7 +103,10 @@ def show_overview(overview: Overview) -> None:
         ("class images", f"{overview.class_images} of {session.config.prior.class_images}"),
         ("training", overview.progress),
         ("runs", ", ".join(_outcomes(overview)) or "none"),
-        *(("extended", ", ".join(filter(None, (str(one), one.when)))) for one in overview.extended),
+        *(
+            ("extended", ", ".join(filter(None, (str(one), one.when and _local_time(one.when)))))
+            for one in overview.extended
+        ),
         ("exports", "; ".join(map(_export, overview.exports)) or "none"),
     ]
     if overview.unpublished:

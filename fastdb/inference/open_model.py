@@ -9,7 +9,7 @@ from typing import Any
 
 from fastdb.checkpoints.compressed_checkpoint import raw_files
 from fastdb.checkpoints.progress import standing, standings
-from fastdb.errors import ConfigError, ModelError
+from fastdb.errors import ConfigError
 from fastdb.inference.engine import Engine
 from fastdb.inference.request import Request
 from fastdb.models.diffusers_folder import open_base_model
@@ -78,8 +78,6 @@ def open_source(
 
 def _from_file(file: Path, base: str | Path | None, progress: Progress | None) -> Source:
     """Open a model file; an export in a session uses its base model, another file is converted to a folder."""
-    if not file.is_file():
-        raise ModelError("there is no such file", where=file, fix="Create it with: fastdb export SESSION")
     size, guidance = 512, 7.5
     if (file.parent / FILE).is_file():
         session = Session.open(file.parent)

@@ -31,7 +31,7 @@ from fastdb.models.registry import (
     find_model,
     known_model,
 )
-from fastdb.reporting import SILENT, Progress, Report
+from fastdb.reporting import SILENT, Note, Progress, Report
 from fastdb.runtime.paths import expanded
 from fastdb.sessions.session_yaml import FILE, BaseModelRecord
 from fastdb.storage.atomic_write import explained, unfinished
@@ -98,6 +98,8 @@ def base_record(base: str | Path, report: Report = SILENT) -> tuple[BaseModelRec
         StorageError: the disk is full.
     """
     check_chosen(base)
+    if str(base) != MINI and (known_base(base) or not isinstance(parse(base), LocalPath)):
+        report.note(Note("looking up", str(base)))
     with report.progress("base model", "B") as update:
         model = resolve_base(base, update)
     # Opened first, because its errors name the missing part.

@@ -37,6 +37,18 @@ def locate_file(name: str | Path, root: str | Path | None = None) -> Path:
     return matches[0] if matches else path
 
 
+def existing_file(name: str | Path, root: str | Path | None = None) -> Path:
+    """Return the path of a model file that exists; see `locate_file`.
+
+    Raises:
+        ModelError: it does not exist, or several sessions have a file of that name.
+    """
+    path = locate_file(name, root).absolute()
+    if not path.is_file():
+        raise ModelError("there is no such file", where=path, fix="Create it with: fastdb export SESSION")
+    return path
+
+
 def locate_models(name: str | Path, root: str | Path | None = None) -> list[Path]:
     """Return the path of a model file or folder; for a session's name or folder all its exports.
 

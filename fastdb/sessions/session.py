@@ -300,6 +300,9 @@ def check_free(name: str, root: Path | str | None = None) -> Path:
     path = sessions_root(root) / name
     if os.path.lexists(path):
         raise _exists(path)
+    if twin := next((other for other in _folders(path.parent) if other.name.casefold() == name.casefold()), None):
+        # On Windows and macOS, where people look at their Drive, these would be one folder.
+        raise _exists(twin)
     return path
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import fastdb
 from fastdb import interactive
 from fastdb.commands import sessions
 from fastdb.errors import ConfigError, ModelError, SessionExists, TrainingError
@@ -53,6 +54,17 @@ def test_a_new_session_records_the_commit_and_the_folder(session: Session, mini:
     assert open_base_model(folder).cross_attention_dim == open_base_model(mini).cross_attention_dim
     assert not list(folder.rglob("*.bin"))
     assert not list(folder.rglob("*.ckpt"))
+
+
+def test_a_look_at_the_hub_is_announced_and_one_at_this_machine_is_not(
+    session: Session, mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fastdb.new("cat", NAME, settings=SETTINGS)
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert first == f"Looking for {NAME} in the model cache and on its server"
+    for name, base in {"cow": "mini", "pig": str(mini)}.items():
+        fastdb.new(name, base, settings=SETTINGS)
+        assert "Looking for" not in capsys.readouterr().out
 
 
 def test_another_machine_downloads_the_same_commit(
