@@ -46,7 +46,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "no prior": {"prior.class_images": 0},
     "prior: one prompt": {"prior.prompts": "the class"},
     "no captions": {"captions": False},
-    "captions always": {"captions.dropout": 0},
+    "captions always": {"captions.caption_dropout": 0},
     "no text encoder": {"text_encoder.steps": 0},
     "joint": {"text_encoder.mode": "joint"},
     "min-SNR 5": {"min_snr_gamma": 5.0},

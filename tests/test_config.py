@@ -80,6 +80,7 @@ def test_one_like_no_other_is_just_unknown() -> None:
         ("prior.batch_size", 0, 256, -1, 257),
         ("prior.steps", 1, 1000, 0, 1001),
         ("prior.guidance", 0, 50, -1, 51),
+        ("captions.caption_dropout", 0, 1, -0.1, 1.1),
         ("captions.dropout", 0, 1, -0.1, 1.1),
         ("optimizer.weight_decay", 0, 1, -0.1, 1.1),
         ("optimizer.max_grad_norm", 1e-9, 1000, 0, 1001),
@@ -277,6 +278,7 @@ def test_the_settings_a_person_meets_are_these() -> None:
         "prior.guidance",
         "captions.instance_prompt",
         "captions.caption_files",
+        "captions.caption_dropout",
         "captions.dropout",
         "optimizer.name",
         "optimizer.weight_decay",
@@ -292,12 +294,19 @@ def test_the_settings_a_person_meets_are_these() -> None:
         "samples.seed",
         "samples.steps",
         "samples.guidance",
+        "environment.pass",
     ]
+
+
+@pytest.mark.parametrize("names", [["A B"], ["A=1"], [""], "A", [1]])
+def test_variables_to_pass_are_a_list_of_names(names: object) -> None:
+    assert "environment.pass" in refused(environment__pass=names)
+    assert Config().changed({"environment.pass": ["A_1", "b"]}).environment.passed == ("A_1", "b")
 
 
 def test_every_setting_has_its_sentence() -> None:
     groups = [Config, *(type(value) for value in dict(Config()).values() if hasattr(value, "model_dump"))]
-    assert len(groups) == 8
+    assert len(groups) == 9
     for group in groups:
         assert group.__doc__
         for name, field in group.model_fields.items():

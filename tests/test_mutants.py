@@ -143,7 +143,7 @@ MUTANTS = {
     ),
     "captions are never dropped": (
         "training/prepare.py",
-        "            config.captions.dropout,\n",
+        "            config.captions.caption_dropout,\n",
         "            0.0,\n",
         ["tests/training/test_trainer.py", "-k", "dropped_in_some"],
     ),

@@ -68,7 +68,7 @@ class PriorConfig(Settings):
 
     class_images: int = Field(0, ge=0, le=10_000, description="Number of class images; 0 turns prior preservation off.")
     prompts: tuple[str, ...] = Field(
-        (), description="Prompts of the class images, used in turn; if empty, `a photo of` and the class word."
+        (), description="Prompts of the class images, used in turn; if empty, such as `a photo of a dog`."
     )
     weight: float = Field(1.0, ge=0, le=10, description="Weight of the class images' loss.")
     batch_size: int = Field(0, ge=0, le=256, description="Class images per forward pass; 0 uses `batch_size`.")
@@ -94,7 +94,9 @@ class PriorConfig(Settings):
     @classmethod
     def _no_empty_prompt(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not all(prompt.strip() for prompt in value):
-            raise ValueError("must not contain an empty prompt; an empty list means `a photo of` and the class word")
+            raise ValueError(
+                "must not contain an empty prompt; an empty list means a prompt such as `a photo of a dog`"
+            )
         return value
 
 
@@ -103,9 +105,10 @@ class CaptionConfig(Settings):
 
     instance_prompt: str = Field("", description="Prompt of every instance image; if empty, the file name.")
     caption_files: bool = Field(True, description="Append the text of `captions/<stem>.txt` where it exists.")
-    dropout: float = Field(
-        0, ge=0, le=1, description="Fraction of steps that use the instance prompt without the caption."
+    caption_dropout: float = Field(
+        0, ge=0, le=1, description="Fraction of turns in which an image has its instance prompt without the caption."
     )
+    dropout: float = Field(0, ge=0, le=1, description="Fraction of turns in which an image has the empty prompt.")
 
 
 class OptimizerConfig(Settings):

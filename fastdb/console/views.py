@@ -163,6 +163,8 @@ def _plan_lines(plan: dict[str, Any]) -> list[str]:
     lines.append(photos)
     if plan["captions_dropped"]:
         lines.append(f"Captions dropped {plan['captions_dropped']:.0%} of the time")
+    if plan.get("prompts_dropped"):
+        lines.append(f"Prompts dropped {plan['prompts_dropped']:.0%} of the time")
     if plan["min_snr_gamma"]:
         lines.append(f"Loss: Min-SNR weights, gamma {plan['min_snr_gamma']:g}")
     lines.append(f"Device: {plan['device']} in {plan['precision']} ({plan['precision_reason']})")

@@ -32,7 +32,7 @@ def recommended(base: object, class_word: str) -> dict[str, Any]:
         "prior.prompts": _prior_prompts(class_word),
         "checkpoints.every_steps": 50,
         "samples.guidance": 3.0,
-        "captions.dropout": 0.3,
+        "captions.caption_dropout": 0.3,
     }
 
 

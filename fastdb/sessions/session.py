@@ -70,8 +70,7 @@ class Session:
     """Events of its trainers, a file for each run."""
 
     def __post_init__(self) -> None:
-        prompts = self.record.config.prior.prompts or (f"a photo of {self.record.subject.class_word}".strip(),)
-        values = {"name": self.path.name, "config": self.record.config, "class_prompts": prompts}
+        values = {"name": self.path.name, "config": self.record.config, "class_prompts": self.record.class_prompts}
         folders = ("originals", "instance_images", "captions", "class_images", "checkpoints", "samples", "logs")
         for name, value in (*values.items(), *((folder, self.path / folder) for folder in folders)):
             object.__setattr__(self, name, value)

@@ -21,7 +21,7 @@ from fastdb.storage.safe_yaml import parse
 from fastdb.version import __version__
 
 FILE = "session.yaml"
-FORMAT = 3
+FORMAT = 4
 """Format that this version writes. A new number needs a migration, and a sample of the old one in `tests/formats`."""
 WRITER = f"fastdb {__version__}"
 _CHECKSUM = "# sha256 of the lines above: "
@@ -84,10 +84,27 @@ class Record(Settings):
     """Identifies one start of training, to which checkpoints belong; empty if unknown."""
     base_model: BaseModelRecord
     subject: Subject = Subject()
+    class_article: bool = True
+    """Whether the default prompt of class images has an article; those of sessions of formats 1 to 3 have none."""
     config: Config = Config()
     runs: tuple[Run, ...] = ()
     extended: tuple[Extended, ...] = ()
     exports: tuple[Exported, ...] = ()
+
+    @property
+    def class_prompts(self) -> tuple[str, ...]:
+        """Prompts of the class images, used in turn."""
+        word = self.subject.class_word
+        return self.config.prior.prompts or (
+            f"a photo of {with_article(word) if self.class_article else word}".strip(),
+        )
+
+
+def with_article(word: str) -> str:
+    """Return `a dog` or `an apple`, by the first letter; unchanged if empty or with an article."""
+    if not word or word.casefold().startswith(("a ", "an ", "the ")):
+        return word
+    return f"{'an' if word[0].casefold() in 'aeiou' else 'a'} {word}"
 
 
 def new_lineage() -> str:
@@ -154,7 +171,18 @@ def _to_3(data: Mapping[str, Any]) -> dict[str, Any]:
     return {**data, "format": 3, "exports": []}
 
 
-MIGRATIONS: Mapping[int, Callable[[Mapping[str, Any]], dict[str, Any]]] = {1: _to_2, 2: _to_3}
+def _to_4(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Migrate format 3 to 4, which renames `captions.dropout` and adds an article to the default class prompt."""
+    config = data.get("config")
+    if isinstance(config, Mapping) and isinstance(config.get("captions"), Mapping):
+        captions = dict(config["captions"])
+        if "dropout" in captions:
+            captions["caption_dropout"] = captions.pop("dropout")
+        config = {**config, "captions": captions}
+    return {**data, "format": 4, "class_article": False, **({"config": config} if "config" in data else {})}
+
+
+MIGRATIONS: Mapping[int, Callable[[Mapping[str, Any]], dict[str, Any]]] = {1: _to_2, 2: _to_3, 3: _to_4}
 """Migrations to the next format, by the format that they start from."""
 
 

@@ -17,6 +17,18 @@ from fastdb.training.caches import LatentCache
 
 
 @dataclass(frozen=True)
+class _Draw:
+    """The random part of a row; the lots in 0..1 decide whether its caption or its whole prompt is dropped."""
+
+    image: int
+    timestep: int
+    noise: torch.Tensor
+    posterior: torch.Tensor
+    caption_lot: float
+    prompt_lot: float
+
+
+@dataclass(frozen=True)
 class Group:
     """Images of one kind.
 
@@ -24,7 +36,8 @@ class Group:
         name: "instance" or "class".
         prompts: of each image.
         size: how many a microbatch contains.
-        bare: each image's prompt without its caption, which replaces the prompt in a share `dropout` of the turns.
+        bare: each image's prompt without its caption, which replaces it in a share `caption_dropout` of the turns.
+        dropout: share of the turns with the empty prompt.
     """
 
     name: str
@@ -32,7 +45,14 @@ class Group:
     prompts: tuple[str, ...]
     size: int
     bare: tuple[str, ...] = ()
+    caption_dropout: float = 0.0
     dropout: float = 0.0
+
+    def prompt(self, drawn: _Draw) -> str:
+        """Return the prompt of a row."""
+        if drawn.prompt_lot < self.dropout:
+            return ""
+        return (self.bare if drawn.caption_lot < self.caption_dropout else self.prompts)[drawn.image]
 
 
 @dataclass(frozen=True)
@@ -73,8 +93,7 @@ class Batches:
         for group in self.groups:
             for row in range(group.size):
                 drawn = self._draw(group, step, microbatch, self.process * group.size + row)
-                prompts = group.bare if drawn.lot < group.dropout else group.prompts
-                rows.append((group.latents.sample(drawn.image, drawn.posterior), drawn, prompts[drawn.image]))
+                rows.append((group.latents.sample(drawn.image, drawn.posterior), drawn, group.prompt(drawn)))
         return Batch(
             latents=torch.stack([latents for latents, _, _ in rows]),
             noise=torch.stack([drawn.noise for _, drawn, _ in rows]),
@@ -99,24 +118,16 @@ class Batches:
             timestep=int(torch.randint(0, self.timesteps, (), generator=numbers)),
             noise=torch.randn(shape, generator=numbers),
             posterior=torch.randn(shape, generator=numbers),
-            lot=float(torch.rand((), generator=numbers)),
+            caption_lot=float(torch.rand((), generator=numbers)),
+            prompt_lot=float(torch.rand((), generator=numbers)),
         )
-
-
-@dataclass(frozen=True)
-class _Draw:
-    """The random part of a row; `lot` in 0..1 decides whether its caption is dropped."""
-
-    image: int
-    timestep: int
-    noise: torch.Tensor
-    posterior: torch.Tensor
-    lot: float
 
 
 def every_prompt(groups: Iterable[Group]) -> list[str]:
     """Return every prompt that can occur in a batch."""
-    return [prompt for group in groups for prompt in (*group.prompts, *group.bare)]
+    groups = tuple(groups)
+    own = [prompt for group in groups for prompt in (*group.prompts, *group.bare)]
+    return [*own, *([""] if any(group.dropout for group in groups) else [])]
 
 
 def generator(*address: int | str) -> torch.Generator:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _FREE = ("checkpoints.", "samples.", "environment.")
 """Groups of settings that do not touch the result and may change at any time."""
 _EXTENSIONS = "unet.extensions"
+_CAPTION_DROPOUT, _DROPOUT = "captions.caption_dropout", "captions.dropout"
 _MACHINE = ("precision", "gradient_checkpointing", "optimizer.name")
 """Settings that fit a recipe to a machine. They change the result by rounding only, so they may change with a note;
 only the kind of optimizer is fixed until its stage is over."""
@@ -226,6 +227,8 @@ def _until(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> dict[str, Any
 
 def _current(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recipe's settings by today's names; settings that were unknown then had the effect of their defaults."""
+    if _CAPTION_DROPOUT not in settings and _DROPOUT in settings:  # Before format 4 of sessions it had this name.
+        settings = {_CAPTION_DROPOUT if name == _DROPOUT else name: value for name, value in settings.items()}
     try:
         return _settings(Config().changed(settings))
     except ConfigError:

@@ -44,7 +44,8 @@ class Plan:
     Attributes:
         begins: such as `unet step 40`, or `finished`.
         joint_steps: steps in which the text encoder trains with the UNet.
-        captions_dropped: share of the turns in which an image's caption is left out.
+        captions_dropped: share of the turns in which an image's caption is left out; 0 without captions.
+        prompts_dropped: share of the turns with the empty prompt.
     """
 
     begins: str
@@ -57,6 +58,7 @@ class Plan:
     class_images: int
     class_prompts: int
     captions_dropped: float
+    prompts_dropped: float
     min_snr_gamma: float
     device: str
     precision: str
@@ -116,7 +118,8 @@ def plan_run(session: Session, emit: Emit) -> tuple[Preparation, Standing, Plan]
         resolution=config.resolution,
         class_images=config.prior.class_images,
         class_prompts=len(session.class_prompts),
-        captions_dropped=config.captions.dropout if captioned else 0.0,
+        captions_dropped=config.captions.caption_dropout if captioned else 0.0,
+        prompts_dropped=config.captions.dropout,
         min_snr_gamma=config.min_snr_gamma,
         device=device.name,
         precision=device.precision,
@@ -177,7 +180,8 @@ def image_groups(prepared: Preparation, prior: Sequence[ClassImage], emit: Emit)
             latents([image.path for image in prepared.images], "latents"),
             tuple(image.prompt for image in prepared.images),
             config.batch_size,
-            tuple(image.bare for image in prepared.images) if config.captions.dropout else (),
+            tuple(image.bare for image in prepared.images) if config.captions.caption_dropout else (),
+            config.captions.caption_dropout,
             config.captions.dropout,
         )
     ]

@@ -52,15 +52,29 @@ def test_every_step_has_its_sample() -> None:
 def test_a_session_of_format_1_opens_with_everything_in_it() -> None:
     before = tree(SAMPLES)
     record, data = read_record(SAMPLES / "session-1"), yaml.safe_load((SAMPLES / "session-1" / FILE).read_text())
-    assert (record.format, record.written_by, record.lineage) == (3, "", LINEAGE)
-    now = record.model_dump(mode="json", exclude={"format", "written_by", "lineage", "extended", "exports"})
+    assert (record.format, record.written_by, record.lineage) == (4, "", LINEAGE)
+    now = record.model_dump(
+        mode="json", exclude={"format", "written_by", "lineage", "extended", "exports", "class_article"}
+    )
     assert now | {"config": None} == {name: data[name] for name in now} | {"config": None}
+    data["config"]["captions"]["caption_dropout"] = data["config"]["captions"].pop("dropout")
     for group, settings in data["config"].items():
         found = now["config"][group]
         assert (found if not isinstance(settings, dict) else {name: found[name] for name in settings}) == settings
     assert ([run.outcome for run in record.runs], record.extended) == (["finished"], ())
     assert read_record(SAMPLES / "session-1") == record
     assert tree(SAMPLES) == before
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_an_old_session_keeps_its_caption_dropout_and_its_default_class_prompt(number: int, tmp_path: Path) -> None:
+    path = shutil.copytree(SAMPLES / f"session-{number}", tmp_path / "cup")
+    data, session = yaml.safe_load((path / FILE).read_text(encoding="utf-8")), Session.open(path)
+    captions, word = session.config.captions, session.record.subject.class_word
+    assert (captions.caption_dropout, captions.dropout) == (data["config"]["captions"]["dropout"], 0)
+    session = session.with_config(session.config.changed({"prior.prompts": []}))
+    assert Session.open(path).class_prompts == session.class_prompts == (f"a photo of {word}",)
+    assert Session.open(sharing.duplicate(path, "copy", root=tmp_path).path).class_prompts == (f"a photo of {word}",)
 
 
 def test_an_old_session_opens_on_a_read_only_disk(first: Session, forbidden: list[str]) -> None:
@@ -91,7 +105,7 @@ def test_the_first_write_brings_it_up_to_date_and_keeps_the_old_file(first: Sess
     session = first.with_run_begun("unet step 4")
     assert kept.read_bytes() == old
     written = yaml.safe_load((first.path / FILE).read_text())
-    assert (written["format"], written["written_by"], written["lineage"]) == (3, f"fastdb {__version__}", LINEAGE)
+    assert (written["format"], written["written_by"], written["lineage"]) == (4, f"fastdb {__version__}", LINEAGE)
     assert Session.open(first.path) == session
     assert session.record.runs[:1] == first.record.runs
     session.with_run_ended("finished")
@@ -109,7 +123,7 @@ def test_what_was_kept_once_is_not_kept_again(first: Session) -> None:
 
 def test_a_copy_needs_no_old_file_beside_it(first: Session) -> None:
     copy = sharing.duplicate(first.path, "copy", checkpoints=True, root=first.path.parent)
-    assert (copy.record.lineage, copy.record.format) == (LINEAGE, 3)
+    assert (copy.record.lineage, copy.record.format) == (LINEAGE, 4)
     assert [path.name for path in copy.path.glob("*.format-*")] == []
     light = sharing.duplicate(first.path, "light", root=first.path.parent)
     assert light.record.lineage not in ("", LINEAGE)
@@ -118,10 +132,10 @@ def test_a_copy_needs_no_old_file_beside_it(first: Session) -> None:
 @pytest.mark.parametrize(
     ("head", "said"),
     [
-        ("format: 4\n", f"has format 4, and this version ({WRITER}) reads formats 1 to 3. Update fastdb"),
-        ("format: 4\nwritten_by: fastdb 0.4.2\n", "has format 4, written by 'fastdb 0.4.2', and this version"),
-        ("format: 4\nwritten_by: [1]\n", "has format 4, and this version"),
-        ('format: 4\nwritten_by: "\\e[2J\\n"\n', r"written by '\x1b[2J\n', and"),
+        ("format: 5\n", f"has format 5, and this version ({WRITER}) reads formats 1 to 4. Update fastdb"),
+        ("format: 5\nwritten_by: fastdb 0.4.2\n", "has format 5, written by 'fastdb 0.4.2', and this version"),
+        ("format: 5\nwritten_by: [1]\n", "has format 5, and this version"),
+        ('format: 5\nwritten_by: "\\e[2J\\n"\n', r"written by '\x1b[2J\n', and"),
         ("format: 0\n", "has format '0', which no version of fastdb writes"),
         ("format: true\n", "has format 'True', which no version"),
         ("format: 2.0\n", "has format '2.0', which no version"),
@@ -139,7 +153,7 @@ def test_a_format_that_is_not_known_is_refused_kindly(head: str, said: str, firs
 
 
 def test_what_has_a_newer_format_is_not_kept_as_an_old_one(first: Session) -> None:
-    (first.path / FILE).write_text("format: 3\n")
+    (first.path / FILE).write_text("format: 4\n")
     write_record(first.path, first.record)
     assert sorted(path.name for path in first.path.glob(f"{FILE}*")) == [FILE]
 

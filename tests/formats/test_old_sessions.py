@@ -23,6 +23,7 @@ from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.compressed_checkpoint import raw_file, tensors_of
 from fastdb.checkpoints.progress import Standing, standing
 from fastdb.sessions.session import Session
+from fastdb.sessions.session_yaml import FILE, sealed
 from fastdb.storage.manifest import faults, sha256
 from fastdb.training import process
 from tests.other_models import originals
@@ -162,6 +163,25 @@ def test_an_old_session_resumes_to_the_bit_and_exports(
     renamed = {original: average[name] for name, original in originals("unet", average).items()}
     unet = {name: tensor for name, tensor in exports["fp32"].items() if name in renamed}
     assert largest_difference(unet, renamed) <= TOLERANCE
+
+
+def test_a_session_of_format_3_resumes_with_dropped_captions_and_class_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of its captions are dropped, and the prompt of its class images has no article: the losses show both."""
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("FASTDB_CACHE", str(tmp_path / "cache"))
+    folder = shutil.copytree(SAMPLES / "session-3", tmp_path / "sessions" / "cup")
+    text = (folder / FILE).read_text(encoding="utf-8")
+    path = json.dumps(str(BASE))
+    (folder / FILE).write_text(sealed(text.replace("folder: session-2-base\n", f"folder: {path}\n")), encoding="utf-8")
+    events = list(process.start(Session.open(folder)).follow())
+    assert events[-1]["outcome"] == "finished", events[-1]
+    steps = [event for event in events if event["event"] == "step"]
+    assert [event["step"] for event in steps] == [3, 4]
+    found = [loss for event in steps for loss in (event["loss"], event["prior_loss"])]
+    assert found == pytest.approx([1.13774, 1.170784, 1.017632, 0.918516], rel=1e-4)
 
 
 def hashes(section: str) -> dict[str, str]:

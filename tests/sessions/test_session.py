@@ -309,7 +309,7 @@ class TestRecord:
             ("", "has no format number"),
             ("- 1\n- 2\n", "has no format number"),
             ("name: dog\n", "has no format number"),
-            ("format: 4\n", "reads formats 1 to 3. Update fastdb"),
+            ("format: 5\n", "reads formats 1 to 4. Update fastdb"),
             ("format: '1'\n", "has format '1'"),
             ("format: 1\ncreated: 2026-13-45\n", "cannot be read as YAML"),
             ("format: 1\n? [a]\n: b\n", "cannot be read as YAML"),
@@ -392,7 +392,24 @@ class TestRecord:
     def test_the_format_is_held(self) -> None:
         """Changing what lies on people's disks needs a new number and a way to read the old one."""
         text = (make().path / FILE).read_text()
-        head = ["format", "written_by", "name", "created", "lineage", "base_model", "subject"]
+        head = ["format", "written_by", "name", "created", "lineage", "base_model", "subject", "class_article"]
         assert list(yaml.safe_load(text)) == [*head, "config", "runs", "extended", "exports"]
-        assert text.startswith(f"format: 3\nwritten_by: fastdb {fastdb.__version__}\nname: dog\n")
-        assert Record.model_fields["format"].default == 3
+        assert text.startswith(f"format: 4\nwritten_by: fastdb {fastdb.__version__}\nname: dog\n")
+        assert Record.model_fields["format"].default == 4
+
+
+@pytest.mark.parametrize(
+    ("word", "prompt"),
+    [
+        ("dog", "a photo of a dog"),
+        ("Apple", "a photo of an Apple"),
+        ("old man", "a photo of an old man"),
+        ("the sea", "a photo of the sea"),
+        ("\u00e9cureuil", "a photo of a \u00e9cureuil"),
+        ("", "a photo of"),
+    ],
+)
+def test_the_default_class_prompt_has_an_article(word: str, prompt: str) -> None:
+    session = Session.create("it", base_model=BASE, subject=Subject(class_word=word))
+    assert session.class_prompts == (prompt,)
+    assert session.with_config(Config().changed({"prior.prompts": "dogs"})).class_prompts == ("dogs",)

@@ -12,7 +12,7 @@ from fastdb.training.batches import Batches, Group, every_prompt, generator
 from fastdb.training.caches import LatentCache
 
 
-def batches(size: int = 2, class_size: int = 0, dropout: float = 0.0, **changes: object) -> Batches:
+def batches(size: int = 2, class_size: int = 0, bare: float = 0.0, empty: float = 0.0, **changes: object) -> Batches:
     latents = LatentCache(torch.arange(5.0).reshape(5, 1, 1, 1).expand(5, 4, 8, 8), torch.ones(5, 4, 8, 8), 0.5)
     groups = (
         Group(
@@ -20,8 +20,9 @@ def batches(size: int = 2, class_size: int = 0, dropout: float = 0.0, **changes:
             latents,
             tuple(f"prompt {number}" for number in range(5)),
             size,
-            tuple(f"bare {number}" for number in range(5)) if dropout else (),
-            dropout,
+            tuple(f"bare {number}" for number in range(5)) if bare else (),
+            bare,
+            empty,
         ),
         Group("class", latents, ("a class",) * 5, class_size or size),
     )
@@ -84,7 +85,7 @@ def test_as_many_class_images_as_asked_for_and_the_instance_images_as_before() -
 def test_captions_are_left_out_in_their_share_of_the_turns_and_nothing_else_changes() -> None:
     kept, dropped, turns = 0, 0, []
     for step in range(100):
-        always, sometimes = batches(size=4).at(step, 1), batches(size=4, dropout=0.3).at(step, 1)
+        always, sometimes = batches(size=4).at(step, 1), batches(size=4, bare=0.3).at(step, 1)
         assert torch.equal(always.latents, sometimes.latents)
         assert torch.equal(always.noise, sometimes.noise)
         assert torch.equal(always.timesteps, sometimes.timesteps)
@@ -95,9 +96,28 @@ def test_captions_are_left_out_in_their_share_of_the_turns_and_nothing_else_chan
             turns.append(now)
     assert abs(dropped / (kept + dropped) - 0.3) < 4 * (0.3 * 0.7 / 400) ** 0.5
     assert {turn for turn in turns if turn.startswith("bare")} == {f"bare {number}" for number in range(5)}
-    assert turns == [turn for step in range(100) for turn in batches(size=4, dropout=0.3).at(step, 1).prompts[:4]]
-    assert set(every_prompt(batches(dropout=0.3).groups)) >= set(turns), "all are embedded beforehand"
-    assert batches(size=4, dropout=1.0).at(0, 0).prompts[0].startswith("bare")
+    assert turns == [turn for step in range(100) for turn in batches(size=4, bare=0.3).at(step, 1).prompts[:4]]
+    assert set(every_prompt(batches(bare=0.3).groups)) >= set(turns), "all are embedded beforehand"
+    assert batches(size=4, bare=1.0).at(0, 0).prompts[0].startswith("bare")
+
+
+def test_prompts_are_emptied_in_their_share_of_the_turns_and_nothing_else_changes() -> None:
+    """Whether a caption is dropped does not depend on it."""
+    turns = []
+    for step in range(100):
+        without, dropped = batches(size=4, bare=0.3).at(step, 1), batches(size=4, bare=0.3, empty=0.2).at(step, 1)
+        assert torch.equal(without.latents, dropped.latents)
+        assert torch.equal(without.noise, dropped.noise)
+        assert torch.equal(without.timesteps, dropped.timesteps)
+        assert dropped.prompts[4:] == ("a class",) * 4
+        assert all(now in (before, "") for before, now in zip(without.prompts, dropped.prompts, strict=True))
+        turns += zip(without.prompts[:4], dropped.prompts[:4], strict=True)
+    emptied = [before for before, now in turns if not now]
+    assert abs(len(emptied) / 400 - 0.2) < 4 * (0.2 * 0.8 / 400) ** 0.5
+    assert 0.1 < sum(before.startswith("bare") for before in emptied) / len(emptied) < 0.5
+    assert "" in every_prompt(batches(empty=0.2).groups)
+    assert "" not in every_prompt(batches().groups)
+    assert batches(size=4, empty=1.0).at(0, 0).prompts[:4] == ("",) * 4
 
 
 def draw_of(step: int, microbatch: int, sample: int, image: int) -> torch.Tensor:

@@ -29,7 +29,7 @@ SHORT: dict[str, Any] = {
     "unet__steps": 4,
     "unet__ema_decay": 0.9,
     "prior__class_images": 0,
-    "captions__dropout": 0.3,
+    "captions__caption_dropout": 0.3,
     "checkpoints__every_steps": 2,
 }
 REWARM, DECAY, HOLD = (

@@ -25,6 +25,7 @@ from fastdb.checkpoints.progress import standing
 from fastdb.checkpoints.retention import KEEP
 from fastdb.commands import training
 from fastdb.console import sentence
+from fastdb.console.views import _plan_lines
 from fastdb.errors import ConfigError, FastDBError, TrainingError
 from fastdb.models.resolve import ensure_base
 from fastdb.reporting import Note
@@ -33,6 +34,7 @@ from fastdb.sessions.session import Session
 from fastdb.training import process
 from fastdb.training.batches import Batch
 from fastdb.training.loop import Loop
+from fastdb.training.prepare import plan_run
 from fastdb.training.trainer import Trainer
 from tests.other_models import another
 from tests.training.conftest import outcome, result
@@ -127,7 +129,8 @@ def many(make_session: Made) -> Many:
         "text_encoder__steps": 3,
         "unet__steps": 4,
         "optimizer__name": "adamw8bit" if EIGHT_BIT else "adamw",
-        "captions__dropout": 0.5,
+        "captions__caption_dropout": 0.5,
+        "captions__dropout": 0.3,
         "prior__weight": 0.5,
         "gradient_accumulation": 2,
         "gradient_checkpointing": True,
@@ -172,8 +175,22 @@ def test_resume_is_exact_with_many_settings_together(many: Many) -> None:
         assert (one.samples / name).read_bytes() == (other.samples / name).read_bytes()
 
 
+def test_the_plan_mentions_captions_only_where_there_are_some(make_session: Made) -> None:
+    session = make_session("uncaptioned", captions__caption_dropout=0.5)
+
+    def lines() -> str:
+        plans: list[dict[str, Any]] = []
+        plan_run(session, lambda kind, **fields: plans.append(fields) if kind == "plan" else None)
+        return " ".join(_plan_lines(plans[0]))
+
+    assert "aption" not in lines()
+    (session.captions / "cat.txt").write_text("on a table")
+    assert "Captions dropped 50% of the time" in lines()
+
+
 def test_captions_are_dropped_in_some_turns_of_the_training(many: Many) -> None:
-    assert many.plan["captions_dropped"] == 0.5
+    assert (many.plan["captions_dropped"], many.plan["prompts_dropped"]) == (0.5, 0.3)
+    assert 0 < many.prompts.count("") < len(many.prompts) / 2
     captioned = [prompt.endswith("on a table") for prompt in many.prompts]
     assert len(captioned) == 2 * (3 + 4)
     assert 0 < sum(captioned) < len(captioned)
@@ -208,7 +225,9 @@ def test_resume_is_exact_with_each_optimizer(make_session: Made, name: str) -> N
 @pytest.mark.full
 def test_captions_left_out_now_and_then_resume_exactly(make_session: Made) -> None:
     settings = {"text_encoder__steps": 2, "unet__steps": 4, "prior__class_images": 0}
-    sessions = [make_session(f"told{n}", captions__dropout=share, **settings) for n, share in enumerate((0.5, 0.5, 0))]
+    sessions = [
+        make_session(f"told{n}", captions__caption_dropout=share, **settings) for n, share in enumerate((0.5, 0.5, 0))
+    ]
     for session in sessions:
         for image in session.instance_images.glob("*.png"):
             (session.captions / f"{image.stem}.txt").write_text("on a table")
