@@ -125,9 +125,27 @@ MUTANTS = {
     ),
     "a loss that is not finite changes the weights": (
         "training/loop.py",
-        "if not math.isfinite(float(loss.detach())):",
+        "if accelerator.scaler is None and not math.isfinite(whole):",
         "if False:",
         ["tests/training/test_stages.py", "-k", "finite"],
+    ),
+    "a gradient that is not finite changes the weights": (
+        "training/loop.py",
+        "if math.isfinite(float(norm)):",
+        "if True:",
+        ["tests/training/test_divergence.py", "-k", "neither_taken_nor_saved"],
+    ),
+    "a checkpoint with NaN is written": (
+        "training/saver.py",
+        "if tensor := _not_finite(content):",
+        "if tensor := str():",
+        ["tests/training/test_divergence.py", "-k", "is_not_written"],
+    ),
+    "a changed rate holds from the first step on": (
+        "training/schedules.py",
+        "if start <= change.after <= step < end",
+        "if start <= change.after < end and step < end",
+        ["tests/training/test_schedules.py"],
     ),
     "the weight of the class images is ignored": (
         "training/loop.py",

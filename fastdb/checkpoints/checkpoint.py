@@ -23,6 +23,8 @@ from fastdb.storage.staged_folder import staged_folder
 STATE = "state.json"
 FORMAT = 2
 """Version of the state. Version 1 has no `format` and no lineage."""
+FINITE = "finite"
+"""Key of the state: all numbers were finite when the checkpoint was saved. Earlier versions did not look."""
 README = "README.txt"
 
 RAW = ".safetensors"
@@ -72,6 +74,10 @@ class _State(dict[str, Any]):
             where=self._path,
             fix="Another program wrote it; move it out of the session's checkpoints.",
         )
+
+
+Fault = Callable[[Checkpoint], str]
+"""Returns why a checkpoint cannot be used, or an empty string."""
 
 
 def save(
@@ -190,15 +196,20 @@ def _foreign(checkpoint: Checkpoint, lineage: str) -> str:
     return ""
 
 
-def newest(folders: Path | Sequence[Path], stage: str, lineage: str = "") -> tuple[Checkpoint | None, list[Note]]:
+def newest(
+    folders: Path | Sequence[Path], stage: str, lineage: str = "", unusable: Fault | None = None
+) -> tuple[Checkpoint | None, list[Note]]:
     """Return the newest valid checkpoint of a stage, and a note for each newer checkpoint that was skipped.
+
+    Args:
+        unusable: a further check of valid checkpoints.
 
     Raises:
         StorageError: a folder cannot be listed.
     """
     skipped: list[Note] = []
     for checkpoint in reversed(complete(folders, stage)):
-        reason = fault_in(checkpoint, lineage)
+        reason = fault_in(checkpoint, lineage) or (unusable(checkpoint) if unusable else "")
         if not reason:
             return checkpoint, skipped
         skipped.append(Note("checkpoint skipped", checkpoint.path.name, reason))

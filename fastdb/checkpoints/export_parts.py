@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fastdb.checkpoints.compressed_checkpoint import raw_files
+from fastdb.checkpoints.finite_numbers import not_finite
 from fastdb.checkpoints.progress import STAGES, how_far, no_valid_checkpoint, standing, standings
 from fastdb.models.diffusers_folder import PARTS, BaseModel, weight_file
 from fastdb.sessions.session import Session
@@ -24,7 +25,8 @@ def export_parts(session: Session, base: BaseModel, step: int | None = None) -> 
         ModelError: a weight file of the base model is missing.
         CheckpointError, StorageError: weights cannot be decompressed.
     """
-    stands = standing(session) if step is None else standings(session, [step])[0][0]
+    unusable = not_finite(base.folder)
+    stands = standing(session, unusable) if step is None else standings(session, [step], unusable)[0][0]
     if stands.last is None:
         raise no_valid_checkpoint(session, "to export", stands.skipped)
     parts = {part: weight_file(base.folder, part) for part in PARTS}

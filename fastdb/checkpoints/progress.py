@@ -10,6 +10,7 @@ from fastdb.checkpoints.checkpoint import (
     AVERAGE,
     RAW,
     Checkpoint,
+    Fault,
     complete,
     fault_in,
     newest,
@@ -93,16 +94,19 @@ def steps_text(done: Mapping[str, int]) -> str:
     return ", ".join(f"{stage} {step}" for stage, step in done.items())
 
 
-def standing(session: Session) -> Standing:
+def standing(session: Session, unusable: Fault | None = None) -> Standing:
     """Read a session's checkpoints and verify every byte of those that count.
 
     A later stage counts only after a complete earlier stage: if the text encoder's last checkpoint is damaged, that
     stage has to resume first.
+
+    Args:
+        unusable: a further check of valid checkpoints, such as `finite_numbers.not_finite`.
     """
     valid: dict[str, Checkpoint] = {}
     skipped: list[Note] = []
     for stage in STAGES:
-        checkpoint, notes = newest(session.checkpoint_folders, stage, session.record.lineage)
+        checkpoint, notes = newest(session.checkpoint_folders, stage, session.record.lineage, unusable)
         skipped += notes
         if checkpoint is not None:
             valid[stage] = checkpoint
@@ -111,11 +115,14 @@ def standing(session: Session) -> Standing:
     return Standing(valid, (*skipped, *strays(session.checkpoints)))
 
 
-def standings(session: Session, wanted: Sequence[int] | None = None) -> tuple[list[Standing], list[Note]]:
+def standings(
+    session: Session, wanted: Sequence[int] | None = None, unusable: Fault | None = None
+) -> tuple[list[Standing], list[Note]]:
     """Read where the session stood at each valid checkpoint of the UNet stage, sorted by step.
 
     Args:
         wanted: only the checkpoints of these steps.
+        unusable: see `standing`.
 
     Returns:
         The standings, and a note for each skipped checkpoint.
@@ -132,7 +139,7 @@ def standings(session: Session, wanted: Sequence[int] | None = None) -> tuple[li
     for checkpoint in reversed(checkpoints):
         if checkpoint.step in valid or (wanted is not None and checkpoint.step not in wanted):
             continue
-        if reason := fault_in(checkpoint, session.record.lineage):
+        if reason := fault_in(checkpoint, session.record.lineage) or (unusable(checkpoint) if unusable else ""):
             skipped.append(Note("checkpoint skipped", checkpoint.path.name, reason))
         else:
             valid[checkpoint.step] = checkpoint
@@ -140,7 +147,7 @@ def standings(session: Session, wanted: Sequence[int] | None = None) -> tuple[li
         others = [one for one in checkpoints if one.step not in (wanted or ()) and wanted is not None]
         steps = sorted({one.step for one in others if not fault_in(one, session.record.lineage)})
         raise no_valid_checkpoint(session, "of the UNet stage", skipped, steps)
-    now, total = standing(session), steps_of(session, "text_encoder")
+    now, total = standing(session, unusable), steps_of(session, "text_encoder")
     if now.done("text_encoder") < total:
         raise TrainingError(
             f"the text encoder of step {total}, with which the UNet was trained, is missing or damaged",

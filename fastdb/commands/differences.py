@@ -12,6 +12,7 @@ from fastdb.reporting import Note, Report
 from fastdb.sessions.lease_status import in_use
 from fastdb.sessions.session import Session
 from fastdb.training import process
+from fastdb.training.schedules import peak_at
 
 CHANGEABLE = ("checkpoints.", "samples.", "environment.", "precision", "gradient_checkpointing")
 """Beginnings of the names of settings that may change after training has begun: results differ by rounding at most."""
@@ -57,9 +58,9 @@ def agreed_settings(session: Session, asked: Config, running: bool, keep: bool, 
         if not running:
             what = "training has begun"
             fix = (
-                f"Resume without --set. For more steps: fastdb extend {session.name} --steps N; to change the UNet "
-                "stage from its start: --from-step 0; to start over with other settings: --restart; or create a "
-                "session: fastdb new"
+                f"Resume without --set. For more steps: fastdb extend {session.name} --steps N; for another learning "
+                "rate from step N on: --from-step N; to change the UNet stage from its start: --from-step 0; to start "
+                "over with other settings: --restart; or create a session: fastdb new"
             )
         raise ConfigError(f"{what} with other settings: {listed(kept)}", where=session.name, fix=f"{fix}.")
     report_kept(kept, report)
@@ -77,6 +78,17 @@ def setting_differences(current: Config, asked: Config) -> list[Difference]:
     """Return the settings that differ."""
     old, new = (dict(flat(config.model_dump())) for config in (current, asked))
     return [Difference(name, _short(old[name]), _short(new[name])) for name in old if old[name] != new[name]]
+
+
+def changed_rates(current: Config, asked: Config, after: int) -> list[Difference]:
+    """Return the learning rates that differ after `after` done steps of the UNet stage because of a change there."""
+    differing = []
+    for part in ("unet", "text_encoder"):
+        old, new = getattr(current, part), getattr(asked, part)
+        if old.rate_changes != new.rate_changes and after:
+            before, now = peak_at(old, after), peak_at(new, after)
+            differing.append(Difference(f"{part}.learning_rate", f"{before:g}", f"{now:g}"))
+    return differing
 
 
 def listed(differing: list[Difference]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +24,7 @@ from fastdb.sessions.session import Session, SessionLike
 from fastdb.sessions.session_yaml import FILE
 from fastdb.storage.atomic_write import make_folder
 from fastdb.training import process
+from fastdb.training.divergence import remedy
 
 if TYPE_CHECKING:
     from fastdb.evaluation.report import Evaluation
@@ -132,6 +134,10 @@ def generate(
     make_folder(folder)
     report.note(Note("loading", opened.name))
     engine = opened.load()
+    if isinstance(model, Session) and (begun := {stage: done for stage, done in progress_of(model).items() if done}):
+        stage = list(begun)[-1]
+        drawn = begun[stage] if step is None else step
+        engine.remedy = remedy(model, stage, {drawn + 1: math.inf})
     with report.progress("generate", "step") as update:
         images = engine.generate(request, progress=update)
     del engine

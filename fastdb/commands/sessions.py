@@ -29,7 +29,7 @@ from fastdb.sessions import file_hashes
 from fastdb.sessions.exports import locate_file
 from fastdb.sessions.lease_status import in_use, refuse_elsewhere
 from fastdb.sessions.session import Session, SessionLike, check_free, check_name
-from fastdb.sessions.session_yaml import Extended, Subject
+from fastdb.sessions.session_yaml import Extended, Revision, Subject
 from fastdb.storage.atomic_write import explained
 from fastdb.storage.delete import bytes_of
 from fastdb.storage.drive_uploads import waits_for_upload
@@ -89,6 +89,7 @@ class Overview:
     outcomes: tuple[str, ...]
     """How each run ended; an empty outcome has no recorded end."""
     extended: tuple[Extended, ...]
+    revised: tuple[Revision, ...]
     exports: tuple[ExportState, ...]
     unpublished: tuple[str, ...]
     """Checkpoints on this machine only that another machine would need to resume."""
@@ -263,6 +264,7 @@ def show(session: SessionLike, root: str | Path | None = None) -> Overview:
         progress=_progress(session),
         outcomes=tuple(run.outcome for run in session.record.runs),
         extended=session.extensions,
+        revised=session.record.revised,
         exports=tuple(_exports(session)),
         unpublished=tuple(checkpoint.path.name for checkpoint in pending(session)),
         not_uploaded=tuple(_not_uploaded(session)),

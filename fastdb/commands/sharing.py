@@ -185,7 +185,9 @@ def duplicate(
         settle(beside, name, None, session.path)
         if not checkpoints:
             write_record(
-                beside, read_record(beside).model_copy(update={"runs": (), "extended": (), "exports": ()}), keep=False
+                beside,
+                read_record(beside).model_copy(update={"runs": (), "extended": (), "revised": (), "exports": ()}),
+                keep=False,
             )
         record_files(beside, lock=False)
     report.note(Note("session created", str(path)))

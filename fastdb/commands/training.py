@@ -10,7 +10,12 @@ from typing import Any, Literal
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.progress import check_step
 from fastdb.checkpoints.publish import Publishing, nothing_published, pending
-from fastdb.commands.differences import agreed_settings, report_changed, setting_differences
+from fastdb.commands.differences import (
+    agreed_settings,
+    changed_rates,
+    report_changed,
+    setting_differences,
+)
 from fastdb.commands.session_warnings import setting_warnings
 from fastdb.config import Config, Extension, build
 from fastdb.errors import ConfigError, SessionBusy, TrainingError
@@ -22,7 +27,7 @@ from fastdb.sessions.session import Session, SessionLike
 from fastdb.storage.set_aside import move_aside
 from fastdb.training import process
 from fastdb.training.preflight import preflight
-from fastdb.training.schedules import default_peak
+from fastdb.training.schedules import default_peak, with_rates_from
 
 PUBLISH_WITHIN = 30.0
 """Seconds of failures after which `publish` gives up."""
@@ -50,7 +55,8 @@ def train(
         keep_settings: if training has begun with other settings, report them and keep the session's, instead of an
             error. Settings of checkpoints, samples and the environment may change at any time.
         restart: set all checkpoints aside first.
-        from_step: set the newer checkpoints of the UNet stage aside first.
+        from_step: set the newer checkpoints of the UNet stage aside first. A learning rate among `settings` then
+            holds from this step on.
         on_interrupt: let the trainer save and stop, or leave it; by default only one that this call started stops.
         take_over: train even if another machine does; that trainer saves on its own disk and stops.
 
@@ -72,7 +78,11 @@ def train(
     again = restart or from_step is not None
     if running is not None and again:
         raise SessionBusy("is being trained", subject=session.name, fix=f"Stop it first: fastdb stop {session.name}")
-    asked = session.config.changed(settings or {})
+    asked = (
+        with_rates_from(session.config, settings or {}, from_step or 0)
+        if again
+        else session.config.changed(settings or {})
+    )
     config = asked if again else agreed_settings(session, asked, running is not None, keep_settings, report)
     if running is None:
         running, interrupted = _start(_prepare(session, config, restart, from_step, report), take_over, report)
@@ -186,8 +196,7 @@ def _prepare(session: Session, config: Config, restart: bool, from_step: int | N
     for note in preflight(planned, base, restart, from_step):
         report.note(note)
     if config != session.config:
-        report_changed(setting_differences(session.config, config), report)
-        session = session.with_config(config)
+        session = _with_settings(session, config, from_step or 0, report)
         for note in setting_warnings(session):
             report.note(note)
     folders = session.checkpoint_folders[::-1]
@@ -209,6 +218,18 @@ def _prepare(session: Session, config: Config, restart: bool, from_step: int | N
     else:
         report.note(Note("no checkpoints to set aside", session.name))
     return session
+
+
+def _with_settings(session: Session, config: Config, from_step: int, report: Report) -> Session:
+    """Write other settings and report them; rates that hold from a step on are recorded in the history."""
+    rates = changed_rates(session.config, config, from_step)
+    differing = [
+        each for each in setting_differences(session.config, config) if not each.name.endswith(".rate_changes")
+    ]
+    report_changed([*differing, *rates], report)
+    if not rates:
+        return session.with_config(config)
+    return session.with_revision(config, f"unet step {from_step}", [str(rate) for rate in rates])
 
 
 def _start(session: Session, take_over: bool, report: Report) -> tuple[process.Running, bool]:

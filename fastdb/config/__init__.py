@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
@@ -11,6 +12,23 @@ from pydantic import Field, ValidationError, create_model, field_validator, mode
 from fastdb.config.validation import Settings, build
 from fastdb.errors import ConfigError
 from fastdb.reporting import counted
+
+
+class RateChange(Settings):
+    """Learning rate of a part from a step of the UNet stage on, until its own steps or the present extension end."""
+
+    after: int = Field(ge=1, le=1_000_000, description="Steps done before the first step with this rate.")
+    learning_rate: float = Field(gt=0, le=0.1, description="Takes the place of the rate that the schedule begins with.")
+
+    def __str__(self) -> str:
+        return f"{self.learning_rate:g} after step {self.after}"
+
+
+_CHANGES = Field(
+    (),
+    max_length=100,
+    description="Rates from chosen steps on, which `fastdb train --from-step N --set unet.learning_rate=X` adds.",
+)
 
 
 class TextEncoderConfig(Settings):
@@ -23,6 +41,7 @@ class TextEncoderConfig(Settings):
     learning_rate: float = Field(
         1e-6, gt=0, le=0.1, description="Learning rate of the first step; falls linearly to 0."
     )
+    rate_changes: tuple[RateChange, ...] = _CHANGES
 
 
 class Extension(Settings):
@@ -45,6 +64,7 @@ class UNetConfig(Settings):
     learning_rate: float = Field(
         2e-6, gt=0, le=0.1, description="Learning rate of the first step; falls linearly to 0."
     )
+    rate_changes: tuple[RateChange, ...] = _CHANGES
     ema_decay: float = Field(
         0,
         ge=0,
@@ -256,10 +276,10 @@ def format_setting(value: Any) -> str:
     """Format a setting's value, as `flat` yields it, on one line."""
     if not (isinstance(value, list | tuple) and value and all(isinstance(item, Mapping) for item in value)):
         return str(value)
-    try:
-        return " + ".join(str(Extension.model_validate(item)) for item in value)
-    except ValidationError:
-        return str(value)
+    for kind in (Extension, RateChange):
+        with suppress(ValidationError):
+            return " + ".join(str(kind.model_validate(item)) for item in value)
+    return str(value)
 
 
 def _shortened(value: Any) -> str:

@@ -146,6 +146,7 @@ SENTENCES: dict[str, str] = {
     "session.yaml changed": "{subject} was edited or damaged since it was written",
     "trainer crashed": "The last trainer ({subject}) crashed or was killed; resuming from its last checkpoint",
     # training
+    "step skipped": "Step {subject} was skipped: its gradient is not finite. The gradient scale is now {reason}",
     "arithmetic changed": (
         "Resuming with different hardware or precision ({reason}); results match only up to rounding"
     ),

@@ -104,8 +104,9 @@ def show_overview(overview: Overview) -> None:
         ("training", overview.progress),
         ("runs", ", ".join(_outcomes(overview)) or "none"),
         *(
-            ("extended", ", ".join(filter(None, (str(one), one.when and _local_time(one.when)))))
-            for one in overview.extended
+            (name, ", ".join(filter(None, (str(one), one.when and _local_time(one.when)))))
+            for name, entries in (("extended", overview.extended), ("revised", overview.revised))
+            for one in entries
         ),
         ("exports", "; ".join(map(_export, overview.exports)) or "none"),
     ]

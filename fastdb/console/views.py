@@ -186,5 +186,6 @@ def _stage_line(name: str, plan: dict[str, Any]) -> str:
         return f"{title}: done, {counted(stage['steps'], 'step')}"
     parts = [f"{counted(stage['own_steps'], 'step')}, learning rate {stage['learning_rate']:g} falling to 0"]
     parts += [f"then {extension}" for extension in stage["extensions"]]
+    parts += [f"learning rate {change}" for change in stage.get("rate_changes", ())]
     parts += [f"resuming after step {stage['done']}"] if stage["done"] else []
     return f"{title}: {', '.join(parts)}"

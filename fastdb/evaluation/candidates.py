@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from fastdb.checkpoints.compressed_checkpoint import raw_files, raw_sha256
+from fastdb.checkpoints.finite_numbers import not_finite
 from fastdb.checkpoints.progress import Standing, standings
 from fastdb.evaluation.measures import Taken
 from fastdb.evaluation.prompts import Shot
@@ -66,7 +67,7 @@ def checkpoints_of(
         TrainingError: there is no valid checkpoint, or that of the text encoder is missing or damaged.
         ConfigError: a requested checkpoint is missing or invalid.
     """
-    valid, skipped = standings(session, steps)
+    valid, skipped = standings(session, steps, not_finite(base.folder))
     return [_checkpoint(session, base, standing) for standing in valid], skipped
 
 

@@ -31,6 +31,9 @@ class Engine:
     Noise is drawn on the CPU, so that every device draws the same picture.
     """
 
+    remedy = "Use other weights, or train again with a lower learning rate."
+    """Remedy for weights that draw no picture."""
+
     def __init__(self, pipeline: StableDiffusionPipeline) -> None:
         self._pipeline = pipeline
         self._noise_schedule = pipeline.scheduler.config
@@ -116,6 +119,9 @@ class Engine:
         """Draw the pictures of a request singly, so that each depends on its own seed alone.
 
         `progress(done, total)` counts sampler steps over all pictures.
+
+        Raises:
+            ModelError: numbers are not finite, because the weights diverged in training.
         """
         pipeline, total = self._pipeline, request.count * request.steps
         conditioning: dict[str, Any] = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
@@ -129,11 +135,12 @@ class Engine:
             pipeline.scheduler = make_sampler(request.sampler, self._noise_schedule)
 
             def report(_pipeline: Any, step: int, _time: Any, values: dict[str, Any], before: int = number) -> Any:
+                self._check_finite(values["latents"], request)
                 if progress is not None:
                     progress(min(before * request.steps + step + 1, total), total)
                 return values
 
-            pictures += pipeline(
+            drawn = pipeline(
                 **conditioning,
                 num_inference_steps=request.steps,
                 guidance_scale=request.guidance,
@@ -141,7 +148,9 @@ class Engine:
                 height=request.height,
                 generator=torch.Generator().manual_seed(request.seed + number),
                 callback_on_step_end=report,
+                output_type="pt",
             ).images
+            pictures += self._as_pictures(drawn, request)
         return pictures
 
     @torch.no_grad()
@@ -153,6 +162,7 @@ class Engine:
 
         Raises:
             ConfigError: requests differ in more than prompt, negative prompt and seed, or ask for several pictures.
+            ModelError: numbers are not finite, because the weights diverged in training.
         """
         first = requests[0]
         for request in requests:
@@ -164,7 +174,7 @@ class Engine:
                     fix="Draw different requests separately.",
                 )
         self._pipeline.scheduler = make_sampler(first.sampler, self._noise_schedule)
-        pictures: list[Image.Image] = self._pipeline(
+        drawn = self._pipeline(
             prompt=[request.prompt for request in requests],
             negative_prompt=[request.negative_prompt for request in requests],
             num_inference_steps=first.steps,
@@ -172,8 +182,24 @@ class Engine:
             width=first.width,
             height=first.height,
             generator=[torch.Generator().manual_seed(request.seed) for request in requests],
+            output_type="pt",
         ).images
+        return self._as_pictures(drawn, first)
+
+    def _as_pictures(self, drawn: torch.Tensor, request: Request) -> list[Image.Image]:
+        """Convert pictures in 0..1, (pictures, 3, height, width), as the pipeline does."""
+        self._check_finite(drawn, request)
+        processor = self._pipeline.image_processor
+        pictures: list[Image.Image] = processor.numpy_to_pil(processor.pt_to_numpy(drawn))
         return pictures
+
+    def _check_finite(self, numbers: torch.Tensor, request: Request) -> None:
+        if not torch.isfinite(numbers).all():
+            raise ModelError(
+                "the model draws no picture, only numbers that are not finite: its weights are ruined",
+                where=repr(request.prompt),
+                fix=self.remedy,
+            )
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdb.checkpoints.compressed_checkpoint import raw_files
+from fastdb.checkpoints.finite_numbers import not_finite
 from fastdb.checkpoints.progress import standing, standings
 from fastdb.errors import ConfigError
 from fastdb.inference.engine import Engine
@@ -64,8 +65,9 @@ def open_source(
             raise ConfigError("a file has no checkpoints", where=source, fix="Name a session, or leave the step out.")
         return _from_file(Path(source).expanduser().absolute(), base, progress)
     session = source if isinstance(source, Session) else Session.open(source, root)
-    stands = standing(session) if step is None else standings(session, [step])[0][0]
     model = ensure_base(session, progress)
+    unusable = not_finite(model.folder)
+    stands = standing(session, unusable) if step is None else standings(session, [step], unusable)[0][0]
     where = f"{stands.last.stage} step {stands.last.step}" if stands.last else "untrained"
     return Source(
         f"{session.name} ({where})",

@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from fastdb.sessions.session_yaml import (
     Exported,
     Extended,
     Record,
+    Revision,
     Run,
     Subject,
     new_lineage,
@@ -192,6 +193,13 @@ class Session:
         return self._rewritten(
             record.model_copy(update={"config": config, "extended": (*record.extended, entry)}),
         )
+
+    def with_revision(self, config: Config, after: str, changes: Sequence[str], reason: str = "") -> Session:
+        """Write other settings that hold from a step on, such as `unet step 40`, and record them in the history."""
+        record = read_record(self.path)
+        entries = (Revision(when=now(), after=after, change=change, reason=reason) for change in changes)
+        update = {"config": config, "revised": (*record.revised, *entries)}
+        return self._rewritten(record.model_copy(update=update))
 
     @property
     def extensions(self) -> tuple[Extended, ...]:

@@ -64,6 +64,18 @@ class Extended(Extension):
         return f"after step {self.after} by {super().__str__()}"
 
 
+class Revision(Settings):
+    """Change of a setting of a training that has begun, which holds from a step on."""
+
+    when: str = Field(description="UTC, ISO 8601.")
+    after: str = Field(description="Last step before it, such as `unet step 40`.")
+    change: str = Field(description="The setting and its values, such as `unet.learning_rate 2e-06 -> 2e-07`.")
+    reason: str = Field("", description="Empty if it was asked for.")
+
+    def __str__(self) -> str:
+        return f"after {self.after}: {self.change}{f' ({self.reason})' if self.reason else ''}"
+
+
 class Exported(Settings):
     """Exported file, with the progress of the training that it contains."""
 
@@ -89,6 +101,7 @@ class Record(Settings):
     config: Config = Config()
     runs: tuple[Run, ...] = ()
     extended: tuple[Extended, ...] = ()
+    revised: tuple[Revision, ...] = ()
     exports: tuple[Exported, ...] = ()
 
     @property

@@ -131,7 +131,7 @@ def settle(folder: Path, name: str, base: BaseModelRecord | None, where: object,
     exports = tuple(each.model_copy(update={"file": names.get(each.file, each.file)}) for each in record.exports)
     settled = record.model_copy(update={"name": name, "base_model": base or record.base_model, "exports": exports})
     if not complete(folder / "checkpoints"):
-        settled = settled.model_copy(update={"lineage": new_lineage(), "runs": (), "extended": ()})
+        settled = settled.model_copy(update={"lineage": new_lineage(), "runs": (), "extended": (), "revised": ()})
     if settled != record:
         write_record(folder, settled, keep=False)
 

@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +15,7 @@ from diffusers import DDPMScheduler
 from fastdb.config import Config
 from fastdb.errors import TrainingError
 from fastdb.training.batches import Batch, Batches, generator
+from fastdb.training.divergence import MOST_SKIPPED, Divergence
 from fastdb.training.loss import add_noise, denoising_loss, timestep_weights
 from fastdb.training.movement import Movement
 from fastdb.training.stages import Stage
@@ -28,6 +29,7 @@ class StepReport:
         loss, prior_loss: means over its microbatches.
         learning_rate: of the part that the stage is named after.
         batch: a hash of the latents, noise, timesteps and prompts of its microbatches, in hex.
+        skipped: the gradient scaler left the weights unchanged.
     """
 
     step: int
@@ -36,11 +38,16 @@ class StepReport:
     learning_rate: float
     seconds: float
     batch: str
+    skipped: bool = False
 
 
 @dataclass
 class Loop:
-    """The training loop of a stage, prepared for the device."""
+    """The training loop of a stage, prepared for the device.
+
+    Attributes:
+        losses: of each step done, counted from 1.
+    """
 
     accelerator: Accelerator
     stage: Stage
@@ -48,12 +55,14 @@ class Loop:
     batches: Batches
     scheduler: DDPMScheduler
     config: Config
+    losses: dict[int, float] = field(default_factory=dict)
 
     def run(self, start: int, after_step: Callable[[StepReport], bool]) -> int:
         """Train from `start` done steps until the stage ends or `after_step` returns True; return the steps done.
 
         Raises:
-            TrainingError: the loss is not finite, and that step has not changed the weights; or no step changes them.
+            TrainingError: no step changes the weights.
+            Divergence: loss or gradient are not finite; that step has not changed the weights.
         """
         steps, config = self.stage.steps, self.config
         movement = Movement(self.stage.name, self.stage.trained)
@@ -68,12 +77,15 @@ class Loop:
             batches = [self.batches.at(step, number) for number in range(config.gradient_accumulation)]
             movement.before_step(rates)
             losses = [self._microstep(step, batch) for batch in batches]
-            movement.after_step(rates, self.accelerator.optimizer_step_was_skipped, step + 1 == steps)
+            movement.after_step(rates, self.stage.skipped > 0, step + 1 == steps)
             loss, prior = (sum(part) / len(losses) for part in zip(*losses, strict=True))
+            self.losses[step + 1] = loss
+            self.stage.losses.append(loss)
             if self.stage.average is not None:
                 self.stage.average.update()
             seconds = time.perf_counter() - began
-            report = StepReport(step + 1, loss, prior, rates[self.stage.name], seconds, _digest(batches))
+            rate, skipped = rates[self.stage.name], self.stage.skipped > 0
+            report = StepReport(step + 1, loss, prior, rate, seconds, _digest(batches), skipped)
             if after_step(report):
                 return step + 1
         return steps
@@ -104,16 +116,13 @@ class Loop:
         with accelerator.accumulate(*stage.trained.values()):
             loss, instance, prior = self.loss(batch)
             accelerator.backward(loss)
-            value = float(instance.detach())
-            if not math.isfinite(float(loss.detach())):
-                raise TrainingError(
-                    f"the loss of step {step + 1} is not finite, so the step was not taken",
-                    where=f"{stage.name} stage",
-                    fix="Lower its learning rate, or set precision to fp32; the last checkpoint is good.",
-                )
+            whole = float(loss.detach())
+            value = float(instance.detach()) if math.isfinite(whole) else whole
+            if accelerator.scaler is None and not math.isfinite(whole):
+                self.losses[step + 1] = whole
+                raise Divergence(f"the loss of step {step + 1} is not finite, so the step was not taken")
             if accelerator.sync_gradients:
-                weights = [weight for module in stage.trained.values() for weight in module.parameters()]
-                accelerator.clip_grad_norm_(weights, self.config.optimizer.max_grad_norm)
+                self._clip_gradient(step)
             self.optimizer.step()
             # On a CPU, allocating fresh memory costs more than zeroing; on a GPU, the free memory matters more.
             self.optimizer.zero_grad(set_to_none=accelerator.device.type != "cpu")
@@ -132,6 +141,26 @@ class Loop:
                 where=f"{self.stage.name} stage",
                 fix="Remove ACCELERATE_GRADIENT_ACCUMULATION_STEPS from the setting environment.pass.",
             )
+
+    def _clip_gradient(self, step: int) -> None:
+        """Clip the gradient's norm, and count steps in a row whose gradient is not finite.
+
+        A gradient scaler skips such a step and halves its scale, as it does after each increase that was too large.
+
+        Raises:
+            Divergence: the gradient is not finite, and nothing or too much has been skipped.
+        """
+        stage = self.stage
+        weights = [weight for module in stage.trained.values() for weight in module.parameters()]
+        norm = self.accelerator.clip_grad_norm_(weights, self.config.optimizer.max_grad_norm)
+        if math.isfinite(float(norm)):
+            stage.skipped = 0
+            return
+        if self.accelerator.scaler is None:
+            raise Divergence(f"the gradient of step {step + 1} is not finite, so the step was not taken")
+        stage.skipped += 1
+        if stage.skipped >= MOST_SKIPPED:
+            raise Divergence(f"the gradients of {MOST_SKIPPED} steps in a row, up to step {step + 1}, are not finite")
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the loss of a batch, its instance images' part and its class images' part; see `denoising_loss`."""

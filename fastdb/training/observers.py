@@ -132,3 +132,7 @@ class Observers:
             seconds=round(report.seconds, 4),
             batch=report.batch,
         )
+        scaler = self.loop.accelerator.scaler
+        if report.skipped and scaler is not None:
+            note = Note("step skipped", f"{self.loop.stage.name} {report.step}", f"{scaler.get_scale():g}")
+            self.emit("note", **asdict(note))

@@ -34,6 +34,7 @@ _FREE = ("checkpoints.", "samples.", "environment.")
 """Groups of settings that do not touch the result and may change at any time."""
 _EXTENSIONS = "unet.extensions"
 _CAPTION_DROPOUT, _DROPOUT = "captions.caption_dropout", "captions.dropout"
+_RATE_CHANGES = ("unet.rate_changes", "text_encoder.rate_changes")
 _MACHINE = ("precision", "gradient_checkpointing", "optimizer.name")
 """Settings that fit a recipe to a machine. They change the result by rounding only, so they may change with a note;
 only the kind of optimizer is fixed until its stage is over."""
@@ -176,6 +177,10 @@ def _remedy(checkpoint: Checkpoint, changed: Sequence[str], session: str, chosen
     stage_only = checkpoint.stage == "unet" and all(subject.startswith("unet.") for subject in changed)
     anew = "restart the UNet stage with --from-step 0, or everything with" if stage_only else "start over with"
     remedy = f"Undo the change to resume, or {anew} --restart (old checkpoints are moved aside, not deleted)."
+    if checkpoint.stage == "unet" and any(subject.endswith(".learning_rate") for subject in changed):
+        remedy = (
+            f"{remedy} For another rate undo it, then fastdb train {session} --from-step N --set unet.learning_rate=X."
+        )
     if "unet.steps" in changed:
         remedy = f"{remedy} For more steps undo it, then fastdb extend {session} --steps N."
     if not chosen:
@@ -212,7 +217,10 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 def _until(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that the steps up to a checkpoint depend on, with the extensions that had begun."""
+    """Return the settings that the steps up to a checkpoint depend on.
+
+    Those are the extensions and changed rates that had begun, and all others.
+    """
     if checkpoint.stage == "text_encoder":
         return {name: value for name, value in settings.items() if not name.startswith("unet.")}
     begun, start = [], settings.get("unet.steps", 0)
@@ -222,7 +230,11 @@ def _until(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> dict[str, Any
         if start < checkpoint.step:
             begun.append(extension)
         start += extension["steps"]
-    return {**settings, _EXTENSIONS: begun}
+    changes = {
+        name: [change for change in settings.get(name, ()) if change["after"] < checkpoint.step]
+        for name in _RATE_CHANGES
+    }
+    return {**settings, **changes, _EXTENSIONS: begun}
 
 
 def _current(settings: Mapping[str, Any]) -> dict[str, Any]:

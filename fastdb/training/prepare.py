@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fastdb.checkpoints.finite_numbers import not_finite
 from fastdb.checkpoints.progress import STAGES, Standing, is_joint, standing, steps_of
 from fastdb.errors import TrainingError
 from fastdb.images.captions import InstanceImage
@@ -28,13 +29,17 @@ from fastdb.training.preflight import instances
 
 @dataclass(frozen=True)
 class StagePlan:
-    """Work of a stage; `extensions` are sentences such as `200 steps, hold at 1e-06`."""
+    """Work of a stage.
+
+    `extensions` are clauses such as `200 steps, hold at 1e-06`, `rate_changes` such as `2e-07 after step 40`.
+    """
 
     steps: int
     done: int
     own_steps: int
     learning_rate: float
     extensions: tuple[str, ...]
+    rate_changes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,11 @@ def plan_run(session: Session, emit: Emit) -> tuple[Preparation, Standing, Plan]
     """
     base = ensure_base(session, progress_events(emit, "base model", "B"))
     check_base(session, base)
-    images, device, stands = instances(session), choose_device(session.config.precision), standing(session)
+    images, device, stands = (
+        instances(session),
+        choose_device(session.config.precision),
+        standing(session, not_finite(base.folder)),
+    )
     stage = next((name for name in STAGES if stands.done(name) < steps_of(session, name)), None)
     checkpoint = stands.checkpoints.get(stage or "")
     begun_with = checkpoint.state["host"]["optimizer"] if checkpoint else ""
@@ -226,4 +235,5 @@ def _stage_plan(name: str, session: Session, done: int) -> StagePlan:
     if name == "text_encoder":
         return StagePlan(steps, done, steps, config.text_encoder.learning_rate, ())
     extensions = tuple(str(extension) for extension in config.unet.extensions)
-    return StagePlan(steps, done, config.unet.steps, config.unet.learning_rate, extensions)
+    changes = tuple(map(str, config.unet.rate_changes))
+    return StagePlan(steps, done, config.unet.steps, config.unet.learning_rate, extensions, changes)

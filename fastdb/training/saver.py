@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from accelerate import Accelerator
 
-from fastdb.checkpoints.checkpoint import AVERAGE, FORMAT, RAW, Checkpoint
+from fastdb.checkpoints.checkpoint import AVERAGE, FINITE, FORMAT, RAW, Checkpoint
 from fastdb.checkpoints.checkpoint import save as save_checkpoint
 from fastdb.checkpoints.compressed_checkpoint import tensors_of
 from fastdb.checkpoints.publish import pending, prune_local
@@ -25,6 +27,7 @@ from fastdb.runtime.memory import memory_to_be_had
 from fastdb.sessions.events import Emit
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import explained, flush, make_folder
+from fastdb.training.divergence import Divergence
 from fastdb.training.optimizers import restore_state, state_tensors
 from fastdb.training.stages import Stage
 
@@ -87,7 +90,8 @@ class Saver:
             self._writer.join()
             self._writer = None
         if self._bug is not None:
-            raise self._bug
+            bug, self._bug = self._bug, None
+            raise bug
 
     def _schedule(self) -> None:
         self._next = time.monotonic() + self.session.config.checkpoints.every_minutes * 60
@@ -115,7 +119,7 @@ class Saver:
     def _in_background(self, *arguments: Any) -> None:
         try:
             self._write(*arguments)
-        except BaseException as bug:  # noqa: BLE001 - a bug: raised by `wait` in the training thread
+        except BaseException as bug:  # noqa: BLE001 - a divergence or a bug: raised by `wait` in the training thread
             self._bug = bug
 
     def _state(
@@ -135,6 +139,10 @@ class Saver:
             "steps": stage.steps,
             "optimizer": numbers,
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+            "skipped": stage.skipped,
+            # JSON has no infinity.
+            "losses": [loss if math.isfinite(loss) else sys.float_info.max for loss in stage.losses],
+            FINITE: True,
             "host": self.host,
             "recipe": self.recipe,
         }
@@ -150,11 +158,17 @@ class Saver:
         last: bool,
         blocked: float | None = None,
     ) -> None:
-        """Write a checkpoint; a failure is kept in `_failed`, and reported unless it is the last checkpoint."""
+        """Write a checkpoint; a failure is kept in `_failed`, and reported unless it is the last checkpoint.
+
+        Raises:
+            Divergence: it would contain numbers that are not finite; it is not written.
+        """
 
         def write(hidden: Path) -> dict[str, str]:
             hashes = {}
             for name, content in contents.items():
+                if tensor := _not_finite(content):
+                    raise Divergence(f"{tensor} in {name} is not finite after step {step}, so it was not saved")
                 hashes[name] = save_tensors(hidden / name, content)
                 flush(hidden / name)
             return hashes
@@ -267,6 +281,17 @@ def restore(
     if stage.average is not None:
         average = tensors_of(checkpoint, f"{stage.name}{AVERAGE}{RAW}", base_folder)
         stage.average.restore(average, checkpoint.step)
+    stage.skipped = state.get("skipped", 0)
+    stage.losses.extend(state.get("losses", ()))
+
+
+def _not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the name of a tensor that contains NaN or infinite numbers, or ""."""
+    for name, tensor in tensors.items():
+        # The largest magnitude is NaN or infinite if any number is. It needs a single pass and no memory.
+        if tensor.is_floating_point() and tensor.numel() and not torch.linalg.vector_norm(tensor, torch.inf).isfinite():
+            return name
+    return ""
 
 
 def _bytes_of(contents: _Contents) -> int:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from fastdb.config import Extension, TextEncoderConfig, UNetConfig
+from collections.abc import Mapping
+from typing import Any
+
+from fastdb.checkpoints.progress import is_joint
+from fastdb.config import Config, Extension, RateChange, TextEncoderConfig, UNetConfig, flat
+from fastdb.errors import ConfigError
 
 _WARM = 10
 """A rewarming extension rises during the first of this many parts."""
@@ -10,7 +15,56 @@ _WARM = 10
 
 def default_peak(config: UNetConfig) -> float:
     """Return the default peak rate of an extension, half of the UNet's, which is the mean of its falling rate."""
-    return config.learning_rate / 2
+    return peak_at(config, max(0, config.steps - 1)) / 2
+
+
+def peak_at(settings: TextEncoderConfig | UNetConfig, step: int) -> float:
+    """Return the rate that the schedule after `step` done steps begins with: that of the own steps, or an extension's.
+
+    A change of the rate holds from its step to the end of the own steps, or of the extension that it falls into.
+    """
+    start, end, peak = 0, settings.steps, settings.learning_rate
+    for extension in settings.extensions if isinstance(settings, UNetConfig) else ():
+        if step < end:
+            break
+        start, end, peak = end, end + extension.steps, extension.learning_rate
+    changed = [change.learning_rate for change in settings.rate_changes if start <= change.after <= step < end]
+    return changed[-1] if changed else peak
+
+
+def with_rates_from(config: Config, settings: Mapping[str, Any], after: int) -> Config:
+    """Return a configuration with settings changed, in which named learning rates change only after `after` done steps.
+
+    Later changes of a named rate are dropped, because the new rate holds from that step on. With `after` 0, and in a
+    stage of its own, the rate itself changes.
+
+    Args:
+        settings: dotted names and values, see `Config.changed`.
+
+    Raises:
+        ConfigError: a name is unknown, a value is invalid, or no step follows.
+    """
+    named = dict(flat(settings))
+    parts = [part for part in ("unet", "text_encoder") if f"{part}.learning_rate" in named]
+    asked, values = config.changed(settings), dict[str, Any]()
+    for part in parts:
+        own = getattr(config, part)
+        if not after:
+            values[f"{part}.rate_changes"] = ()
+        elif part == "unet" or is_joint(config):
+            if after >= _steps_of(own):
+                raise ConfigError(
+                    f"the {part} trains no further step after step {after}",
+                    where=f"{part}.learning_rate",
+                    fix=f"Choose a step before {_steps_of(own)}, or add steps with --learning-rate: fastdb extend",
+                )
+            earlier = tuple(change for change in own.rate_changes if change.after < after)
+            wanted = getattr(asked, part).learning_rate
+            before = peak_at(own.model_copy(update={"rate_changes": earlier}), after)
+            new = () if wanted == before else (RateChange(after=after, learning_rate=wanted),)
+            values[f"{part}.learning_rate"] = own.learning_rate
+            values[f"{part}.rate_changes"] = [change.model_dump() for change in (*earlier, *new)]
+    return asked.changed(values)
 
 
 def rate_at(settings: TextEncoderConfig | UNetConfig, step: int) -> float:
@@ -24,13 +78,16 @@ def rate_at(settings: TextEncoderConfig | UNetConfig, step: int) -> float:
     - rewarm: up to p within the first w = max(1, n // 10) steps, p (k + 1) / w, then linear to 0 after n,
       p (n - k) / (n - w + 1). Both are p in step w - 1. It begins near 0, where the training
       before it ended, so that the rate does not jump.
+
+    A change of the rate (`rate_changes`) replaces the own rate or p from its step on.
     """
+    peak = peak_at(settings, step)
     if step < settings.steps:
-        return _linear_rate(settings.learning_rate, step, settings.steps)
+        return _linear_rate(peak, step, settings.steps)
     step -= settings.steps
     for extension in settings.extensions if isinstance(settings, UNetConfig) else ():
         if step < extension.steps:
-            return _extension_rate(extension, step)
+            return _extension_rate(extension, peak, step)
         step -= extension.steps
     return 0.0
 
@@ -39,11 +96,15 @@ def _linear_rate(base: float, step: int, steps: int) -> float:
     return base * max(0.0, 1.0 - step / steps)
 
 
-def _extension_rate(extension: Extension, step: int) -> float:
-    steps, peak = extension.steps, extension.learning_rate
+def _extension_rate(extension: Extension, peak: float, step: int) -> float:
+    steps = extension.steps
     if extension.schedule == "hold":
         return peak
     if extension.schedule == "decay":
         return _linear_rate(peak, step, steps)
     warm = max(1, steps // _WARM)
     return peak * min((step + 1) / warm, (steps - step) / (steps - warm + 1))
+
+
+def _steps_of(settings: TextEncoderConfig | UNetConfig) -> int:
+    return settings.all_steps if isinstance(settings, UNetConfig) else settings.steps

@@ -17,6 +17,7 @@ from fastdb.reporting import Note
 from fastdb.sessions.events import Emit
 from fastdb.sessions.lease import Guard
 from fastdb.training.batches import Batches, Group, every_prompt
+from fastdb.training.divergence import Divergence, explained
 from fastdb.training.loop import Loop
 from fastdb.training.observers import Observers, Sampler
 from fastdb.training.optimizers import make_optimizer
@@ -45,7 +46,11 @@ class StageRun:
 
 
 def run_stage(name: str, run: StageRun) -> int:
-    """Run a stage from its newest checkpoint and return the steps done in it."""
+    """Run a stage from its newest checkpoint and return the steps done in it.
+
+    Raises:
+        TrainingError: numbers are not finite; the message names a command that works.
+    """
     prepared, stands, groups = run.prepared, run.stands, run.groups
     accelerator = _new_accelerator(prepared)
     base, session, config = prepared.base, prepared.session, prepared.session.config
@@ -75,9 +80,16 @@ def run_stage(name: str, run: StageRun) -> int:
     saver = Saver(session, run.recipe, prepared.host, run.emit, run.saved)
     observers = Observers(loop, saver, sampler, run.emit, run.stop, run.lease)
     try:
-        return loop.run(stands.done(name), observers.after_step)
+        return _run(loop, stands.done(name), observers)
+    except Divergence as divergence:
+        raise explained(divergence, session, name, loop.losses, accelerator.scaler is not None) from divergence
+
+
+def _run(loop: Loop, start: int, observers: Observers) -> int:
+    try:
+        return loop.run(start, observers.after_step)
     finally:
-        saver.wait()
+        observers.saver.wait()
 
 
 def _new_accelerator(prepared: Preparation) -> Accelerator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,9 @@ from fastdb.models.loading import load_part, load_tokenizer
 from fastdb.runtime.device import Device
 from fastdb.training.caches import cache_embeddings, token_ids
 from fastdb.training.schedules import rate_at
+
+RECENT = 20
+"""Number of losses that a checkpoint contains."""
 
 
 class Average:
@@ -71,6 +75,8 @@ class Stage:
         unet: the UNet; among `trained` in the UNet stage.
         embed: maps the text encoder, if it trains, and prompts to embeddings (prompts, 77, width) on the device.
         average: running average of the UNet's weights, if the settings have one.
+        skipped: steps in a row, up to the last, that the gradient scaler skipped.
+        losses: of the last steps.
         steps: number of steps in all.
     """
 
@@ -80,6 +86,8 @@ class Stage:
     unet: Any
     embed: Callable[[Any, Sequence[str]], torch.Tensor]
     average: Average | None = None
+    skipped: int = 0
+    losses: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
     steps: int = field(init=False)
 
     def __post_init__(self) -> None:

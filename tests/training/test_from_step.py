@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,10 +15,13 @@ from fastdb import interactive
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.commands import results, sharing, training
 from fastdb.errors import ConfigError, FastDBError, TrainingError
+from fastdb.models.resolve import ensure_base
 from fastdb.sessions.session import Session
 from fastdb.training.disk_estimate import need
+from fastdb.training.preflight import preflight
+from fastdb.training.schedules import with_rates_from
 from tests.training.conftest import result
-from tests.training.test_trainer import Life
+from tests.training.test_trainer import Life, at
 
 Made = Callable[..., Session]
 Copied = Callable[[Session], Session]
@@ -79,6 +83,54 @@ def test_before_an_extension_another_one_may_be_chosen(finished: Session, copy: 
     assert result(other) != result(finished)
 
 
+def rates(life: Life) -> list[tuple[int, float]]:
+    return [(event["step"], event["learning_rate"]) for event in life.said("step")]
+
+
+def test_a_rate_changes_from_a_step_and_resume_stays_exact(
+    finished: Session, copy: Copied, make_session: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The schedule falls from the new rate as it would have from the old, and the history names the change."""
+    session = copy(finished)
+    before = {step: (session.checkpoints / f"unet-{step:06d}" / "unet.packed").read_bytes() for step in (1, 2)}
+    assert interactive.train(session, settings={"unet.learning_rate": 9e-5}, from_step=1) == "finished"
+    out = capsys.readouterr().out
+    assert "Changed unet.learning_rate: 0.0005 -> 9e-05" in out
+    assert "learning rate 9e-05 after step 1" in out
+    session = Session.open(session.path)
+    assert session.config.unet.learning_rate == 5e-4
+    assert [str(change) for change in session.config.unet.rate_changes] == ["9e-05 after step 1"]
+    assert [str(entry) for entry in session.record.revised] == ["after unet step 1: unet.learning_rate 0.0005 -> 9e-05"]
+    interactive.show(session)
+    assert re.search(r"revised +after unet step 1: unet\.learning_rate 0\.0005 -> 9e-05, \d", capsys.readouterr().out)
+    assert (session.checkpoints / "unet-000001" / "unet.packed").read_bytes() == before[1]
+    assert (session.checkpoints / "unet-000002" / "unet.packed").read_bytes() != before[2]
+
+    other = make_session("other", **SHORT, unet__extensions=[REWARM])
+    assert Life(other, until=at("unet", 1)).run() == "stopped"
+    other = Session.open(other.path)
+    other = other.with_config(with_rates_from(other.config, {"unet.learning_rate": 9e-5}, 1))
+    first, second = Life(other, until=at("unet", 2)), Life(other)
+    assert (first.run(), second.run()) == ("stopped", "finished")
+    assert rates(first) + rates(second) == [
+        (2, pytest.approx(6e-5)),
+        (3, pytest.approx(3e-5)),
+        (4, pytest.approx(4e-4)),
+        (5, pytest.approx(2e-4)),
+    ]
+    assert result(other) == result(session)
+
+
+def test_without_a_step_another_rate_is_refused_with_the_way(finished: Session) -> None:
+    with pytest.raises(ConfigError, match="for another learning rate from step N on: --from-step N"):
+        training.train(finished, settings={"unet.learning_rate": 1e-5})
+    edited = finished.config.changed({"unet.learning_rate": 1e-5})
+    with pytest.raises(TrainingError, match=r"fastdb train cup --from-step N --set unet\.learning_rate=X"):
+        preflight(
+            replace(finished, record=finished.record.model_copy(update={"config": edited})), ensure_base(finished)
+        )
+
+
 def test_from_0_the_stage_begins_again_with_what_it_is_to_have(
     finished: Session, copy: Copied, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,9 +159,9 @@ def test_from_0_the_stage_begins_again_with_what_it_is_to_have(
     ("given", "kind", "told"),
     [
         (
-            {"from_step": 2, "settings": {"unet.learning_rate": 1e-3}},
+            {"from_step": 2, "settings": {"unet.ema_decay": 0.5}},
             TrainingError,
-            "changed since step 2 of the unet stage: unet.learning_rate 0.0005 -> 0.001. Undo the change to resume, or "
+            "changed since step 2 of the unet stage: unet.ema_decay 0.0 -> 0.5. Undo the change to resume, or "
             "restart the UNet stage with --from-step 0, or everything with --restart (old checkpoints are moved aside, "
             "not deleted). Its weights can be the base model of a new session: fastdb export cup --step 2 --precision "
             "fp32, then fastdb new with --base {folder}/cup_step_2.safetensors.",
@@ -127,6 +179,16 @@ def test_from_0_the_stage_begins_again_with_what_it_is_to_have(
         ),
         ({"from_step": 2, "restart": True}, ConfigError, "--from-step and --restart cannot be combined."),
         ({"from_step": 2, "settings": {"unet.steps": -1}}, ConfigError, "unet.steps is -1"),
+        (
+            {"from_step": 5, "settings": {"unet.learning_rate": 1e-3}},
+            ConfigError,
+            "unet.learning_rate: the unet trains no further step after step 5. Choose a step before 5, or add steps",
+        ),
+        (
+            {"from_step": 2, "settings": {"text_encoder.learning_rate": 1e-3}},
+            TrainingError,
+            "changed since step 2 of the text_encoder stage: text_encoder.learning_rate 0.0001 -> 0.001. Undo",
+        ),
     ],
 )
 def test_a_refusal_says_the_way_and_changes_nothing(

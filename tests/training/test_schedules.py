@@ -13,8 +13,9 @@ pytest.importorskip("hypothesis")
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastdb.config import Config, Extension, TextEncoderConfig, UNetConfig
-from fastdb.training.schedules import default_peak, rate_at
+from fastdb.config import Config, Extension, RateChange, TextEncoderConfig, UNetConfig
+from fastdb.errors import ConfigError
+from fastdb.training.schedules import default_peak, peak_at, rate_at, with_rates_from
 
 PEAKS = st.floats(1e-9, 0.1)
 EXTENSIONS = st.builds(
@@ -105,3 +106,57 @@ def test_a_text_encoder_has_its_own_steps_alone() -> None:
 
 def test_the_peak_is_half_of_the_unets_where_none_is_given() -> None:
     assert default_peak(Config().unet) == 1e-6
+
+
+@given(UNETS, st.integers(1, 400), PEAKS)
+def test_a_changed_rate_changes_nothing_before_it_and_nothing_after_its_piece(
+    config: UNetConfig, after: int, rate: float
+) -> None:
+    changed = config.model_copy(update={"rate_changes": (RateChange(after=after, learning_rate=rate),)})
+    old, new = rates(config), rates(changed)
+    ends = [config.steps + sum(one.steps for one in config.extensions[:count]) for count in range(5)]
+    end = next((end for end in ends if end > after), after)
+    assert new[:after] == old[:after]
+    assert new[end:] == old[end:]
+    piece = slice(after, min(end, len(old)))
+    factor = rate / peak_at(config, after)
+    assert new[piece] == pytest.approx([one * factor for one in old[piece]], rel=1e-9)
+
+
+def test_a_rate_that_was_changed_can_be_changed_again() -> None:
+    config = Config().changed(
+        {"unet.steps": 40, "unet.extensions": [dict(steps=10, schedule="hold", learning_rate=1e-5)]}
+    )
+    first = config.unet.learning_rate
+
+    def changes(*named: tuple[int, float | None]) -> list[str]:
+        changed = config
+        for after, rate in named:
+            changed = with_rates_from(changed, {"unet.learning_rate": rate} if rate else {"seed": 3}, after)
+        assert changed.unet.learning_rate == first or named[-1][0] == 0
+        return [str(change) for change in changed.unet.rate_changes]
+
+    assert changes((10, 1e-6)) == ["1e-06 after step 10"]
+    assert changes((10, 1e-6), (20, 1e-7)) == ["1e-06 after step 10", "1e-07 after step 20"]
+    assert changes((10, 1e-6), (20, 1e-7), (15, 3e-7)) == ["1e-06 after step 10", "3e-07 after step 15"]
+    assert changes((10, 1e-6), (20, 1e-7), (10, 1e-6)) == ["1e-06 after step 10"], "the rate holds from there on"
+    assert changes((10, 1e-6), (20, 1e-6)) == ["1e-06 after step 10"]
+    assert changes((10, 1e-6), (5, first)) == []
+    assert changes((10, 1e-6), (5, None)) == ["1e-06 after step 10"], "another setting leaves the schedule"
+    assert changes((10, 1e-6), (0, 1e-6)) == []
+    assert changes((45, 1e-6)) == ["1e-06 after step 45"]
+    with pytest.raises(ConfigError, match="no further step after step 50"):
+        changes((50, 1e-6))
+
+
+def test_a_text_encoder_of_its_own_stage_changes_its_rate_as_a_whole() -> None:
+    own = with_rates_from(Config(), {"text_encoder.learning_rate": 1e-7}, 10).text_encoder
+    assert (own.learning_rate, own.rate_changes) == (1e-7, ())
+    joint = Config().changed({"text_encoder.mode": "joint"})
+    changed = with_rates_from(joint, {"text_encoder": {"learning_rate": 1e-7}}, 10).text_encoder
+    assert (changed.learning_rate, [str(one) for one in changed.rate_changes]) == (1e-6, ["1e-07 after step 10"])
+
+
+def test_the_default_peak_is_half_of_the_rate_that_was_changed() -> None:
+    config = UNetConfig(steps=40, learning_rate=2e-6, rate_changes=(RateChange(after=10, learning_rate=1e-7),))
+    assert default_peak(config) == 5e-8

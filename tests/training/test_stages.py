@@ -113,7 +113,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(
     monkeypatch.setattr(Loop, "loss", fifth_is_nan)
     with pytest.raises(TrainingError, match="loss of step 5 is not finite") as caught:
         train(session)
-    assert "Lower its learning rate" in str(caught.value)
+    assert "with a lower learning rate: fastdb train nan --from-step 3 --set unet.learning_rate=" in str(caught.value)
     assert standing(session).checkpoints["unet"].step == 3
 
 
