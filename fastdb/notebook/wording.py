@@ -9,8 +9,22 @@ from fastdb import console, errors
 _NAME = r"[\w.-]+|\{[^{}]*\}|NAME|SESSION|\.\.\."
 _OPTION = r"(?<![\w./-])--"
 """Beginning of an option, which names and paths with two hyphens do not have."""
+_SETTING = r"--set ([\w.]+)=([\w+-]+(?:\.[\w+-]+)*|\{[^{}]*\})"
 PHRASES: tuple[tuple[str, str], ...] = (
     (rf"fastdb train ({_NAME}) --take-over", "take it over with fastdb.train(session, take_over=True)"),
+    (
+        rf"fastdb train ({_NAME}) --from-step (\S+) {_SETTING} {_SETTING}",
+        r"fastdb.train(session, from_step=\2, settings={'\3': \4, '\5': \6})",
+    ),
+    (
+        rf"fastdb train ({_NAME}) --from-step (\S+) {_SETTING}",
+        r"fastdb.train(session, from_step=\2, settings={'\3': \4})",
+    ),
+    (
+        rf"fastdb train ({_NAME}) --restart {_SETTING}",
+        r"fastdb.train(session, restart=True, settings={'\2': \3})",
+    ),
+    (rf"fastdb train ({_NAME}) {_SETTING}", r"fastdb.train(session, settings={'\2': '\3'})"),
     (r"fastdb train --restart", "the tick start_over in the Train cell"),
     (rf"fastdb train ({_NAME})", "the Train cell"),
     (rf"fastdb stop ({_NAME})", "the tick stop in the Train cell"),

@@ -59,6 +59,12 @@ def test_no_message_of_the_package_shows_a_command_in_a_notebook() -> None:
         ("Stop it first: fastdb stop my_dog", "Stop it first: the tick stop in the Train cell"),
         ("Ctrl-C again returns to the prompt; it", "Interrupting again ends the cell; it"),
         ("Resume with: fastdb train my.dog-2", "Resume with the Train cell"),
+        (
+            "rate: fastdb train my_dog --from-step 40 --set unet.learning_rate=2e-07. If it happens again, leave fp16: "
+            "fastdb train my_dog --set precision=fp32.",
+            "rate: fastdb.train(session, from_step=40, settings={'unet.learning_rate': 2e-07}). If it happens again, "
+            "leave fp16: fastdb.train(session, settings={'precision': 'fp32'}).",
+        ),
         ("such as --set unet.steps=800.", "such as the setting unet.steps."),
         ("New session: /Sessions/anna--v2", "New session: /Sessions/anna--v2"),
         ("Deleted models--owner--base in /cache", "Deleted models--owner--base in /cache"),

@@ -125,7 +125,7 @@ def test_a_changed_rate_changes_nothing_before_it_and_nothing_after_its_piece(
 
 def test_a_rate_that_was_changed_can_be_changed_again() -> None:
     config = Config().changed(
-        {"unet.steps": 40, "unet.extensions": [dict(steps=10, schedule="hold", learning_rate=1e-5)]}
+        {"unet.steps": 40, "unet.extensions": [{"steps": 10, "schedule": "hold", "learning_rate": 1e-5}]}
     )
     first = config.unet.learning_rate
 
