@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,16 +40,18 @@ class Difference:
         return self.name.startswith(CHANGEABLE)
 
 
-def agreed_settings(session: Session, asked: Config, running: bool, keep: bool, report: Report) -> Config:
+def agreed_settings(session: Session, settings: Mapping[str, Any], running: bool, keep: bool, report: Report) -> Config:
     """Return the settings to train with, of those asked for and those of a session that may have begun.
 
     Args:
+        settings: dotted names and values.
         running: a trainer runs here, so none can change.
         keep: report settings that cannot change any more, instead of raising an error.
 
     Raises:
         ConfigError: a setting cannot change.
     """
+    asked = session.config.changed(settings)
     differing = setting_differences(session.config, asked)
     kept = [difference for difference in differing if running or not difference.changeable]
     if not kept or not has_begun(session):

@@ -55,8 +55,7 @@ def train(
         keep_settings: if training has begun with other settings, report them and keep the session's, instead of an
             error. Settings of checkpoints, samples and the environment may change at any time.
         restart: set all checkpoints aside first.
-        from_step: set the newer checkpoints of the UNet stage aside first. A learning rate among `settings` then
-            holds from this step on.
+        from_step: set the newer checkpoints of the UNet stage aside; a rate in `settings` holds from this step on.
         on_interrupt: let the trainer save and stop, or leave it; by default only one that this call started stops.
         take_over: train even if another machine does; that trainer saves on its own disk and stops.
 
@@ -69,21 +68,17 @@ def train(
     """
     session = Session.open(session, root)
     if restart and from_step is not None:
-        raise ConfigError(
-            "--from-step and --restart cannot be combined", fix="Leave out one of them and run the command again."
-        )
+        raise ConfigError("--from-step and --restart cannot be combined", fix="Leave out one of them and run it again.")
     running = process.find(session)
     if running is None and not take_over:
         refuse_elsewhere(session.path)
     again = restart or from_step is not None
     if running is not None and again:
         raise SessionBusy("is being trained", subject=session.name, fix=f"Stop it first: fastdb stop {session.name}")
-    asked = (
-        with_rates_from(session.config, settings or {}, from_step or 0)
-        if again
-        else session.config.changed(settings or {})
-    )
-    config = asked if again else agreed_settings(session, asked, running is not None, keep_settings, report)
+    if again:
+        config = with_rates_from(session.config, settings or {}, from_step or 0)
+    else:
+        config = agreed_settings(session, settings or {}, running is not None, keep_settings, report)
     if running is None:
         running, interrupted = _start(_prepare(session, config, restart, from_step, report), take_over, report)
     else:

@@ -135,11 +135,12 @@ def test_a_step_whose_gradient_is_not_finite_is_neither_taken_nor_saved(
     assert all_finite(session)
     assert standing(session).done("unet") == 3
     [words] = commands(str(error.value))
-    assert words[:5] == ["train", "gradient", "--from-step", "3", "--set"]
+    after = 2 if what == "loss" else 3  # weights whose loss is NaN are not resumed from
+    assert words[:5] == ["train", "gradient", "--from-step", str(after), "--set"]
     run(words, session)
     session = Session.open(session.path)
     assert standing(session).done("unet") == 6
-    assert [change.after for change in session.config.unet.rate_changes] == [3]
+    assert [change.after for change in session.config.unet.rate_changes] == [after]
 
 
 def test_the_remedy_after_a_rate_that_ruins_the_weights_works(make_session: Made) -> None:
