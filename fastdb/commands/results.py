@@ -134,10 +134,8 @@ def generate(
     make_folder(folder)
     report.note(Note("loading", opened.name))
     engine = opened.load()
-    if isinstance(model, Session) and (begun := {stage: done for stage, done in progress_of(model).items() if done}):
-        stage = list(begun)[-1]
-        drawn = begun[stage] if step is None else step
-        engine.remedy = remedy(model, stage, {drawn + 1: math.inf})
+    if isinstance(model, Session):
+        engine.remedy = _remedy_for_ruined(model, step) or engine.remedy
     with report.progress("generate", "step") as update:
         images = engine.generate(request, progress=update)
     del engine
@@ -148,6 +146,15 @@ def generate(
     if (folder.parent / FILE).is_file():
         record_files(folder.parent, paths)
     return paths
+
+
+def _remedy_for_ruined(session: Session, step: int | None) -> str:
+    """Return the remedy for weights that draw no picture, or "" for those of the base model."""
+    begun = [(stage, done) for stage, done in progress_of(session).items() if done]
+    if not begun:
+        return ""
+    stage, done = begun[-1]
+    return remedy(session, stage, {(done if step is None else step) + 1: math.inf})
 
 
 def _source(
