@@ -56,7 +56,7 @@ def with_rates_from(config: Config, settings: Mapping[str, Any], after: int) -> 
                 raise ConfigError(
                     f"the {part} trains no further step after step {after}",
                     where=f"{part}.learning_rate",
-                    fix=f"Choose a step before {_steps_of(own)}, or add steps with --learning-rate: fastdb extend",
+                    fix=f"Choose a step before {_steps_of(own)}, or add steps: fastdb extend NAME --steps N",
                 )
             earlier = tuple(change for change in own.rate_changes if change.after < after)
             wanted = getattr(asked, part).learning_rate
