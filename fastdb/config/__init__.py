@@ -71,6 +71,11 @@ class UNetConfig(Settings):
         lt=1,
         description="Decay of the moving average of the weights that is exported; 0 exports the last weights.",
     )
+    ema_on_cpu: bool = Field(
+        False,
+        description="Keep the moving average in the CPU's memory, which saves 4 bytes per weight on the GPU and takes "
+        "time; the result is the same.",
+    )
     extensions: tuple[Extension, ...] = Field(
         (),
         max_length=100,

@@ -30,8 +30,8 @@ from fastdb.training.disk_estimate import check_space
 if TYPE_CHECKING:
     from fastdb.training.class_images import ClassImage
 
-_FREE = ("checkpoints.", "samples.", "environment.")
-"""Groups of settings that do not touch the result and may change at any time."""
+_FREE = ("checkpoints.", "samples.", "environment.", "unet.ema_on_cpu")
+"""Settings and groups of settings that do not touch the result and may change at any time."""
 _EXTENSIONS = "unet.extensions"
 _CAPTION_DROPOUT, _DROPOUT = "captions.caption_dropout", "captions.dropout"
 _RATE_CHANGES = ("unet.rate_changes", "text_encoder.rate_changes")

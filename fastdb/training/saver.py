@@ -7,11 +7,11 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -20,27 +20,23 @@ from fastdb.checkpoints.checkpoint import AVERAGE, FINITE, FORMAT, RAW, Checkpoi
 from fastdb.checkpoints.checkpoint import save as save_checkpoint
 from fastdb.checkpoints.compressed_checkpoint import tensors_of
 from fastdb.checkpoints.publish import pending, prune_local
-from fastdb.errors import StorageError
+from fastdb.checkpoints.retention import KEEP
+from fastdb.errors import FastDBError, StorageError, first_line
 from fastdb.formats.safetensors_file import save_tensors
 from fastdb.reporting import Note, format_bytes
-from fastdb.runtime.memory import memory_to_be_had
 from fastdb.sessions.events import Emit
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import explained, flush, make_folder
 from fastdb.training.divergence import Divergence
 from fastdb.training.optimizers import restore_state, state_tensors
+from fastdb.training.snapshot import Contents, Snapshot
 from fastdb.training.stages import Stage
 
 OPTIMIZER = "optimizer.safetensors"
-RESERVE = 1_500_000_000
-"""Bytes of memory that must stay free beside a snapshot, for training and compression."""
 _RETRY_AFTER = 60.0
 """Seconds until a failed checkpoint is tried again."""
 _FULL_DISK_WAIT = 600.0
 """Seconds that training waits for space on this machine's disk while older checkpoints are published."""
-
-_Contents: TypeAlias = Mapping[str, Mapping[str, torch.Tensor]]
-"""The tensors of each file of a checkpoint."""
 
 
 @dataclass
@@ -55,6 +51,7 @@ class Saver:
     _next: float = field(init=False)
     _snapshot: Snapshot = field(init=False)
     _preallocated: bool = False
+    _pin_failure_reported: bool = False
     _writer: threading.Thread | None = None
     _failed: Exception | None = None
     _bug: BaseException | None = None
@@ -103,9 +100,9 @@ class Saver:
         self.wait()
         contents, state = self._state(stage, step, optimizer, accelerator)
         self._schedule()
-        copied = None if last else self._snapshot.copy(contents)
+        copied = None if last else self._copied(contents)
         if last:
-            self._snapshot = Snapshot()
+            self._snapshot.release()
         if copied is None:
             self._write(stage.name, step, contents, state, began, last)
             if last and self._failed is not None:
@@ -116,6 +113,13 @@ class Saver:
         self._writer = threading.Thread(target=self._in_background, args=arguments, name="checkpoint", daemon=True)
         self._writer.start()
 
+    def _copied(self, contents: Contents) -> Contents | None:
+        copied = self._snapshot.copy(contents)
+        if self._snapshot.pin_failed and not self._pin_failure_reported:
+            self._pin_failure_reported = True
+            self.emit("note", **asdict(Note("memory not pinned")))
+        return copied
+
     def _in_background(self, *arguments: Any) -> None:
         try:
             self._write(*arguments)
@@ -124,7 +128,7 @@ class Saver:
 
     def _state(
         self, stage: Stage, step: int, optimizer: torch.optim.Optimizer, accelerator: Accelerator
-    ) -> tuple[_Contents, dict[str, Any]]:
+    ) -> tuple[Contents, dict[str, Any]]:
         tensors, numbers = state_tensors(optimizer)
         contents = {OPTIMIZER: tensors}
         for part, module in stage.trained.items():
@@ -152,7 +156,7 @@ class Saver:
         self,
         stage: str,
         step: int,
-        contents: _Contents,
+        contents: Contents,
         state: dict[str, Any],
         began: float,
         last: bool,
@@ -182,11 +186,10 @@ class Saver:
             self._failed = error
             self._next = min(self._next, time.monotonic() + _RETRY_AFTER)
             if not last:
-                reason = str(error).splitlines()[0]
-                self.emit("note", **asdict(Note("checkpoint not saved", f"{stage} {step}", reason)))
+                self.emit("note", **asdict(Note("checkpoint not saved", f"{stage} {step}", first_line(error))))
             return
         self._failed = None
-        for note in (*notes, *prune_local(self.session)):
+        for note in (*notes, *self._prune()):
             self.emit("note", **asdict(note))
         seconds = time.perf_counter() - began
         waited = seconds if blocked is None else blocked
@@ -201,14 +204,21 @@ class Saver:
         if not last:
             self.saved()
 
+    def _prune(self, keep: int = KEEP) -> list[Note]:
+        """Delete the older checkpoints on this machine; the new one is complete, whatever happens to them."""
+        try:
+            return prune_local(self.session, keep)
+        except (OSError, FastDBError) as error:
+            return [Note("older checkpoints unread", reason=first_line(error))]
+
     def _make_room(self, wanted: int) -> None:
         """Wait until this machine's disk has `wanted` bytes free, while older checkpoints may leave it."""
         folder, reported, deadline = self.session.local_checkpoints, False, time.monotonic() + _FULL_DISK_WAIT
         while _free(folder) < wanted and time.monotonic() < deadline:
-            prune_local(self.session, keep=1)
+            self._prune(keep=1)
             if _free(folder) >= wanted:
                 return
-            with suppress(StorageError):
+            with suppress(OSError, FastDBError):
                 if not pending(self.session):
                     return
             if not reported:
@@ -216,49 +226,6 @@ class Saver:
                 reported = True
             self.saved()
             time.sleep(1)
-
-
-class Snapshot:
-    """Memory for copies of a stage's state, allocated once, because fresh pages cost more than the copying."""
-
-    def __init__(self) -> None:
-        self._copies: dict[str, dict[str, torch.Tensor]] = {}
-        self._allocating: threading.Thread | None = None
-
-    def preallocate(self, contents: _Contents) -> None:
-        """Allocate memory for copies of such contents in the background."""
-        if self._allocating is None and self._fits(contents):
-            self._allocating = threading.Thread(target=self._allocate, args=(contents,), name="snapshot", daemon=True)
-            self._allocating.start()
-
-    def copy(self, contents: _Contents) -> _Contents | None:
-        """Return a copy in the CPU's memory, valid until the next call; None if memory is too small for it."""
-        if self._allocating is not None:
-            self._allocating.join()
-        if not self._fits(contents):
-            return None
-        copied: dict[str, dict[str, torch.Tensor]] = {}
-        for file, tensors in contents.items():
-            buffers = self._copies.get(file, {})
-            copied[file] = {name: _copied(tensor.detach(), buffers.get(name)) for name, tensor in tensors.items()}
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self._copies = copied
-        return copied
-
-    def _allocate(self, contents: _Contents) -> None:
-        try:
-            self._copies = {
-                file: {name: _buffer(tensor).zero_() for name, tensor in tensors.items()}
-                for file, tensors in contents.items()
-            }
-        except RuntimeError:
-            # Another process took the memory meanwhile; `copy` checks again.
-            self._copies = {}
-
-    def _fits(self, contents: _Contents) -> bool:
-        free = memory_to_be_had()
-        return free is None or _bytes_of(contents) - _bytes_of(self._copies) + RESERVE <= free
 
 
 def restore(
@@ -294,21 +261,10 @@ def _not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
     return ""
 
 
-def _bytes_of(contents: _Contents) -> int:
+def _bytes_of(contents: Contents) -> int:
     return sum(tensor.nbytes for tensors in contents.values() for tensor in tensors.values())
 
 
 def _free(folder: Path) -> int:
     with explained(folder):
         return shutil.disk_usage(folder).free
-
-
-def _copied(tensor: torch.Tensor, buffer: torch.Tensor | None) -> torch.Tensor:
-    if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-        buffer = _buffer(tensor)
-    return buffer.copy_(tensor, non_blocking=True)
-
-
-def _buffer(tensor: torch.Tensor) -> torch.Tensor:
-    # A GPU copies into pinned memory at its full speed.
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda")

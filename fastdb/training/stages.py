@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,50 +17,11 @@ from fastdb.models.diffusers_folder import BaseModel
 from fastdb.models.loading import load_part, load_tokenizer
 from fastdb.runtime.device import Device
 from fastdb.training.caches import cache_embeddings, token_ids
+from fastdb.training.ema import Average
 from fastdb.training.schedules import rate_at
 
 RECENT = 20
 """Number of losses that a checkpoint contains."""
-
-
-class Average:
-    """The exponential moving average (EMA) of a module's weights, in float32 on its device.
-
-    Step k moves it by 1 - d towards the weights, with d = min(decay, k / (k + 9)) and d = 0 in the first step, so that
-    early weights fade soon. The formula is that of diffusers' `EMAModel`.
-    """
-
-    def __init__(self, module: torch.nn.Module, decay: float) -> None:
-        # Loads peft and torchvision where they are installed, which takes Colab fourteen seconds of CPU time.
-        from diffusers.training_utils import EMAModel
-
-        self._module = module
-        self._average = EMAModel(module.parameters(), decay=decay)
-
-    def update(self) -> None:
-        """Add the weights after a step."""
-        self._average.step(self._module.parameters())
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Give the module the average as its weights in this context, then its own weights, exact to the bit."""
-        self._average.store(self._module.parameters())
-        try:
-            self._average.copy_to(self._module.parameters())
-            yield
-        finally:
-            self._average.restore(self._module.parameters())
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Return the module's state with the average as its weights, by the module's own names."""
-        names = [name for name, _ in self._module.named_parameters()]
-        return {**self._module.state_dict(), **dict(zip(names, self._average.shadow_params, strict=True))}
-
-    def restore(self, state: Mapping[str, torch.Tensor], steps: int) -> None:
-        """Restore the `state_dict` of `steps` steps."""
-        self._average.optimization_step = steps
-        for (name, _), average in zip(self._module.named_parameters(), self._average.shadow_params, strict=True):
-            average.copy_(state[name])
 
 
 @dataclass
@@ -119,7 +79,7 @@ class Stage:
         self.unet = self.trained.get("unet", self.unet)
         own = self.settings[self.name]
         if isinstance(own, UNetConfig) and own.ema_decay:
-            self.average = Average(accelerator.unwrap_model(self.unet), own.ema_decay)
+            self.average = Average(accelerator.unwrap_model(self.unet), own.ema_decay, own.ema_on_cpu)
         whole: torch.optim.Optimizer = prepared
         return whole
 

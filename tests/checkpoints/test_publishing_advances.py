@@ -67,13 +67,13 @@ def outrun(session: Session, mini: Path, saves: int, every: float = 0.12, slower
         publisher.wake()
         time.sleep(max(0.0, began + every - time.monotonic()))
     assert publisher._process is first, "the publisher ended early"
-    ended, before = time.monotonic(), 0.0
+    before = 0.0
     first.terminate()
     publisher._relay.join()
     assert first.wait() == 0
     ends = told.published()
     assert told.notes == []
-    assert len(ends) >= (ended - made[0][0]) / (every * slower) / 2 - 2, "it advances, at half of its speed at least"
+    assert len(ends) >= saves / slower / 3, "it advances, at a third of its speed at least while others work here"
     for at, step in ends:
         # The relay reads the log every tenth of a second.
         newest = max((step for saved_at, step in made if saved_at <= before - 0.3), default=1)

@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import numpy as np
+from diffusers.training_utils import EMAModel
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -18,6 +19,7 @@ from fastdb.checkpoints.progress import standing
 from fastdb.inference.open_model import open_source
 from fastdb.models.resolve import ensure_base
 from fastdb.sessions.session import Session
+from fastdb.training.ema import Average
 from tests.training.conftest import raw, result
 from tests.training.test_trainer import Life, at
 
@@ -66,6 +68,39 @@ def test_the_average_does_not_change_training(averaged: Session, make_session: M
     mine = result(averaged)
     del mine[f"unet-{STEPS:06d}/unet_ema.safetensors"]
     assert mine == result(plain)
+
+
+def test_the_average_is_that_of_diffusers_to_the_bit() -> None:
+    module, numbers = torch.nn.Linear(37, 41), torch.Generator().manual_seed(0)
+    averages = [Average(module, 0.9), Average(module, 0.9, on_cpu=True)]
+    reference = EMAModel(module.parameters(), decay=0.9)
+    for _ in range(40):
+        with torch.no_grad():
+            for weights in module.parameters():
+                weights.add_(torch.randn(weights.shape, generator=numbers), alpha=0.1)
+        reference.step(module.parameters())
+        for average in averages:
+            average.update()
+    assert reference.cur_decay_value == 40 / 49
+    for average in averages:
+        state = average.state_dict()
+        for name, expected in zip(("weight", "bias"), reference.shadow_params, strict=True):
+            assert torch.equal(state[name], expected)
+
+
+@pytest.mark.parametrize(
+    "switch", [pytest.param(False, marks=pytest.mark.full, id="throughout"), pytest.param(True, id="from step 4")]
+)
+def test_on_the_cpu_it_is_the_same_to_the_bit(switch: bool, averaged: Session, make_session: Made) -> None:
+    """Also if it moves there in the middle, as it does to make room on a GPU."""
+    other = make_session("averaged", **AVERAGED, unet__ema_on_cpu=not switch)
+    if switch:
+        assert Life(other, until=at("unet", 4)).run() == "stopped"
+        other = other.with_config(other.config.changed({"unet.ema_on_cpu": True}))
+    life = Life(other)
+    assert life.run() == "finished"
+    assert life.said("note") == []
+    assert result(other) == result(averaged)
 
 
 def test_going_on_is_exact(averaged: Session, make_session: Made) -> None:

@@ -6,7 +6,8 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import Any
 
 import pytest
 
@@ -23,10 +24,10 @@ POINTS = 20
 BY_DEFAULT = {7, 12}
 
 
-def points() -> list[object]:
+def points(by_default: Collection[int] = BY_DEFAULT) -> list[object]:
     """20 kill points spread over both stages: even ones while a checkpoint is written, odd ones anywhere."""
     return [
-        pytest.param(number, marks=() if number in BY_DEFAULT else pytest.mark.full, id=f"point{number:02d}")
+        pytest.param(number, marks=() if number in by_default else pytest.mark.full, id=f"point{number:02d}")
         for number in range(POINTS)
     ]
 
@@ -57,6 +58,33 @@ def test_killed_anywhere_and_run_again_equals_never_stopped(number: int, straigh
     assert outcome(process.start(untrained)) == "finished"
     assert result(untrained) == expected
     assert not any(list(folder.glob(".unfinished-*")) for folder in untrained.checkpoint_folders)
+
+
+ON_CPU: dict[str, Any] = {
+    "text_encoder__steps": 0,
+    "unet__ema_decay": 0.9,
+    "unet__ema_on_cpu": True,
+    "prior__class_images": 0,
+    "checkpoints__every_steps": 2,
+}
+
+
+@pytest.mark.parametrize("number", points({7}))
+def test_killed_with_the_average_on_the_cpu(
+    number: int, trained_once: Callable[..., Session], make_session: Callable[..., Session]
+) -> None:
+    """The average too is that of the run that was never interrupted."""
+    whole = trained_once("average on the CPU", lambda session: outcome(process.start(session)), **ON_CPU)
+    session = make_session(**ON_CPU)
+    where = SETTINGS["unet.steps"] * (number + 0.5) / POINTS
+    victim = process.start(session)
+    if number % 2 == 0:
+        moment = killed_while_saving(victim, session, after=where)
+    else:
+        moment = killed_at_step(victim, where, random.Random(number))
+    assert moment, "the trainer ended before it could be killed"
+    assert outcome(process.start(session)) == "finished"
+    assert result(session) == result(whole)
 
 
 RUNS, KILLS = 21, 10
