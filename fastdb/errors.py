@@ -18,6 +18,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Callable
 
 __all__ = [
@@ -116,3 +118,30 @@ def first_line(error: BaseException) -> str:
     if isinstance(error, FastDBError | OSError) and lines:
         return lines[0]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+MORE_MEMORY = "End other programs, or use a machine with more memory, and run the same command again."
+_SIGNS = re.compile(
+    r"can't allocate memory|cannot allocate memory|not enough memory|out of memory|bad.alloc|failed to map segment",
+    re.I,
+)
+"""What torch, its libraries and the loader of shared libraries write in errors of other types."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that the memory of this machine or of its GPU is too small."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError | OSError | ImportError) and bool(_SIGNS.search(str(error)))
+
+
+def out_of_memory(error: BaseException, where: str, fix: str) -> TrainingError:
+    """Return the error for users, with the size that was asked for if it is known."""
+    text = str(error)
+    if type(error).__name__ == "OutOfMemoryError" or "CUDA" in text:
+        return TrainingError(f"the GPU is out of memory ({text[:120].splitlines()[0]})", where=where, fix=fix)
+    asked = re.search(r"allocate (\d+) bytes", text)
+    size = f" ({int(asked[1]) / 1e6:,.0f} MB more were needed)" if asked else ""
+    return TrainingError(f"this machine has too little memory{size}", where=where, fix=fix)

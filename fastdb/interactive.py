@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from fastdb.commands import results, session_changes, sessions, sharing, training
-from fastdb.console import ConsoleReport, show_evaluation, show_overview, show_sessions
+from fastdb.console import ConsoleReport, show_evaluation, show_overview, show_sessions, whole_output
 from fastdb.sessions.session import Session, SessionLike
 
 P = ParamSpec("P")
@@ -27,9 +27,10 @@ def _printing(verb: Callable[P, T], view: Callable[[T], object] | None = None, *
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         for name, argument in {"report": ConsoleReport(), **defaults}.items():
             kwargs.setdefault(name, argument)
-        value = verb(*args, **kwargs)
-        if view is not None:
-            view(value)
+        with whole_output():
+            value = verb(*args, **kwargs)
+            if view is not None:
+                view(value)
         return value
 
     return call

@@ -170,7 +170,7 @@ def test_only_the_console_prints() -> None:
             writes = isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.stdout", "sys.stderr")
             if prints or writes:
                 found.append(name)
-    assert set(found) == {"fastdb.console.terminal"}
+    assert set(found) == {"fastdb.console.terminal", "fastdb.console.streams"}
 
 
 def test_no_fault_is_swallowed() -> None:

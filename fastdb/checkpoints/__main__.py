@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fastdb.checkpoints.publish import Publishing
+from fastdb.console.streams import forgiving_streams
 from fastdb.errors import FastDBError, first_line
 from fastdb.runtime.library_logging import hush_libraries
 from fastdb.sessions.events import EventLog
@@ -72,4 +73,5 @@ def _open(folder: Path, log: EventLog, done: Callable[[], bool]) -> Session:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5:]))
+    with forgiving_streams():
+        sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5:]))

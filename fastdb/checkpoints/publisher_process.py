@@ -120,13 +120,16 @@ class Publisher:
         return ["the last checkpoint"]
 
     def _forward(self, process: subprocess.Popen[bytes], events: Path) -> None:
-        for event in follow_events(events, lambda: process.poll() is None):
-            fields = {name: value for name, value in event.items() if name not in ("event", "time")}
-            if event["event"] == "end":
-                break
-            if event["event"] == "published":
-                self._published.add(Path(event["path"]))
-            self.emit(event["event"], **fields)
+        try:
+            for event in follow_events(events, lambda: process.poll() is None):
+                fields = {name: value for name, value in event.items() if name not in ("event", "time")}
+                if event["event"] == "end":
+                    break
+                if event["event"] == "published":
+                    self._published.add(Path(event["path"]))
+                self.emit(event["event"], **fields)
+        except OSError as error:
+            self.emit("note", kind="publishing delayed", subject="", reason=first_line(error))
         code = process.wait()
         if code not in (0, -signal.SIGTERM):
             output = str(events.with_suffix(".out"))

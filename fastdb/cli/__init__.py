@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from fastdb.cli.options import Root
 from fastdb.cli.usage import one_sentence, unknown_command
-from fastdb.console import boundary, say
+from fastdb.console import boundary, say, whole_output
 from fastdb.runtime.library_logging import hush_libraries
 from fastdb.version import __version__
 
@@ -133,4 +133,5 @@ def main() -> None:
     """Run the command line."""
     # Before a verb loads libraries whose warnings would surround its output.
     hush_libraries()
-    app()
+    with whole_output():
+        app()

@@ -10,7 +10,7 @@ from fastdb.console.tables import (
     show_sessions,
     show_usage,
 )
-from fastdb.console.terminal import bar, boundary, complain, reword, say, table
+from fastdb.console.terminal import bar, boundary, complain, reword, say, table, whole_output
 from fastdb.console.views import ConsoleReport, TrainingView
 
 __all__ = [
@@ -31,4 +31,5 @@ __all__ = [
     "show_sessions",
     "show_usage",
     "table",
+    "whole_output",
 ]

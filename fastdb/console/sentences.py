@@ -153,6 +153,7 @@ SENTENCES: dict[str, str] = {
     "checkpoint not saved": "Could not save checkpoint {subject}; training continues: {reason}",
     "class images set aside": "Moved class images of another prompt or other settings ({reason}) to {subject}",
     "disk space tight": "Disk space is tight: {subject}. To save space, {reason}",
+    "history not written": "Could not record the end of this run in session.yaml: {reason}",
     "log not copied": "The log of this run is on this machine only, at {subject}: {reason}",
     "memory not pinned": "Could not pin memory for checkpoints; training waits while each is copied from the GPU",
     "not deterministic": "Results on this device match an uninterrupted run only up to rounding: {reason}",

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from fastdb.errors import FastDBError
+from fastdb.console.streams import forgiving_streams
+from fastdb.errors import MORE_MEMORY, FastDBError, is_out_of_memory, out_of_memory
 from fastdb.reporting import format_bytes
 
 _BREAKS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -47,10 +48,27 @@ def complain(line: str) -> None:
 
 
 @contextmanager
+def whole_output() -> Iterator[None]:
+    """Keep a process going whose standard output or standard error is closed or full, and report lost output."""
+    with forgiving_streams():
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            if lost := getattr(sys.stdout, "lost", ""):
+                complain(f"warning: some of the output could not be written: {lost}")
+
+
+@contextmanager
 def boundary() -> Iterator[None]:
-    """Turn a `FastDBError` into one line and exit code 2; other exceptions keep their traceback."""
+    """Turn a `FastDBError` and a want of memory into one line and exit code 2; others keep their traceback."""
     try:
         yield
+    except (MemoryError, OSError, ImportError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        complain(f"error: {out_of_memory(error, 'fastdb', MORE_MEMORY)}")
+        raise SystemExit(2) from None
     except FastDBError as error:
         complain(f"error: {error}")
         raise SystemExit(2) from None

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from fastdb.errors import ConfigError
 from fastdb.inference.samplers import DEFAULT, check_sampler
 
+SEEDS = 2**63 - 1
+"""Number of seeds, which begin at 0."""
+
 
 def group_size(resolution: int) -> int:
     """Return the number of pictures of a resolution to draw per pass, 4 of 512 px and at most 8."""
@@ -47,6 +50,6 @@ class Request:
                 raise ConfigError("is not between 1 and 1000", subject=f"{name} {value}", fix=f"Try {usual}.")
         if not 0 <= self.guidance <= 50:
             raise ConfigError("is not between 0 and 50", subject=f"guidance {self.guidance}", fix="Try 7.5.")
-        if not 0 <= self.seed < 2**63 - self.count:
+        if not 0 <= self.seed <= SEEDS - self.count:
             raise ConfigError("is not between 0 and 2^63", subject=f"seed {self.seed}", fix="Try 0.")
         object.__setattr__(self, "sampler", check_sampler(self.sampler))

@@ -33,8 +33,8 @@ def strip(paths: Sequence[Path]) -> bytes:
         try:
             with Image.open(path) as picture:
                 thumb = picture.convert("RGB")
-        except OSError:
-            # Drive was disconnected, or the file was deleted by hand.
+        except (OSError, SyntaxError, ValueError):
+            # Drive was disconnected, or the file was deleted or damaged; PIL raises all of these.
             continue
         resample = Image.Resampling.NEAREST if thumb.width < _THUMB else Image.Resampling.LANCZOS
         thumbs.append(thumb.resize((_THUMB, round(_THUMB * thumb.height / thumb.width)), resample))

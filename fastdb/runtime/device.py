@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastdb.errors import TrainingError
+from fastdb.errors import TrainingError, is_out_of_memory, out_of_memory
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,14 @@ def release_memory() -> None:
 
 @contextmanager
 def explain_out_of_memory(where: str, fix: str) -> Iterator[None]:
-    """Turn torch's out-of-memory error into one line with a remedy.
+    """Turn an out-of-memory error of the GPU or of this machine into one line with a remedy.
 
     Raises:
-        TrainingError: instead of torch's error.
+        TrainingError: instead of that error.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        reason = str(error).splitlines()[0][:120]
-        raise TrainingError(f"the GPU is out of memory ({reason})", where=where, fix=fix) from error
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(error, where, fix) from error

@@ -18,15 +18,22 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from fastdb.errors import StorageError
 from fastdb.storage.atomic_write import make_folder
 
 _MOST_BYTES = 32 << 20
+_MOST_WAITING = 4 << 20
+"""Bytes of events that are kept in memory while the disk is full; older ones are dropped."""
+_RESERVED = 16 << 10
+"""Bytes reserved for the last event, in which a traceback has room."""
 
 Event = dict[str, Any]
 Emit = Callable[..., None]
@@ -34,23 +41,70 @@ Emit = Callable[..., None]
 
 
 class EventLog:
-    """Log that appends each event to a file as a whole line."""
+    """Log that appends each event to a file as a whole line, and raises nothing: a log is no reason to end a training.
+
+    What a full disk rejects is kept in memory and written as soon as there is space. If there is none until the end,
+    the `end` event is written into a file beside the log, whose space was reserved at the start.
+    """
 
     def __init__(self, path: Path) -> None:
-        make_folder(path.parent)
+        with suppress(OSError, StorageError):
+            make_folder(path.parent)
         self.path = path
         self._turn = threading.Lock()
-        self._file: TextIO = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        self._waiting = bytearray()
+        self._descriptor: int | None = None
+        self._end = b""
+        with suppress(OSError):
+            _reserve(path).write_bytes(b" " * _RESERVED)
+        with self._turn:
+            self._write()
 
     def emit(self, kind: str, /, **fields: Any) -> None:
         """Append an event; callable from any thread."""
-        line = json.dumps({"event": kind, "time": round(time.time(), 3), **fields})
+        line = json.dumps({"event": kind, "time": round(time.time(), 3), **fields}).encode() + b"\n"
         with self._turn:
-            self._file.write(line + "\n")
+            if kind == "end":
+                self._end = line
+            self._waiting += line
+            self._write()
+
+    def text(self) -> str:
+        """Return the lines so far, including those that the disk rejects."""
+        with self._turn:
+            written = self.path.read_bytes() if self.path.exists() else b""
+            return (written + self._waiting).decode("utf-8", "replace")
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with self._turn, suppress(OSError):
+            self._write()
+            if not self._waiting:
+                _reserve(self.path).unlink(missing_ok=True)
+            elif len(self._end) <= _RESERVED:
+                # In place: this needs no space.
+                with open(_reserve(self.path), "r+b", buffering=0) as file:
+                    file.write(self._end)
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
+
+    def _write(self) -> None:
+        """Append what is waiting, as far as the disk takes it; the rest of a cut line comes first next time."""
+        try:
+            if self._descriptor is None:
+                self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            while self._waiting:
+                del self._waiting[: os.write(self._descriptor, self._waiting)]
+        except OSError:
+            if len(self._waiting) > _MOST_WAITING:
+                first = self._waiting.index(b"\n") + 1
+                last = self._waiting.index(b"\n", len(self._waiting) - _MOST_WAITING // 2) + 1
+                del self._waiting[first:last]
+
+
+def _reserve(log: Path) -> Path:
+    return log.with_suffix(".end")
 
 
 def read_events(path: Path) -> list[Event]:
@@ -87,8 +141,18 @@ def follow_events(path: Path, alive: Callable[[], bool], interval: float = 0.1) 
                     return
         if not lines:
             if gone > 2:
+                if (event := _reserved_end(path)) is not None:
+                    yield event
                 return
             time.sleep(interval)
+
+
+def _reserved_end(path: Path) -> Event | None:
+    """Return the `end` event of a trainer whose log did not take it, because the disk was full."""
+    try:
+        return _parsed(_reserve(path).read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return None
 
 
 def _lines_after(path: Path, position: int) -> tuple[list[str], int]:

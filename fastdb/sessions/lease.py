@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from fastdb.errors import SessionBusy, StorageError
+from fastdb.errors import SessionBusy, StorageError, first_line
 from fastdb.reporting import Note
 from fastdb.runtime import machine
 from fastdb.runtime.paths import cache_folder, work_folder
@@ -163,10 +163,10 @@ class Held(Guard):
                 act()
         except SessionBusy as refusal:
             self._lose(refusal)
-        except (OSError, StorageError) as error:
+        except Exception as error:  # noqa: BLE001 - a heartbeat that ends would give the session away
             if not self._warned:
                 self._warned = True
-                self._warn(Note("lease not renewed", f"{FILE} ({error})", minutes(QUIET)))
+                self._warn(Note("lease not renewed", f"{FILE} ({first_line(error)})", minutes(QUIET)))
 
     def _settle(self) -> None:
         """Read the lease back; a process that finds another lease of its term has lost.

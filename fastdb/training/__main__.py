@@ -15,10 +15,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fastdb.errors import FastDBError, SessionBusy
+from fastdb.console.streams import forgiving_streams
+from fastdb.errors import MORE_MEMORY, FastDBError, SessionBusy, first_line, is_out_of_memory, out_of_memory
 from fastdb.reporting import Note
 from fastdb.runtime.library_logging import hush_libraries
-from fastdb.sessions.events import EventLog
+from fastdb.sessions.events import EventLog, read_events
 from fastdb.sessions.file_hashes import record_files
 from fastdb.sessions.lease import Guard, take
 from fastdb.sessions.session import Session
@@ -82,6 +83,8 @@ def _run(
     except FastDBError as error:
         return {"outcome": "failed", "message": str(error)}
     except Exception as error:  # noqa: BLE001 - a bug: the event has its traceback, and the exit code is 1
+        if is_out_of_memory(error):
+            return {"outcome": "failed", "message": str(out_of_memory(error, "training", MORE_MEMORY))}
         message = f"{type(error).__name__}: {error}"
         return {"outcome": "crashed", "message": message, "traceback": traceback.format_exc()}
 
@@ -91,14 +94,14 @@ def _copy_log(log: EventLog, folder: Path, end: dict[str, Any], lease: Guard) ->
     try:
         lease.check()
         (folder / "logs").mkdir(exist_ok=True)
-        text = log.path.read_text(encoding="utf-8") + json.dumps({"event": "end", **end}) + "\n"
-        write_text(folder / "logs" / log.path.name, text)
-        events = [json.loads(line) for line in text.splitlines()]
-        samples = [Path(event["path"]) for event in events if event["event"] == "sample"]
+        copied = folder / "logs" / log.path.name
+        write_text(copied, log.text() + json.dumps({"event": "end", **end}) + "\n")
+        samples = [Path(event["path"]) for event in read_events(copied) if event["event"] == "sample"]
         record_files(folder, [path for path in samples if path.is_file()])
-    except (FastDBError, OSError) as error:
-        log.emit("note", **asdict(Note("log not copied", str(log.path), str(error))))
+    except Exception as error:  # noqa: BLE001 - the run has ended, and its outcome is not that of its log
+        log.emit("note", **asdict(Note("log not copied", str(log.path), first_line(error))))
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), TAKE_OVER in sys.argv[3:]))
+    with forgiving_streams():
+        sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), TAKE_OVER in sys.argv[3:]))

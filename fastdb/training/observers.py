@@ -12,9 +12,9 @@ import torch
 from accelerate import Accelerator
 
 from fastdb.config import SampleConfig
-from fastdb.errors import StorageError
+from fastdb.errors import first_line
 from fastdb.inference.pictures import parameters, png
-from fastdb.inference.request import Request
+from fastdb.inference.request import SEEDS, Request
 from fastdb.models.diffusers_folder import BaseModel
 from fastdb.models.loading import load_part, load_scheduler, load_tokenizer
 from fastdb.reporting import Note
@@ -48,8 +48,8 @@ class Sampler:
         try:
             self._session.check_there()
             self._make(stage, step, accelerator)
-        except (StorageError, torch.OutOfMemoryError) as error:
-            self._emit("note", **asdict(Note("samples failed", str(step), str(error).splitlines()[0])))
+        except Exception as error:  # noqa: BLE001 - pictures on the way are no reason to end a training
+            self._emit("note", **asdict(Note("samples failed", str(step), first_line(error))))
 
     def _make(self, stage: Stage, step: int, accelerator: Accelerator) -> None:
         # Loads diffusers' pipelines, which a training without samples never needs.
@@ -80,9 +80,9 @@ class Sampler:
 
     def _write(self, stage: Stage, step: int, number: int, prompt: str, engine: Engine) -> None:
         config, size = self.config, self._session.config.resolution
-        request = Request(
-            prompt, seed=config.seed + number - 1, steps=config.steps, guidance=config.guidance, width=size, height=size
-        )
+        # The largest seed is followed by 0.
+        seed = (config.seed + number - 1) % SEEDS
+        request = Request(prompt, seed=seed, steps=config.steps, guidance=config.guidance, width=size, height=size)
         embedded = stage.condition([prompt, ""])
         picture = engine.generate(request, embeddings=(embedded[0], embedded[1]))[0]
         path = self._session.samples / f"{stage.name}-{step:06d}-{number}.png"

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from fastdb.checkpoints.checkpoint import clear_unfinished, newest
 from fastdb.checkpoints.progress import STAGES, Standing, standing, steps_of
 from fastdb.checkpoints.publisher_process import Publisher
-from fastdb.errors import FastDBError, StorageError, TrainingError
+from fastdb.errors import FastDBError, StorageError, TrainingError, first_line
+from fastdb.reporting import Note
 from fastdb.runtime.device import explain_out_of_memory, release_memory
 from fastdb.sessions.events import Emit
 from fastdb.sessions.file_hashes import changes, forget_files
@@ -88,7 +89,11 @@ class Trainer:
                 session.with_run_ended("failed" if isinstance(error, FastDBError) else "crashed")
             raise
         self.lease.check()
-        session.with_run_ended(outcome)
+        try:
+            session.with_run_ended(outcome)
+        except (OSError, FastDBError) as error:
+            # Everything is published; that only the history cannot be written does not change how the run ended.
+            self.emit("note", **asdict(Note("history not written", reason=first_line(error))))
         return outcome
 
     def _class_images(self, prepared: Preparation) -> list[ClassImage]:

@@ -1,0 +1,146 @@
+"""Logs, samples, the history, the lease and memory: what must not end a run, or not in a traceback."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from fastdb.commands import training
+from fastdb.errors import StorageError, TrainingError, is_out_of_memory, out_of_memory
+from fastdb.runtime.paths import work_folder
+from fastdb.sessions import lease
+from fastdb.sessions.events import read_events
+from fastdb.sessions.session import Session
+from fastdb.training import process
+from fastdb.training.loop import Loop
+from fastdb.training.observers import Sampler
+from tests.sessions.test_events import fill
+from tests.training.conftest import result
+from tests.training.test_trainer import Life
+
+Made = Callable[..., Session]
+QUICK: dict[str, Any] = {"text_encoder__steps": 0, "unet__steps": 4, "prior__class_images": 0}
+SAMPLED: dict[str, Any] = {"samples__every_steps": 2, "samples__steps": 1, "samples__guidance": 1.0}
+
+
+def test_the_largest_seed_of_samples_is_followed_by_the_first(make_session: Made) -> None:
+    prompts = ("a cup", "a cup on a table")
+    life = Life(make_session(**QUICK, **SAMPLED, samples__seed=2**63 - 1, samples__prompts=prompts))
+    assert life.run() == "finished"
+    assert life.said("note") == []
+    assert len(life.said("sample")) == 4
+
+
+def test_samples_that_fail_are_told_and_change_nothing(make_session: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = make_session(**QUICK)
+    assert Life(plain).run() == "finished"
+
+    def failing(*arguments: Any, **named: Any) -> None:
+        raise ValueError("a scheduler that fails")
+
+    monkeypatch.setattr(Sampler, "_write", failing)
+    life = Life(make_session(**QUICK, **SAMPLED, unet__ema_decay=0.5))
+    assert life.run() == "finished"
+    notes = [(event["kind"], event["subject"], event["reason"]) for event in life.said("note")]
+    assert notes == [("samples failed", step, "ValueError: a scheduler that fails") for step in ("2", "4")]
+    mine = result(life.trainer.session)
+    del mine["unet-000004/unet_ema.safetensors"]
+    assert mine == result(plain)
+
+
+def test_a_history_that_cannot_be_written_does_not_change_how_the_run_ended(
+    make_session: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(session: Session, outcome: str) -> None:
+        raise StorageError("the disk is full", where=session.path)
+
+    life = Life(make_session(**QUICK))
+    monkeypatch.setattr(Session, "with_run_ended", full)
+    assert life.run() == "finished"
+    assert [event["kind"] for event in life.said("note")] == ["history not written"]
+
+
+def test_the_heartbeat_of_a_lease_goes_on_after_an_error(make_session: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, notes, beats, enough = make_session(**QUICK), [], [], threading.Event()
+    monkeypatch.setattr(lease, "BEAT", 0.01)
+
+    def failing(held: lease.Held) -> None:
+        beats.append(1)
+        if len(beats) >= 3:
+            enough.set()
+        raise ValueError("a fault")
+
+    monkeypatch.setattr(lease.Held, "_renew", failing)
+    with lease.take(session.path, notes.append, lambda: None):
+        assert enough.wait(30)
+    assert [(note.kind, note.subject) for note in notes] == [("lease not renewed", "in-use.json (ValueError: a fault)")]
+
+
+NO_MEMORY = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(f"{NO_MEMORY}allocate 3000000000 bytes. Error code 12 (Cannot allocate memory)"),
+        MemoryError(),
+        OSError(12, "Cannot allocate memory"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        RuntimeError("std::bad_alloc"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_want_of_memory_is_recognised_and_explained(error: Exception) -> None:
+    assert is_out_of_memory(error)
+    size = " (3,000 MB more were needed)" if "3000000000" in str(error) else ""
+    assert str(out_of_memory(error, "training", "Do.")) == f"training: this machine has too little memory{size}. Do."
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError(28, "No space left"), ImportError("no module")])
+def test_other_errors_are_not_taken_for_it(error: Exception) -> None:
+    assert not is_out_of_memory(error)
+
+
+def test_want_of_memory_on_a_cpu_names_a_remedy_that_works(make_session: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, honest = make_session(**QUICK), Loop._microstep
+
+    def hungry(loop: Loop, step: int, batch: Any) -> Any:
+        if step == 1 and not loop.config.gradient_checkpointing:
+            raise RuntimeError(f"{NO_MEMORY}allocate 2000000000 bytes.")
+        return honest(loop, step, batch)
+
+    monkeypatch.setattr(Loop, "_microstep", hungry)
+    with pytest.raises(TrainingError, match=r"too little memory \(2,000 MB more were needed\)") as told:
+        Life(session).run()
+    assert "Set gradient_checkpointing=true and run the same command again" in str(told.value)
+    session = session.with_config(session.config.changed({"gradient_checkpointing": True}))
+    assert Life(session).run() == "finished"
+
+
+def test_a_local_disk_that_fills_up_ends_in_order_and_the_same_command_resumes(
+    make_session: Made, small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even the log can be written; the session's disk is another one."""
+    disk = small_disk("150m")
+    monkeypatch.setenv("FASTDB_CACHE", str(disk))
+    session = make_session(**{**QUICK, "unet__steps": 12}, checkpoints__every_steps=2)
+    running, full = process.start(session), None
+    end: dict[str, Any] = {}
+    for event in running.follow():
+        if event["event"] == "saved" and full is None:
+            full = fill(disk)
+        end = event
+    assert full is not None
+    assert (end["event"], end["outcome"]) == ("end", "failed")
+    assert "the disk is full" in end["message"]
+    assert Session.open(session.path).record.runs[-1].outcome == "failed"
+    full.unlink()
+    assert training.train(session) == "finished"
+    said = [read_events(path)[-1]["event"] for path in sorted(work_folder(session.path).glob("run-*.jsonl"))]
+    assert said[-1] == "end"
