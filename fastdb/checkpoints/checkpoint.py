@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastdb.checkpoints.claims import claim
 from fastdb.errors import CheckpointError
 from fastdb.reporting import Note
 from fastdb.storage.atomic_write import explained, write_json
@@ -209,10 +210,15 @@ def newest(
     """
     skipped: list[Note] = []
     for checkpoint in reversed(complete(folders, stage)):
-        reason = fault_in(checkpoint, lineage) or (unusable(checkpoint) if unusable else "")
-        if not reason:
-            return checkpoint, skipped
-        skipped.append(Note("checkpoint skipped", checkpoint.path.name, reason))
+        if claim(checkpoint.path):
+            reason = fault_in(checkpoint, lineage) or (unusable(checkpoint) if unusable else "")
+            if not reason:
+                return checkpoint, skipped
+            if claim(checkpoint.path):
+                skipped.append(Note("checkpoint skipped", checkpoint.path.name, reason))
+                continue
+        # Deleted meanwhile, because there are newer ones by now.
+        return newest(folders, stage, lineage, unusable)
     return None, skipped
 
 

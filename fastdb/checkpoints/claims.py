@@ -2,6 +2,8 @@
 
 A claim is a shared lock on the checkpoint's manifest. It needs no space on a disk that may be full, several processes
 may hold one, and the system releases it when its holder dies.
+
+A verb that reads what training has made runs in `claims_kept`: each checkpoint that it finds valid stays until its end.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 
 from fastdb.storage import MANIFEST
@@ -32,6 +35,38 @@ def claimed(checkpoint: Path) -> Iterator[None]:
     finally:
         if descriptor is not None:
             os.close(descriptor)
+
+
+_kept: ContextVar[ExitStack | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def claims_kept() -> Iterator[None]:
+    """Claim every checkpoint that `claim` is called for in this context, until its end."""
+    with ExitStack() as stack:
+        token = _kept.set(stack)
+        try:
+            yield
+        finally:
+            _kept.reset(token)
+
+
+def claim(checkpoint: Path) -> bool:
+    """Claim a checkpoint that will be read, if this is in `claims_kept`; return whether it still exists.
+
+    A disk that does not answer counts as an existing checkpoint: reading it reports the error.
+    """
+    stack = _kept.get()
+    try:
+        if stack is None:
+            (checkpoint / MANIFEST).stat()
+        else:
+            stack.enter_context(claimed(checkpoint))
+    except FileNotFoundError:
+        return checkpoint.is_dir()
+    except OSError:
+        return True
+    return True
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastdb.checkpoints.checkpoint import complete, fault_in, strays
+from fastdb.checkpoints.claims import claim
 from fastdb.reporting import Note
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import FILE
@@ -21,7 +22,7 @@ def leftovers(session: Session) -> list[Note]:
     damaged = [
         Note("checkpoint skipped", checkpoint.path.name, reason)
         for checkpoint in checkpoints
-        if (reason := fault_in(checkpoint, quick=True))
+        if (reason := fault_in(checkpoint, quick=True)) and claim(checkpoint.path)
     ]
     return [*damaged, *strays(session.checkpoints), *duplicates(session)]
 

@@ -17,6 +17,7 @@ from fastdb.checkpoints.checkpoint import (
     strays,
     tensors_file,
 )
+from fastdb.checkpoints.claims import claim
 from fastdb.config import Config
 from fastdb.errors import ConfigError, TrainingError
 from fastdb.reporting import Note
@@ -139,7 +140,13 @@ def standings(
     for checkpoint in reversed(checkpoints):
         if checkpoint.step in valid or (wanted is not None and checkpoint.step not in wanted):
             continue
-        if reason := fault_in(checkpoint, session.record.lineage) or (unusable(checkpoint) if unusable else ""):
+        reason = ""
+        if claim(checkpoint.path):
+            reason = fault_in(checkpoint, session.record.lineage) or (unusable(checkpoint) if unusable else "")
+        if not claim(checkpoint.path):
+            # Deleted meanwhile, because there are newer ones by now.
+            return standings(session, wanted, unusable)
+        if reason:
             skipped.append(Note("checkpoint skipped", checkpoint.path.name, reason))
         else:
             valid[checkpoint.step] = checkpoint

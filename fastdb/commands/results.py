@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fastdb.checkpoints.claims import claims_kept
 from fastdb.checkpoints.progress import how_far, no_valid_checkpoint, progress_of, steps_text
 from fastdb.commands.session_warnings import prompts_of
 from fastdb.errors import ConfigError
@@ -33,6 +34,7 @@ _MOST_SEEDS = 1000
 """Images per prompt of an evaluation, the limit of `generate --count`."""
 
 
+@claims_kept()
 def export(
     session: SessionLike,
     *,
@@ -86,6 +88,7 @@ def export(
     return files
 
 
+@claims_kept()
 def generate(
     source: SessionLike,
     prompt: str = "",
@@ -185,6 +188,7 @@ def _source(
     return model, prompt
 
 
+@claims_kept()
 def evaluate(
     session: SessionLike,
     *,

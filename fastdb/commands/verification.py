@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastdb.checkpoints.checkpoint import Checkpoint, complete, fault_in
+from fastdb.checkpoints.claims import claimed
 from fastdb.errors import FastDBError, StorageError, TrainingError
 from fastdb.images.photo_files import png_fault
 from fastdb.reporting import Note, Report
@@ -52,10 +54,12 @@ def verify(session: Session, *, quick: bool, progress: Callable[[int], None]) ->
     damaged = [Note("file damaged", name, clause) for name, clause in damaged_pictures.items()]
     checked = len(file_hashes.known_files(session.path) or {}) + len(unlisted)
     for checkpoint in [*complete(session.checkpoints), *_set_aside(session)]:
-        if clause := fault_in(checkpoint, quick=quick):
-            damaged.append(Note("file damaged", checkpoint.path.relative_to(session.path).as_posix(), clause))
-        checked += sum(path.is_file() for path in checkpoint.path.iterdir())
-        progress(bytes_of(checkpoint.path))
+        # One that is deleted meanwhile, because training has published newer ones, is not damaged.
+        with suppress(FileNotFoundError), claimed(checkpoint.path):
+            if clause := fault_in(checkpoint, quick=quick):
+                damaged.append(Note("file damaged", checkpoint.path.relative_to(session.path).as_posix(), clause))
+            checked += sum(path.is_file() for path in checkpoint.path.iterdir())
+            progress(bytes_of(checkpoint.path))
     return Findings(
         [note for note in changed if note.subject not in damaged_pictures],
         damaged,
