@@ -29,6 +29,10 @@ def train(
     take_over: Annotated[
         bool, typer.Option("--take-over", help="Train here even if another machine does; that one stops.")
     ] = False,
+    device: Annotated[
+        str,
+        typer.Option("--device", help="cuda:N or cpu.", show_default="the first GPU that no other trainer uses"),
+    ] = "",
     root: Root = None,
 ) -> None:
     """Train a session, or resume.
@@ -42,6 +46,7 @@ def train(
         restart=restart,
         from_step=from_step,
         take_over=take_over,
+        device=device,
         follow=not detach,
         root=root,
         report=ConsoleReport(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from fastdb.config import Config, Extension, build
 from fastdb.errors import ConfigError, SessionBusy, TrainingError
 from fastdb.models.resolve import ensure_base
 from fastdb.reporting import SILENT, Note, Report, counted
+from fastdb.runtime.device_lock import check_device, refuse_several_processes
 from fastdb.sessions.events import earlier_events
 from fastdb.sessions.lease_status import refuse_elsewhere
 from fastdb.sessions.session import Session, SessionLike
@@ -41,6 +43,7 @@ def train(
     restart: bool = False,
     from_step: int | None = None,
     take_over: bool = False,
+    device: str = "",
     follow: bool = True,
     on_interrupt: Literal["stop", "leave", ""] = "",
     root: str | Path | None = None,
@@ -58,6 +61,7 @@ def train(
         from_step: set the newer checkpoints of the UNet stage aside; a rate in `settings` holds from this step on.
         on_interrupt: let the trainer save and stop, or leave it; by default only one that this call started stops.
         take_over: train even if another machine does; that trainer saves on its own disk and stops.
+        device: `cuda:N` or `cpu`; by default the first GPU that no other trainer uses, if there is a GPU.
 
     Returns:
         "finished", "stopped" on request, "interrupted" by the caller, "left" running, or "started" without `follow`.
@@ -66,6 +70,8 @@ def train(
         SessionBusy: another machine trains it, or a trainer runs with other settings.
         FastDBError: training cannot start or resume.
     """
+    refuse_several_processes(os.environ)
+    check_device(device)
     session = Session.open(session, root)
     if restart and from_step is not None:
         raise ConfigError("--from-step and --restart cannot be combined", fix="Leave out one of them and run it again.")
@@ -73,14 +79,14 @@ def train(
     if running is None and not take_over:
         refuse_elsewhere(session.path)
     again = restart or from_step is not None
-    if running is not None and again:
+    if running is not None and (again or device):
         raise SessionBusy("is being trained", subject=session.name, fix=f"Stop it first: fastdb stop {session.name}")
     if again:
         config = with_rates_from(session.config, settings or {}, from_step or 0)
     else:
         config = agreed_settings(session, settings or {}, running is not None, keep_settings, report)
     if running is None:
-        running, interrupted = _start(_prepare(session, config, restart, from_step, report), take_over, report)
+        running, interrupted = _start(_prepare(session, config, restart, from_step, report), take_over, device, report)
     else:
         interrupted, on_interrupt = False, on_interrupt or "leave"
         if follow:
@@ -90,7 +96,7 @@ def train(
         return "started"
     while not (outcome := _follow(session, running, report, on_interrupt == "leave", interrupted)):
         # Another process of this machine began to train it at the same moment, and may have ended by now.
-        running = process.find(session) or process.start(session, take_over)
+        running = process.find(session) or process.start(session, take_over, device)
         report.note(Note("following trainer", session.name, str(running.pid)))
     return outcome
 
@@ -227,12 +233,12 @@ def _with_settings(session: Session, config: Config, from_step: int, report: Rep
     return session.with_revision(config, f"unet step {from_step}", [str(rate) for rate in rates])
 
 
-def _start(session: Session, take_over: bool, report: Report) -> tuple[process.Running, bool]:
+def _start(session: Session, take_over: bool, device: str, report: Report) -> tuple[process.Running, bool]:
     """Start a trainer, and return it with whether the caller was interrupted meanwhile."""
     # Before there is a trainer that an interruption would have to stop.
     report.earlier(earlier_events(session.logs))
     with process.interrupts_kept() as interruptions:
-        running = process.start(session, take_over)
+        running = process.start(session, take_over, device)
     return running, bool(interruptions)
 
 

@@ -30,12 +30,21 @@ class Device:
         return {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[self.precision]
 
 
-def choose_device(precision: str = "auto") -> Device:
+def choose_device(precision: str = "auto", asked: str = "") -> Device:
     """Return the best device of this machine, with the fastest precision of its hardware for "auto".
 
+    Args:
+        asked: the device that a person asked for, such as `cuda:1`; this process sees no other GPU.
+
     Raises:
-        TrainingError: fp16 was requested without a GPU.
+        TrainingError: fp16 was requested without a GPU, or torch cannot use the GPU that was asked for.
     """
+    if asked.startswith("cuda") and not torch.cuda.is_available():
+        raise TrainingError(
+            f"torch {torch.__version__} cannot use it",
+            where=f"device {asked}",
+            fix="Install a torch that fits the driver, or leave out --device to train without a GPU.",
+        )
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
         # A T4 reports bf16 support and then emulates it, many times slower.

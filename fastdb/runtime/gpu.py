@@ -37,13 +37,25 @@ def has_nvidia_gpu() -> bool:
 
 def find_gpu() -> GPU | None:
     """Return the first NVIDIA GPU, or None."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
-    query = [program, "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False)
-    fields = [field.strip() for field in answer.stdout.partition("\n")[0].split(",")]
-    if answer.returncode or len(fields) != 3 or not fields[1].isdigit():
+    lines = _query("name,memory.total,compute_cap")
+    fields = [field.strip() for field in (lines or [""])[0].split(",")]
+    if len(fields) != 3 or not fields[1].isdigit():
         return None
     number = fields[2].replace(".", "", 1).isdigit()
     return GPU(fields[0], int(fields[1]) << 20, float(fields[2]) if number else 0.0)
+
+
+def gpu_count() -> int:
+    """Return the number of NVIDIA GPUs."""
+    # Some containers have the driver without its programs.
+    return len(_query("index")) or sum(1 for _ in Path("/proc/driver/nvidia/gpus").glob("*"))
+
+
+def _query(fields: str) -> list[str]:
+    """Return the driver's answer, a line for each GPU; empty without a driver."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    query = [program, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False)
+    return [] if answer.returncode else [line for line in answer.stdout.splitlines() if line.strip()]

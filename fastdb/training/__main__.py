@@ -1,4 +1,4 @@
-"""The trainer's process, `python -m fastdb.training SESSION_FOLDER EVENTS_FILE [--take-over]`.
+"""The trainer's process, `python -m fastdb.training SESSION_FOLDER EVENTS_FILE [--take-over] [--device cuda:N]`.
 
 SIGTERM or SIGINT makes it save a checkpoint after the current step and end; a second signal makes it end before that is
 published.
@@ -7,6 +7,7 @@ published.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -18,16 +19,17 @@ from typing import Any
 from fastdb.console.streams import forgiving_streams
 from fastdb.errors import MORE_MEMORY, FastDBError, SessionBusy, first_line, is_out_of_memory, out_of_memory
 from fastdb.reporting import Note
+from fastdb.runtime.device_lock import device_lock, refuse_several_processes
 from fastdb.runtime.library_logging import hush_libraries
 from fastdb.sessions.events import EventLog, read_events
 from fastdb.sessions.file_hashes import record_files
 from fastdb.sessions.lease import Guard, take
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import write_text
-from fastdb.training.process import TAKE_OVER, training_lock
+from fastdb.training.process import DEVICE, TAKE_OVER, training_lock
 
 
-def main(folder: Path, events: Path, take_over: bool = False) -> int:
+def main(folder: Path, events: Path, take_over: bool = False, device: str = "") -> int:
     """Train the session in `folder`, write events to the file `events`, and return the exit code."""
     stop, leave = threading.Event(), threading.Event()
 
@@ -38,8 +40,9 @@ def main(folder: Path, events: Path, take_over: bool = False) -> int:
         signal.signal(number, on_signal)
     log = EventLog(events)
     try:
-        with training_lock(folder, events):
-            end = _train(folder, log, stop, leave, take_over)
+        refuse_several_processes(os.environ)
+        with training_lock(folder, events), device_lock(device, folder.name):
+            end = _train(folder, log, stop, leave, take_over, device)
     except SessionBusy as error:
         # No fault of the session: the caller can follow the other trainer.
         end = {"outcome": "failed", "message": str(error), "too_late": True}
@@ -52,7 +55,7 @@ def main(folder: Path, events: Path, take_over: bool = False) -> int:
 
 
 def _train(
-    folder: Path, log: EventLog, stop: threading.Event, leave: threading.Event, take_over: bool
+    folder: Path, log: EventLog, stop: threading.Event, leave: threading.Event, take_over: bool, device: str
 ) -> dict[str, Any]:
     """Train under the session's lease and return the `end` event."""
 
@@ -64,7 +67,7 @@ def _train(
         with take(session.path, warn, stop.set, take_over=take_over) as lease:
             for note in lease.notes:
                 warn(note)
-            end = _run(session, log, stop, leave, lease)
+            end = _run(session, log, stop, leave, lease, device)
             _copy_log(log, folder, end, lease)
     except FastDBError as error:
         end = {"outcome": "failed", "message": str(error)}
@@ -72,14 +75,14 @@ def _train(
 
 
 def _run(
-    session: Session, log: EventLog, stop: threading.Event, leave: threading.Event, lease: Guard
+    session: Session, log: EventLog, stop: threading.Event, leave: threading.Event, lease: Guard, device: str
 ) -> dict[str, Any]:
     try:
         hush_libraries()
         # Imported here, so that a signal during the import of torch finds its handler in place.
         from fastdb.training.trainer import Trainer
 
-        return {"outcome": Trainer(session, log.emit, stop, leave, lease).run()}
+        return {"outcome": Trainer(session, log.emit, stop, leave, lease, device).run()}
     except FastDBError as error:
         return {"outcome": "failed", "message": str(error)}
     except Exception as error:  # noqa: BLE001 - a bug: the event has its traceback, and the exit code is 1
@@ -103,5 +106,7 @@ def _copy_log(log: EventLog, folder: Path, end: dict[str, Any], lease: Guard) ->
 
 
 if __name__ == "__main__":
+    options = sys.argv[3:]
+    chosen = options[options.index(DEVICE) + 1] if DEVICE in options else ""
     with forgiving_streams():
-        sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), TAKE_OVER in sys.argv[3:]))
+        sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), TAKE_OVER in options, chosen))

@@ -98,23 +98,23 @@ class Preparation:
         }
 
 
-def plan_run(session: Session, emit: Emit) -> tuple[Preparation, Standing, Plan]:
+def plan_run(session: Session, emit: Emit, device: str = "") -> tuple[Preparation, Standing, Plan]:
     """Decide everything that costs no time, and emit notes about skipped checkpoints and the plan.
+
+    Args:
+        device: the device asked for, such as `cuda:1`.
 
     Raises:
         FastDBError: training cannot start or resume here.
     """
     base = ensure_base(session, progress_events(emit, "base model", "B"))
     check_base(session, base)
-    images, device, stands = (
-        instances(session),
-        choose_device(session.config.precision),
-        standing(session, not_finite(base.folder)),
-    )
+    images, stands = instances(session), standing(session, not_finite(base.folder))
+    chosen = choose_device(session.config.precision, device)
     stage = next((name for name in STAGES if stands.done(name) < steps_of(session, name)), None)
     checkpoint = stands.checkpoints.get(stage or "")
     begun_with = checkpoint.state["host"]["optimizer"] if checkpoint else ""
-    optimizer, reason = choose_optimizer(session.config.optimizer.name, device.kind, begun_with)
+    optimizer, reason = choose_optimizer(session.config.optimizer.name, chosen.kind, begun_with)
     config = session.config
     captioned = any(image.prompt != image.bare for image in images)
     plan = Plan(
@@ -130,9 +130,9 @@ def plan_run(session: Session, emit: Emit) -> tuple[Preparation, Standing, Plan]
         captions_dropped=config.captions.caption_dropout if captioned else 0.0,
         prompts_dropped=config.captions.dropout,
         min_snr_gamma=config.min_snr_gamma,
-        device=device.name,
-        precision=device.precision,
-        precision_reason=device.reason,
+        device=chosen.name,
+        precision=chosen.precision,
+        precision_reason=chosen.reason,
         optimizer=optimizer,
         optimizer_reason=reason,
         save_every_steps=config.checkpoints.every_steps,
@@ -144,7 +144,7 @@ def plan_run(session: Session, emit: Emit) -> tuple[Preparation, Standing, Plan]
     # Consoles of versions before typed plans print `lines`.
     lines = [f"{name}: {stage.done} of {stage.steps} steps done" for name, stage in plan.stages.items()]
     emit("plan", lines=lines, **asdict(plan))
-    return Preparation(session, base, device, optimizer, tuple(images)), stands, plan
+    return Preparation(session, base, chosen, optimizer, tuple(images)), stands, plan
 
 
 def settle(prepared: Preparation, stands: Standing, emit: Emit) -> None:

@@ -29,6 +29,7 @@ from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import explained, make_folder, write_json
 
 TAKE_OVER = "--take-over"
+DEVICE = "--device"
 _LOCK = "training.lock"
 _CURRENT = "current.json"
 _ANNOUNCED_WITHIN = 10.0
@@ -81,10 +82,11 @@ class Running:
         return f"crashed: {lines[-1][:200]}" if lines else "crashed or was killed"
 
 
-def start(session: Session, take_over: bool = False) -> Running:
+def start(session: Session, take_over: bool = False, device: str = "") -> Running:
     """Start a trainer for a session; it keeps running when the caller ends.
 
     Args:
+        device: `cuda:N` or `cpu`; by default the first free GPU.
         take_over: also take the session over from another machine that trains it.
 
     Raises:
@@ -95,7 +97,7 @@ def start(session: Session, take_over: bool = False) -> Running:
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
     events = folder / f"run-{stamp}.jsonl"
     make_folder(folder)
-    words = [str(session.path), str(events), *([TAKE_OVER] if take_over else [])]
+    words = [str(session.path), str(events), *([TAKE_OVER] if take_over else []), *([DEVICE, device] if device else [])]
     with explained(folder), open(events.with_suffix(".out"), "w", encoding="utf-8") as output:
         process = start_module(
             "fastdb.training",

@@ -36,6 +36,7 @@ class Trainer:
         stop: set by a signal to save a checkpoint and stop.
         leave: set by a second signal to stop before that is published, which then happens in the background.
         lease: guards the session against trainers on other machines.
+        device: the device asked for, such as `cuda:1`; this process sees no other GPU.
     """
 
     session: Session
@@ -43,6 +44,7 @@ class Trainer:
     stop: threading.Event
     leave: threading.Event = field(default_factory=threading.Event)
     lease: Guard = field(default_factory=Guard)
+    device: str = ""
 
     def run(self) -> str:
         """Train until everything is done or `stop` is set; return "finished" or "stopped".
@@ -54,7 +56,7 @@ class Trainer:
         session = self.session
         self.lease.check()
         clear_unfinished(session.local_checkpoints)
-        prepared, stands, plan = plan_run(session, self.emit)
+        prepared, stands, plan = plan_run(session, self.emit, self.device)
         # Includes a checkpoint of a later stage, even if an earlier stage has to be trained first.
         check_resume(session, prepared.images)
         check_recipes(stands.checkpoints.values(), make_recipe(session, prepared.images, None), session.name)
