@@ -262,6 +262,7 @@ def test_the_settings_a_person_meets_are_these() -> None:
         "gradient_accumulation",
         "precision",
         "gradient_checkpointing",
+        "deterministic",
         "min_snr_gamma",
         "text_encoder.mode",
         "text_encoder.steps",

@@ -15,7 +15,10 @@ from fastdb.sessions.session import Session
 from fastdb.training import process
 from fastdb.training.schedules import peak_at
 
-CHANGEABLE = ("checkpoints.", "samples.", "environment.", "precision", "gradient_checkpointing", "unet.ema_on_cpu")
+CHANGEABLE = (
+    *("checkpoints.", "samples.", "environment."),
+    *("precision", "gradient_checkpointing", "deterministic", "unet.ema_on_cpu"),
+)
 """Beginnings of the names of settings that may change after training has begun: results differ by rounding at most."""
 
 _SHOWN = 60

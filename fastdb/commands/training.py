@@ -22,7 +22,7 @@ from fastdb.config import Config, Extension, build
 from fastdb.errors import ConfigError, SessionBusy, TrainingError
 from fastdb.models.resolve import ensure_base
 from fastdb.reporting import SILENT, Note, Report, counted
-from fastdb.runtime.device_lock import check_device, refuse_several_processes
+from fastdb.runtime.device_lock import check_device
 from fastdb.sessions.events import earlier_events
 from fastdb.sessions.lease_status import refuse_elsewhere
 from fastdb.sessions.session import Session, SessionLike
@@ -70,8 +70,7 @@ def train(
         SessionBusy: another machine trains it, or a trainer runs with other settings.
         FastDBError: training cannot start or resume.
     """
-    refuse_several_processes(os.environ)
-    check_device(device)
+    check_device(device, os.environ)
     session = Session.open(session, root)
     if restart and from_step is not None:
         raise ConfigError("--from-step and --restart cannot be combined", fix="Leave out one of them and run it again.")
@@ -81,10 +80,7 @@ def train(
     again = restart or from_step is not None
     if running is not None and (again or device):
         raise SessionBusy("is being trained", subject=session.name, fix=f"Stop it first: fastdb stop {session.name}")
-    if again:
-        config = with_rates_from(session.config, settings or {}, from_step or 0)
-    else:
-        config = agreed_settings(session, settings or {}, running is not None, keep_settings, report)
+    config = _agreed(session, settings, (from_step or 0) if again else None, running is not None, keep_settings, report)
     if running is None:
         running, interrupted = _start(_prepare(session, config, restart, from_step, report), take_over, device, report)
     else:
@@ -231,6 +227,20 @@ def _with_settings(session: Session, config: Config, from_step: int, report: Rep
     if not rates:
         return session.with_config(config)
     return session.with_revision(config, f"unet step {from_step}", [str(rate) for rate in rates])
+
+
+def _agreed(
+    session: Session,
+    asked: Mapping[str, Any] | None,
+    beginning: int | None,
+    running: bool,
+    keep: bool,
+    report: Report,
+) -> Config:
+    """Return the settings to train with; `beginning` is the step to begin from, if that was chosen."""
+    if beginning is not None:
+        return with_rates_from(session.config, asked or {}, beginning)
+    return agreed_settings(session, asked or {}, running, keep, report)
 
 
 def _start(session: Session, take_over: bool, device: str, report: Report) -> tuple[process.Running, bool]:

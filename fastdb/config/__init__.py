@@ -216,6 +216,9 @@ class Config(Settings):
         "auto", description="auto: the fastest that the device supports in hardware."
     )
     gradient_checkpointing: bool = Field(False, description="Use less memory and about a fifth more time.")
+    deterministic: bool = Field(
+        True, description="Results repeat bit by bit; false allows faster operations that repeat up to rounding only."
+    )
     min_snr_gamma: float = Field(
         0, ge=0, le=100, description="Gamma of Min-SNR loss weighting (Hang et al. 2023, who use 5); 0 turns it off."
     )

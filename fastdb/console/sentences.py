@@ -156,7 +156,9 @@ SENTENCES: dict[str, str] = {
     "history not written": "Could not record the end of this run in session.yaml: {reason}",
     "log not copied": "The log of this run is on this machine only, at {subject}: {reason}",
     "memory not pinned": "Could not pin memory for checkpoints; training waits while each is copied from the GPU",
-    "not deterministic": "Results on this device match an uninterrupted run only up to rounding: {reason}",
+    "not deterministic": (
+        "Results match an uninterrupted run only up to rounding: operation {subject} does not repeat bit by bit here"
+    ),
     "prompt cut": "Prompt {subject} is longer than {reason} tokens; its end is ignored",
     "resume refused": "Training will not resume: {reason}",
     "samples failed": "No samples of step {subject}: {reason}",

@@ -37,7 +37,7 @@ def choose_device(precision: str = "auto", asked: str = "") -> Device:
         asked: the device that a person asked for, such as `cuda:1`; this process sees no other GPU.
 
     Raises:
-        TrainingError: fp16 was requested without a GPU, or torch cannot use the GPU that was asked for.
+        TrainingError: the hardware lacks the precision, or torch cannot use the GPU that was asked for.
     """
     if asked.startswith("cuda") and not torch.cuda.is_available():
         raise TrainingError(
@@ -49,6 +49,12 @@ def choose_device(precision: str = "auto", asked: str = "") -> Device:
         name = torch.cuda.get_device_name()
         # A T4 reports bf16 support and then emulates it, many times slower.
         fast_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        if precision == "bf16" and not fast_bf16:
+            raise TrainingError(
+                "is emulated and many times slower than fp16",
+                subject=f"bf16 on {name}",
+                fix="Set precision to auto or fp16, such as --set precision=auto.",
+            )
         if precision == "auto":
             reason = "its hardware has bf16" if fast_bf16 else "its hardware has fp16 but no bf16"
             return Device("cuda", name, "bf16" if fast_bf16 else "fp16", reason)
@@ -62,14 +68,6 @@ def choose_device(precision: str = "auto", asked: str = "") -> Device:
     kind = "mps" if torch.backends.mps.is_available() else "cpu"
     chosen = "fp32" if precision == "auto" else precision
     return Device(kind, kind, chosen, "no CUDA device found" if precision == "auto" else "as requested")
-
-
-def make_deterministic(device: Device) -> None:
-    """Make all operations on this device deterministic; torch raises an error for those that cannot be."""
-    torch.use_deterministic_algorithms(True)
-    if device.kind == "cuda":
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.deterministic = True
 
 
 SMALL = 100_000_000

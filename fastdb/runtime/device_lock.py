@@ -37,15 +37,17 @@ def refuse_several_processes(variables: Mapping[str, str]) -> None:
             )
 
 
-def check_device(asked: str) -> None:
-    """Raise if a device is none of this machine's.
+def check_device(asked: str, variables: Mapping[str, str]) -> None:
+    """Raise if a trainer cannot be started on a device.
 
     Args:
         asked: `cuda:N`, `cpu`, or "" for the first free GPU.
+        variables: of the environment; see `refuse_several_processes`.
 
     Raises:
-        TrainingError: naming the devices of this machine.
+        TrainingError: naming the devices of this machine, or the launcher's variable.
     """
+    refuse_several_processes(variables)
     if asked in ("", CPU):
         return
     count = len(visible_devices())
@@ -82,9 +84,9 @@ def device_lock(asked: str, owner: str) -> Iterator[None]:
         owner: the session's name, for the message to other trainers.
 
     Raises:
-        TrainingError: there is no such device, or other trainers hold all that it may be.
+        TrainingError: there is no such device, or other trainers hold all that it may be; and as `check_device`.
     """
-    check_device(asked)
+    check_device(asked, os.environ)
     if asked == CPU:
         os.environ[_VISIBLE] = ""
     devices = visible_devices()

@@ -100,8 +100,16 @@ def environment(variables: Mapping[str, str], passed: Collection[str] = ()) -> d
     if search := [entry for entry in (_own_path(), kept.pop("PYTHONPATH", "")) if entry]:
         kept["PYTHONPATH"] = os.pathsep.join(search)
     workspace = kept.get("CUBLAS_WORKSPACE_CONFIG")
+    # The second is the name of torch before 2.9.
+    allocator = ",".join(
+        filter(None, (kept.pop(name, "") for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")))
+    )
+    if "expandable_segments" not in allocator:
+        # Memory of stages and samples differs in size, and fragments otherwise.
+        allocator = f"{allocator},expandable_segments:True".lstrip(",")
     fixed = {
         "PYTHONUNBUFFERED": "1",
+        "PYTORCH_ALLOC_CONF": allocator,
         "CUBLAS_WORKSPACE_CONFIG": workspace if workspace in _WORKSPACES else _WORKSPACES[0],
     }
     return {**_DEFAULTS, **kept, **fixed}

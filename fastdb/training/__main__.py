@@ -19,7 +19,7 @@ from typing import Any
 from fastdb.console.streams import forgiving_streams
 from fastdb.errors import MORE_MEMORY, FastDBError, SessionBusy, first_line, is_out_of_memory, out_of_memory
 from fastdb.reporting import Note
-from fastdb.runtime.device_lock import device_lock, refuse_several_processes
+from fastdb.runtime.device_lock import check_device, device_lock
 from fastdb.runtime.library_logging import hush_libraries
 from fastdb.sessions.events import EventLog, read_events
 from fastdb.sessions.file_hashes import record_files
@@ -40,7 +40,8 @@ def main(folder: Path, events: Path, take_over: bool = False, device: str = "") 
         signal.signal(number, on_signal)
     log = EventLog(events)
     try:
-        refuse_several_processes(os.environ)
+        # Before the lock, so that each process of a launcher reports the same.
+        check_device(device, os.environ)
         with training_lock(folder, events), device_lock(device, folder.name):
             end = _train(folder, log, stop, leave, take_over, device)
     except SessionBusy as error:

@@ -18,6 +18,7 @@ from fastdb.training.batches import Batch, Batches, generator
 from fastdb.training.divergence import MOST_SKIPPED, Divergence
 from fastdb.training.loss import add_noise, denoising_loss, timestep_weights
 from fastdb.training.movement import Movement
+from fastdb.training.optimizers import make_optimizer
 from fastdb.training.stages import Stage
 
 
@@ -56,6 +57,7 @@ class Loop:
     scheduler: DDPMScheduler
     config: Config
     losses: dict[int, float] = field(default_factory=dict)
+    optimizer_name: str = "adamw"
 
     def run(self, start: int, after_step: Callable[[StepReport], bool]) -> int:
         """Train from `start` done steps until the stage ends or `after_step` returns True; return the steps done.
@@ -90,25 +92,23 @@ class Loop:
                 return step + 1
         return steps
 
-    def probe(self) -> str:
-        """Run a forward and backward pass without an optimizer step, to find a GPU's limits before training.
-
-        Returns:
-            The operation that the device cannot compute deterministically, or ""; torch may then compute it anyway.
+    def probe(self) -> None:
+        """Run a step's operations without a change of weights and moments, to find a GPU's limits before training.
 
         Raises:
             torch.OutOfMemoryError: the memory is too small.
+            RuntimeError: torch refuses an operation that is not deterministic.
         """
         try:
             self.loss(self.batches.at(0, 0))[0].backward()
-        except RuntimeError as error:
-            if "deterministic" not in str(error):
-                raise
-            torch.use_deterministic_algorithms(True, warn_only=True)
-            return str(error).splitlines()[0]
+            weights = [weight for module in self.stage.trained.values() for weight in module.parameters()]
+            torch.nn.utils.clip_grad_norm_(weights, self.config.optimizer.max_grad_norm)
         finally:
             self.optimizer.zero_grad(set_to_none=True)
-        return ""
+        # 4,096 weights are enough for 8-bit moments.
+        weight = torch.nn.Parameter(torch.zeros(4096, device=self.accelerator.device))
+        weight.grad = torch.ones_like(weight)
+        make_optimizer(self.optimizer_name, [[weight]], self.config.optimizer).step()
 
     def _microstep(self, step: int, batch: Batch) -> tuple[float, float]:
         """Add the gradient of a microbatch; the last of a step also changes the weights."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from fastdb.inference.request import SEEDS, Request
 from fastdb.models.diffusers_folder import BaseModel
 from fastdb.models.loading import load_part, load_scheduler, load_tokenizer
 from fastdb.reporting import Note
+from fastdb.runtime.determinism import is_refusal
 from fastdb.sessions.events import Emit
 from fastdb.sessions.lease import Guard
 from fastdb.sessions.session import Session
@@ -27,6 +28,8 @@ from fastdb.training.saver import Saver
 from fastdb.training.stages import Stage
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from fastdb.inference.engine import Engine
 
 
@@ -47,11 +50,28 @@ class Sampler:
             return
         try:
             self._session.check_there()
-            self._make(stage, step, accelerator)
+            self._draw(
+                stage, accelerator, lambda number, prompt, engine: self._write(stage, step, number, prompt, engine)
+            )
         except Exception as error:  # noqa: BLE001 - pictures on the way are no reason to end a training
             self._emit("note", **asdict(Note("samples failed", str(step), first_line(error))))
 
-    def _make(self, stage: Stage, step: int, accelerator: Accelerator) -> None:
+    @torch.no_grad()
+    def probe(self, stage: Stage, accelerator: Accelerator) -> None:
+        """Draw a sample in one step and discard it, if samples will be made; torch may refuse an operation."""
+        if not self.config.every_steps:
+            return
+        try:
+            self._draw(
+                stage, accelerator, lambda _, prompt, engine: self._picture(stage, self._request(1, prompt, 1), engine)
+            )
+        except Exception as error:
+            if is_refusal(error):
+                raise
+            # Other errors are reported when a sample is due.
+
+    def _draw(self, stage: Stage, accelerator: Accelerator, use: Callable[[int, str, Engine], object]) -> None:
+        """Call `use` with the number and prompt of each sample, and an engine of the stage's models."""
         # Loads diffusers' pipelines, which a training without samples never needs.
         from fastdb.inference.engine import Engine
 
@@ -72,23 +92,30 @@ class Sampler:
         try:
             with averaged, accelerator.autocast():
                 for number, prompt in enumerate(self.prompts, start=1):
-                    self._write(stage, step, number, prompt, engine)
+                    use(number, prompt, engine)
         finally:
             for module, was in training.items():
                 module.train(was)
             self._vae.to("cpu")
 
     def _write(self, stage: Stage, step: int, number: int, prompt: str, engine: Engine) -> None:
-        config, size = self.config, self._session.config.resolution
-        # The largest seed is followed by 0.
-        seed = (config.seed + number - 1) % SEEDS
-        request = Request(prompt, seed=seed, steps=config.steps, guidance=config.guidance, width=size, height=size)
-        embedded = stage.condition([prompt, ""])
-        picture = engine.generate(request, embeddings=(embedded[0], embedded[1]))[0]
+        request = self._request(number, prompt, self.config.steps)
+        picture = self._picture(stage, request, engine)
         path = self._session.samples / f"{stage.name}-{step:06d}-{number}.png"
         make_folder(path.parent)
         write_bytes(path, png(picture, parameters(request, request.seed)))
         self._emit("sample", stage=stage.name, step=step, path=str(path), prompt=prompt)
+
+    def _request(self, number: int, prompt: str, steps: int) -> Request:
+        config, size = self.config, self._session.config.resolution
+        # The largest seed is followed by 0.
+        seed = (config.seed + number - 1) % SEEDS
+        return Request(prompt, seed=seed, steps=steps, guidance=config.guidance, width=size, height=size)
+
+    @staticmethod
+    def _picture(stage: Stage, request: Request, engine: Engine) -> Image:
+        embedded = stage.condition([request.prompt, ""])
+        return engine.generate(request, embeddings=(embedded[0], embedded[1]))[0]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from fastdb.models.diffusers_folder import PARTS, BaseModel, fingerprint, weight
 from fastdb.models.loading import load_part, load_tokenizer
 from fastdb.models.resolve import ensure_base
 from fastdb.reporting import Note, Progress
-from fastdb.runtime.device import Device, choose_device, cpu_threads, make_deterministic
+from fastdb.runtime.determinism import Determinism, set_deterministic
+from fastdb.runtime.device import Device, choose_device, cpu_threads
 from fastdb.sessions.events import Emit
 from fastdb.sessions.session import Session
 from fastdb.training.batches import Group, every_prompt
@@ -84,6 +85,7 @@ class Preparation:
     device: Device
     optimizer: str
     images: tuple[InstanceImage, ...]
+    determinism: Determinism
 
     @property
     def host(self) -> dict[str, Any]:
@@ -93,6 +95,7 @@ class Preparation:
             "precision": self.device.precision,
             "optimizer": self.optimizer,
             "gradient checkpointing": self.session.config.gradient_checkpointing,
+            "deterministic": self.session.config.deterministic,
             "threads": torch.get_num_threads() if self.device.kind == "cpu" else 0,
             "torch": torch.__version__,
         }
@@ -144,7 +147,8 @@ def plan_run(session: Session, emit: Emit, device: str = "") -> tuple[Preparatio
     # Consoles of versions before typed plans print `lines`.
     lines = [f"{name}: {stage.done} of {stage.steps} steps done" for name, stage in plan.stages.items()]
     emit("plan", lines=lines, **asdict(plan))
-    return Preparation(session, base, chosen, optimizer, tuple(images)), stands, plan
+    determinism = Determinism(lambda operation: emit("note", **asdict(Note("not deterministic", operation))))
+    return Preparation(session, base, chosen, optimizer, tuple(images), determinism), stands, plan
 
 
 def settle(prepared: Preparation, stands: Standing, emit: Emit) -> None:
@@ -152,7 +156,7 @@ def settle(prepared: Preparation, stands: Standing, emit: Emit) -> None:
 
     On a CPU the number of threads is part of the arithmetic; a checkpoint's number is used again.
     """
-    make_deterministic(prepared.device)
+    set_deterministic(prepared.device.kind, prepared.session.config.deterministic)
     before = stands.last.state["host"] if stands.last else {}
     if prepared.device.kind == "cpu":
         weights = sum(weight_file(prepared.base.folder, part).stat().st_size for part in PARTS)

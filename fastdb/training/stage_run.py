@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from accelerate import Accelerator
@@ -13,7 +13,7 @@ from diffusers import DDPMScheduler
 from fastdb.checkpoints.compressed_checkpoint import raw_files
 from fastdb.checkpoints.progress import Standing
 from fastdb.models.loading import load_scheduler
-from fastdb.reporting import Note
+from fastdb.runtime.device import Device
 from fastdb.sessions.events import Emit
 from fastdb.sessions.lease import Guard
 from fastdb.training.batches import Batches, Group, every_prompt
@@ -67,20 +67,23 @@ def run_stage(name: str, run: StageRun) -> int:
     prompts = every_prompt(groups)
     sampler = Sampler(session, base, prompts, run.emit)
     weights = raw_files(stands.training_weights, base.folder)
-    stage = build_stage(name, base, config, prepared.device, weights, [*prompts, *sampler.prompts, ""])
+    every = [*prompts, *sampler.prompts, ""]
+    stage = prepared.determinism.run(lambda: build_stage(name, base, config, prepared.device, weights, every))
     parameters = [module.parameters() for module in stage.trained.values()]
     optimizer = make_optimizer(prepared.optimizer, parameters, config.optimizer)
     optimizer = stage.prepare(accelerator, optimizer)
     if name in stands.checkpoints:
         restore(stands.checkpoints[name], stage, optimizer, accelerator, base.folder)
-    loop = Loop(accelerator, stage, optimizer, batches, schedule, config)
-    if prepared.device.kind != "cpu" and (operation := loop.probe()):
-        run.emit("note", **asdict(Note("not deterministic", reason=operation)))
+    loop = Loop(accelerator, stage, optimizer, batches, schedule, config, optimizer_name=prepared.optimizer)
+    if _is_probed(prepared.device):
+        prepared.determinism.run(loop.probe)
+        prepared.determinism.run(lambda: sampler.probe(stage, accelerator))
     run.emit("stage", stage=name, step=stands.done(name), steps=stage.steps)
     saver = Saver(session, run.recipe, prepared.host, run.emit, run.saved)
     observers = Observers(loop, saver, sampler, run.emit, run.stop, run.lease)
     try:
-        return _run(loop, stands.done(name), observers)
+        with prepared.determinism.applied():
+            return _run(loop, stands.done(name), observers)
     except Divergence as divergence:
         raise explained(divergence, session, name, loop.losses, accelerator.scaler is not None) from divergence
 
@@ -90,6 +93,11 @@ def _run(loop: Loop, start: int, observers: Observers) -> int:
         return loop.run(start, observers.after_step)
     finally:
         observers.saver.wait()
+
+
+def _is_probed(device: Device) -> bool:
+    """Return whether a stage tries its operations before the first step; a CPU has all, and memory to swap."""
+    return device.kind != "cpu"
 
 
 def _new_accelerator(prepared: Preparation) -> Accelerator:

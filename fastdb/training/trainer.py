@@ -12,6 +12,7 @@ from fastdb.checkpoints.progress import STAGES, Standing, standing, steps_of
 from fastdb.checkpoints.publisher_process import Publisher
 from fastdb.errors import FastDBError, StorageError, TrainingError, first_line
 from fastdb.reporting import Note
+from fastdb.runtime.determinism import explain_refusal
 from fastdb.runtime.device import explain_out_of_memory, release_memory
 from fastdb.sessions.events import Emit
 from fastdb.sessions.file_hashes import changes, forget_files
@@ -67,7 +68,7 @@ class Trainer:
         publisher.wake_if_pending()
         settle(prepared, stands, self.emit)
         with explain_out_of_memory("training", _OUT_OF_MEMORY):
-            prior = self._class_images(prepared)
+            prior = prepared.determinism.run(lambda: self._class_images(prepared))
         self.lease.check()
         if self.stop.is_set():
             return "stopped"
@@ -79,8 +80,8 @@ class Trainer:
         check_recipes(stands.checkpoints.values(), recipe, session.name)
         session = session.with_run_begun(plan.begins)
         try:
-            with explain_out_of_memory("training", _OUT_OF_MEMORY):
-                groups = image_groups(prepared, prior, self.emit)
+            with explain_out_of_memory("training", _OUT_OF_MEMORY), explain_refusal("training"):
+                groups = prepared.determinism.run(lambda: image_groups(prepared, prior, self.emit))
                 outcome = self._stages(prepared, stands, recipe, groups, publisher)
             leaving = self.leave if outcome == "stopped" else self.stop
             publisher.finish(lambda: leaving.is_set() or self.leave.is_set())

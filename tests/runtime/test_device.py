@@ -34,6 +34,18 @@ def test_a_t4_trains_in_fp16_though_it_says_yes_to_bf16(graphics: list[bool]) ->
     assert choose_device() == Device("cuda", "Tesla T4", "fp16", "its hardware has fp16 but no bf16")
 
 
+def test_a_t4_is_refused_bf16_which_it_emulates(graphics: list[bool]) -> None:
+    with pytest.raises(TrainingError) as caught:
+        choose_device("bf16")
+    assert str(caught.value) == (
+        "bf16 on Tesla T4 is emulated and many times slower than fp16. "
+        "Set precision to auto or fp16, such as --set precision=auto."
+    )
+    assert choose_device("auto").precision == choose_device("fp16").precision == "fp16"
+    graphics.append(True)
+    assert choose_device("bf16").precision == "bf16"
+
+
 def test_a_newer_one_trains_in_bf16(graphics: list[bool]) -> None:
     graphics.append(True)
     assert choose_device().precision == "bf16"

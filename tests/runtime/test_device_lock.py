@@ -103,12 +103,12 @@ def test_without_gpus_nothing_is_held(gpus: Callable[[int], None]) -> None:
 @pytest.mark.parametrize("asked", ["cuda:2", "cuda", "cuda:-1", "gpu", "1"])
 def test_a_device_that_does_not_exist_is_refused(asked: str, gpus: Callable[[int], None]) -> None:
     with pytest.raises(TrainingError) as caught:
-        check_device(asked)
+        check_device(asked, {})
     assert str(caught.value) == (
         f"device '{asked}' is no device of this machine. Choose one of cuda:0, cuda:1, cpu, or leave out --device."
     )
     for right in ("cuda:0", "cuda:1", "cpu", ""):
-        check_device(right)
+        check_device(right, {})
 
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])

@@ -26,7 +26,7 @@ INHERITED = {
     "LD_LIBRARY_PATH": "/usr/lib64-nvidia",
     "CUDA_VISIBLE_DEVICES": "1",
     "NVIDIA_VISIBLE_DEVICES": "all",
-    "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64",
+    "PYTORCH_MPS_HIGH_WATERMARK_RATIO": "0.5",
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "HF_TOKEN": "secret",
@@ -50,7 +50,7 @@ DROPPED = (
 def test_only_variables_of_the_list_are_inherited() -> None:
     found = environment({**INHERITED, **dict.fromkeys(DROPPED, "7")})
     assert {name: found[name] for name in INHERITED} == INHERITED
-    added = {"PYTHONPATH", "PYTHONUNBUFFERED", "OMP_WAIT_POLICY", "CUBLAS_WORKSPACE_CONFIG"}
+    added = {"PYTHONPATH", "PYTHONUNBUFFERED", "PYTORCH_ALLOC_CONF", "OMP_WAIT_POLICY", "CUBLAS_WORKSPACE_CONFIG"}
     assert set(found) - set(INHERITED) <= added
     assert "7" not in found.values()
 
@@ -84,6 +84,20 @@ def test_relative_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.Mo
 def test_cublas_gets_a_workspace_with_which_it_is_deterministic(value: str) -> None:
     found = environment({"CUBLAS_WORKSPACE_CONFIG": value})["CUBLAS_WORKSPACE_CONFIG"]
     assert found == (value if value in (":4096:8", ":16:8") else ":4096:8")
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64,expandable_segments:True"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64,expandable_segments:True"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False"}, "expandable_segments:False"),
+    ],
+)
+def test_the_allocator_grows_its_segments(given: dict[str, str], found: str) -> None:
+    variables = environment(given)
+    assert (variables["PYTORCH_ALLOC_CONF"], "PYTORCH_CUDA_ALLOC_CONF" in variables) == (found, False)
 
 
 def test_this_package_is_imported_and_no_other_module_of_its_folder(

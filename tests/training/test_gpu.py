@@ -8,9 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastdb.runtime.device import choose_device, make_deterministic
 from fastdb.sessions.session import Session
-from fastdb.training.loop import Loop
 from tests.training.conftest import result
 from tests.training.test_trainer import Life, at
 
@@ -60,61 +58,12 @@ def test_resume_is_exact_on_a_gpu_with_both_parts_in_one_stage(
 @pytest.mark.gpu
 @on_gpu
 def test_no_operation_lacks_a_deterministic_form(make_session: Callable[..., Session]) -> None:
-    make_deterministic(choose_device())
-    life = Life(make_session("deterministic", text_encoder__steps=1, unet__steps=1))
-    assert life.run() == "finished"
-    assert not life.findings()
-
-
-class Hollow:
-    """Stands where the probe needs an optimizer."""
-
-    cleared = 0
-
-    def zero_grad(self, set_to_none: bool) -> None:
-        """Count how often the gradients were cleared."""
-        assert set_to_none
-        self.cleared += 1
-
-
-@pytest.mark.parametrize(
-    ("error", "told"),
-    [
-        (RuntimeError("foo_cuda does not have a deterministic implementation, but you set\nmore"), "foo_cuda does not"),
-        (torch.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory"),
-        (RuntimeError("something else"), "something else"),
-    ],
-)
-def test_the_probe_tells_what_the_device_cannot_do(
-    error: Exception, told: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What only a GPU does is acted here by the error it raises."""
-
-    class Stage:
-        name = "unet"
-
-    class Batches:
-        @staticmethod
-        def at(step: int, microbatch: int) -> None:
-            """No batch is needed."""
-
-    class Accelerator:
-        device = torch.device("cpu")
-
-    def fail(self: Loop, batch: None) -> None:
-        raise error
-
-    monkeypatch.setattr(Loop, "loss", fail)
-    hollow = Hollow()
-    loop = Loop(Accelerator(), Stage(), hollow, Batches(), None, None)  # type: ignore[arg-type]
-    before = torch.is_deterministic_algorithms_warn_only_enabled()
-    try:
-        said = loop.probe()
-    except Exception as raised:  # noqa: BLE001
-        said = str(raised)
-    finally:
-        relaxed = torch.is_deterministic_algorithms_warn_only_enabled()
-        torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled(), warn_only=before)
-    assert told in said
-    assert hollow.cleared == 1
-    assert relaxed == ("foo_cuda" in told)
+    """Class images, latents, both stages with checkpointing, the optimizer, and samples are tried before a step."""
+    settings = {"text_encoder__steps": 1, "unet__steps": 1, "samples__every_steps": 1, "samples__steps": 2}
+    for checkpointing in (False, True):
+        made = make_session(f"strict{checkpointing}", gradient_checkpointing=checkpointing, **settings)
+        life = Life(made)
+        assert life.run() == "finished"
+        assert not life.findings()
+        assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == (False, True)
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
