@@ -272,6 +272,7 @@ def test_the_settings_a_person_meets_are_these() -> None:
         "unet.learning_rate",
         "unet.rate_changes",
         "unet.ema_decay",
+        "unet.ema_on_cpu",
         "unet.extensions",
         "prior.class_images",
         "prior.prompts",
