@@ -55,8 +55,17 @@ WIDTHS: dict[str, dict[str, Any]] = {
 """Configuration values of SD 1.5 that differ from mini's, which has the same topology."""
 
 
-def build(folder: Path) -> Path:
-    """Write a diffusers folder with SD 1.5's real sizes, random float32 weights and mini's tokenizer."""
+NARROW: dict[str, dict[str, Any]] = {
+    "unet": WIDTHS["unet"] | {"block_out_channels": [64, 128, 256, 256], "cross_attention_dim": 160},
+    "vae": WIDTHS["vae"] | {"block_out_channels": [32, 64, 128, 128]},
+    "text_encoder": WIDTHS["text_encoder"]
+    | {"hidden_size": 160, "intermediate_size": 640, "num_attention_heads": 4, "projection_dim": 160},
+}
+"""The same at a fifth of the width."""
+
+
+def build(folder: Path, widths: dict[str, dict[str, Any]] = WIDTHS) -> Path:
+    """Write a diffusers folder with SD 1.5's real sizes, or others, random float32 weights and mini's tokenizer."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -72,8 +81,8 @@ def build(folder: Path) -> Path:
         "vae": AutoencoderKL.from_config,
         "text_encoder": lambda config: CLIPTextModel(CLIPTextConfig(**config)),
     }
-    for part, widths in WIDTHS.items():
-        config = read_config(mini / part / "config.json") | widths
+    for part, values in widths.items():
+        config = read_config(mini / part / "config.json") | values
         state = make[part](config).state_dict()
         weights = {name: value for name, value in state.items() if not name.endswith("position_ids")}
         save_file(weights, weight_file(folder, part), {"format": "pt"})
