@@ -182,7 +182,7 @@ class Saver:
             make_folder(folder)
             self._make_room(_bytes_of(contents))
             checkpoint, notes = save_checkpoint(folder, stage, step, state, write)
-        except (StorageError, OSError) as error:
+        except (StorageError, OSError, MemoryError) as error:
             self._failed = error
             self._next = min(self._next, time.monotonic() + _RETRY_AFTER)
             if not last:

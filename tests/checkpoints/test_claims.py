@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from fastdb.checkpoints.checkpoint import Checkpoint, complete, save
-from fastdb.checkpoints.claims import claimed, unclaimed
+from fastdb.checkpoints import checkpoint as checkpoints_module
+from fastdb.checkpoints.checkpoint import Checkpoint, complete, newest, save
+from fastdb.checkpoints.claims import claimed, claims_kept, unclaimed
 from fastdb.checkpoints.retention import delete_checkpoint, delete_unclaimed, prune
 from fastdb.storage.manifest import faults
 
@@ -101,3 +102,32 @@ def test_a_reader_and_a_deletion_at_the_same_time_are_either_or(tmp_path: Path) 
             gone += 1
         thread.join()
     assert read + gone == 150
+
+
+def test_what_a_verb_found_valid_stays_until_it_ends(tmp_path: Path) -> None:
+    checkpoint = made(tmp_path, 1)
+    with claims_kept():
+        assert newest(tmp_path, "unet") == (checkpoint, [])
+        assert delete_unclaimed([checkpoint]) == []
+        assert faults(checkpoint.path) == []
+    newest(tmp_path, "unet")
+    assert delete_unclaimed([checkpoint]) == []
+    assert complete(tmp_path) == [], "outside of it, reading claims nothing"
+
+
+def test_a_checkpoint_that_vanishes_while_it_is_verified_gives_way_to_a_newer_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not told as damaged."""
+    going, honest = made(tmp_path, 1), faults
+
+    def vanishing(path: Path, **named: bool) -> list[str]:
+        if path == going.path and path.exists():
+            delete_checkpoint(path)
+            made(tmp_path, 2)
+        return honest(path, **named)
+
+    monkeypatch.setattr(checkpoints_module, "faults", vanishing)
+    found, skipped = newest(tmp_path, "unet")
+    assert found is not None
+    assert (found.step, skipped) == (2, [])

@@ -11,8 +11,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastdb.commands import training
+from fastdb.checkpoints.checkpoint import complete
+from fastdb.checkpoints.retention import delete_unclaimed
+from fastdb.commands import results, training
 from fastdb.errors import StorageError, TrainingError, is_out_of_memory, out_of_memory
+from fastdb.models import export as export_module
 from fastdb.runtime.paths import work_folder
 from fastdb.sessions import lease
 from fastdb.sessions.events import read_events
@@ -144,3 +147,21 @@ def test_a_local_disk_that_fills_up_ends_in_order_and_the_same_command_resumes(
     assert training.train(session) == "finished"
     said = [read_events(path)[-1]["event"] for path in sorted(work_folder(session.path).glob("run-*.jsonl"))]
     assert said[-1] == "end"
+
+
+def test_training_leaves_the_checkpoints_that_an_export_reads(
+    straight: Session, copy_here: Callable[[Session], Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training deletes all that it may, just before the export reads the weights."""
+    session, honest = copy_here(straight), export_module.export_model
+    before = [checkpoint.path.name for checkpoint in complete(session.local_checkpoints)]
+
+    def after_deletion(*arguments: Any, **named: Any) -> Any:
+        assert delete_unclaimed(complete(session.checkpoint_folders)) == []
+        return honest(*arguments, **named)
+
+    monkeypatch.setattr(export_module, "export_model", after_deletion)
+    (file,) = results.export(session, formats=["safetensors"])
+    assert file.is_file()
+    assert [checkpoint.path.name for checkpoint in complete(session.local_checkpoints)] == before
+    assert complete(session.checkpoints) == [], "these were not read"
