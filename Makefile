@@ -1,5 +1,6 @@
 # make demo   from photos to an exported file, offline   make test        format, lint, types and tests
 # make lint   format, lint and types                     make test-full   all tests, also the slow ones
+# make gpu    checks that need a GPU, in ten minutes; writes 25 GB to GPU=/tmp/fastdb-gpu
 # make wheel  dist/*.whl of the last commit, with its SHA-256
 
 VENV ?= .venv
@@ -11,7 +12,9 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constr
 RENAMED = $(BIN)/python -m pip uninstall --quiet --disable-pip-version-check -y fastdb 2>&1 | grep -v 'not installed' || true; \
 	rm -rf fastdb.egg-info
 
-.PHONY: demo test test-full lint notebooks wheel clean
+GPU ?= /tmp/fastdb-gpu
+
+.PHONY: demo test test-full gpu lint notebooks wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fastdb demo $(DEMO)
@@ -22,6 +25,10 @@ test: $(VENV)/.test lint
 
 test-full: $(VENV)/.test
 	$(BIN)/python -m pytest -m "full or not full" --real-processes --hypothesis-profile=default $(PYTEST)
+
+gpu: $(VENV)/.test
+	$(BIN)/python -m pytest -m gpu $(PYTEST)
+	$(BIN)/python benchmarks/gpu.py $(GPU)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
