@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from fastdb.commands import results, session_changes, sessions, sharing, training
+from fastdb.commands import changed_photos, results, session_changes, sessions, sharing, training
 from fastdb.console import ConsoleReport, show_evaluation, show_overview, show_sessions, whole_output
 from fastdb.sessions.session import Session, SessionLike
 
@@ -37,7 +37,9 @@ def _printing(verb: Callable[P, T], view: Callable[[T], object] | None = None, *
 
 
 new = _printing(sessions.new)
+new_from = _printing(changed_photos.new_from)
 add_images = _printing(sessions.add_images)
+remove_images = _printing(changed_photos.remove_images)
 check = _printing(sessions.check)
 train = _printing(training.train, keep_settings=True)
 extend = _printing(training.extend)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,6 +51,11 @@ def format_bytes(count: int) -> str:
         if count >= scale:
             return f"{count / scale:.1f} {unit}" if count < 100 * scale else f"{count / scale:.0f} {unit}"
     return f"{count} bytes"
+
+
+def argument(name: object) -> str:
+    """Return a name as an argument of a command line, quoted if a shell would split it."""
+    return shlex.quote(str(name))
 
 
 def counted(count: int, noun: str) -> str:

@@ -427,6 +427,20 @@ $ add-images busy photos
     busy is being trained. Add photos when training has ended.
 $ add-images raw ""
     fastdb add-images photos: the path is empty. Correct it and run the command again.
+$ remove-images raw
+    fastdb remove-images: the argument 'images' is missing. Write it as: fastdb remove-images [OPTIONS]
+$ remove-images raw nothing.png
+    raw: there is no instance image of the name nothing.png. Choose from
+$ remove-images busy 00
+    busy is being trained; nothing was removed. Stop it first: fastdb stop busy
+$ new more photos --from nothing
+    nothing: there is no session of this name in {root}. List the sessions with: fastdb sessions
+$ new more photos --from raw:800
+    raw has no checkpoint of the UNet stage at step 800. Existing steps: none.
+$ new more photos --from raw
+    raw:
+$ new more photos --base mini --from raw
+    --base and --from cannot be combined. Leave out one of them.
 $ share nothing
     nothing: there is no session of this name in {root}. List the sessions with: fastdb sessions
 $ share cup cup.rar

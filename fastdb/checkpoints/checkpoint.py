@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,15 +111,23 @@ def save(
     return Checkpoint(final, stage, step), notes
 
 
+Lineages = str | Collection[str]
+"""The lineage of a session, or it and those that the session inherited; any if empty."""
+
+
 def complete(
-    folders: Path | Sequence[Path], stage: str | None = None, *, lineage: str | None = None, until: int | None = None
+    folders: Path | Sequence[Path],
+    stage: str | None = None,
+    *,
+    lineage: Lineages | None = None,
+    until: int | None = None,
 ) -> list[Checkpoint]:
     """List the checkpoints in some folders by their names, unverified.
 
     Args:
         folders: of several checkpoints of the same step, the copy in the first folder is listed last.
         stage: list only checkpoints of this stage.
-        lineage: list only checkpoints from which training of this lineage can resume.
+        lineage: list only checkpoints from which training of these lineages can resume.
         until: list only checkpoints up to this step.
 
     Returns:
@@ -148,11 +156,11 @@ def complete(
     ]
 
 
-def fault_in(checkpoint: Checkpoint, lineage: str = "", *, quick: bool = False) -> str:
+def fault_in(checkpoint: Checkpoint, lineage: Lineages = "", *, quick: bool = False) -> str:
     """Return why training of `lineage` cannot resume from a checkpoint, or an empty string.
 
     Args:
-        lineage: the session's; any lineage is accepted if it is empty.
+        lineage: those of the session; any lineage is accepted if it is empty.
         quick: compare sizes only; otherwise every byte is read and hashed.
 
     Raises:
@@ -179,7 +187,7 @@ def fault_in(checkpoint: Checkpoint, lineage: str = "", *, quick: bool = False) 
     return ""
 
 
-def _foreign(checkpoint: Checkpoint, lineage: str) -> str:
+def _foreign(checkpoint: Checkpoint, lineage: Lineages) -> str:
     """Return why a checkpoint, even if it is undamaged, does not belong to `lineage`, or an empty string.
 
     An unknown lineage, as in records of earlier versions, is accepted; so is an unreadable state, whose fault the
@@ -192,13 +200,13 @@ def _foreign(checkpoint: Checkpoint, lineage: str) -> str:
     version, other = state.get("format", 1), state.get("lineage")
     if type(version) is not int or not 1 <= version <= FORMAT:
         return f"its state has format {ascii(version)[:40]}; this version reads {FORMAT}"
-    if lineage and other and other != lineage:
+    if lineage and other and other not in ({lineage} if isinstance(lineage, str) else lineage):
         return "it belongs to another session or to an earlier start of this one"
     return ""
 
 
 def newest(
-    folders: Path | Sequence[Path], stage: str, lineage: str = "", unusable: Fault | None = None
+    folders: Path | Sequence[Path], stage: str, lineage: Lineages = "", unusable: Fault | None = None
 ) -> tuple[Checkpoint | None, list[Note]]:
     """Return the newest valid checkpoint of a stage, and a note for each newer checkpoint that was skipped.
 

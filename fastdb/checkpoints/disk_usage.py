@@ -42,7 +42,7 @@ _KINDS_OF = {
     "evaluation": "evaluation",
     "logs": "logs",
 }
-_EXPORT = r"{name}(_step_\d+)?\.(safetensors|ckpt)"
+_EXPORT = r"{name}(_step_\d+(_fp32(_\d+)?)?)?\.(safetensors|ckpt)"
 _SAMPLE = re.compile(rf"({'|'.join(STAGES)})-\d+-\d+\.png")
 _CLASS_IMAGE = re.compile(r"class-\d{4,}\.png")
 
@@ -72,6 +72,8 @@ def costs_of(folder: Path) -> list[Cost]:
             costs += _within(path, "other" if path.name == "checkpoints" else "class-images")
             continue
         kind = _KINDS_OF.get(path.name, "exports" if export.fullmatch(path.name) and path.is_file() else "other")
+        if path.name.startswith(ASIDE) and path.is_dir():
+            kind = "set-aside"
         costs.append(Cost("unfinished" if _is_unfinished(path) else kind, path, bytes_of(path)))
     return costs
 
@@ -90,7 +92,7 @@ def removable(session: Session, kind: str) -> list[Cost]:
         OSError: a folder cannot be read.
     """
     if kind == "checkpoints":
-        keep, lineage = retention(session), session.record.lineage
+        keep, lineage = retention(session), session.record.lineages
         going = [checkpoint.path for stage in STAGES for checkpoint in spare(session.checkpoints, stage, keep, lineage)]
         return [Cost(kind, path, bytes_of(path)) for path in going]
     if kind == "samples":

@@ -20,7 +20,7 @@ from fastdb.checkpoints.checkpoint import (
 from fastdb.checkpoints.claims import claim
 from fastdb.config import Config
 from fastdb.errors import ConfigError, TrainingError
-from fastdb.reporting import Note
+from fastdb.reporting import Note, argument
 from fastdb.sessions.session import Session
 
 STAGES = ("text_encoder", "unet")
@@ -107,7 +107,7 @@ def standing(session: Session, unusable: Fault | None = None) -> Standing:
     valid: dict[str, Checkpoint] = {}
     skipped: list[Note] = []
     for stage in STAGES:
-        checkpoint, notes = newest(session.checkpoint_folders, stage, session.record.lineage, unusable)
+        checkpoint, notes = newest(session.checkpoint_folders, stage, session.record.lineages, unusable)
         skipped += notes
         if checkpoint is not None:
             valid[stage] = checkpoint
@@ -142,7 +142,7 @@ def standings(
             continue
         reason = ""
         if claim(checkpoint.path):
-            reason = fault_in(checkpoint, session.record.lineage) or (unusable(checkpoint) if unusable else "")
+            reason = fault_in(checkpoint, session.record.lineages) or (unusable(checkpoint) if unusable else "")
         if not claim(checkpoint.path):
             # Deleted meanwhile, because there are newer ones by now.
             return standings(session, wanted, unusable)
@@ -152,7 +152,7 @@ def standings(
             valid[checkpoint.step] = checkpoint
     if not valid:
         others = [one for one in checkpoints if one.step not in (wanted or ()) and wanted is not None]
-        steps = sorted({one.step for one in others if not fault_in(one, session.record.lineage)})
+        steps = sorted({one.step for one in others if not fault_in(one, session.record.lineages)})
         raise no_valid_checkpoint(session, "of the UNet stage", skipped, steps)
     now, total = standing(session, unusable), steps_of(session, "text_encoder")
     if now.done("text_encoder") < total:
@@ -179,7 +179,7 @@ def check_step(session: Session, step: int, folders: Sequence[Path] | None = Non
     if step == 0:
         return
     checkpoints = complete(folders or session.checkpoint_folders, "unet")
-    reasons = [fault_in(checkpoint, session.record.lineage) for checkpoint in checkpoints if checkpoint.step == step]
+    reasons = [fault_in(checkpoint, session.record.lineages) for checkpoint in checkpoints if checkpoint.step == step]
     if not reasons:
         raise _no_such_step(session, [step], checkpoints)
     if all(reasons):
@@ -201,13 +201,13 @@ def no_valid_checkpoint(
     what = f"there is no valid checkpoint {of_stage}"
     skipped = [note for note in skipped if note.kind == "checkpoint skipped"]
     if not skipped:
-        return TrainingError(what, where=session.name, fix=f"Train it first: fastdb train {session.name}")
+        return TrainingError(what, where=session.name, fix=f"Train it first: fastdb train {argument(session.name)}")
     reasons = "; ".join(f"{note.subject}: {note.reason}" for note in skipped)
     if other_steps:
         what = "the checkpoint of this step is damaged"
         fix = f"Choose another step ({', '.join(map(str, other_steps))}), or restore the checkpoint from a copy."
     else:
-        fix = f"Restore a checkpoint from a copy, or train the lost steps again: fastdb train {session.name}"
+        fix = f"Restore a checkpoint from a copy, or train the lost steps again: fastdb train {argument(session.name)}"
     return TrainingError(f"{what} ({reasons})", where=session.name, fix=fix)
 
 
@@ -221,8 +221,9 @@ def _no_such_step(session: Session, steps: Sequence[int], checkpoints: Sequence[
 
 
 def progress_of(session: Session) -> dict[str, int]:
-    """Return the steps done in each stage, quickly and unverified, from the names of its checkpoints."""
+    """Return the steps done in each stage, quickly and unverified, from the names of its own checkpoints."""
+    folders, own = session.checkpoint_folders, session.record.lineages
     return {
-        stage: max((checkpoint.step for checkpoint in complete(session.checkpoint_folders, stage)), default=0)
+        stage: max((checkpoint.step for checkpoint in complete(folders, stage, lineage=own)), default=0)
         for stage in STAGES
     }

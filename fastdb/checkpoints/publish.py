@@ -23,7 +23,6 @@ from fastdb.checkpoints.progress import STAGES
 from fastdb.checkpoints.retention import KEEP, Retention, delete_unclaimed, prune, retention
 from fastdb.errors import CheckpointError, SessionBusy, StorageError, first_line
 from fastdb.reporting import Note
-from fastdb.runtime.paths import work_folder
 from fastdb.sessions.events import Emit
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import explained, make_folder
@@ -54,7 +53,7 @@ def pending(session: Session) -> list[Checkpoint]:
     Raises:
         StorageError: a disk does not answer.
     """
-    lineage = session.record.lineage
+    lineage = session.record.lineages
     local = sorted(complete(session.local_checkpoints, lineage=lineage), key=_place)
     if not local:
         return []
@@ -79,7 +78,7 @@ def prune_local(session: Session, keep: int = KEEP) -> list[Note]:
     """
     try:
         waiting = {checkpoint.path for checkpoint in pending(session)}
-        resumable = complete(session.local_checkpoints, lineage=session.record.lineage)
+        resumable = complete(session.local_checkpoints, lineage=session.record.lineages)
         going = [checkpoint for checkpoint in complete(session.local_checkpoints) if checkpoint not in resumable]
         for stage in STAGES:
             older = [checkpoint for checkpoint in resumable if checkpoint.stage == stage][:-keep]
@@ -185,7 +184,7 @@ class Publishing:
         """
         setting = self.session.config.checkpoints.patience_minutes * 60
         patience = setting if self.patience is None else self.patience
-        with _publishing_lock(self.session.path):
+        with _publishing_lock(self.session):
             failures, since = 0, 0.0
             cleared = False
             while not leaving():
@@ -261,7 +260,7 @@ class Publishing:
         state = {**local.state, MADE_OF: _raw_hashes(local)}
         published, notes = save_checkpoint(self.session.checkpoints, local.stage, local.step, state, write)
         pace.progress(total)
-        keep, lineage = retention(self.session), self.session.record.lineage
+        keep, lineage = retention(self.session), self.session.record.lineages
         for note in (*notes, *prune(self.session.checkpoints, local.stage, keep, lineage)):
             # The next publication reports a disk that is still away; the next pruning deletes the older ones.
             if note.kind != "older checkpoints unread":
@@ -275,7 +274,7 @@ class Publishing:
         """Set the newest checkpoint of each stage aside if it is damaged; whether there was one."""
         damaged = False
         for stage in STAGES:
-            checkpoints = complete(self.session.checkpoints, stage, lineage=self.session.record.lineage)
+            checkpoints = complete(self.session.checkpoints, stage, lineage=self.session.record.lineages)
             if not checkpoints or checkpoints[-1].path in self.known:
                 continue
             path = checkpoints[-1].path
@@ -321,7 +320,7 @@ def nothing_published(session: Session) -> Iterator[None]:
     Raises:
         SessionBusy: a checkpoint is being published.
     """
-    lock = _publishing_lock(session.path)
+    lock = _publishing_lock(session)
     try:
         lock.acquire(timeout=BUSY_WITHIN)
     except Timeout:
@@ -334,9 +333,9 @@ def nothing_published(session: Session) -> Iterator[None]:
         lock.release()
 
 
-def _publishing_lock(session: Path) -> FileLock:
+def _publishing_lock(session: Session) -> FileLock:
     """Return the lock for publishing from this machine; the system releases it when its holder dies."""
-    folder = work_folder(session)
+    folder = session.work
     make_folder(folder)
     with explained(folder):
         return FileLock(folder / LOCK)

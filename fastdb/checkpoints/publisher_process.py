@@ -15,7 +15,6 @@ from pathlib import Path
 from fastdb.checkpoints.publish import Publishing, pending, prune_local
 from fastdb.errors import FastDBError, SessionBusy, StorageError, first_line
 from fastdb.runtime.isolation import PROCESS_FOLDER, start_module
-from fastdb.runtime.paths import work_folder
 from fastdb.sessions.events import Emit, follow_events
 from fastdb.sessions.lease import Guard
 from fastdb.sessions.session import Session
@@ -52,7 +51,7 @@ class Publisher:
 
     def _start_process(self) -> None:
         """Start the process; the publishing lock makes it wait for an older process."""
-        folder = work_folder(self.session.path)
+        folder = self.session.work
         make_folder(folder)
         events = folder / f"publish-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S-%f')}.jsonl"
         with open(events.with_suffix(".out"), "w", encoding="utf-8") as output:

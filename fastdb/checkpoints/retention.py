@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastdb.checkpoints.checkpoint import UNFINISHED, Checkpoint, complete, fault_in
+from fastdb.checkpoints.checkpoint import UNFINISHED, Checkpoint, Lineages, complete, fault_in
 from fastdb.checkpoints.claims import unclaimed
 from fastdb.errors import StorageError
 from fastdb.reporting import Note
@@ -57,7 +57,7 @@ def retention(session: Session) -> Retention:
     return Retention(settings.keep_last, settings.keep_every, step if type(step) is int else None)
 
 
-def spare(folder: Path, stage: str, keep: Retention = USUAL, lineage: str = "") -> list[Checkpoint]:
+def spare(folder: Path, stage: str, keep: Retention = USUAL, lineage: Lineages = "") -> list[Checkpoint]:
     """List the valid checkpoints of a stage that may be deleted, newest first.
 
     Each has `keep.last` newer checkpoints that verify on a fresh read and, on Google Drive, are uploaded: the others
@@ -70,7 +70,7 @@ def spare(folder: Path, stage: str, keep: Retention = USUAL, lineage: str = "") 
     return _superseded(folder, stage, keep, lineage)[0]
 
 
-def prune(folder: Path, stage: str, keep: Retention = USUAL, lineage: str = "") -> list[Note]:
+def prune(folder: Path, stage: str, keep: Retention = USUAL, lineage: Lineages = "") -> list[Note]:
     """Delete the checkpoints that `spare` lists and that no process of this machine reads.
 
     Nothing is raised: the checkpoint that was just saved is complete, and the next call deletes the rest.
@@ -103,7 +103,7 @@ def delete_unclaimed(checkpoints: Iterable[Checkpoint]) -> list[Note]:
     return notes
 
 
-def _superseded(folder: Path, stage: str, keep: Retention, lineage: str) -> tuple[list[Checkpoint], int]:
+def _superseded(folder: Path, stage: str, keep: Retention, lineage: Lineages) -> tuple[list[Checkpoint], int]:
     """Return the valid checkpoints below enough newer uploaded ones, newest first, and how many wait for upload."""
     settled, waiting = 0, 0
     older = []

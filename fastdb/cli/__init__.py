@@ -24,6 +24,7 @@ VERBS = {
     "show": ("sessions", "Show what a session contains and how far its training is."),
     "check": ("sessions", "Verify every file of a session against its checksum."),
     "add-images": ("sessions", "Clean, crop and add photos."),
+    "remove-images": ("sessions", "Take photos out of a session."),
     "train": ("training", "Train a session, or resume."),
     "extend": ("training", "Add steps to a session; `fastdb train` then runs them."),
     "stop": ("training", "Ask a running trainer to save a checkpoint and stop."),

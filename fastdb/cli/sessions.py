@@ -1,4 +1,4 @@
-"""Verbs about sessions: new, sessions, show, check, add-images."""
+"""Verbs about sessions: new, sessions, show, check, add-images, remove-images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from fastdb.cli.options import Name, Root, Set, path
-from fastdb.commands import session_changes
+from fastdb.commands import changed_photos, session_changes
 from fastdb.commands import sessions as verbs
 from fastdb.commands.follow import follow as follow_training
 from fastdb.config import parse_settings
@@ -34,15 +34,21 @@ def new(
     ] = "",
     token: Annotated[str, typer.Option(help="A rare word for the subject, such as sks.")] = "",
     class_word: Annotated[str, typer.Option("--class", help="The subject's class, such as dog.")] = "",
+    source: Annotated[
+        str,
+        typer.Option("--from", help="Instead of --base: SESSION or SESSION:STEP, whose weights to begin with."),
+    ] = "",
     root: Root = None,
     settings: Set = None,
 ) -> None:
     """Create a session and add photos to it."""
     _check_name_given(name, photos or ())
     report = ConsoleReport()
-    session = verbs.new(
+    if source and base:
+        raise ConfigError("--base and --from cannot be combined", fix="Leave out one of them.")
+    session = (changed_photos.new_from if source else verbs.new)(
         name,
-        base,
+        source or base,
         photos or (),
         token=token,
         class_word=class_word,
@@ -126,3 +132,12 @@ def add_images(
 ) -> None:
     """Clean, crop and add photos. A .txt beside a photo becomes its caption."""
     verbs.add_images(name, photos, root, report=ConsoleReport())
+
+
+def remove_images(
+    name: Name,
+    images: Annotated[list[str], typer.Argument(help="Names of instance images.", show_default=False)],
+    root: Root = None,
+) -> None:
+    """Take photos out of a session. They are moved aside, not deleted."""
+    changed_photos.remove_images(name, images, root=root, report=ConsoleReport())

@@ -43,7 +43,8 @@ def free(
     what: Annotated[list[What] | None, typer.Option(help="Kind of files; repeatable.")] = None,
     models: Annotated[bool, typer.Option("--models", help="Cached base models, least recently used first.")] = False,
     unfinished: Annotated[
-        bool, typer.Option("--unfinished", help="Unfinished session folders older than one day.")
+        bool,
+        typer.Option("--unfinished", help="Unfinished folders older than a day, and work of sessions that are gone."),
     ] = False,
     wanted: Annotated[float, typer.Option("--gb", help="With --models: GB to delete; 0 deletes all.")] = 0,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,

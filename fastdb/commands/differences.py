@@ -9,7 +9,7 @@ from typing import Any
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.config import Config, flat, format_setting
 from fastdb.errors import ConfigError
-from fastdb.reporting import Note, Report
+from fastdb.reporting import Note, Report, argument
 from fastdb.sessions.lease_status import in_use
 from fastdb.sessions.session import Session
 from fastdb.training import process
@@ -60,13 +60,13 @@ def agreed_settings(session: Session, settings: Mapping[str, Any], running: bool
     if not kept or not has_begun(session):
         return asked
     if not keep:
-        what, fix = "training is running", f"Stop it first: fastdb stop {session.name}"
+        what, fix = "training is running", f"Stop it first: fastdb stop {argument(session.name)}"
         if not running:
             what = "training has begun"
             fix = (
-                f"Resume without --set. For more steps: fastdb extend {session.name} --steps N; for another learning "
-                "rate from step N on: --from-step N; to change the UNet stage from its start: --from-step 0; to start "
-                "over with other settings: --restart; or create a session: fastdb new"
+                f"Resume without --set. For more steps: fastdb extend {argument(session.name)} --steps N; for another "
+                "learning rate from step N on: --from-step N; to change the UNet stage from its start: --from-step 0; "
+                "to start over with other settings: --restart; or create a session: fastdb new"
             )
         raise ConfigError(f"{what} with other settings: {listed(kept)}", where=session.name, fix=f"{fix}.")
     report_kept(kept, report)
@@ -76,7 +76,7 @@ def agreed_settings(session: Session, settings: Mapping[str, Any], running: bool
 
 def has_begun(session: Session) -> bool:
     """Return whether training has begun: there is a checkpoint, or a trainer runs here or elsewhere."""
-    checkpoints = complete(session.checkpoint_folders, lineage=session.record.lineage)
+    checkpoints = complete(session.checkpoint_folders, lineage=session.record.lineages)
     return bool(checkpoints) or process.find(session) is not None or bool(in_use(session.path))
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from fastdb.checkpoints.publish import nothing_published, pending
 from fastdb.commands.space import Removal
 from fastdb.errors import SessionBusy, StorageError
-from fastdb.reporting import SILENT, Note, Report, format_bytes
-from fastdb.runtime.paths import work_folder
+from fastdb.reporting import SILENT, Note, Report, argument, format_bytes
 from fastdb.sessions import file_hashes
+from fastdb.sessions.exports import dependents
+from fastdb.sessions.identity import claim_work
 from fastdb.sessions.lease_status import refuse_elsewhere
 from fastdb.sessions.session import Session, SessionLike, check_free
 from fastdb.sessions.session_yaml import FILE, read_record, write_record
@@ -33,12 +34,14 @@ def rename(session: SessionLike, name: str, *, root: str | Path | None = None, r
     """
     session = Session.open(session, root)
     old, target = session.name, check_free(name, session.path.parent)
+    session.check_complete()
+    session, _ = claim_work(session)
     with _untouched(session, "nothing was renamed"):
         if waiting := pending(session):
             raise StorageError(
                 f"{len(waiting)} checkpoints are on this machine only; nothing was renamed",
                 where=old,
-                fix=f"Publish them first: fastdb publish {old}",
+                fix=f"Publish them first: fastdb publish {argument(old)}",
             )
         with explained(session.path):
             names = {path.name: name + path.name.removeprefix(old) for path in session.exports}
@@ -50,16 +53,12 @@ def rename(session: SessionLike, name: str, *, root: str | Path | None = None, r
             for export, new in names.items():
                 os.rename(target / export, target / new)
             file_hashes.rename_files(target, names)
-        for other in _dependents(session):
+        for other in dependents(session):
             folder = target / Path(other.record.base_model.folder).relative_to(session.path)
             folder = folder.with_name(names.get(folder.name, folder.name))
             base = other.record.base_model.model_copy(update={"folder": str(folder)})
             other.with_values(base, other.record.subject, other.config)
-    # Its logs, and checkpoints that were set aside on this machine.
-    old_work, new_work = work_folder(session.path), work_folder(target)
-    if not new_work.exists():
-        with explained(old_work):
-            os.rename(old_work, new_work)
+    claim_work(renamed)
     report.note(Note("session renamed to", old, str(target)))
     return renamed
 
@@ -81,9 +80,9 @@ def delete(
         StorageError: a file cannot be deleted; those before it are gone.
     """
     session = Session.open(session, root)
-    work = work_folder(session.path)
-    if dependents := _dependents(session):
-        names = ", ".join(other.name for other in dependents)
+    work = session.work
+    if others := dependents(session):
+        names = ", ".join(other.name for other in others)
         raise SessionBusy(
             f"is the base model of {names}; nothing was deleted",
             subject=session.name,
@@ -113,16 +112,6 @@ def delete(
     return total
 
 
-def _dependents(session: Session) -> list[Session]:
-    """Return the other sessions beside it whose base model is one of its exports."""
-    others = (other for other in Session.list(session.path.parent) if isinstance(other, Session))
-    return [
-        other
-        for other in others
-        if other.path != session.path and Path(other.record.base_model.folder).is_relative_to(session.path)
-    ]
-
-
 @contextmanager
 def _untouched(session: Session, result: str) -> Iterator[None]:
     """Hold the locks against a trainer and a publisher of a session.
@@ -132,7 +121,9 @@ def _untouched(session: Session, result: str) -> Iterator[None]:
     """
     if process.find(session) is not None:
         raise SessionBusy(
-            f"is being trained; {result}", subject=session.name, fix=f"Stop it first: fastdb stop {session.name}"
+            f"is being trained; {result}",
+            subject=session.name,
+            fix=f"Stop it first: fastdb stop {argument(session.name)}",
         )
     refuse_elsewhere(session.path, "Or stop it there.")
     with process.training_lock(session.path), nothing_published(session):

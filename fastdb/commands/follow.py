@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdb.errors import TrainingError
-from fastdb.reporting import SILENT, Note, Report
+from fastdb.reporting import SILENT, Note, Report, argument
 from fastdb.sessions.session import Session, SessionLike
 from fastdb.training import process
 
@@ -45,7 +45,9 @@ def follow(session: SessionLike, root: str | Path | None = None, *, report: Repo
     except TrainingError as error:
         report.event({"event": "end", "outcome": "failed"})
         raise TrainingError(
-            error.what, where=error.where, fix=f"Resume from the last checkpoint with: fastdb train {opened.name}"
+            error.what,
+            where=error.where,
+            fix=f"Resume from the last checkpoint with: fastdb train {argument(opened.name)}",
         ) from error
     return _outcome(opened.name, end, report)
 
@@ -58,7 +60,7 @@ def _outcome(name: str, end: dict[str, Any], report: Report) -> str:
     """
     if end["outcome"] in ("failed", "crashed"):
         raise TrainingError(
-            end.get("message") or "the trainer crashed", where=name, fix=f"Resume with: fastdb train {name}"
+            end.get("message") or "the trainer crashed", where=name, fix=f"Resume with: fastdb train {argument(name)}"
         )
     report.note(Note("training stopped" if end["outcome"] == "stopped" else "training finished", name))
     return str(end["outcome"])

@@ -7,9 +7,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from fastdb.errors import ImageError, SessionError
+from fastdb.errors import ConfigError, ImageError, SessionError
 from fastdb.images.photo_files import PHOTO_ENDINGS, find_photos, photos_in
+from fastdb.reporting import argument
 from fastdb.runtime.paths import expanded
+from fastdb.sessions.session import Session
 from fastdb.sharing.untrusted_zip import opened
 
 _ZIP = ".zip"
@@ -55,3 +57,21 @@ def _extracted(path: Path, folder: Path) -> list[Path]:
     if not photos:
         raise ImageError("the zip contains no photos", where=path, fix="Add JPEG, PNG or WebP files.")
     return photos
+
+
+def check_all_known(session: Session, photos: Sequence[Path]) -> None:
+    """Raise if photos would be added to a session whose training has begun, or change its captions.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    from fastdb.images.intake import would_change
+
+    if adding := would_change(session.originals, session.instance_images, session.captions, photos):
+        raise ConfigError(
+            f"training has begun, so no photos can be added or get other captions ({adding[0].name}); nothing was "
+            "changed",
+            where=session.name,
+            fix="Train a session with all photos that begins with these weights: fastdb new NAME PHOTOS --from "
+            f"{argument(session.name)}",
+        )

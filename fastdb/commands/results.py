@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fastdb.checkpoints.claims import claims_kept
 from fastdb.checkpoints.progress import how_far, no_valid_checkpoint, progress_of, steps_text
 from fastdb.commands.session_warnings import prompts_of
-from fastdb.errors import ConfigError
+from fastdb.errors import ConfigError, SessionNotFound
 from fastdb.inference.pictures import save_pictures
 from fastdb.inference.request import Request
 from fastdb.inference.samplers import DEFAULT
@@ -173,13 +173,16 @@ def _source(
     if not isinstance(source, Session) and str(source).endswith((".safetensors", ".ckpt")):
         model = str(existing_file(source, root))
     else:
-        if isinstance(source, str) and len(source.split()) > 1 and not expanded(source).exists():
+        try:
+            model = Session.open(source, root)
+        except SessionNotFound:
+            if not isinstance(source, str) or len(source.split()) < 2 or expanded(source).exists():
+                raise
             raise ConfigError(
                 "is a prompt, not a session or file",
                 subject=repr(source),
                 fix="Put the session first: fastdb generate SESSION PROMPT",
-            )
-        model = Session.open(source, root)
+            ) from None
         if base:
             raise ConfigError("a session has its own base model", where=model.name, fix="Leave out the base model.")
         prompt = prompt or next(iter(prompts_of(model)), "")

@@ -13,15 +13,17 @@ from fastdb.checkpoints.leftovers import leftovers
 from fastdb.checkpoints.progress import how_far, progress_of, steps_text
 from fastdb.checkpoints.publish import pending
 from fastdb.commands import verification
-from fastdb.commands.photo_sources import photo_files
+from fastdb.commands.differences import has_begun
+from fastdb.commands.photo_sources import check_all_known, photo_files
 from fastdb.commands.session_warnings import prompt_notes, prompts_of, setting_warnings
 from fastdb.config import Config, build
 from fastdb.errors import FastDBError, ImageError, SessionBusy
 from fastdb.images.captions import instance_prompt
 from fastdb.images.photo_files import photos_in
+from fastdb.models.base_identity import base_fault
 from fastdb.models.mini_settings import recommended
 from fastdb.models.registry import check_choice, check_chosen
-from fastdb.models.resolve import base_record, known_base
+from fastdb.models.resolve import base_record, check_present_base, known_base
 from fastdb.reporting import SILENT, Note, Report, counted
 from fastdb.runtime.drive import check_outlives
 from fastdb.runtime.paths import sessions_root
@@ -80,6 +82,8 @@ class Overview:
     """Where another machine trains it; empty if none does."""
     trainer: process.Activity | None
     """The trainer on this machine."""
+    base_fault: str
+    """Why the base model on this machine cannot be the session's; empty if nothing is known."""
     images: int
     prompts: tuple[str, ...]
     """Different prompts of the instance images; empty if there are none."""
@@ -186,13 +190,15 @@ def add_images(
 ) -> Path:
     """Clean, crop and add photos to a session.
 
-    Photos that cannot be used are reported; the others are added.
+    Photos that cannot be used are reported; the others are added. After training has begun, only photos that the
+    session has already are accepted, whose lost crops are made again.
 
     Returns:
         The contact sheet of the crops.
 
     Raises:
         ImageError: no photos, or some cannot be used (after the others were added).
+        ConfigError: training has begun without one of them.
         SessionBusy: the session is being trained.
     """
     from fastdb.images.contact_sheet import review_sheet
@@ -207,6 +213,8 @@ def add_images(
     refuse_elsewhere(session.path, "Or stop it there, and add photos then.")
     with photo_files(photos) as files, report.progress("crop", "photo") as update:
         folders = (session.originals, session.instance_images, session.captions)
+        if has_begun(session):
+            check_all_known(session, files)
         intake = add_photos(*folders, files, session.config.resolution, update)
     for added in intake.added:
         crop, size = added.crop, f"{added.crop.size} x {added.crop.size}"
@@ -258,6 +266,7 @@ def show(session: SessionLike, root: str | Path | None = None) -> Overview:
         session=session,
         in_use=in_use(session.path),
         trainer=process.activity(session),
+        base_fault=base_fault(session.record.base_model),
         images=len(_photos(session.instance_images)),
         prompts=tuple(prompts_of(session)),
         class_images=len(_photos(session.class_images)),
@@ -294,6 +303,7 @@ def check(
     Raises:
         SessionError: no such session, or it cannot be opened.
         StorageError: a file is damaged, was edited or is missing; or the disk does not answer.
+        ModelError, TrainingError: the base model on this machine cannot be used or is another one.
     """
     session = Session.open(session, root)
     if accept:
@@ -317,6 +327,7 @@ def check(
         report.note(note)
     if failure := verification.failure(session, findings):
         raise failure
+    check_present_base(session)
     checked = findings.checked
     report.note(Note("sizes match" if quick else "files match", session.name, counted(checked, "file")))
     return remarks

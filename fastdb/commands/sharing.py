@@ -21,8 +21,8 @@ from fastdb.downloads.source import CivitaiFile, DriveFile, WebFile, parse
 from fastdb.errors import ImageError, SessionBusy, SessionError, StorageError
 from fastdb.models.mini_settings import recommended
 from fastdb.models.registry import check_chosen
-from fastdb.models.resolve import base_record
-from fastdb.reporting import SILENT, Note, Report, counted, format_bytes
+from fastdb.models.resolve import base_record, check_present_base
+from fastdb.reporting import SILENT, Note, Report, argument, counted, format_bytes
 from fastdb.runtime.paths import cache_folder, expanded
 from fastdb.sessions.file_hashes import changes, record_files
 from fastdb.sessions.lease_status import refuse_elsewhere
@@ -92,6 +92,7 @@ def share(
         StorageError: the target exists, or cannot be written.
     """
     session = Session.open(session, root)
+    session.check_complete()
     _check_not_trained(session.path, session.name, checkpoints)
     name = near_name(session.name) or "session"
     path = _target(session, target, f"{name}{ENDING}")
@@ -171,9 +172,12 @@ def duplicate(
         SessionExists: a session of that name exists.
         SessionBusy: checkpoints are wanted while the session is being trained.
         StorageError: the disk is full or cannot be written.
+        ModelError, TrainingError: the base model on this machine cannot be used or is another one.
     """
     session, checkpoints = Session.open(session, root), checkpoints or from_step is not None
+    session.check_complete()
     _check_not_trained(session.path, session.name, checkpoints)
+    check_present_base(session)
     files = _files(session.path, report, state=checkpoints, exports=False)
     if from_step is not None:
         check_step(session, from_step, [session.checkpoints])
@@ -353,6 +357,6 @@ def _check_not_trained(folder: Path, name: str, state: bool) -> None:
         SessionBusy: a trainer does, on this machine or, as far as the lease shows, on another.
     """
     if state and is_training(folder):
-        raise SessionBusy("is being trained", subject=name, fix=f"Stop it first: fastdb stop {name}")
+        raise SessionBusy("is being trained", subject=name, fix=f"Stop it first: fastdb stop {argument(name)}")
     if state:
         refuse_elsewhere(folder, "Or stop it there.")

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdb.checkpoints.disk_usage import KINDS, REMOVABLE, Cost, costs_of, removable
+from fastdb.checkpoints.local_work import GoneWork, gone_work, set_aside_here
 from fastdb.checkpoints.retention import delete_checkpoint, retention
 from fastdb.downloads.model_cache import entries, locked_now, remove_entry
 from fastdb.errors import ConfigError, SessionBusy
-from fastdb.reporting import SILENT, Note, Report, format_bytes
-from fastdb.runtime.paths import cache_folder, sessions_root
+from fastdb.models.registry import MINI
+from fastdb.reporting import SILENT, Note, Report, argument, format_bytes
+from fastdb.runtime.paths import cache_folder, expanded, sessions_root
+from fastdb.sessions.exports import dependents
 from fastdb.sessions.file_hashes import forget_files
 from fastdb.sessions.lease_status import refuse_elsewhere
 from fastdb.sessions.session import Session, SessionLike
@@ -34,6 +37,12 @@ class SessionUsage:
 
     path: Path
     costs: tuple[Cost, ...]
+    base: str = ""
+    """A person's own base model, outside the session's folder; only for named sessions, whose files are opened."""
+    base_bytes: int = 0
+    """Its size; 0 if it is missing."""
+    here: tuple[Cost, ...] = ()
+    """Checkpoints on this machine that were set aside; only for named sessions."""
 
     @property
     def bytes(self) -> int:
@@ -62,6 +71,8 @@ class Usage:
     sessions: tuple[SessionUsage, ...]
     unfinished: tuple[tuple[str, int], ...]
     """Names and bytes of sessions whose creation was interrupted."""
+    gone: tuple[GoneWork, ...]
+    """Work on this machine of sessions that are gone."""
     cache: tuple[tuple[str, int], ...]
     """Names and bytes of what this machine can download or make again."""
     disks: tuple[Disk, ...]
@@ -98,14 +109,17 @@ def space(sessions: Sequence[SessionLike] = (), root: str | Path | None = None) 
     base = sessions_root(root)
     with explained(base):
         if sessions:
-            folders = [Session.open(session, root).path for session in sessions]
+            named = [Session.open(session, root) for session in sessions]
+            used = tuple(_details(session) for session in named)
+            folders = [session.path for session in named]
         else:
             folders = sorted(path for path in base.iterdir() if (path / FILE).is_file()) if base.is_dir() else []
-        used = tuple(SessionUsage(folder, tuple(costs_of(folder))) for folder in folders)
+            used = tuple(SessionUsage(folder, tuple(costs_of(folder))) for folder in folders)
         cache = () if sessions else tuple(_cache())
         unfinished = () if sessions else tuple((path.name, bytes_of(path)) for path in unfinished_sessions(base))
         places = [*(folders if sessions else [base]), *([cache_folder()] if cache else [])]
-        return Usage(base, used, unfinished, cache, tuple(disks(places)))
+        gone = () if sessions else tuple(gone_work(base))
+        return Usage(base, used, unfinished, gone, cache, tuple(disks(places)))
 
 
 def free(
@@ -135,17 +149,18 @@ def free(
         raise ConfigError(
             f"{unknown[0]} cannot be deleted" if unknown else "nothing to delete was named",
             where=session.name,
-            fix=f"Name with --what one of {', '.join(REMOVABLE)}; fastdb space {session.name} shows their sizes.",
+            fix=f"Name with --what one of {', '.join(REMOVABLE)}; fastdb space {argument(session.name)} shows their "
+            "sizes.",
         )
     _check_not_trained(session)
     kinds = list(dict.fromkeys(what))
     with explained(session.path):
         before = costs_of(session.path)
-        costs = [cost for kind in kinds for cost in removable(session, kind)]
+        costs = [cost for kind in kinds for cost in _removable(session, kind)]
     for kind in kinds:
         if not any(cost.kind == kind for cost in costs):
             report.note(_nothing_removable(session, kind))
-    files = [(cost.kind, cost.path.relative_to(session.path).as_posix(), cost.bytes) for cost in costs]
+    files = [(cost.kind, _name_of(session, cost.path), cost.bytes) for cost in costs]
     if not costs:
         return 0
     if not confirm(Removal(session.name, tuple(files))):
@@ -163,7 +178,7 @@ def free(
         mapped = mapped_files()
         for cost in costs:
             _take(cost, mapped)
-        forget_files(session.path, [cost.path for cost in costs])
+        forget_files(session.path, [cost.path for cost in costs if cost.path.is_relative_to(session.path)])
     total = sum(cost.bytes for cost in costs)
     _report_deleted(total, session.path, report)
     return total
@@ -206,23 +221,30 @@ def free_models(*, confirm: Confirm, wanted: int = 0, report: Report = SILENT) -
 
 
 def free_unfinished(*, confirm: Confirm, root: str | Path | None = None, report: Report = SILENT) -> int:
-    """Delete folders of sessions whose creation was interrupted at least a day ago; return their bytes.
+    """Delete folders of sessions whose creation was interrupted at least a day ago, and work of sessions that are gone.
+
+    Work on this machine counts as gone only if the session's disk is mounted and does not hold the session.
+
+    Returns:
+        The bytes deleted.
 
     Raises:
         StorageError: a file cannot be deleted.
     """
     base = sessions_root(root)
     with explained(base):
-        folders = unfinished_sessions(base)
-        if not folders:
+        folders, gone = unfinished_sessions(base), gone_work(base)
+        if not folders and not gone:
             report.note(Note("no unfinished sessions", str(base)))
             return 0
         rows = [("unfinished", path.name, bytes_of(path)) for path in folders]
+        rows += [("work of sessions that are gone", work.title, work.bytes) for work in gone]
         if not confirm(Removal("unfinished sessions", tuple(rows))):
             report.note(Note("nothing deleted"))
             return 0
         # Listed again: an interrupted command may have resumed while the question was open.
         deleted = sum(remove(path) for path in unfinished_sessions(base) if path in folders)
+        deleted += sum(remove(work.folder) for work in gone_work(base) if work.folder in {each.folder for each in gone})
     _report_deleted(deleted, base, report)
     return deleted
 
@@ -248,6 +270,36 @@ def _report_deleted(count: int, folder: Path, report: Report) -> None:
         report.note(Note("free space", f"{format_bytes(disk.free)} of {format_bytes(disk.total)}", str(folder)))
 
 
+def _details(session: Session) -> SessionUsage:
+    """Return the disk usage of a session, with a person's own base model and the files that were set aside here."""
+    base, own = session.record.base_model, ("", 0)
+    path = expanded(base.folder)
+    if not base.source and base.folder != MINI and cache_folder() not in path.parents:
+        own = str(path), bytes_of(path) if path.exists() else 0
+    return SessionUsage(session.path, tuple(costs_of(session.path)), *own, tuple(_here(session)))
+
+
+def _removable(session: Session, kind: str) -> list[Cost]:
+    """Return the files of a kind that can be deleted, here too; an export that is a base model of another stays."""
+    costs = removable(session, kind)
+    if kind == "set-aside":
+        return costs + _here(session)
+    if kind != "exports":
+        return costs
+    needed = {expanded(other.record.base_model.folder) for other in dependents(session)}
+    return [cost for cost in costs if cost.path not in needed]
+
+
+def _here(session: Session) -> list[Cost]:
+    return [Cost("set-aside", path, bytes_of(path)) for path in set_aside_here(session.local_checkpoints)]
+
+
+def _name_of(session: Session, path: Path) -> str:
+    if path.is_relative_to(session.path):
+        return path.relative_to(session.path).as_posix()
+    return f"{path.relative_to(session.work).as_posix()} on this machine"
+
+
 def _cache() -> list[tuple[str, int]]:
     """Return what this machine can download or make again: models one by one, the rest by folder."""
     models = [(f"models: {entry.title}", entry.bytes) for entry in entries() if entry.bytes > 1000]
@@ -262,7 +314,7 @@ def _check_not_trained(session: Session) -> None:
         raise SessionBusy(
             "is being trained; nothing was deleted",
             subject=session.name,
-            fix=f"Wait, or stop it first: fastdb stop {session.name}",
+            fix=f"Wait, or stop it first: fastdb stop {argument(session.name)}",
         )
     refuse_elsewhere(session.path, "Or stop it there.")
 
@@ -288,6 +340,8 @@ def _nothing_removable(session: Session, kind: str) -> Note:
         return Note("no checkpoint to delete", session.name, " and ".join(kept))
     if kind == "class-images" and any(session.class_images.glob("class-*.png")):
         return Note("class images needed", session.name)
+    if kind == "exports" and (others := dependents(session)):
+        return Note("exports needed", session.name, ", ".join(other.name for other in others))
     return Note("nothing to delete", session.name, kind)
 
 

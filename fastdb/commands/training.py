@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,9 +22,10 @@ from fastdb.commands.session_warnings import setting_warnings
 from fastdb.config import Config, Extension, build
 from fastdb.errors import ConfigError, SessionBusy, TrainingError
 from fastdb.models.resolve import ensure_base
-from fastdb.reporting import SILENT, Note, Report, counted
+from fastdb.reporting import SILENT, Note, Report, argument, counted
 from fastdb.runtime.device_lock import check_device
-from fastdb.sessions.events import earlier_events
+from fastdb.sessions.events import EventLog, earlier_events
+from fastdb.sessions.identity import claim_work, restarted
 from fastdb.sessions.lease_status import refuse_elsewhere
 from fastdb.sessions.session import Session, SessionLike
 from fastdb.storage.set_aside import move_aside
@@ -79,7 +81,7 @@ def train(
         refuse_elsewhere(session.path)
     again = restart or from_step is not None
     if running is not None and (again or device):
-        raise SessionBusy("is being trained", subject=session.name, fix=f"Stop it first: fastdb stop {session.name}")
+        raise SessionBusy("is being trained", subject=session.name, fix=_stop_first(session))
     config = _agreed(session, settings, (from_step or 0) if again else None, running is not None, keep_settings, report)
     if running is None:
         running, interrupted = _start(_prepare(session, config, restart, from_step, report), take_over, device, report)
@@ -128,7 +130,7 @@ def extend(
         raise SessionBusy(
             "training is running; its step count cannot be changed now",
             where=session.name,
-            fix=f"Stop it first, then extend and train again: fastdb stop {session.name}",
+            fix=f"Stop it first, then extend and train again: fastdb stop {argument(session.name)}",
         )
     session = session.with_extension(extension)
     total = f"{session.record.extended[-1]}: {counted(session.config.unet.all_steps, 'step')} in all"
@@ -164,16 +166,23 @@ def publish(session: SessionLike, root: str | Path | None = None, *, report: Rep
             fix="Wait until it has finished.",
         )
     refuse_elsewhere(session.path)
+    session = _claimed(session, report)
     if pending(session):
         with report.progress("base model", "B") as update:
             base = ensure_base(session, update)
 
+        # `free --unfinished` reads in it which checkpoints were ever published.
+        log = EventLog(session.work / f"publish-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S-%f')}.jsonl")
+
         def emit(kind: str, /, **fields: Any) -> None:
             report.event({"event": kind, **fields})
+            if kind == "published":
+                log.emit(kind, **fields)
 
         try:
             Publishing(session, base.folder, emit, patience=PUBLISH_WITHIN).run(lambda: True)
         finally:
+            log.close()
             report.event({"event": "end", "outcome": "published"})
     report.note(Note("all published", str(session.checkpoints)))
     return session
@@ -192,15 +201,18 @@ def _prepare(session: Session, config: Config, restart: bool, from_step: int | N
     planned = replace(session, record=session.record.model_copy(update={"config": config}))
     for note in preflight(planned, base, restart, from_step):
         report.note(note)
+    session = _claimed(session, report)
     if config != session.config:
         session = _with_settings(session, config, from_step or 0, report)
         for note in setting_warnings(session):
             report.note(note)
     folders = session.checkpoint_folders[::-1]
     if restart:
-        with nothing_published(session):
+        with process.training_lock(session.path), nothing_published(session):
             moves = [move_aside(folder, [entry.path for entry in complete(folder)]) for folder in folders]
-            session = session.with_new_lineage()
+            session = restarted(session)
+            folders = session.checkpoint_folders[::-1]
+            moves = [aside and folder / aside.name for folder, aside in zip(folders, moves, strict=True)]
     elif from_step is not None:
         with nothing_published(session):
             moves = [
@@ -241,6 +253,18 @@ def _agreed(
     if beginning is not None:
         return with_rates_from(session.config, asked or {}, beginning)
     return agreed_settings(session, asked or {}, running, keep, report)
+
+
+def _stop_first(session: Session) -> str:
+    return f"Stop it first: fastdb stop {argument(session.name)}"
+
+
+def _claimed(session: Session, report: Report) -> Session:
+    """Make the work on this machine the session's own, and report if it became a session of its own."""
+    session, notes = claim_work(session)
+    for note in notes:
+        report.note(note)
+    return session
 
 
 def _start(session: Session, take_over: bool, device: str, report: Report) -> tuple[process.Running, bool]:

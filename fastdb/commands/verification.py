@@ -11,7 +11,8 @@ from fastdb.checkpoints.checkpoint import Checkpoint, complete, fault_in
 from fastdb.checkpoints.claims import claimed
 from fastdb.errors import FastDBError, StorageError, TrainingError
 from fastdb.images.photo_files import png_fault
-from fastdb.reporting import Note, Report
+from fastdb.models.resolve import check_present_base
+from fastdb.reporting import Note, Report, argument
 from fastdb.sessions import file_hashes, lease_file
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import explained
@@ -90,7 +91,7 @@ def failure(session: Session, findings: Findings) -> StorageError | None:
     if not count:
         return None
     them = "it" if count == 1 else "them"
-    accepting = f"fastdb check {session.name} --accept"
+    accepting = f"fastdb check {argument(session.name)} --accept"
     if not findings.damaged:
         what = f"{count} file{' was' if count == 1 else 's were'} changed or damaged"
         fix = f"Restore {them} from a copy; to keep your own changes run: {accepting}"
@@ -115,9 +116,13 @@ def resume_refusals(session: Session) -> list[Note]:
 
 
 def warn_about_resuming(session: Session, report: Report) -> None:
-    """Report the reason if training would not resume because the recipe has changed."""
+    """Report the reason if training would not resume because the recipe or the base model has changed."""
     for note in resume_refusals(session):
         report.note(note)
+    try:
+        check_present_base(session)
+    except FastDBError as error:
+        report.note(Note("resume refused", session.name, str(error)))
 
 
 def _damaged_pictures(session: Session, changed: set[str], unlisted: list[Path]) -> dict[str, str]:

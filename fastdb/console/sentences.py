@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastdb.reporting import Note
+import re
+
+from fastdb.reporting import Note, argument
 
 SENTENCES: dict[str, str] = {
     # checkpoints
@@ -37,6 +39,7 @@ SENTENCES: dict[str, str] = {
     "crops made again": "Cropped {subject} photos again at {reason} px",
     "export verified": "Verified {subject}: {reason}",
     "exporting": "Exporting {subject}: {reason}",
+    "exports needed": "Exports of {subject} are base models of {reason}, and stay",
     "exports left out": "Left out: {subject}",
     "file damaged": "{subject}: {reason}",
     "files accepted": "Accepted the current files of {subject}",
@@ -57,10 +60,12 @@ SENTENCES: dict[str, str] = {
     "no manifest": "No manifest in {subject}: integrity cannot be verified",
     "no models to delete": "There are no downloaded models to delete",
     "no trainer": "{subject} is not being trained on this machine",
-    "no unfinished sessions": "There are no unfinished sessions older than a day in {subject}",
+    "no unfinished sessions": "There are no unfinished sessions older than a day in {subject}, and no work of "
+    "sessions that are gone",
     "nothing deleted": "Nothing was deleted",
     "nothing to delete": "Nothing to delete: {reason}",
     "photos known": "Photos that the session has already, which stay as they are: {subject}",
+    "photo removed": "Took {subject} out of the session, to {reason}",
     "photo cropped": "{subject}: cropped to {reason}",
     "photo used whole": "{subject}: used whole {reason}",
     "photo skipped": "Skipping photo {subject}: {reason}",
@@ -139,10 +144,12 @@ SENTENCES: dict[str, str] = {
     "file list damaged": "{subject}, the list of the session's files, was edited or damaged",
     "file missing": "{subject} is missing",
     "file unreadable": "{subject} cannot be read: {reason}",
+    "copied session": "{subject} is a copy of {reason}. From now on it is a session of its own; its checkpoints stay",
     "lease not renewed": "Could not renew {subject}; training continues, but another machine may take the session over "
     "if this lasts {reason}",
     "lease set aside": "Moved an invalid lease to {subject}: {reason}",
     "session taken over": "Took the session over from {subject}, {reason}",
+    "session.yaml incomplete": "{subject} was cut short or edited: it lacks {reason}",
     "session.yaml changed": "{subject} was edited or damaged since it was written",
     "trainer crashed": "The last trainer ({subject}) crashed or was killed; resuming from its last checkpoint",
     # training
@@ -168,8 +175,10 @@ SENTENCES: dict[str, str] = {
     ),
 }
 """The sentence of each kind of `Note`, with {subject} and {reason}; sorted by room."""
+_COMMAND = re.compile(r"(fastdb [a-z-]+ )\{subject\}")
 
 
 def sentence(note: Note) -> str:
-    """Return the sentence of a note."""
-    return SENTENCES[note.kind].format(subject=note.subject, reason=note.reason)
+    """Return the sentence of a note; in commands a subject with spaces is quoted."""
+    template = _COMMAND.sub(r"\1{argument}", SENTENCES[note.kind])
+    return template.format(subject=note.subject, reason=note.reason, argument=argument(note.subject))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fastdb.console.sentences import sentence
 from fastdb.console.terminal import say, table
-from fastdb.reporting import format_bytes
+from fastdb.reporting import argument, format_bytes
 
 if TYPE_CHECKING:
     from fastdb.commands.sessions import ExportState, Overview, SessionList
@@ -95,7 +95,7 @@ def show_overview(overview: Overview) -> None:
     if overview.trainer is not None:
         rows.append(("trained now", _activity(overview.trainer)))
     rows += [
-        ("base model", record.base_model.folder),
+        ("base model", _base(record.base_model.folder, overview.base_fault)),
         ("subject", f"{record.subject.token} {record.subject.class_word}".strip() or "none set"),
         ("instance prompt", session.config.captions.instance_prompt or "from file names"),
         *_prompt_rows(overview),
@@ -112,7 +112,9 @@ def show_overview(overview: Overview) -> None:
     ]
     if overview.unpublished:
         names = ", ".join(overview.unpublished)
-        publishing = f"run fastdb publish {session.name}" if overview.trainer is None else "training publishes them"
+        publishing = (
+            f"run fastdb publish {argument(session.name)}" if overview.trainer is None else "training publishes them"
+        )
         rows.append(("not published", f"{names}: on this machine only; {publishing}"))
     rows += [("skipped", sentence(note)) for note in overview.skipped]
     rows += [("changed", sentence(note)) for note in overview.changed]
@@ -120,6 +122,10 @@ def show_overview(overview: Overview) -> None:
         rows.append(("not uploaded", f"{_some(overview.not_uploaded)}: Google Drive has not uploaded them yet"))
     rows += _settings_rows(overview.settings)
     table(("session", session.name), rows)
+
+
+def _base(folder: str, fault: str) -> str:
+    return f"{folder}: {fault}, so the session cannot be trained or exported" if fault else folder
 
 
 def _activity(trainer: Activity) -> str:
@@ -182,7 +188,9 @@ def show_usage(usage: Usage, *, details: bool) -> None:
         _show_sessions_usage(usage)
         for name, size in usage.unfinished:
             say(f"{name}: {format_bytes(size)} of a session that was never finished")
-        if usage.unfinished:
+        for work in usage.gone:
+            say(f"{work.title}: {format_bytes(work.bytes)} on this machine, of a session that is gone")
+        if usage.unfinished or usage.gone:
             say("Delete them with: fastdb free --unfinished")
     if usage.cache:
         say()
@@ -222,6 +230,10 @@ def _show_session_usage(session: SessionUsage, kinds: Sequence[str]) -> None:
         if kind in ("checkpoints", "set-aside", "unfinished", "exports"):
             names = [cost.path.relative_to(session.path).as_posix() for cost in costs]
             rows += [(f"  {name}", format_bytes(cost.bytes)) for name, cost in zip(names, costs, strict=True)]
+    for cost in session.here:
+        rows.append((f"{cost.kind} on this machine: {cost.path.name}", _size(cost.bytes)))
+    if session.base:
+        rows.append((f"needed, outside: {session.base}", _size(session.base_bytes)))
     table((session.path.name, "size"), [*rows, ("total", format_bytes(session.bytes))])
     say()
 

@@ -20,12 +20,11 @@ from fastdb.inference.request import Request
 from fastdb.inference.samplers import DEFAULT
 from fastdb.models.registry import MINI
 from fastdb.models.resolve import ensure_base
-from fastdb.reporting import SILENT, Note, Report
+from fastdb.reporting import SILENT, Note, Report, argument
 from fastdb.runtime.device import choose_device, explain_out_of_memory
 from fastdb.sessions.lease_status import refuse_elsewhere
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import make_folder, write_json
-from fastdb.training.prepare import check_base
 from fastdb.training.process import find
 
 FOLDER = "evaluation"
@@ -82,7 +81,6 @@ def evaluate_session(session: Session, options: Options, report: Report = SILENT
     refuse_elsewhere(session.path, "Or stop it there, then evaluate.")
     with report.progress("base model", "B") as update:
         base = ensure_base(session, update)
-    check_base(session, base)
     candidates = [untrained(session, base)]
     if options.file is not None:
         candidates.append(file_of(session, base, options.file))
@@ -140,7 +138,7 @@ def _choose(session: Session, options: Options, report: Report) -> tuple[Measure
         raise ImageError("there are no instance images to compare with", where=session.name, fix="Add photos first.")
     images = [read_photo(path) for path in photos]
     custom = custom_protocol(options.prompts, words, options.seeds) if options.prompts else None
-    export = f"fastdb export {session.name}"
+    export = f"fastdb export {argument(session.name)}"
     on_mini = session.record.base_model.folder == MINI
     if options.measure == "drawn" or (options.measure == "auto" and on_mini):
         from fastdb.evaluation.mini_measures import Drawn, drawn_protocol

@@ -111,6 +111,24 @@ def add_photos(
     return Intake(tuple(added), tuple(refused), tuple(known))
 
 
+def would_change(originals: Path, instance_images: Path, captions: Path, photos: Sequence[Path]) -> list[Path]:
+    """Return the photos that an import would add, or whose caption it would change; others were imported before.
+
+    Raises:
+        StorageError: a file cannot be read.
+    """
+    folders = _Folders(originals, instance_images, captions)
+    changing = []
+    for photo in photos:
+        with explained(photo):
+            stem, known = _place(folders, _safe_stem(photo), photo.read_bytes())
+        beside, present = photo.with_suffix(".txt"), captions / f"{stem}.txt"
+        caption = read_caption(beside) if beside.exists() else None
+        if not known or (caption is not None and not (present.exists() and caption == read_caption(present))):
+            changing.append(photo)
+    return changing
+
+
 def _add(folders: _Folders, photo: Path, size: int, keep_squares: bool, again: bool) -> Added | str:
     """Import a photo; return its stem if it was imported before and stays as it is."""
     data, image = load_photo(photo)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastdb.errors import ModelError
 from fastdb.storage.atomic_write import explained
+from fastdb.storage.manifest import sha256
 
 PARTS = ("unet", "vae", "text_encoder")
 """Parts with weights; a model also has a tokenizer and a scheduler."""
@@ -121,8 +122,11 @@ def weight_file(folder: Path, part: str) -> Path:
     raise ModelError(f"has no {stem}.safetensors; {_contents(folder / part)}", subject=folder / part, fix=DOWNLOAD)
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path, hash_file: Callable[[Path], str] = sha256) -> str:
     """Return the SHA-256, in hex, over the names and SHA-256 hashes of the three weight files.
+
+    Args:
+        hash_file: returns the SHA-256 of a file.
 
     Raises:
         ModelError: a weight file is missing.
@@ -131,8 +135,8 @@ def fingerprint(folder: Path) -> str:
     whole = hashlib.sha256()
     for part in PARTS:
         file = weight_file(folder, part)
-        with explained(file), file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        with explained(file):
+            digest = hash_file(file)
         whole.update(f"{part}/{file.name} {digest}\n".encode())
     return whole.hexdigest()
 

@@ -6,6 +6,7 @@ A model in one file becomes a diffusers folder in the cache, once.
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from fastdb.downloads.model_cache import CONVERTED, came_from, locked, note_use,
 from fastdb.downloads.source import HubFile, HubRepository, LocalPath, Source, parse
 from fastdb.errors import ModelError
 from fastdb.formats.reader import open_tensors
+from fastdb.models.base_identity import check_identity, configurations, remembered_sha256
 from fastdb.models.diffusers_folder import BaseModel, fingerprint, open_base_model
 from fastdb.models.family import FAMILIES
 from fastdb.models.inspect import Inspection, inspect, model_layout
@@ -104,7 +106,12 @@ def base_record(base: str | Path, report: Report = SILENT) -> tuple[BaseModelRec
         model = resolve_base(base, update)
     # Opened first, because its errors name the missing part.
     opened = open_base_model(model.folder)
-    record = BaseModelRecord(folder=model.named, fingerprint=fingerprint(model.folder), source=model.source)
+    record = BaseModelRecord(
+        folder=model.named,
+        fingerprint=fingerprint(model.folder, remembered_sha256),
+        source=model.source,
+        configurations=configurations(model.folder),
+    )
     return record, opened.sample_size
 
 
@@ -136,7 +143,8 @@ def is_base(base: str | Path, record: BaseModelRecord) -> bool:
 def ensure_base(session: Session, progress: Progress | None = None) -> BaseModel:
     """Open a session's base model; download and convert it first if it is not on this machine.
 
-    Each verb calls this once and passes the opened model down.
+    Each verb calls this once and passes the opened model down. Weights are compared by hashes that this machine
+    computed for files of the same size and times.
 
     Args:
         progress: called with done and total bytes; a total of 0 is unknown.
@@ -144,15 +152,36 @@ def ensure_base(session: Session, progress: Progress | None = None) -> BaseModel
     Raises:
         ModelError: the base model is gone, cannot be downloaded or cannot be used.
         StorageError: the disk is full.
+        TrainingError: its weights or configurations are not those that the session began with.
     """
     record = session.record.base_model
-    if record.folder == MINI:
-        return open_base_model(resolve_base(MINI).folder)
     path = expanded(record.folder).absolute()
-    if record.source and not path.exists():
-        return open_base_model(_downloaded(parse(record.source), progress).folder)
-    fix = f"Put the base model of {session.name} back there, or write its new place into {session.path / FILE}."
-    return open_base_model(_existing(path, fix, progress).folder)
+    if record.folder == MINI:
+        base = resolve_base(MINI)
+    elif record.source and not path.exists():
+        base = _downloaded(parse(record.source), progress)
+    else:
+        fix = f"Put the base model of {session.name} back there, or write its new place into {session.path / FILE}."
+        base = _existing(path, fix, progress)
+    opened = open_base_model(base.folder)
+    check_identity(record, base.folder)
+    return opened
+
+
+def check_present_base(session: Session) -> None:
+    """Raise if a session's base model is on this machine but is not the one that it began with; download nothing.
+
+    A fingerprint that is no SHA-256 was never computed from a model, so there is nothing to compare.
+
+    Raises:
+        ModelError: it cannot be used.
+        StorageError: it cannot be read.
+        TrainingError: its weights or configurations differ.
+    """
+    record = session.record.base_model
+    present = record.folder == MINI or expanded(record.folder).absolute().exists()
+    if present and re.fullmatch(r"[0-9a-f]{64}", record.fingerprint):
+        ensure_base(session)
 
 
 def _downloaded(source: Source, progress: Progress | None, mirrors: Sequence[Source] = ()) -> Base:

@@ -6,7 +6,7 @@ import re
 
 from fastdb import console, errors
 
-_NAME = r"[\w.-]+|\{[^{}]*\}|NAME|SESSION|\.\.\."
+_NAME = r"'[^']*'|[\w.-]+|\{[^{}]*\}|NAME|SESSION|\.\.\."
 _OPTION = r"(?<![\w./-])--"
 """Beginning of an option, which names and paths with two hyphens do not have."""
 _SETTING = r"--set ([\w.]+)=([\w+-]+(?:\.[\w+-]+)*|\{[^{}]*\})"
@@ -38,12 +38,14 @@ PHRASES: tuple[tuple[str, str], ...] = (
     (r"fastdb sessions", "the cell List of the notebook sessions"),
     (rf"fastdb adopt( \.\.\.)?( ({_NAME}))?", "the cell Import of the notebook sessions"),
     (rf"fastdb share( ({_NAME}))?", "the cell Share of the notebook sessions"),
+    (rf"fastdb new NAME PHOTOS --from ({_NAME})", r"fastdb.interactive.new_from(name, '\1', photos)"),
     (rf"fastdb new( ({_NAME}))?( with --base (\S+))?", "the Session cell"),
     (rf"fastdb generate ({_NAME}) PROMPT", "source, then prompt, in the Generate cell"),
     (r"fastdb change\b", "the tick change_session"),
     (r"fastdb duplicate\b", "fastdb.duplicate"),
     (rf"fastdb evaluate( ({_NAME}))?", "the Compare cell"),
     (rf"fastdb add-images( ({_NAME}))?", "the Photos cell"),
+    (rf"fastdb remove-images ({_NAME})( ({_NAME}))*", r"fastdb.interactive.remove_images('\1', names)"),
     (r"`fastdb extend`", "`fastdb.extend`"),
     (r"fastdb inspect", "!fastdb inspect FILE"),
     (rf"{_OPTION}set ([\w.]+)=('[^']*'|[^\s.]+(\.\d+)?)", r"the setting \1"),

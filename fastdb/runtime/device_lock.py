@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fastdb.errors import TrainingError
+from fastdb.reporting import argument
 from fastdb.runtime.gpu import gpu_count
 from fastdb.runtime.paths import cache_folder
 
@@ -109,7 +110,7 @@ def _busy(asked: str, owners: list[str]) -> TrainingError:
     which = f"{asked} is" if asked else "the GPU is" if len(owners) == 1 else f"all {len(owners)} GPUs are"
     names = [name for name in dict.fromkeys(owners) if name]
     by = f" ({', '.join(names)})" if names else ""
-    stop = f"stop it with fastdb stop {names[0]}" if names else "stop it"
+    stop = f"stop it with fastdb stop {argument(names[0])}" if names else "stop it"
     return TrainingError(
         f"{which} in use by {'another trainer' if len(owners) == 1 else 'other trainers'}{by}",
         fix=f"Wait until training there has finished, {stop}, or train on the CPU with --device cpu.",

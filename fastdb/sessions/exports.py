@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastdb.errors import ModelError
+from fastdb.reporting import argument
 from fastdb.runtime.paths import expanded, sessions_root
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import FILE
@@ -61,6 +62,16 @@ def locate_models(name: str | Path, root: str | Path | None = None) -> list[Path
         return [path]
     if not (exports := Session.open(session).exports):
         raise ModelError(
-            "has no exported file", subject=session.name, fix=f"Create it with: fastdb export {session.name}"
+            "has no exported file", subject=session.name, fix=f"Create it with: fastdb export {argument(session.name)}"
         )
     return list(exports)
+
+
+def dependents(session: Session) -> list[Session]:
+    """Return the other sessions beside it whose base model is one of its exports."""
+    others = (other for other in Session.list(session.path.parent) if isinstance(other, Session))
+    return [
+        other
+        for other in others
+        if other.path != session.path and Path(other.record.base_model.folder).is_relative_to(session.path)
+    ]

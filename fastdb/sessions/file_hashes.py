@@ -18,7 +18,7 @@ from filelock import FileLock
 from fastdb.reporting import Note
 from fastdb.runtime.paths import work_folder
 from fastdb.sessions.lease_file import is_lease_file
-from fastdb.sessions.session_yaml import FILE, sealed
+from fastdb.sessions.session_yaml import FILE, missing_parts, sealed
 from fastdb.storage.atomic_write import explained, make_folder, write_text
 from fastdb.storage.manifest import sha256
 from fastdb.storage.safe_names import name_fault, shown
@@ -138,7 +138,9 @@ def changes(
     listed = known_files(folder)
     notes = [Note("file list damaged", FILES)] if listed is None and not within else []
     if (not within or FILE in within) and _yaml_changed(folder):
-        notes.append(Note("session.yaml changed", FILE))
+        missing = missing_parts(folder)
+        what = "session.yaml incomplete" if missing else "session.yaml changed"
+        notes.append(Note(what, FILE, ", ".join(missing)))
     for name, entry in sorted((listed or {}).items()):
         if not within or name.split("/")[0] in within:
             note = _change(folder, name, entry, quick, progress)
@@ -157,7 +159,7 @@ def unlisted(folder: Path) -> list[Path]:
 
 
 def _yaml_changed(folder: Path) -> bool:
-    """Return whether `session.yaml` was edited or damaged since it was written; earlier versions wrote no checksum.
+    """Return whether `session.yaml` was edited or damaged since it was written; format 1 has no checksum.
 
     Raises:
         StorageError: it cannot be read.
@@ -165,8 +167,7 @@ def _yaml_changed(folder: Path) -> bool:
     with explained(folder):
         path = folder / FILE
         text = path.read_bytes().decode("utf-8", "replace") if path.is_file() else ""
-    last = text.splitlines()[-1] if text else ""
-    return ("#" in last or "sha256 of" in text) and text != sealed(text)
+    return text != sealed(text) and ("sha256 of" in text or bool(missing_parts(folder)))
 
 
 def _change(folder: Path, name: str, entry: Entry, quick: bool, progress: Callable[[int], None] | None) -> Note | None:

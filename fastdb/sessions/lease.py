@@ -30,12 +30,13 @@ from datetime import timedelta
 from pathlib import Path
 
 from fastdb.errors import SessionBusy, StorageError, first_line
-from fastdb.reporting import Note
+from fastdb.reporting import Note, argument
 from fastdb.runtime import machine
-from fastdb.runtime.paths import cache_folder, work_folder
+from fastdb.runtime.paths import cache_folder, lineage_of, work_folder
 from fastdb.sessions import lease_file
 from fastdb.sessions.lease_file import ASIDE, FILE, Lease
 from fastdb.sessions.lease_status import QUIET, Verdict, busy, judge, minutes, when
+from fastdb.sessions.lineage import check_same
 from fastdb.storage.atomic_write import explained
 from fastdb.storage.set_aside import next_aside
 
@@ -113,6 +114,7 @@ class Held(Guard):
         self.lease, self.notes = lease, tuple(notes)
         self._may_live, self._warn, self._lost, self._warned = may_live, warn, lost, False
         self._taken = self._renewed = machine.ticking()
+        self._lineage = lineage_of(session)
         self._refusal: SessionBusy | None = None
         self._end, self._settled, self._turn = threading.Event(), threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._live, name="lease", daemon=True)
@@ -125,14 +127,15 @@ class Held(Guard):
         self.end()
 
     def check(self) -> None:
-        """Raise if the session was taken over; the first call waits until the lease has settled.
+        """Raise if the session was taken over or replaced; the first call waits until the lease has settled.
 
         Raises:
-            SessionBusy: naming the new owner.
+            SessionBusy: naming the new owner, or the place of the checkpoints.
         """
         self._settled.wait(ENDING)
         if self._refusal is None:
             try:
+                check_same(self.session, self._lineage)
                 super().check()
                 if machine.ticking() - self._renewed > QUIET:
                     # The process slept or had no disk, so another lease may have come and gone.
@@ -176,6 +179,7 @@ class Held(Guard):
         """
         for _ in range(_TRIES):
             self._end.wait(SETTLE)
+            check_same(self.session, self._lineage)
             if stronger := self._stronger():
                 raise _taken_over(self.session, stronger)
             current = lease_file.read(self.session / FILE)
@@ -195,6 +199,7 @@ class Held(Guard):
         """
         with self._turn:
             now = machine.ticking()
+            check_same(self.session, self._lineage)
             if stronger := self._stronger():
                 raise _taken_over(self.session, stronger)
             if now - self._renewed > QUIET and lease_file.read(self.session / FILE) is None:
@@ -202,7 +207,7 @@ class Held(Guard):
                     f"may have been trained on another machine: {FILE} could not be renewed for "
                     f"{minutes(now - self._renewed)} and is gone",
                     subject=self.session.name,
-                    fix=f"Check its state (fastdb show {self.session.name}) and run the same command again.",
+                    fix=f"Check its state (fastdb show {argument(self.session.name)}) and run the same command again.",
                 )
             # A clock that was set back must not make the lease look old.
             least = self.lease.since + timedelta(seconds=now - self._taken)
@@ -212,6 +217,7 @@ class Held(Guard):
             self._renewed = now
 
     def _leave(self) -> None:
+        check_same(self.session, self._lineage)
         current = lease_file.read(self.session / FILE)
         if not isinstance(current, Lease) or current.token != self.lease.token:
             return
@@ -284,7 +290,7 @@ def _taken_over(session: Path, by: Lease) -> SessionBusy:
     return SessionBusy(
         f"was taken over by {by.whose} at {when(by.since)}, so this machine no longer writes to it{kept}",
         subject=session.name,
-        fix=f"Follow it there; after it has stopped there, resume here with: fastdb train {session.name}",
+        fix=f"Follow it there; after it has stopped there, resume here with: fastdb train {argument(session.name)}",
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fastdb.errors import SessionBusy, StorageError
+from fastdb.reporting import argument
 from fastdb.runtime import machine
 from fastdb.runtime.paths import work_folder
 from fastdb.sessions import lease_file
@@ -89,7 +90,7 @@ def refuse_elsewhere(session: Path, fix: str = "") -> None:
 def busy(session: Path, lease: Lease, verdict: Verdict, fix: str = "") -> SessionBusy:
     """Return the error that names the owner of a lease and the remedies."""
     name = session.name
-    take = f"stop it there (fastdb stop {name}), or take it over: fastdb train {name} --take-over"
+    take = f"stop it there (fastdb stop {argument(name)}), or take it over: fastdb train {argument(name)} --take-over"
     wait = f"If that machine is gone, run the same command again in {minutes(verdict.wait)}"
     return SessionBusy(
         f"is being trained by {lease.whose} since {when(lease.since)}; {verdict.evidence}",

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from fastdb.config import Config, Extension
-from fastdb.errors import FastDBError, SessionError, SessionExists, SessionNotFound, StorageError
+from fastdb.errors import FastDBError, SessionError, SessionNotFound, StorageError
+from fastdb.reporting import argument
 from fastdb.runtime.paths import expanded, sessions_root, work_folder
+from fastdb.sessions.lineage import check_same, record_home
+from fastdb.sessions.session_names import can_be_listed, check_name, exists_already, not_found
+from fastdb.sessions.session_names import near_name as near_name
 from fastdb.sessions.session_yaml import (
     FILE,
     BaseModelRecord,
@@ -23,15 +27,13 @@ from fastdb.sessions.session_yaml import (
     Revision,
     Run,
     Subject,
+    missing_parts,
     new_lineage,
     read_record,
     write_record,
 )
 from fastdb.storage.atomic_write import explained, make_folder
-from fastdb.storage.safe_names import is_system_file, reserved_on_windows
 from fastdb.storage.staged_folder import staged_folder
-
-NAME = re.compile(r"[^\W_][\w.-]{0,62}")
 
 SAMPLE = re.compile(r"(?P<stage>[a-z_]+)-(?P<step>\d+)-(?P<number>\d+)")
 """Stem of a sample's file."""
@@ -40,10 +42,8 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _INSTALLED = _PACKAGE / "sessions_template"
 TEMPLATE = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "sessions_template"
 """Template of sessions, in the installed package or beside it in the source tree."""
-_LONGEST = 200
 _FILE_SUFFIXES = (".safetensors", ".ckpt", ".zip")
 """Endings of exports and archives; `generate` and `adopt` take such a name for a file."""
-"""Bytes of UTF-8, so that `<name>.safetensors` and its temporary name fit into 255."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,16 @@ class Session:
                     lay_out(staged)
                     write_record(staged, record)
             except FileExistsError as error:
-                raise _exists(path) from error
-        return cls(path, record)
+                raise exists_already(path) from error
+        session = cls(path, record)
+        # A copy of it is known as one. On a full disk the first run records it.
+        with suppress(StorageError, OSError):
+            record_home(session.work, path, record.lineage)
+        return session
 
     @classmethod
     def open(cls, name: SessionLike, root: Path | str | None = None) -> Session:
-        """Open a session by its name below `root`, or by its folder's path, such as `./my_dog`.
+        """Open a session by its folder's name below `root`, or by its path, such as `./my_dog`.
 
         An open session is read again, because its trainer may have changed its record.
 
@@ -132,9 +136,11 @@ class Session:
                 )
             if not (path.is_dir() and (path.is_absolute() or os.sep in str(name))):
                 path = sessions_root(root) / str(name)
-                # Earlier versions made sessions with names such as com¹, which Windows reserves.
-                if not (NAME.fullmatch(str(name)) and path.is_dir()):
-                    raise _not_found(str(name), sessions_root(root))
+                # People and Google Drive rename folders, and every folder that is listed can be opened.
+                if not (can_be_listed(str(name)) and path.is_dir()):
+                    raise not_found(
+                        str(name), sessions_root(root), [path.name for path in _folders(sessions_root(root))]
+                    )
         path = path.absolute()
         return cls(path, read_record(path))
 
@@ -160,7 +166,12 @@ class Session:
     @property
     def local_checkpoints(self) -> Path:
         """Folder on this machine's own disk to which training saves, and from which checkpoints are published."""
-        return work_folder(self.path) / "checkpoints"
+        return self.work / "checkpoints"
+
+    @property
+    def work(self) -> Path:
+        """Folder on this machine's own disk for the working files of its trainer, found by its lineage."""
+        return work_folder(self.path, self.record.lineage)
 
     @property
     def checkpoint_folders(self) -> tuple[Path, Path]:
@@ -169,10 +180,12 @@ class Session:
 
     def with_config(self, config: Config) -> Session:
         """Write other settings into `session.yaml`, and return the changed session."""
+        self.check_complete()
         return self._rewritten(self.record.model_copy(update={"config": config}))
 
     def with_values(self, base_model: BaseModelRecord, subject: Subject, config: Config) -> Session:
         """Write another base model, subject and settings into `session.yaml`, and return the changed session."""
+        self.check_complete()
         return self._rewritten(
             self.record.model_copy(update={"base_model": base_model, "subject": subject, "config": config})
         )
@@ -184,7 +197,9 @@ class Session:
 
         Raises:
             ConfigError: the session has the largest number of extensions.
+            SessionError: its file is incomplete.
         """
+        self.check_complete()
         record = read_record(self.path)
         unet = record.config.unet
         extensions = [step.model_dump() for step in (*unet.extensions, extension)]
@@ -213,16 +228,32 @@ class Session:
             after += extension.steps
         return tuple(extensions)
 
-    def with_new_lineage(self) -> Session:
-        """Restart training; checkpoints so far belong to the earlier lineage and are not resumed from."""
-        return self._rewritten(self.record.model_copy(update={"lineage": new_lineage()}))
+    def with_new_lineage(self, inherited: tuple[str, ...] = ()) -> Session:
+        """Give the session a lineage of its own.
 
-    def with_run_begun(self, begins: str) -> Session:
-        """Record the start of a trainer in the history."""
+        Args:
+            inherited: earlier lineages whose checkpoints still belong to the session; training restarts without them.
+
+        Raises:
+            SessionError: its file is incomplete.
+        """
+        self.check_complete()
+        return self._rewritten(
+            self.record.model_copy(update={"lineage": new_lineage(), "inherited": inherited}),
+        )
+
+    def with_run_begun(self, begins: str, configurations: Mapping[str, str] | None = None) -> Session:
+        """Record the start of a trainer in the history.
+
+        Args:
+            configurations: those of the base model, recorded if an earlier version of this package recorded none.
+        """
         self.check_there()
         record = read_record(self.path)
-        run = Run(started=now(), begins=begins)
-        return self._rewritten(record.model_copy(update={"runs": (*record.runs, run)}))
+        base, run = record.base_model, Run(started=now(), begins=begins)
+        if not base.configurations:
+            base = base.model_copy(update={"configurations": dict(configurations or {})})
+        return self._rewritten(record.model_copy(update={"runs": (*record.runs, run), "base_model": base}))
 
     def with_run_ended(self, outcome: str) -> Session:
         """Record the outcome of the trainer that started last in the history."""
@@ -240,11 +271,13 @@ class Session:
         return self._rewritten(record.model_copy(update={"exports": (*others, made)}))
 
     def check_there(self) -> None:
-        """Raise if the session's folder is gone, before anything is written below it.
+        """Raise if the session's folder is gone or holds another session, before anything is written below it.
 
         Raises:
-            StorageError: it was renamed or removed, or its disk is gone.
+            SessionBusy: it was renamed, or another session took its place.
+            StorageError: it was removed, or its disk is gone.
         """
+        check_same(self.path, self.record.lineage)
         with explained(self.path):
             exists = (self.path / FILE).is_file()
         if not exists:
@@ -252,6 +285,21 @@ class Session:
                 "the session's folder is gone: it was renamed or removed, or its disk is not mounted",
                 where=self.path,
                 fix="Restore it, or mount the disk, and run the same command again.",
+            )
+
+    def check_complete(self) -> None:
+        """Raise if `session.yaml` was cut short: defaults would silently replace its settings.
+
+        Raises:
+            SessionError: naming what is missing.
+            StorageError: it cannot be read.
+        """
+        if missing := missing_parts(self.path):
+            raise SessionError(
+                f"is incomplete: it lacks {', '.join(missing)}",
+                subject=self.path / FILE,
+                fix="Restore it from a copy. If you edited it and it is right, accept it with: fastdb check "
+                f"{argument(self.name)} --accept",
             )
 
     def _rewritten(self, record: Record) -> Session:
@@ -264,30 +312,6 @@ SessionLike = Session | str | Path
 def now() -> str:
     """Return the time in UTC to the second, in ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def check_name(name: str) -> None:
-    """Raise if a name cannot be a folder's name on Drive, Linux, macOS and Windows.
-
-    Raises:
-        SessionError: with a valid name near it.
-    """
-    if not _usable(name):
-        near = near_name(name)
-        raise SessionError(
-            "cannot be the name of a session: use at most 63 letters, digits, _, - and ., a letter or digit first, "
-            "and no name that Windows reserves",
-            subject=repr(name) if len(name) < 100 else f"{name[:60]!r}...",
-            fix=f"Use {near}, for example." if near else "Choose a name such as my_dog.",
-        )
-
-
-def near_name(name: str) -> str:
-    """Return the name if it is valid, else a valid name near it; empty if there is none."""
-    if _usable(name):
-        return name
-    plain = re.sub(r"[^\w-]+", "_", name).strip("_-")[:63]
-    return next((near for near in (plain, f"{plain}_") if _usable(near)), "")
 
 
 def check_free(name: str, root: Path | str | None = None) -> Path:
@@ -306,16 +330,11 @@ def check_free(name: str, root: Path | str | None = None) -> Path:
         )
     path = sessions_root(root) / name
     if os.path.lexists(path):
-        raise _exists(path)
+        raise exists_already(path)
     if twin := next((other for other in _folders(path.parent) if other.name.casefold() == name.casefold()), None):
         # On Windows and macOS, where people look at their Drive, these would be one folder.
-        raise _exists(twin)
+        raise exists_already(twin)
     return path
-
-
-def _usable(name: str) -> bool:
-    short = len(name.encode("utf-8", "replace")) <= _LONGEST
-    return bool(NAME.fullmatch(name)) and short and not is_system_file(name) and not reserved_on_windows(name)
 
 
 def lay_out(folder: Path) -> None:
@@ -340,31 +359,3 @@ def _folders(root: Path) -> list[Path]:
         if not root.is_dir():
             return []
         return sorted(path for path in root.iterdir() if not path.name.startswith(".") and path.is_dir())
-
-
-def _exists(path: Path) -> SessionExists:
-    return SessionExists(
-        "there is a session of this name already",
-        where=path,
-        fix=f"Open it (fastdb show {path.name}), or choose another name.",
-    )
-
-
-def _not_found(name: str, root: Path) -> SessionNotFound:
-    # Names differ in case, and people type an export's file name or a folder's path instead of the name.
-    names = {path.name.casefold(): path.name for path in _folders(root)}
-    plain = name.rstrip("/").removesuffix(".safetensors").removesuffix(".ckpt").casefold()
-    if not name.strip():
-        return SessionNotFound(
-            "the name of the session is empty", fix="Enter a name; fastdb sessions lists the sessions."
-        )
-    if near := difflib.get_close_matches(plain, names, n=1):
-        fix = f"Did you mean {names[near[0]]}?"
-    elif names:
-        fix = "List the sessions with: fastdb sessions"
-    elif _usable(name):
-        fix = f"Create it with: fastdb new {name}"
-    else:
-        fix = "Create a session with: fastdb new NAME"
-    shown = name if name.isprintable() and len(name) < 100 else f"{name[:60]!r}"
-    return SessionNotFound(f"there is no session of this name in {root}", where=shown, fix=fix)

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field
 
 from fastdb.config import Config, Extension, Settings, build
 from fastdb.errors import ConfigError, SessionError
+from fastdb.runtime.paths import SESSION_FILE, derived_lineage
 from fastdb.storage.atomic_write import explained, write_bytes, write_text
 from fastdb.storage.safe_names import shown
 from fastdb.storage.safe_yaml import parse
 from fastdb.version import __version__
 
-FILE = "session.yaml"
+FILE = SESSION_FILE
 FORMAT = 4
 """Format that this version writes. A new number needs a migration, and a sample of the old one in `tests/formats`."""
+_GROUPS = ("written_by", "name", "created", "lineage", "base_model", "subject", "config", "runs", "extended")
+_INNER = ("text_encoder", "unet", "prior", "captions", "optimizer", "checkpoints", "samples")
+"""Entries at the top of every `session.yaml` from format 2 on, and the groups of its settings."""
 WRITER = f"fastdb {__version__}"
 _CHECKSUM = "# sha256 of the lines above: "
 """Start of the last line, by which edits are detected."""
+_SEAL = re.compile(rf"^{_CHECKSUM}[0-9a-f]{{64}}\s*\Z", re.MULTILINE)
 LARGEST = 1 << 20
 """Bytes of `session.yaml`; a long history takes a tenth of it."""
 
@@ -36,6 +42,9 @@ class BaseModelRecord(Settings):
     folder: str = Field(description="A model file, a diffusers folder, or `mini`.")
     fingerprint: str = Field(description="SHA-256 over its weights.")
     source: str = Field("", description="Origin from which it can be downloaded again, such as owner/name@commit.")
+    configurations: dict[str, str] = Field(
+        default_factory=dict, description="Hash of each file that decides its behaviour; empty if not recorded yet."
+    )
 
 
 class Subject(Settings):
@@ -94,6 +103,8 @@ class Record(Settings):
     created: str
     lineage: str = Field("", pattern=r"^([0-9a-f]{32})?$")
     """Identifies one start of training, to which checkpoints belong; empty if unknown."""
+    inherited: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")], ...] = ()
+    """Lineages of the sessions that this one is a copy of; their checkpoints in its folder belong to it too."""
     base_model: BaseModelRecord
     subject: Subject = Subject()
     class_article: bool = True
@@ -111,6 +122,11 @@ class Record(Settings):
         return self.config.prior.prompts or (
             f"a photo of {with_article(word) if self.class_article else word}".strip(),
         )
+
+    @property
+    def lineages(self) -> frozenset[str]:
+        """Lineages whose checkpoints belong to the session; empty if its own is unknown."""
+        return frozenset((self.lineage, *self.inherited)) if self.lineage else frozenset()
 
 
 def with_article(word: str) -> str:
@@ -175,8 +191,8 @@ def _to_2(data: Mapping[str, Any]) -> dict[str, Any]:
     """
     base = data.get("base_model")
     made_from = base.get("fingerprint") if isinstance(base, Mapping) else base
-    digest = hashlib.sha256(f"{data.get('created')}\n{made_from}".encode("utf-8", "replace")).hexdigest()
-    return {**data, "format": 2, "written_by": "", "lineage": digest[:32]}
+    lineage = derived_lineage(data.get("created"), made_from)
+    return {**data, "format": 2, "written_by": "", "lineage": lineage}
 
 
 def _to_3(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,7 +201,10 @@ def _to_3(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _to_4(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Migrate format 3 to 4, which renames `captions.dropout` and adds an article to the default class prompt."""
+    """Migrate format 3 to 4, which renames `captions.dropout` and adds an article to the default class prompt.
+
+    It also adds `inherited` and `configurations` of the base model, which the next run records.
+    """
     config = data.get("config")
     if isinstance(config, Mapping) and isinstance(config.get("captions"), Mapping):
         captions = dict(config["captions"])
@@ -239,7 +258,8 @@ def _comes_back(text: str, data: Any) -> bool:
 def write_record(folder: Path, record: Record, *, keep: bool = True) -> Record:
     """Replace `session.yaml` atomically, and return the record as it was written.
 
-    A file of an earlier format is kept beside it as `session.yaml.format-1`, so that earlier versions can use it.
+    A file of an earlier format is kept beside it as `session.yaml.format-1`, so that earlier versions can use it, and
+    one that was cut short as `session.yaml.incomplete`.
 
     Args:
         keep: set to False for a copy, whose original still has the file.
@@ -264,9 +284,38 @@ def write_record(folder: Path, record: Record, *, keep: bool = True) -> Record:
     return record
 
 
+def missing_parts(folder: Path) -> list[str]:
+    """Return what is missing at the end of `session.yaml`, such as a group of settings and the line with the checksum.
+
+    Nothing is missing from a file whose checksum is right, or from one of format 1, which has no checksum. Of newer
+    formats nothing is known.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    path = folder / FILE
+    with explained(path):
+        text = path.read_bytes().decode("utf-8", "replace")
+    if text == sealed(text):
+        return []
+    try:
+        data = _plain(path)
+    except (FileNotFoundError, SessionError):
+        return []  # `read_record` names the fault.
+    if type(data["format"]) is not int or not 2 <= data["format"] <= FORMAT:
+        return []
+    groups = [name for name in _GROUPS if name not in data]
+    config = data.get("config")
+    groups += [f"config.{name}" for name in _INNER if isinstance(config, Mapping) and name not in config]
+    return groups if _SEAL.search(text) else [*groups, "the last line, which has the checksum"]
+
+
 def _keep_earlier(path: Path) -> None:
     # An unreadable file has no format to return to.
     with suppress(FileNotFoundError, SessionError):
+        cut = path.with_name(f"{FILE}.incomplete")
+        if missing_parts(path.parent) and "base_model" in _plain(path) and not cut.exists():
+            write_bytes(cut, path.read_bytes())
         number = _plain(path)["format"]
         beside = path.with_name(f"{FILE}.format-{number}")
         if type(number) is int and 0 < number < FORMAT and not beside.exists():
@@ -276,4 +325,5 @@ def _keep_earlier(path: Path) -> None:
 def sealed(text: str) -> str:
     """Return a text of whole lines with its checksum as the last line, in place of an earlier checksum."""
     text = "".join(line for line in text.splitlines(keepends=True) if not line.startswith(_CHECKSUM))
+    text += "" if text.endswith("\n") else "\n"
     return f"{text}{_CHECKSUM}{hashlib.sha256(text.encode()).hexdigest()}\n"

@@ -9,7 +9,15 @@ from pathlib import Path, PurePosixPath
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.errors import ConfigError, FastDBError, SessionError
 from fastdb.sessions.session import lay_out
-from fastdb.sessions.session_yaml import FILE, BaseModelRecord, Record, new_lineage, read_record, write_record
+from fastdb.sessions.session_yaml import (
+    FILE,
+    BaseModelRecord,
+    Record,
+    missing_parts,
+    new_lineage,
+    read_record,
+    write_record,
+)
 from fastdb.sharing.transfer import EXPORTS
 from fastdb.storage.atomic_write import explained
 from fastdb.storage.safe_names import shown
@@ -89,6 +97,8 @@ def read_received(folder: Path, where: object) -> Record:
         ConfigError: it contains invalid settings.
     """
     try:
+        if missing := missing_parts(folder):
+            raise SessionError(f"it lacks {', '.join(missing)}", fix="Get a new copy.")
         return read_record(folder)
     except FastDBError as error:
         kind = ConfigError if isinstance(error, ConfigError) else SessionError
@@ -131,7 +141,8 @@ def settle(folder: Path, name: str, base: BaseModelRecord | None, where: object,
     exports = tuple(each.model_copy(update={"file": names.get(each.file, each.file)}) for each in record.exports)
     settled = record.model_copy(update={"name": name, "base_model": base or record.base_model, "exports": exports})
     if not complete(folder / "checkpoints"):
-        settled = settled.model_copy(update={"lineage": new_lineage(), "runs": (), "extended": (), "revised": ()})
+        nothing = {"inherited": (), "runs": (), "extended": (), "revised": ()}
+        settled = settled.model_copy(update={"lineage": new_lineage(), **nothing})
     if settled != record:
         write_record(folder, settled, keep=False)
 

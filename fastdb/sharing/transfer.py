@@ -23,6 +23,7 @@ from fastdb.storage import MANIFEST
 from fastdb.storage.atomic_write import explained, flush, make_folder, writing
 from fastdb.storage.manifest import FORMAT, faults
 from fastdb.storage.safe_names import MOST_FILES, double, is_system_file, name_fault, shown
+from fastdb.storage.set_aside import ASIDE
 from fastdb.storage.staged_folder import staged_folder
 
 HEAVY = ("checkpoints", "class_images", "logs", "samples")
@@ -89,6 +90,8 @@ def files_of(folder: Path, *, state: bool = True, exports: bool = True) -> tuple
 
 def _travels(relative: str, state: bool, exports: bool) -> bool:
     parts = PurePosixPath(relative).parts
+    if len(parts) > 1 and parts[0].startswith(ASIDE):
+        return False  # Photos that were taken out of the session.
     if len(parts) == 1:
         return exports or not relative.endswith(EXPORTS)
     return state or parts[0] not in HEAVY or parts[1:] == (README,)

@@ -17,9 +17,8 @@ from fastdb.errors import CheckpointError, StorageError
 from fastdb.formats.reader import open_tensors
 from fastdb.images.photo_files import photos_in
 from fastdb.models.diffusers_folder import PARTS, weight_file
-from fastdb.reporting import Note, format_bytes
+from fastdb.reporting import Note, argument, format_bytes
 from fastdb.runtime.gpu import has_nvidia_gpu
-from fastdb.runtime.paths import work_folder
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import explained, make_folder
 from fastdb.storage.delete import bytes_of
@@ -74,7 +73,7 @@ def need(session: Session, base: Path, restart: bool = False, from_step: int | N
     here, each, kept, peak, optimizer = {}, {}, 0, 0, _optimizer(config, [])
     for stage in STAGES:
         until = from_step if stage == "unet" else None
-        lineage = session.record.lineage
+        lineage = session.record.lineages
         published = [] if restart else complete(session.checkpoints, stage, lineage=lineage, until=until)
         anywhere = [] if restart else complete(session.checkpoint_folders, stage, lineage=lineage, until=until)
         done, steps = (anywhere[-1].step if anywhere else 0), steps_of(session, stage)
@@ -128,7 +127,7 @@ def check_space(session: Session, base: Path, restart: bool = False, from_step: 
 
 def _check_here(session: Session, needed: Need) -> None:
     """Raise if checkpoints do not fit on this machine's disk, where they are saved first."""
-    here = work_folder(session.path)
+    here = session.work
     make_folder(here)
     with explained(here):
         unfinished = sum(bytes_of(path) for path in session.local_checkpoints.glob(f"{UNFINISHED}*"))
@@ -206,7 +205,7 @@ def _class_images(session: Session) -> int:
 
 def _remedies(session: Session, needed: Need) -> str:
     """Return the remedies as a command; only settings that a run may still change."""
-    remedies = [f"free some: fastdb free {session.name}"]
+    remedies = [f"free some: fastdb free {argument(session.name)}"]
     begun = any(complete(session.checkpoints, stage) for stage in needed.checkpoints)
     if needed.optimizer == "adamw" and not begun:
         remedies.append("on a GPU set optimizer.name=adamw8bit (2 bytes per weight instead of 8)")

@@ -9,6 +9,7 @@ from fastdb.checkpoints.progress import is_joint
 from fastdb.config import Config
 from fastdb.errors import CheckpointError, TrainingError
 from fastdb.models.mini_settings import recommended
+from fastdb.reporting import argument
 from fastdb.sessions.session import Session
 from fastdb.training.schedules import peak_at
 
@@ -35,7 +36,7 @@ def explained(
     """
     fix = remedy(session, stage, losses)
     if scaled:
-        fix += f". If it happens again, leave fp16: fastdb train {session.name} --set precision=fp32"
+        fix += f". If it happens again, leave fp16: fastdb train {argument(session.name)} --set precision=fp32"
     return TrainingError(str(divergence), where=f"{stage} stage", fix=fix)
 
 
@@ -44,7 +45,7 @@ def last_sound_step(session: Session, losses: Mapping[int, float]) -> int:
 
     Weights may be finite and useless, which the losses before a checkpoint and that of the next step show.
     """
-    lineage = session.record.lineage
+    lineage = session.record.lineages
     for checkpoint in reversed(complete(session.checkpoint_folders, "unet", lineage=lineage)):
         if fault_in(checkpoint, lineage):
             continue
@@ -69,7 +70,7 @@ def remedy(session: Session, stage: str, losses: Mapping[int, float]) -> str:
     if stage == "text_encoder":
         rate = _lower(config.text_encoder.learning_rate, usual.text_encoder.learning_rate)
         return (
-            f"Start over with a lower learning rate: fastdb train {name} --restart "
+            f"Start over with a lower learning rate: fastdb train {argument(name)} --restart "
             f"--set text_encoder.learning_rate={rate:g}"
         )
     after = last_sound_step(session, losses)
@@ -77,7 +78,8 @@ def remedy(session: Session, stage: str, losses: Mapping[int, float]) -> str:
     if is_joint(config) and after < config.text_encoder.steps:
         rates["text_encoder"] = _lower(peak_at(config.text_encoder, after), usual.text_encoder.learning_rate)
     settings = " ".join(f"--set {part}.learning_rate={rate:g}" for part, rate in rates.items())
-    return f"Resume from step {after} with a lower learning rate: fastdb train {name} --from-step {after} {settings}"
+    command = f"fastdb train {argument(name)} --from-step {after} {settings}"
+    return f"Resume from step {after} with a lower learning rate: {command}"
 
 
 def _lower(rate: float, usual: float) -> float:

@@ -19,7 +19,7 @@ from fastdb.config import Config, flat, format_setting
 from fastdb.errors import CheckpointError, ConfigError, TrainingError
 from fastdb.images.captions import InstanceImage, instance_images_of
 from fastdb.models.diffusers_folder import BaseModel
-from fastdb.reporting import Note
+from fastdb.reporting import Note, argument
 from fastdb.sessions.file_hashes import changes
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import FILE
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _FREE = ("checkpoints.", "samples.", "environment.", "unet.ema_on_cpu")
 """Settings and groups of settings that do not touch the result and may change at any time."""
+CONFIGURATIONS = "the base model's configurations"
+"""Key of a recipe, absent in recipes of earlier versions."""
 _EXTENSIONS = "unet.extensions"
 _CAPTION_DROPOUT, _DROPOUT = "captions.caption_dropout", "captions.dropout"
 _RATE_CHANGES = ("unet.rate_changes", "text_encoder.rate_changes")
@@ -50,8 +52,11 @@ def preflight(session: Session, base: BaseModel, restart: bool = False, from_ste
     Raises:
         ImageError: there are no instance images, or a prompt is missing.
         TrainingError: a setting is missing, or training cannot resume from the newest checkpoint.
+        SessionError: before the first checkpoint, `session.yaml` is incomplete.
         StorageError: the session's folder cannot be written, or its disk is too full for the first checkpoints.
     """
+    if restart or not complete(session.checkpoint_folders, lineage=session.record.lineages):
+        session.check_complete()
     images = instances(session)
     if not any(steps_of(session, stage) for stage in STAGES):
         raise TrainingError(
@@ -106,7 +111,7 @@ def check_resume(session: Session, images: Sequence[InstanceImage], from_step: i
     Raises:
         TrainingError: naming the changes.
     """
-    until, lineage = {"unet": from_step}, session.record.lineage
+    until, lineage = {"unet": from_step}, session.record.lineages
     checkpoints = [
         complete(session.checkpoint_folders, stage, lineage=lineage, until=until.get(stage)) for stage in STAGES
     ]
@@ -131,6 +136,8 @@ def make_recipe(
         "settings": _settings(session.config),
         "instance images": {image.path.name: [image.prompt, sha256(image.path)] for image in images},
     }
+    if session.record.base_model.configurations:
+        recipe[CONFIGURATIONS] = session.record.base_model.configurations
     if class_images is not None:
         recipe["class images"] = _digest(sha256(image.path) for image in class_images)
         prompts = [image.prompt for image in class_images]
@@ -168,27 +175,33 @@ def check_recipes(
             raise TrainingError(
                 f"changed since step {checkpoint.step} of the {checkpoint.stage} stage: {shown}{rest}",
                 subject=session,
-                fix=_remedy(checkpoint, [subject for subject, _ in differences], session, chosen, folder),
+                fix=_remedy(checkpoint, dict(differences), session, chosen, folder),
             )
 
 
-def _remedy(checkpoint: Checkpoint, changed: Sequence[str], session: str, chosen: int, folder: Path | None) -> str:
+def _remedy(checkpoint: Checkpoint, changed: Mapping[str, str], session: str, chosen: int, folder: Path | None) -> str:
     """Return the remedy: no step can be kept with another recipe, but its weights can be a base model."""
+    added = [argument(name) for name, change in changed.items() if change == "was added"]
+    if added and len(added) == len(changed):
+        return (
+            f"Undo the change to resume: fastdb remove-images {argument(session)} "
+            f"{' '.join(added)}. Or train a session with all photos that begins with these weights: fastdb new NAME "
+            f"PHOTOS --from {argument(session)}"
+        )
     stage_only = checkpoint.stage == "unet" and all(subject.startswith("unet.") for subject in changed)
     anew = "restart the UNet stage with --from-step 0, or everything with" if stage_only else "start over with"
     remedy = f"Undo the change to resume, or {anew} --restart (old checkpoints are moved aside, not deleted)."
     if checkpoint.stage == "unet" and any(subject.endswith(".learning_rate") for subject in changed):
-        remedy = (
-            f"{remedy} For another rate undo it, then fastdb train {session} --from-step N --set unet.learning_rate=X."
-        )
+        command = f"fastdb train {argument(session)} --from-step N --set unet.learning_rate=X"
+        remedy = f"{remedy} For another rate undo it, then {command}."
     if "unet.steps" in changed:
-        remedy = f"{remedy} For more steps undo it, then fastdb extend {session} --steps N."
+        remedy = f"{remedy} For more steps undo it, then fastdb extend {argument(session)} --steps N."
     if not chosen:
         return remedy
     file = str((folder or Path()) / f"{session}_step_{chosen}.safetensors")
     return (
-        f"{remedy} Its weights can be the base model of a new session: fastdb export {session} --step {chosen} "
-        f"--precision fp32, then fastdb new with --base {shlex.quote(file)}."
+        f"{remedy} Its weights can be the base model of a new session: fastdb export {argument(session)} --step "
+        f"{chosen} --precision fp32, then fastdb new with --base {shlex.quote(file)}."
     )
 
 
@@ -198,6 +211,8 @@ def _differences(then: dict[str, Any], now: dict[str, Any], checkpoint: Checkpoi
     for name in ("base model", "class images", "class prompt"):
         if name in now and then.get(name) != now[name]:
             differences.append((f"the {name}", ""))
+    if CONFIGURATIONS in then and CONFIGURATIONS in now and then[CONFIGURATIONS] != now[CONFIGURATIONS]:
+        differences.append((CONFIGURATIONS, ""))
     old, new = (_until(checkpoint, settings) for settings in (_current(then.get("settings", {})), now["settings"]))
     for name in sorted(set(old) | set(new)):
         if old.get(name) != new.get(name):

@@ -11,9 +11,9 @@ import torch
 
 from fastdb.checkpoints.finite_numbers import not_finite
 from fastdb.checkpoints.progress import STAGES, Standing, is_joint, standing, steps_of
-from fastdb.errors import TrainingError
 from fastdb.images.captions import InstanceImage
-from fastdb.models.diffusers_folder import PARTS, BaseModel, fingerprint, weight_file
+from fastdb.models.base_identity import check_identity
+from fastdb.models.diffusers_folder import PARTS, BaseModel, weight_file
 from fastdb.models.loading import load_part, load_tokenizer
 from fastdb.models.resolve import ensure_base
 from fastdb.reporting import Note, Progress
@@ -111,7 +111,7 @@ def plan_run(session: Session, emit: Emit, device: str = "") -> tuple[Preparatio
         FastDBError: training cannot start or resume here.
     """
     base = ensure_base(session, progress_events(emit, "base model", "B"))
-    check_base(session, base)
+    check_identity(session.record.base_model, base.folder, remembered=False)
     images, stands = instances(session), standing(session, not_finite(base.folder))
     chosen = choose_device(session.config.precision, device)
     stage = next((name for name in STAGES if stands.done(name) < steps_of(session, name)), None)
@@ -212,21 +212,6 @@ def image_groups(prepared: Preparation, prior: Sequence[ClassImage], emit: Emit)
         if len(tokenizer(prompt, truncation=False).input_ids) > tokenizer.model_max_length:
             emit("note", **asdict(Note("prompt cut", repr(prompt[:80]), str(tokenizer.model_max_length))))
     return tuple(groups)
-
-
-def check_base(session: Session, base: BaseModel) -> None:
-    """Raise if the base model's weights are not those that the session began with.
-
-    Raises:
-        ModelError: a weight file is missing.
-        TrainingError: the weights differ.
-    """
-    if fingerprint(base.folder) != session.record.base_model.fingerprint:
-        raise TrainingError(
-            "this base model has other weights than the session began with",
-            where=base.folder,
-            fix="Restore the original base model there, or create a new session.",
-        )
 
 
 def progress_events(emit: Emit, task: str, unit: str = "it") -> Progress:

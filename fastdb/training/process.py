@@ -21,16 +21,18 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from fastdb.errors import SessionBusy, StorageError, TrainingError
+from fastdb.checkpoints.local_work import TRAINING_LOCK
+from fastdb.errors import FastDBError, SessionBusy, StorageError, TrainingError
+from fastdb.reporting import argument
 from fastdb.runtime.isolation import PROCESS_FOLDER, start_module
 from fastdb.runtime.paths import cache_folder, work_folder
 from fastdb.sessions.events import Event, follow_events, read_events
+from fastdb.sessions.identity import claim_work
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import explained, make_folder, write_json
 
 TAKE_OVER = "--take-over"
 DEVICE = "--device"
-_LOCK = "training.lock"
 _CURRENT = "current.json"
 _ANNOUNCED_WITHIN = 10.0
 """Seconds a trainer may take to report its PID, from its start or from taking the lock."""
@@ -93,6 +95,8 @@ def start(session: Session, take_over: bool = False, device: str = "") -> Runnin
         StorageError: this machine's work folder cannot be written.
         TrainingError: a package is missing in the trainer's environment.
     """
+    with suppress(FastDBError):  # The trainer reports a session that cannot be opened or written.
+        session, _ = claim_work(Session.open(session.path))
     folder = work_folder(session.path)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
     events = folder / f"run-{stamp}.jsonl"
@@ -202,19 +206,23 @@ def training_lock(session: Path, events: Path | None = None) -> Iterator[None]:
     Raises:
         SessionBusy: another process on this machine holds it.
     """
-    lock = _lock(session)
+    lock, folder = _lock(session), work_folder(session)
     try:
         # `is_training` holds the lock for a moment.
         lock.acquire(timeout=1)
+        while (now := work_folder(session)) != folder:  # Restarted meanwhile by the holder of the lock.
+            lock.release()
+            lock, folder = _lock(session), now
+            lock.acquire(timeout=1)
     except Timeout:
         raise SessionBusy(
             "another process is training this session",
             where=session,
-            fix=f"Follow it with: fastdb train {session.name}",
+            fix=f"Follow it with: fastdb train {argument(session.name)}",
         ) from None
     try:
         if events is not None:
-            write_json(work_folder(session) / _CURRENT, {"pid": os.getpid(), "events": str(events)})
+            write_json(folder / _CURRENT, {"pid": os.getpid(), "events": str(events)})
         yield
     finally:
         lock.release()
@@ -227,13 +235,13 @@ def is_training(session: Path) -> bool:
 
 def any_training() -> bool:
     """Return whether a process on this machine trains any session."""
-    return any(_is_held(FileLock(lock)) for lock in (cache_folder() / "work").glob(f"*/{_LOCK}"))
+    return any(_is_held(FileLock(lock)) for lock in (cache_folder() / "work").glob(f"*/{TRAINING_LOCK}"))
 
 
 def _lock(session: Path) -> FileLock:
     folder = work_folder(session)
     make_folder(folder)
-    return FileLock(folder / _LOCK)
+    return FileLock(folder / TRAINING_LOCK)
 
 
 def _is_held(lock: FileLock) -> bool:

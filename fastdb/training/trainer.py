@@ -11,6 +11,7 @@ from fastdb.checkpoints.checkpoint import clear_unfinished, newest
 from fastdb.checkpoints.progress import STAGES, Standing, standing, steps_of
 from fastdb.checkpoints.publisher_process import Publisher
 from fastdb.errors import FastDBError, StorageError, TrainingError, first_line
+from fastdb.models.base_identity import configurations
 from fastdb.reporting import Note
 from fastdb.runtime.determinism import explain_refusal
 from fastdb.runtime.device import explain_out_of_memory, release_memory
@@ -58,6 +59,8 @@ class Trainer:
         self.lease.check()
         clear_unfinished(session.local_checkpoints)
         prepared, stands, plan = plan_run(session, self.emit, self.device)
+        if stands.last is None:
+            session.check_complete()
         # Includes a checkpoint of a later stage, even if an earlier stage has to be trained first.
         check_resume(session, prepared.images)
         check_recipes(stands.checkpoints.values(), make_recipe(session, prepared.images, None), session.name)
@@ -78,7 +81,7 @@ class Trainer:
                 self.emit("note", **asdict(note))
         recipe = make_recipe(session, prepared.images, prior)
         check_recipes(stands.checkpoints.values(), recipe, session.name)
-        session = session.with_run_begun(plan.begins)
+        session = session.with_run_begun(plan.begins, configurations(prepared.base.folder))
         try:
             with explain_out_of_memory("training", _OUT_OF_MEMORY), explain_refusal("training"):
                 groups = prepared.determinism.run(lambda: image_groups(prepared, prior, self.emit))
@@ -169,5 +172,5 @@ class Trainer:
             return standing(session)
         except StorageError:
             # The session's disk is away. If it has checkpoints of the next stage, those steps are trained again.
-            last, _ = newest(session.local_checkpoints, ended, session.record.lineage)
+            last, _ = newest(session.local_checkpoints, ended, session.record.lineages)
             return replace(before, checkpoints={**before.checkpoints, **({ended: last} if last else {})})

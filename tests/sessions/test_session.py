@@ -392,8 +392,16 @@ class TestRecord:
     def test_the_format_is_held(self) -> None:
         """Changing what lies on people's disks needs a new number and a way to read the old one."""
         text = (make().path / FILE).read_text()
-        head = ["format", "written_by", "name", "created", "lineage", "base_model", "subject", "class_article"]
-        assert list(yaml.safe_load(text)) == [*head, "config", "runs", "extended", "exports"]
+        head = ["format", "written_by", "name", "created", "lineage", "inherited", "base_model", "subject"]
+        assert list(yaml.safe_load(text)) == [
+            *head,
+            "class_article",
+            "config",
+            "runs",
+            "extended",
+            "revised",
+            "exports",
+        ]
         assert text.startswith(f"format: 4\nwritten_by: fastdb {fastdb.__version__}\nname: dog\n")
         assert Record.model_fields["format"].default == 4
 
