@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fastdb.checkpoints.publish import Publishing, pending, prune_local
+from fastdb.checkpoints.publish import REPEAT_AFTER, Publishing, pending, prune_local
 from fastdb.errors import FastDBError, SessionBusy, StorageError, first_line
 from fastdb.runtime.isolation import PROCESS_FOLDER, start_module
 from fastdb.sessions.events import Emit, follow_events
@@ -36,6 +37,7 @@ class Publisher:
     _relay: threading.Thread | None = None
     _published: set[Path] = field(default_factory=set)
     _start_lock: threading.Lock = field(default_factory=threading.Lock)
+    _noted: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def wake(self) -> None:
         """Start the publisher process if it is not running; a failure is reported and does not stop training."""
@@ -47,7 +49,7 @@ class Publisher:
         try:
             self._start_process()
         except (OSError, FastDBError) as error:
-            self.emit("note", kind="publishing delayed", subject="", reason=first_line(error))
+            self._note("publishing delayed", reason=first_line(error))
 
     def _start_process(self) -> None:
         """Start the process; the publishing lock makes it wait for an older process."""
@@ -126,13 +128,22 @@ class Publisher:
                     break
                 if event["event"] == "published":
                     self._published.add(Path(event["path"]))
-                self.emit(event["event"], **fields)
+                if event["event"] == "note":
+                    self._note(**fields)
+                else:
+                    self.emit(event["event"], **fields)
         except OSError as error:
-            self.emit("note", kind="publishing delayed", subject="", reason=first_line(error))
+            self._note("publishing delayed", reason=first_line(error))
         code = process.wait()
         if code not in (0, -signal.SIGTERM):
-            output = str(events.with_suffix(".out"))
-            self.emit("note", kind="publisher crashed", subject=str(code), reason=output)
+            self._note("publisher crashed", str(code), str(events.with_suffix(".out")))
+
+    def _note(self, kind: str, subject: str = "", reason: str = "") -> None:
+        """Emit a note, but not again for a while if only its reason differs: each save may start a new process."""
+        now = time.monotonic()
+        if now - self._noted.get((kind, subject), float("-inf")) >= REPEAT_AFTER:
+            self._noted[kind, subject] = now
+            self.emit("note", kind=kind, subject=subject, reason=reason)
 
 
 def _reset_priority(process: int) -> None:

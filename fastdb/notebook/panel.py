@@ -7,8 +7,8 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +17,7 @@ from fastdb import console
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.console import ConsoleReport
 from fastdb.console.training_status import TrainingStatus
-from fastdb.errors import FastDBError, StorageError
+from fastdb.errors import FastDBError, StorageError, first_line
 from fastdb.notebook.panel_folder import FRAME, SAMPLES, STATE, PanelFolder
 from fastdb.notebook.panel_frame import frame, strip
 from fastdb.notebook.panel_page import FrontEnd, Output, data_address, front_end, page_html, served
@@ -72,7 +72,7 @@ class Panel(Report):
         self._drawn: tuple[Path, ...] = ()
         self._news = time.monotonic()
         self._due = dict.fromkeys(("picture", "upload", "line", "message"), 0.0)
-        self._ended = self._closed = False
+        self._ended = self._closed = self._broken = False
         self._reachable: bool | None = None
 
     def __enter__(self) -> Self:
@@ -87,8 +87,8 @@ class Panel(Report):
             self._make_folder()
         else:
             self._folder = None
-        self._write()
-        self._show_first()
+        self._try(self._write)
+        self._try(self._show_first)
         atexit.register(self.close)
         threading.Thread(target=self._run, name="fastdb-panel", daemon=True).start()
         return self
@@ -174,7 +174,8 @@ class Panel(Report):
             self._closed = self._ended = True
             self._wake.set()
             if self._folder is not None:
-                self._folder.remove()
+                with suppress(OSError):
+                    self._folder.remove()
                 self._folder = None
         atexit.unregister(self.close)
 
@@ -183,7 +184,12 @@ class Panel(Report):
             self._wake.wait(_EVERY)
             if self._ended and time.monotonic() - self._news > self._linger:
                 return self.close()
-            self._write()
+            try:
+                self._write()
+            except Exception as error:  # noqa: BLE001 - tried again a second later
+                if not self._broken:
+                    self._broken = True
+                    self._state.add(f"The panel cannot be refreshed: {first_line(error)}")
         return None
 
     def _write(self) -> None:
@@ -265,6 +271,18 @@ class Panel(Report):
         self._output.show(html=html, text=f"{self._state.name}: training")
 
     def _show_last(self) -> None:
+        """Show the last content."""
+        self._try(self._replace_output)
+
+    @staticmethod
+    def _try(show: Callable[[], None]) -> None:
+        """Show something; if that fails, print why: the training is not concerned."""
+        try:
+            show()
+        except Exception as error:  # noqa: BLE001 - of whatever kind, it must not end the cell
+            console.say(f"The panel cannot be shown: {first_line(error)}")
+
+    def _replace_output(self) -> None:
         """Replace the output by the last content, which needs no folder."""
         with self._lock:
             self._draw(time.monotonic())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,18 @@ def test_a_publisher_that_cannot_be_started_is_a_note(
     told = Told()
     Publisher(session, mini, told).wake()
     assert [note.kind for note in told.notes] == ["publishing delayed"]
+
+
+def test_publishers_that_die_again_and_again_are_told_once(
+    session: Session, mini: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    told = Told()
+    publisher = Publisher(session, mini, told)
+    for _ in range(3):
+        publisher.wake()
+        publisher._relay.join()
+    assert [(note.kind, note.subject) for note in told.notes] == [("publisher crashed", "1")]
 
 
 def names(checkpoints: list[Checkpoint]) -> list[str]:

@@ -181,6 +181,28 @@ def test_the_folder_is_removed_with_its_files_only(tmp_path: Path) -> None:
     assert [path.name for path in new.path.iterdir()] == ["mine.txt"]
 
 
+def test_a_panel_that_cannot_be_shown_ends_nothing(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The front end is gone, or a sample breaks the picture; the cell ends as the training does."""
+    monkeypatch.setattr("fastdb.notebook.panel._EVERY", 0.02)
+    monkeypatch.setattr("fastdb.notebook.panel._PICTURE_EVERY", 0.0)
+    panel = Panel(session, place=tmp_path)
+    panel._kind = "jupyter"
+
+    def broken(*arguments: object, **named: object) -> None:
+        raise ValueError("no front end")
+
+    monkeypatch.setattr(panel._output, "show", broken)
+    monkeypatch.setattr("fastdb.notebook.panel.frame", broken)
+    with panel:
+        panel.event({"event": "end", "outcome": "finished"})
+        time.sleep(0.2)
+    panel.close()
+    assert set(capsys.readouterr().out.splitlines()) == {"The panel cannot be shown: ValueError: no front end"}
+    assert "The panel cannot be refreshed: ValueError: no front end" in panel._state.text()
+
+
 @pytest.fixture
 def session(home: Path) -> Session:
     return Session.create("mug", base_model=BaseModelRecord(folder="/m", fingerprint="0"))
