@@ -8,20 +8,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from fastdb.errors import ConfigError, ImageError, SessionError
-from fastdb.images.photo_files import PHOTO_ENDINGS, find_photos, photos_in
-from fastdb.reporting import argument
+from fastdb.images.photo_files import NOT_A_PHOTO, PHOTO_ENDINGS, find_photos, passed_over, photos_in
+from fastdb.reporting import SILENT, Note, Report, argument, counted
 from fastdb.runtime.paths import expanded
 from fastdb.sessions.session import Session
 from fastdb.sharing.untrusted_zip import opened
+from fastdb.storage.safe_names import is_system_file, shown
 
 _ZIP = ".zip"
+_NAMED = 10
+"""Files that are not taken and are reported by name."""
 _NOT_PHOTOS = ("__MACOSX", ".")
 """Beginnings of names of files and folders that macOS and other systems add."""
 
 
 @contextmanager
-def photo_files(photos: Sequence[str | Path]) -> Iterator[list[Path]]:
-    """Yield the photos that files, folders and zips contain, each once.
+def photo_files(photos: Sequence[str | Path], report: Report = SILENT) -> Iterator[list[Path]]:
+    """Yield the photos that files, folders and zips contain, each once, and report what a folder has beside them.
 
     Zips are extracted to a temporary folder meanwhile.
 
@@ -34,13 +37,29 @@ def photo_files(photos: Sequence[str | Path]) -> Iterator[list[Path]]:
         for path in paths:
             if path.suffix.lower() == _ZIP and path.is_file():
                 folder = stack.enter_context(TemporaryDirectory(prefix="fastdb-photos-"))
-                found += _extracted(path, Path(folder))
+                found += _extracted(path, Path(folder), report)
             else:
                 found += find_photos([path])
+                for note in _beside(path):
+                    report.note(note)
         yield list(dict.fromkeys(found))
 
 
-def _extracted(path: Path, folder: Path) -> list[Path]:
+def _beside(folder: Path) -> list[Note]:
+    """Return a note for each entry of a folder of photos that is not taken, see `_not_taken`."""
+    return _not_taken([(path.name, reason) for path, reason in passed_over(folder)], folder) if folder.is_dir() else []
+
+
+def _not_taken(others: Sequence[tuple[str, str]], where: Path) -> list[Note]:
+    notes = [Note("file skipped", shown(name), reason) for name, reason in others[:_NAMED]]
+    if len(others) > _NAMED:
+        rest = counted(len(others) - _NAMED, "further file")
+        notes.append(Note("file skipped", f"{rest} in {where}", "none of them is a photo that can be used"))
+    return notes
+
+
+def _extracted(path: Path, folder: Path, report: Report) -> list[Path]:
+    others: list[tuple[str, str]] = []
     try:
         with opened(path) as archive:
             members = [
@@ -50,8 +69,17 @@ def _extracted(path: Path, folder: Path) -> list[Path]:
                 and not any(part.startswith(_NOT_PHOTOS) for part in Path(member.name).parts)
             ]
             archive.unpack(members, folder, "")
+            taken = {member.name for member in members}
+            others = [
+                (member.name, NOT_A_PHOTO)
+                for member in archive.members
+                if member.name not in taken and not is_system_file(member.name)
+                if not member.name.startswith("__MACOSX") and not member.name.endswith("/")
+            ]
     except SessionError as error:
         raise ImageError(error.what, where=path, fix="Extract it, and name the folder of the photos.") from error
+    for note in _not_taken(others, path):
+        report.note(note)
     folders = [folder, *sorted(inside for inside in folder.rglob("*") if inside.is_dir())]
     photos = [photo for inside in folders for photo in photos_in(inside)]
     if not photos:

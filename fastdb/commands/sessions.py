@@ -138,7 +138,7 @@ def new(
         report.note(Note("instance prompt", config.captions.instance_prompt))
     subject = build(Subject, {"token": token, "class_word": class_word}, where="subject")
     check_outlives(root)
-    with photo_files(photos) as files:
+    with photo_files(photos, report) as files:
         if known := known_base(base):
             check_choice(known, resolution=config.resolution)
         record, size = base_record(base, report)
@@ -211,7 +211,7 @@ def add_images(
     if process.find(session) is not None:
         raise SessionBusy("is being trained", subject=session.name, fix="Add photos when training has ended.")
     refuse_elsewhere(session.path, "Or stop it there, and add photos then.")
-    with photo_files(photos) as files, report.progress("crop", "photo") as update:
+    with photo_files(photos, report) as files, report.progress("crop", "photo") as update:
         folders = (session.originals, session.instance_images, session.captions)
         if has_begun(session):
             check_all_known(session, files)

@@ -9,10 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastdb.errors import ImageError
+from fastdb.reporting import counted
 from fastdb.storage.drive_duplicates import is_copy
+from fastdb.storage.safe_names import is_system_file
 
 # HEIC cannot be decoded, but is listed so that such photos are refused with a message instead of skipped.
 PHOTO_ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".heic", ".heif"})
+
+NOT_A_PHOTO = "its ending is not that of a JPEG, PNG, WebP or BMP file"
+"""Reason for which a file in a folder of photos is not taken."""
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -64,6 +69,31 @@ def find_photos(paths: Sequence[Path]) -> list[Path]:
                 f"the path cannot be read ({error.strerror})", where=path, fix="Check its permissions."
             ) from error
     return list(photos)
+
+
+def passed_over(folder: Path) -> list[tuple[Path, str]]:
+    """Return the entries of a folder of photos that are not taken, each with the reason.
+
+    Captions, hidden files and the files that systems add are left out.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    found = []
+    for path in sorted(folder.iterdir(), key=lambda path: _natural_key(path.name)):
+        ending = path.suffix.lower()
+        if path.name.startswith(".") or is_system_file(path.name) or (ending == ".txt" and path.is_file()):
+            continue
+        if path.is_symlink() and not path.exists():
+            found.append((path, "it is a broken link"))
+        elif path.is_dir():
+            if count := sum(len(photos_in(inside)) for inside in (path, *path.glob("*/"))):
+                found.append((path, f"subfolders are not searched; name it to add its {counted(count, 'photo')}"))
+        elif ending not in PHOTO_ENDINGS:
+            found.append((path, NOT_A_PHOTO))
+        elif not path.is_file():
+            found.append((path, "it is not a regular file"))
+    return found
 
 
 def _no_photos(folder: Path) -> ImageError:

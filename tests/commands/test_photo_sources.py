@@ -11,6 +11,7 @@ from fastdb.commands import sessions
 from fastdb.commands.photo_sources import photo_files
 from fastdb.errors import ImageError
 from fastdb.images.photo_files import photos_in
+from fastdb.reporting import Note, Report
 
 
 def zipped(folder: Path, files: dict[str, bytes]) -> Path:
@@ -51,3 +52,47 @@ def test_a_file_that_only_looks_like_a_zip_is_refused(tmp_path: Path) -> None:
     (tmp_path / "photos.zip").write_bytes(b"no zip")
     with pytest.raises(ImageError, match="Extract it"), photo_files([tmp_path / "photos.zip"]):
         pass
+
+
+class Notes(Report):
+    """Keeps the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[Note] = []
+
+    def note(self, note: Note) -> None:
+        self.notes.append(note)
+
+
+def test_whatever_is_not_taken_from_a_folder_is_named(photos: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    (folder / "more" / "day1").mkdir(parents=True)
+    (folder / "empty").mkdir()
+    for name in ("cat.png", "scan.tiff", "anim.gif", "web.avif", "noending", "more/a.png", "more/day1/b.png"):
+        (folder / name).write_bytes(photos[0].read_bytes())
+    (folder / "lost.jpg").symlink_to("/nowhere.jpg")
+    (folder / "dir.jpg").mkdir()
+    for name in ("cat.txt", "notes.txt", ".hidden", "Thumbs.db"):
+        (folder / name).write_text("text")
+    notes = Notes()
+    with photo_files([folder], notes) as taken:
+        assert [path.name for path in taken] == ["cat.png"]
+    reasons = {note.subject: note.reason for note in notes.notes}
+    other = "its ending is not that of a JPEG, PNG, WebP or BMP file"
+    assert reasons == {
+        **dict.fromkeys(("'anim.gif'", "'noending'", "'scan.tiff'", "'web.avif'"), other),
+        "'lost.jpg'": "it is a broken link",
+        "'more'": "subfolders are not searched; name it to add its 2 photos",
+    }
+    for number in range(20):
+        (folder / f"{number}.raw").touch()
+    notes = Notes()
+    with photo_files([folder], notes):
+        assert (len(notes.notes), notes.notes[-1].subject) == (11, f"16 further files in {folder}")
+
+
+def test_whatever_is_not_taken_from_a_zip_is_named(photos: list[Path], tmp_path: Path) -> None:
+    files = {"cat.png": photos[0].read_bytes(), "a/scan.tif": b"x", "__MACOSX/._cat.png": b"x", ".DS_Store": b"x"}
+    notes = Notes()
+    with photo_files([zipped(tmp_path, files)], notes):
+        assert [note.subject for note in notes.notes] == ["'a/scan.tif'"]
