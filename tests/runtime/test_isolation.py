@@ -112,6 +112,7 @@ def test_this_package_is_imported_and_no_other_module_of_its_folder(
     monkeypatch.chdir(tree)
     with open(tmp_path / "out", "w", encoding="utf-8") as output:
         assert start_module("fastdb.version", [], tmp_path / "a" / "b", output).wait() == 0
+    assert [path.name for path in Path(environment({})["PYTHONPATH"]).iterdir()] == ["fastdb"]
 
 
 def test_a_deleted_current_folder_is_no_obstacle(tmp_path: Path) -> None:
