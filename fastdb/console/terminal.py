@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -65,6 +66,9 @@ def boundary() -> Iterator[None]:
     try:
         yield
     except (MemoryError, OSError, ImportError, RuntimeError) as error:
+        if isinstance(error, FileNotFoundError) and not _has_current_folder():
+            complain("error: the current folder was deleted. Change to another folder and run the command again.")
+            raise SystemExit(2) from None
         if not is_out_of_memory(error):
             raise
         complain(f"error: {out_of_memory(error, 'fastdb', MORE_MEMORY)}")
@@ -75,6 +79,14 @@ def boundary() -> Iterator[None]:
     except KeyboardInterrupt:
         complain("interrupted")
         raise SystemExit(130) from None
+
+
+def _has_current_folder() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -155,7 +155,8 @@ def ensure_base(session: Session, progress: Progress | None = None) -> BaseModel
         TrainingError: its weights or configurations are not those that the session began with.
     """
     record = session.record.base_model
-    path = expanded(record.folder).absolute()
+    # The current folder, which mini does not need, may have been deleted.
+    path = Path(MINI) if record.folder == MINI else expanded(record.folder).absolute()
     if record.folder == MINI:
         base = resolve_base(MINI)
     elif record.source and not path.exists():

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import fastdb
+from fastdb.commands import sessions
 from fastdb.errors import TrainingError
 from fastdb.runtime import isolation
 from fastdb.runtime.isolation import environment, start_module
@@ -150,3 +151,27 @@ def test_the_environment_of_a_process_is_the_one_returned(tmp_path: Path, monkey
     folder, variables = json.loads((tmp_path / "out").read_text(encoding="utf-8"))
     assert folder == str((tmp_path / "work").resolve())
     assert "ACCELERATE_GRADIENT_ACCUMULATION_STEPS" not in variables
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["show", "cup"], "mug"),
+        (["adopt", "./folder"], "error: the current folder was deleted. Change to another folder and run the"),
+    ],
+)
+def test_the_command_line_in_a_deleted_folder(words: list[str], said: str, tmp_path: Path) -> None:
+    """Sessions are found by their names; a path that is relative to the folder is an error in a sentence."""
+    sessions.new("cup", "mini", token="sks", class_word="mug")
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = (
+        "import os, sys; os.chdir(sys.argv[1]); os.rmdir(sys.argv[1])\n"
+        "from fastdb.commands.sessions import Session\nfrom fastdb.models.resolve import ensure_base\n"
+        "ensure_base(Session.open('cup'))\n"
+        "sys.argv[1:] = sys.argv[2:]\nfrom fastdb.cli import main; main()"
+    )
+    command = [sys.executable, "-P", "-c", code, str(gone), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert said in done.stdout + done.stderr
+    assert done.returncode == (2 if said.startswith("error") else 0), done.stderr
