@@ -219,6 +219,9 @@ class Config(Settings):
     deterministic: bool = Field(
         True, description="Results repeat bit by bit; false allows faster operations that repeat up to rounding only."
     )
+    split_batches: bool = Field(
+        False, description="Compute the images of a batch one by one: less memory, and results equal up to rounding."
+    )
     min_snr_gamma: float = Field(
         0, ge=0, le=100, description="Gamma of Min-SNR loss weighting (Hang et al. 2023, who use 5); 0 turns it off."
     )

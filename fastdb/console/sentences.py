@@ -153,6 +153,8 @@ SENTENCES: dict[str, str] = {
     "session.yaml changed": "{subject} was edited or damaged since it was written",
     "trainer crashed": "The last trainer ({subject}) crashed or was killed; resuming from its last checkpoint",
     # training
+    "memory stepped down": "Out of memory after {subject}. Resuming from this step with {reason}; "
+    "results match only up to rounding",
     "step skipped": "Step {subject} was skipped: its gradient is not finite. The gradient scale is now {reason}",
     "arithmetic changed": (
         "Resuming with different hardware or precision ({reason}); results match only up to rounding"

@@ -8,7 +8,7 @@ interruption, nor the number of processes changes a number, and a checkpoint nee
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +70,12 @@ class Batch:
     timesteps: torch.Tensor
     prompts: tuple[str, ...]
     instances: int
+
+    def rows(self) -> Iterator[Batch]:
+        """Yield each row as a batch of its own; the first `instances` are instance images."""
+        for row, prompt in enumerate(self.prompts):
+            place, instance = slice(row, row + 1), int(row < self.instances)
+            yield Batch(self.latents[place], self.noise[place], self.timesteps[place], (prompt,), instance)
 
 
 @dataclass(frozen=True)

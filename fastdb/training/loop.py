@@ -16,7 +16,7 @@ from fastdb.config import Config
 from fastdb.errors import TrainingError
 from fastdb.training.batches import Batch, Batches, generator
 from fastdb.training.divergence import MOST_SKIPPED, Divergence
-from fastdb.training.loss import add_noise, denoising_loss, timestep_weights
+from fastdb.training.loss import add_noise, denoising_loss, row_loss, timestep_weights
 from fastdb.training.movement import Movement
 from fastdb.training.optimizers import make_optimizer
 from fastdb.training.stages import Stage
@@ -48,6 +48,9 @@ class Loop:
 
     Attributes:
         losses: of each step done, counted from 1.
+        done: steps done; weights and moments are those after it unless `changing` is set.
+        changing: weights and moments are being changed.
+        share: of the memory, what is being allocated: "activations", "moments" or "average".
     """
 
     accelerator: Accelerator
@@ -58,6 +61,9 @@ class Loop:
     config: Config
     losses: dict[int, float] = field(default_factory=dict)
     optimizer_name: str = "adamw"
+    done: int = 0
+    changing: bool = False
+    share: str = "activations"
 
     def run(self, start: int, after_step: Callable[[StepReport], bool]) -> int:
         """Train from `start` done steps until the stage ends or `after_step` returns True; return the steps done.
@@ -69,6 +75,7 @@ class Loop:
         steps, config = self.stage.steps, self.config
         movement = Movement(self.stage.name, self.stage.trained)
         self._check_accumulation()
+        self.done = start
         for step in range(start, steps):
             began = time.perf_counter()
             rates = self.stage.begin_step(step)
@@ -84,7 +91,9 @@ class Loop:
             self.losses[step + 1] = loss
             self.stage.losses.append(loss)
             if self.stage.average is not None:
+                self.share = "average"
                 self.stage.average.update()
+            self.done, self.changing, self.share = step + 1, False, "activations"
             seconds = time.perf_counter() - began
             rate, skipped = rates[self.stage.name], self.stage.skipped > 0
             report = StepReport(step + 1, loss, prior, rate, seconds, _digest(batches), skipped)
@@ -100,7 +109,7 @@ class Loop:
             RuntimeError: torch refuses an operation that is not deterministic.
         """
         try:
-            self.loss(self.batches.at(0, 0))[0].backward()
+            self._backward(self.batches.at(0, 0))
             weights = [weight for module in self.stage.trained.values() for weight in module.parameters()]
             torch.nn.utils.clip_grad_norm_(weights, self.config.optimizer.max_grad_norm)
         finally:
@@ -114,19 +123,37 @@ class Loop:
         """Add the gradient of a microbatch; the last of a step also changes the weights."""
         accelerator, stage = self.accelerator, self.stage
         with accelerator.accumulate(*stage.trained.values()):
-            loss, instance, prior = self.loss(batch)
-            accelerator.backward(loss)
-            whole = float(loss.detach())
-            value = float(instance.detach()) if math.isfinite(whole) else whole
+            whole, instance, prior = self._backward(batch)
+            value = instance if math.isfinite(whole) else whole
             if accelerator.scaler is None and not math.isfinite(whole):
                 self.losses[step + 1] = whole
                 raise Divergence(f"the loss of step {step + 1} is not finite, so the step was not taken")
             if accelerator.sync_gradients:
                 self._clip_gradient(step)
+                self.changing, self.share = True, "moments"
             self.optimizer.step()
             # On a CPU, allocating fresh memory costs more than zeroing; on a GPU, the free memory matters more.
             self.optimizer.zero_grad(set_to_none=accelerator.device.type != "cpu")
-        return value, float(prior.detach())
+        return value, prior
+
+    def _backward(self, batch: Batch) -> tuple[float, float, float]:
+        """Add the gradient of a microbatch, and return its loss and the parts of instance and class images."""
+        sums = [0.0, 0.0, 0.0]
+        for part in batch.rows() if self.config.split_batches else (batch,):
+            losses = self.loss(part) if part is batch else self._row_loss(part, batch)
+            self.accelerator.backward(losses[0])
+            sums = [total + float(loss.detach()) for total, loss in zip(sums, losses, strict=True)]
+            del losses
+        return sums[0], sums[1], sums[2]
+
+    def _row_loss(self, row: Batch, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return what a row adds to the loss of its batch and to its two parts; the sums are those of `loss`."""
+        prediction, target, weights = self._predict(row)
+        count = batch.instances if row.instances else len(batch.prompts) - batch.instances
+        part = row_loss(prediction, target, count, weights)
+        if row.instances:
+            return part, part, torch.zeros_like(part)
+        return self.config.prior.weight * part, torch.zeros_like(part), part
 
     def _check_accumulation(self) -> None:
         """Raise if accelerate steps the optimizer after another number of microbatches than the settings say.
@@ -164,6 +191,11 @@ class Loop:
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the loss of a batch, its instance images' part and its class images' part; see `denoising_loss`."""
+        prediction, target, weights = self._predict(batch)
+        return denoising_loss(prediction, target, batch.instances, self.config.prior.weight, weights)
+
+    def _predict(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Return the UNet's prediction, its target, and the weight of each row's error."""
         device = self.accelerator.device
         with self.accelerator.autocast():
             conditioning = self.stage.condition(batch.prompts)
@@ -172,7 +204,7 @@ class Loop:
             )
             prediction = self.stage.unet(noised.latents, noised.timesteps, conditioning, return_dict=False)[0]
         weights = timestep_weights(self.scheduler, noised.timesteps, self.config.min_snr_gamma)
-        return denoising_loss(prediction, noised.target, batch.instances, self.config.prior.weight, weights)
+        return prediction, noised.target, weights
 
 
 def _digest(batches: Iterable[Batch]) -> str:

@@ -57,6 +57,17 @@ def timestep_weights(scheduler: DDPMScheduler, timesteps: torch.Tensor, gamma: f
     return (gamma / ratio).clamp(max=1)
 
 
+def row_loss(prediction: torch.Tensor, target: torch.Tensor, rows: int, weights: torch.Tensor | None) -> torch.Tensor:
+    """Return a row's part of the mean squared error over `rows` rows of its kind, a scalar in float32.
+
+    Args:
+        prediction, target: (1, channels, height, width).
+        weights: of the row's error, (1,); None for 1.
+    """
+    error = (prediction.float() - target.float()).square().mean()
+    return (error if weights is None else error * weights[0]) / rows
+
+
 def denoising_loss(
     prediction: torch.Tensor,
     target: torch.Tensor,

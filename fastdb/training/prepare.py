@@ -96,6 +96,7 @@ class Preparation:
             "optimizer": self.optimizer,
             "gradient checkpointing": self.session.config.gradient_checkpointing,
             "deterministic": self.session.config.deterministic,
+            "split batches": self.session.config.split_batches,
             "threads": torch.get_num_threads() if self.device.kind == "cpu" else 0,
             "torch": torch.__version__,
         }

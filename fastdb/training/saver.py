@@ -81,6 +81,15 @@ class Saver:
             self._save(stage, step, optimizer, accelerator, last)
         return due
 
+    def save_now(self, stage: Stage, step: int, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:
+        """Save a checkpoint without a copy in memory, which is short, and free the memory for copies.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        self._save(stage, step, optimizer, accelerator, last=True)
+        self.saved()
+
     def wait(self) -> None:
         """Wait until the checkpoint in the background is on the disk, or has failed."""
         if self._writer is not None:

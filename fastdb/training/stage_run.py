@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from accelerate import Accelerator
 from diffusers import DDPMScheduler
 
+from fastdb.checkpoints.checkpoint import newest
 from fastdb.checkpoints.compressed_checkpoint import raw_files
-from fastdb.checkpoints.progress import Standing
+from fastdb.checkpoints.progress import Standing, standing
+from fastdb.errors import StorageError, is_out_of_memory, out_of_memory
 from fastdb.models.loading import load_scheduler
-from fastdb.runtime.device import Device
+from fastdb.runtime.device import Device, release_memory
 from fastdb.sessions.events import Emit
 from fastdb.sessions.lease import Guard
 from fastdb.training.batches import Batches, Group, every_prompt
 from fastdb.training.divergence import Divergence, explained
 from fastdb.training.loop import Loop
+from fastdb.training.memory_ladder import Shortage, step_down
 from fastdb.training.observers import Observers, Sampler
 from fastdb.training.optimizers import make_optimizer
 from fastdb.training.prepare import Preparation
@@ -45,12 +49,80 @@ class StageRun:
     saved: Callable[[], None]
 
 
-def run_stage(name: str, run: StageRun) -> int:
-    """Run a stage from its newest checkpoint and return the steps done in it.
+def run_stage(name: str, run: StageRun) -> tuple[int, Preparation]:
+    """Run a stage from its newest checkpoint; where memory runs out, step down and go on from the same step.
+
+    Returns:
+        The steps done in it, and the preparation with the settings that it ended with.
 
     Raises:
-        TrainingError: numbers are not finite; the message names a command that works.
+        TrainingError: numbers are not finite, or the memory is too small; the message names a command that works.
     """
+    while True:
+        ended = _attempt(name, run)
+        if not isinstance(ended, Shortage):
+            return ended, run.prepared
+        # The failed attempt's models are unreferenced only now.
+        release_memory()
+        prepared = run.prepared
+        session = step_down(prepared.session, ended, prepared.device.kind != "cpu", run.emit, {})
+        run = replace(run, prepared=replace(prepared, session=session), stands=_standing_now(name, run))
+
+
+def _standing_now(name: str, run: StageRun) -> Standing:
+    """Return where the stage stands, also if the session's disk is away."""
+    session = run.prepared.session
+    try:
+        return standing(session)
+    except StorageError:
+        last, _ = newest(session.local_checkpoints, name, session.record.lineage)
+        return replace(run.stands, checkpoints={**run.stands.checkpoints, **({name: last} if last else {})})
+
+
+def _attempt(name: str, run: StageRun) -> int | Shortage:
+    """Run a stage with its present settings; a shortage of memory is returned, so that nothing holds its frames.
+
+    If weights and moments were not being changed, they are saved first, so that no step is done again.
+    """
+    observers, done, share = None, run.stands.done(name), "weights"
+    try:
+        observers = _build(name, run)
+        loop, share = observers.loop, "activations"
+        _probe(observers, run.prepared)
+        run.emit("stage", stage=name, step=done, steps=loop.stage.steps)
+        with run.prepared.determinism.applied():
+            return _run(loop, done, observers)
+    except Divergence as divergence:
+        assert observers is not None
+        loop = observers.loop
+        session, scaled = run.prepared.session, loop.accelerator.scaler is not None
+        raise explained(divergence, session, name, loop.losses, scaled) from divergence
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        problem = out_of_memory(error, "", "").what
+        traceback.clear_frames(error.__traceback__)
+    if observers is not None:
+        share = observers.loop.share
+        done = _saved_at(observers, done)
+    return Shortage(name, done, share, problem)
+
+
+def _saved_at(observers: Observers, start: int) -> int:
+    """Save the state after the last whole step, and return the step from which the stage can go on."""
+    loop = observers.loop
+    loop.optimizer.zero_grad(set_to_none=True)
+    if loop.done == start or loop.changing:
+        return start
+    try:
+        observers.saver.save_now(loop.stage, loop.done, loop.optimizer, loop.accelerator)
+    except (StorageError, RuntimeError, MemoryError, OSError):
+        return start
+    return loop.done
+
+
+def _build(name: str, run: StageRun) -> Observers:
+    """Load a stage with its loop, as it stands, and all that acts on its steps."""
     prepared, stands, groups = run.prepared, run.stands, run.groups
     accelerator = _new_accelerator(prepared)
     base, session, config = prepared.base, prepared.session, prepared.session.config
@@ -75,17 +147,16 @@ def run_stage(name: str, run: StageRun) -> int:
     if name in stands.checkpoints:
         restore(stands.checkpoints[name], stage, optimizer, accelerator, base.folder)
     loop = Loop(accelerator, stage, optimizer, batches, schedule, config, optimizer_name=prepared.optimizer)
+    saver = Saver(session, run.recipe, prepared.host, run.emit, run.saved)
+    return Observers(loop, saver, sampler, run.emit, run.stop, run.lease)
+
+
+def _probe(observers: Observers, prepared: Preparation) -> None:
+    """Try the operations of a step and of samples."""
+    loop, sampler = observers.loop, observers.sampler
     if _is_probed(prepared.device):
         prepared.determinism.run(loop.probe)
-        prepared.determinism.run(lambda: sampler.probe(stage, accelerator))
-    run.emit("stage", stage=name, step=stands.done(name), steps=stage.steps)
-    saver = Saver(session, run.recipe, prepared.host, run.emit, run.saved)
-    observers = Observers(loop, saver, sampler, run.emit, run.stop, run.lease)
-    try:
-        with prepared.determinism.applied():
-            return _run(loop, stands.done(name), observers)
-    except Divergence as divergence:
-        raise explained(divergence, session, name, loop.losses, accelerator.scaler is not None) from divergence
+        prepared.determinism.run(lambda: sampler.probe(loop.stage, loop.accelerator))
 
 
 def _run(loop: Loop, start: int, observers: Observers) -> int:

@@ -139,7 +139,7 @@ class Trainer:
             if self.stop.is_set():
                 return "stopped"
             run = StageRun(prepared, stands, recipe, groups, self.emit, self.stop, self.lease, publisher.wake)
-            done = run_stage(name, run)
+            done, prepared = run_stage(name, run)
             # Free the stage's memory before the next stage loads.
             release_memory()
             if done < steps:
