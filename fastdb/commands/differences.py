@@ -17,7 +17,7 @@ from fastdb.training.schedules import peak_at
 
 CHANGEABLE = (
     *("checkpoints.", "samples.", "environment."),
-    *("precision", "gradient_checkpointing", "split_batches", "deterministic", "unet.ema_on_cpu"),
+    *("precision", "gradient_checkpointing", "split_batches", "deterministic", "unet.ema_on_cpu", "optimizer.name"),
 )
 """Beginnings of the names of settings that may change after training has begun: results differ by rounding at most."""
 

@@ -54,11 +54,12 @@ class Movement:
                 self._moved.add(part)
                 del self._before[part]
             elif last or self._steps[part] >= PATIENCE:
+                again = "--from-step 0" if self.stage == "unet" else "--restart"
                 raise TrainingError(
                     f"no weight of {part} has changed in {self._steps[part]} of its steps, with a learning rate of "
                     f"{rates[part]:g}",
                     where=f"{self.stage} stage",
-                    fix=f"Set a higher rate, such as --set {part}.learning_rate=2e-6.",
+                    fix=f"Run the same command with a higher rate, such as {again} --set {part}.learning_rate=2e-6.",
                 )
 
 

@@ -11,12 +11,13 @@ from fastdb.config import OptimizerConfig
 from fastdb.errors import CheckpointError, TrainingError
 
 
-def choose_optimizer(name: str, device_kind: str, begun_with: str = "") -> tuple[str, str]:
+def choose_optimizer(name: str, device_kind: str, begun_with: str = "", session: str = "NAME") -> tuple[str, str]:
     """Return the optimizer to use and the reason.
 
     Args:
         name: "adamw", "adamw8bit" or "auto".
         begun_with: the optimizer of the stage's checkpoint, if there is a checkpoint.
+        session: its name.
 
     Raises:
         TrainingError: the checkpoint was made with another optimizer.
@@ -27,7 +28,8 @@ def choose_optimizer(name: str, device_kind: str, begun_with: str = "") -> tuple
         raise TrainingError(
             f"the stage began with {begun_with}, and {name} cannot continue from its moments",
             where="optimizer.name",
-            fix=f"Set it to {begun_with} or auto until the stage ends, or start over with --restart.",
+            fix=f"Set it back until the stage ends: fastdb train {session} --set optimizer.name={begun_with}. Or start "
+            f"over: fastdb train {session} --restart --set optimizer.name={name}",
         )
     if name != "auto":
         return name, "as asked"
@@ -120,6 +122,6 @@ def restore_state(
         raise CheckpointError(
             f"the optimizer state has {len(state)} tensors, but the model has {count}",
             where="optimizer state",
-            fix="The checkpoint belongs to another model; start over with fastdb train --restart.",
+            fix="The checkpoint belongs to another model; start over with --restart.",
         )
     optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})

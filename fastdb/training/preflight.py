@@ -64,7 +64,7 @@ def preflight(session: Session, base: BaseModel, restart: bool = False, from_ste
             if is_joint(session.config)
             else "both stages have 0 steps, so there is nothing to train",
             where=session.name,
-            fix="Set the steps of a stage, such as --set unet.steps=800.",
+            fix=f"Set the steps of a stage: fastdb train {session.name} --set unet.steps=800",
         )
     if not restart:
         check_resume(session, images, from_step)
@@ -72,7 +72,7 @@ def preflight(session: Session, base: BaseModel, restart: bool = False, from_ste
         raise TrainingError(
             "prior preservation needs a class word or prompts for the class images",
             where=session.name,
-            fix="Set a prompt, such as --set prior.prompts='a photo of a dog'.",
+            fix=f"Set a prompt: fastdb train {session.name} --set prior.prompts='a photo of a dog'",
         )
     probe = session.checkpoints / ".can-be-written"
     with explained(probe):

@@ -89,7 +89,7 @@ def test_a_stage_whose_weights_do_not_change_ends_with_an_error(make_session: Ca
         training.train(session)
     assert str(caught.value) == (
         "unet stage: no weight of unet has changed in 2 of its steps, with a learning rate of 5e-301. "
-        "Set a higher rate, such as --set unet.learning_rate=2e-6."
+        "Run the same command with a higher rate, such as --from-step 0 --set unet.learning_rate=2e-6."
     )
     assert training.train(session, settings={"unet.learning_rate": 2e-6}) == "finished"
 
