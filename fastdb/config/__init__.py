@@ -139,9 +139,7 @@ class CaptionConfig(Settings):
 class OptimizerConfig(Settings):
     """AdamW (Loshchilov and Hutter 2019), betas 0.9 and 0.999, epsilon 1e-8."""
 
-    name: Literal["auto", "adamw", "adamw8bit"] = Field(
-        "auto", description="auto: adamw8bit on a GPU with bitsandbytes, else adamw."
-    )
+    name: Literal["auto", "adamw", "adamw8bit"] = Field("auto", description="auto: adamw8bit on a GPU, else adamw.")
     weight_decay: float = Field(0.01, ge=0, le=1, description="Decoupled weight decay.")
     max_grad_norm: float = Field(1.0, gt=0, le=1000, description="Largest gradient norm; larger gradients are clipped.")
 

@@ -122,7 +122,7 @@ SENTENCES: dict[str, str] = {
     "render verified": "{subject} generates the picture of its source: {reason}",
     # runtime
     "bitsandbytes missing": (
-        "bitsandbytes is not installed: the optimizer needs 8 bytes per weight instead of 2. "
+        "bitsandbytes is not installed: 8-bit moments are computed in plain torch, which is slower. "
         "Install it with pip install bitsandbytes, or run the notebook's set-up cell"
     ),
     "installing": "Installing {subject}",
@@ -153,6 +153,7 @@ SENTENCES: dict[str, str] = {
     "session.yaml changed": "{subject} was edited or damaged since it was written",
     "trainer crashed": "The last trainer ({subject}) crashed or was killed; resuming from its last checkpoint",
     # training
+    "memory predicted": "Memory of the {subject} stage, about: {reason}",
     "memory stepped down": "Out of memory after {subject}. Resuming from this step with {reason}; "
     "results match only up to rounding",
     "step skipped": "Step {subject} was skipped: its gradient is not finite. The gradient scale is now {reason}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import shutil
@@ -150,7 +149,7 @@ def _checkpoint_bytes(config: Config, stage: str, weights: dict[str, _Weights], 
     parts = ["unet", "text_encoder"] if stage == "unet" and is_joint(config) else [stage]
     plain = sum(_file_bytes(weights[part], 4) for part in parts)
     plain += _file_bytes(weights["unet"], 4) if stage == "unet" and config.unet.ema_decay else 0
-    moments = sum(_moment_bytes(weights[part], optimizer) for part in parts)
+    moments = sum(moment_bytes(weights[part], optimizer) for part in parts)
     return plain + moments, int(plain * _COMPRESSED_WEIGHTS + moments * _COMPRESSED_MOMENTS)
 
 
@@ -158,7 +157,7 @@ def _file_bytes(weights: _Weights, bytes_each: int) -> int:
     return sum(weights) * bytes_each + len(weights) * _HEADER_ENTRY
 
 
-def _moment_bytes(weights: _Weights, optimizer: str) -> int:
+def moment_bytes(weights: _Weights, optimizer: str) -> int:
     """Return the bytes of the optimizer's state: two moments per weight."""
     total, tensors = sum(weights), len(weights)
     if optimizer == "adamw":
@@ -189,8 +188,7 @@ def _optimizer(config: Config, checkpoints: list[Checkpoint]) -> str:
             return str(checkpoint.state["host"]["optimizer"])
         except (CheckpointError, KeyError, TypeError):
             continue
-    gpu = has_nvidia_gpu()
-    return "adamw8bit" if gpu and importlib.util.find_spec("bitsandbytes") else "adamw"
+    return "adamw8bit" if has_nvidia_gpu() else "adamw"
 
 
 def _class_images(session: Session) -> int:

@@ -7,7 +7,7 @@ the memory of the CPU in every case.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from fastdb.checkpoints.progress import is_joint
@@ -26,12 +26,14 @@ class Shortage:
         done: steps of the stage whose state is saved or was never changed.
         share: what was being allocated: "weights", "activations", "moments" or "average".
         problem: the clause of the error.
+        shares: predicted bytes by share; empty if unknown.
     """
 
     stage: str
     done: int
     share: str
     problem: str
+    shares: Mapping[str, int] = field(default_factory=dict)
 
 
 def next_step_down(config: Config, stage: str, on_gpu: bool) -> dict[str, Any]:
@@ -46,18 +48,15 @@ def next_step_down(config: Config, stage: str, on_gpu: bool) -> dict[str, Any]:
     return {}
 
 
-def step_down(session: Session, shortage: Shortage, on_gpu: bool, emit: Emit, shares: Mapping[str, int]) -> Session:
+def step_down(session: Session, shortage: Shortage, on_gpu: bool, emit: Emit) -> Session:
     """Take the next step down, record it in the session's history, and return the changed session.
-
-    Args:
-        shares: predicted bytes by share; empty if unknown.
 
     Raises:
         TrainingError: there is none, naming the share and the settings that need less memory.
     """
     setting = next_step_down(session.config, shortage.stage, on_gpu)
     if not setting:
-        raise _past_the_last(session, shortage, on_gpu, shares)
+        raise _past_the_last(session, shortage)
     (name, value), config = next(iter(setting.items())), session.config.changed(setting)
     after = f"{shortage.stage} step {shortage.done}"
     reason = f"out of memory for {shortage.share}"
@@ -70,22 +69,29 @@ def step_down(session: Session, shortage: Shortage, on_gpu: bool, emit: Emit, sh
     return replace(session, record=session.record.model_copy(update={"config": config}))
 
 
-def _past_the_last(session: Session, shortage: Shortage, on_gpu: bool, shares: Mapping[str, int]) -> TrainingError:
+def _past_the_last(session: Session, shortage: Shortage) -> TrainingError:
     """Return the error of a run that needs more memory with every setting that keeps the result."""
-    config, name = session.config, session.name
+    config, name, shares = session.config, session.name, shortage.shares
     again = "--restart" if shortage.stage == "text_encoder" or is_joint(config) else "--from-step 0"
     settings = []
     if config.optimizer.name != "adamw8bit":
-        settings.append(f"8-bit moments: fastdb train {name} {again} --set optimizer.name=adamw8bit")
-    if config.unet.ema_decay and shortage.stage == "unet" and not on_gpu:
-        settings.append(f"no running average: fastdb train {name} {again} --set unet.ema_decay=0")
+        saved = _saves(shares.get("moments", 0) * 3 // 4)
+        settings.append(f"8-bit moments{saved}: fastdb train {name} {again} --set optimizer.name=adamw8bit")
+    if config.unet.ema_decay and shortage.stage == "unet" and not config.unet.ema_on_cpu:
+        saved = _saves(shares.get("average", 0))
+        settings.append(f"no running average{saved}: fastdb train {name} {again} --set unet.ema_decay=0")
     if (smaller := config.resolution * 3 // 4 // 64 * 64) >= 64:
-        settings.append(f"smaller pictures: fastdb train {name} --restart --set resolution={smaller}")
+        saved = _saves(int(shares.get("activations", 0) * (1 - (smaller / config.resolution) ** 2)))
+        settings.append(f"smaller pictures{saved}: fastdb train {name} --restart --set resolution={smaller}")
     need = f", which need about {format_bytes(shares[shortage.share])}" if shares.get(shortage.share) else ""
-    whole = f"; all needs about {format_bytes(sum(shares.values()))}" if shares else ""
+    whole = f" of {format_bytes(sum(shares.values()))} in all" if need else ""
     return TrainingError(
         f"{shortage.problem}: it ran out for {shortage.share}{need}{whole}, and every setting that keeps the result is "
         "used already",
         where=f"{shortage.stage} stage after step {shortage.done}",
         fix=f"Change the result: {', or '.join(settings)}" if settings else "Use a machine with more memory.",
     )
+
+
+def _saves(count: int) -> str:
+    return f" (about {format_bytes(count)} less)" if count else ""

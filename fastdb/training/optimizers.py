@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from fastdb.config import OptimizerConfig
-from fastdb.errors import CheckpointError, TrainingError
+from fastdb.errors import CheckpointError, TrainingError, first_line
+from fastdb.training.adamw8bit import SMALL, AdamW8bit
 
 
 def choose_optimizer(name: str, device_kind: str, begun_with: str = "", session: str = "NAME") -> tuple[str, str]:
@@ -35,20 +37,28 @@ def choose_optimizer(name: str, device_kind: str, begun_with: str = "", session:
         return name, "as asked"
     if device_kind != "cuda":
         return "adamw", "8 bit saves GPU memory only"
-    if fault := _fault_of_8bit(device_kind):
-        return "adamw", f"{fault}; moments take 8 bytes per weight instead of 2"
+    if fault := fault_of_bitsandbytes(device_kind):
+        return "adamw8bit", f"moments take 2 bytes per weight instead of 8, in plain torch because {fault}"
     return "adamw8bit", "moments take 2 bytes per weight instead of 8"
 
 
-def _fault_of_8bit(device_kind: str) -> str:
+@functools.cache
+def fault_of_bitsandbytes(device_kind: str) -> str:
     """Return why bitsandbytes does not work, or ""; new versions of CUDA have broken its libraries before."""
     try:
-        weight = torch.nn.Parameter(torch.zeros(4096, device=device_kind))
+        import bitsandbytes
+
+        weight = torch.nn.Parameter(torch.zeros(SMALL, device=device_kind))
         weight.grad = torch.ones_like(weight)
-        make_optimizer("adamw8bit", [[weight]], OptimizerConfig()).step()
-    except (TrainingError, RuntimeError, OSError, AttributeError) as error:
-        return str(error).splitlines()[0]
+        bitsandbytes.optim.AdamW8bit([weight]).step()
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
+        return f"bitsandbytes does not work ({first_line(error)})"
     return ""
+
+
+def moments_by(name: str, device_kind: str) -> str:
+    """Return what computes the optimizer "adamw" or "adamw8bit" on a device; another one rounds differently."""
+    return "torch" if name == "adamw" or fault_of_bitsandbytes(device_kind) else "bitsandbytes"
 
 
 def make_optimizer(
@@ -56,8 +66,7 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Build "adamw" or "adamw8bit" over groups of parameters, whose rates the loop sets.
 
-    Raises:
-        TrainingError: bitsandbytes is needed and cannot be loaded.
+    8-bit moments are those of bitsandbytes, or of plain torch where it does not work, with the same state.
     """
     parameters = [{"params": list(group)} for group in groups]
     options: dict[str, Any] = {
@@ -67,14 +76,10 @@ def make_optimizer(
     }
     if name == "adamw":
         return torch.optim.AdamW(parameters, fused=True, **options)
-    try:
-        import bitsandbytes
-    except (ImportError, OSError, RuntimeError) as error:
-        raise TrainingError(
-            f"bitsandbytes cannot be loaded ({error})",
-            where="optimizer.name adamw8bit",
-            fix="Install bitsandbytes, or set optimizer.name to adamw.",
-        ) from error
+    if moments_by(name, "cuda" if torch.cuda.is_available() else "cpu") == "torch":
+        return AdamW8bit(parameters, **options)
+    import bitsandbytes
+
     optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(parameters, **options)
     return optimizer
 

@@ -24,7 +24,7 @@ from fastdb.sessions.session import Session
 from fastdb.training.batches import Group, every_prompt
 from fastdb.training.caches import LatentCache, cache_latents
 from fastdb.training.class_images import ClassImage
-from fastdb.training.optimizers import choose_optimizer
+from fastdb.training.optimizers import choose_optimizer, moments_by
 from fastdb.training.preflight import instances
 
 
@@ -94,6 +94,7 @@ class Preparation:
             "device": self.device.name,
             "precision": self.device.precision,
             "optimizer": self.optimizer,
+            "moments by": moments_by(self.optimizer, self.device.kind),
             "gradient checkpointing": self.session.config.gradient_checkpointing,
             "deterministic": self.session.config.deterministic,
             "split batches": self.session.config.split_batches,

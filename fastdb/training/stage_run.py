@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from accelerate import Accelerator
@@ -16,12 +16,14 @@ from fastdb.checkpoints.compressed_checkpoint import raw_files
 from fastdb.checkpoints.progress import Standing, standing
 from fastdb.errors import StorageError, is_out_of_memory, out_of_memory
 from fastdb.models.loading import load_scheduler
+from fastdb.reporting import Note, format_bytes
 from fastdb.runtime.device import Device, release_memory
 from fastdb.sessions.events import Emit
 from fastdb.sessions.lease import Guard
 from fastdb.training.batches import Batches, Group, every_prompt
 from fastdb.training.divergence import Divergence, explained
 from fastdb.training.loop import Loop
+from fastdb.training.memory_estimate import predicted_shares
 from fastdb.training.memory_ladder import Shortage, step_down
 from fastdb.training.observers import Observers, Sampler
 from fastdb.training.optimizers import make_optimizer
@@ -65,7 +67,7 @@ def run_stage(name: str, run: StageRun) -> tuple[int, Preparation]:
         # The failed attempt's models are unreferenced only now.
         release_memory()
         prepared = run.prepared
-        session = step_down(prepared.session, ended, prepared.device.kind != "cpu", run.emit, {})
+        session = step_down(prepared.session, ended, prepared.device.kind != "cpu", run.emit)
         run = replace(run, prepared=replace(prepared, session=session), stands=_standing_now(name, run))
 
 
@@ -88,24 +90,28 @@ def _attempt(name: str, run: StageRun) -> int | Shortage:
     try:
         observers = _build(name, run)
         loop, share = observers.loop, "activations"
+        if run.prepared.device.kind != "cpu":
+            predicted = _shares(loop, run).items()
+            listed = ", ".join(f"{share} {format_bytes(size)}" for share, size in predicted if size)
+            run.emit("note", **asdict(Note("memory predicted", name, listed)))
         _probe(observers, run.prepared)
         run.emit("stage", stage=name, step=done, steps=loop.stage.steps)
         with run.prepared.determinism.applied():
-            return _run(loop, done, observers)
-    except Divergence as divergence:
-        assert observers is not None
-        loop = observers.loop
-        session, scaled = run.prepared.session, loop.accelerator.scaler is not None
-        raise explained(divergence, session, name, loop.losses, scaled) from divergence
+            return _run(observers, done)
     except (RuntimeError, MemoryError, OSError) as error:
         if not is_out_of_memory(error):
             raise
         problem = out_of_memory(error, "", "").what
         traceback.clear_frames(error.__traceback__)
-    if observers is not None:
-        share = observers.loop.share
-        done = _saved_at(observers, done)
-    return Shortage(name, done, share, problem)
+    if observers is None:
+        return Shortage(name, done, share, problem)
+    shares = _shares(observers.loop, run)
+    return Shortage(name, _saved_at(observers, done), observers.loop.share, problem, shares)
+
+
+def _shares(loop: Loop, run: StageRun) -> dict[str, int]:
+    prepared = run.prepared
+    return predicted_shares(loop.stage, loop.config, prepared.optimizer, prepared.device.half, run.groups)
 
 
 def _saved_at(observers: Observers, start: int) -> int:
@@ -159,11 +165,17 @@ def _probe(observers: Observers, prepared: Preparation) -> None:
         prepared.determinism.run(lambda: sampler.probe(loop.stage, loop.accelerator))
 
 
-def _run(loop: Loop, start: int, observers: Observers) -> int:
+def _run(observers: Observers, start: int) -> int:
+    """Run the loop; raise the error with a remedy if it diverges."""
+    loop, saver = observers.loop, observers.saver
     try:
-        return loop.run(start, observers.after_step)
-    finally:
-        observers.saver.wait()
+        try:
+            return loop.run(start, observers.after_step)
+        finally:
+            saver.wait()
+    except Divergence as divergence:
+        scaled = loop.accelerator.scaler is not None
+        raise explained(divergence, saver.session, loop.stage.name, loop.losses, scaled) from divergence
 
 
 def _is_probed(device: Device) -> bool:

@@ -40,7 +40,6 @@ from tests.training.test_trainer import Life
 Made = Callable[..., Session]
 SHORT: dict[str, Any] = {"text_encoder__steps": 0, "unet__steps": 2, "prior__class_images": 0}
 ELSEWHERE = {
-    "optimizers.py: bitsandbytes cannot be loaded",
     "disk_estimate.py: the first checkpoints need ",
     "optimizers.py: the optimizer state has ",
 }
