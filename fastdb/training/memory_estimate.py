@@ -20,7 +20,9 @@ _RECOMPUTED = 8
 def predicted_shares(
     stage: Stage, config: Config, optimizer: str, half: torch.dtype, groups: Sequence[Group]
 ) -> dict[str, int]:
-    """Return the bytes of weights, gradients, moments, average, activations and cache; those of activations are about right, the others exact.
+    """Return the bytes of weights, gradients, moments, average, activations and cache.
+
+    Those of activations are about right, the others exact.
 
     Args:
         half: data type of the computation.

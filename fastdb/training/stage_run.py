@@ -118,7 +118,7 @@ def _saved_at(observers: Observers, start: int) -> int:
     """Save the state after the last whole step, and return the step from which the stage can go on."""
     loop = observers.loop
     loop.optimizer.zero_grad(set_to_none=True)
-    if loop.done == start or loop.changing:
+    if loop.done <= start or loop.changing:
         return start
     try:
         observers.saver.save_now(loop.stage, loop.done, loop.optimizer, loop.accelerator)
