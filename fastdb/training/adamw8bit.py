@@ -1,6 +1,6 @@
 """AdamW with 8-bit moments in plain torch, for machines on which bitsandbytes is missing or broken.
 
-The state has the names, types and shapes of bitsandbytes' `AdamW8bit`, so that a session goes on with either; results
+The state has the names, types and shapes of bitsandbytes' `AdamW8bit`, so that a session resumes with either; results
 match up to rounding. Moments are quantized in blocks of 256 to a dynamic data type (Dettmers et al. 2022, sections 1.3
 and 2.1). The update itself uses the moments in 32 bits (Loshchilov and Hutter 2019, algorithm 2).
 """

@@ -22,7 +22,7 @@ def predicted_shares(
 ) -> dict[str, int]:
     """Return the bytes of weights, gradients, moments, average, activations and cache.
 
-    Those of activations are about right, the others exact.
+    Those of activations are a lower bound without the workspaces of operations, the others are exact.
 
     Args:
         half: data type of the computation.
@@ -56,7 +56,8 @@ def _kept(unet: Any, rows: int, latents: Sequence[int], half: torch.dtype, *, ch
     """Return the bytes of all tensors that a forward pass keeps, from a pass without data on torch's meta device."""
     kept: dict[int, Any] = {}
     with torch.device("meta"):
-        copy = type(unet).from_config(unet.config).to(half).train()
+        # diffusers' own `to` warns of data types.
+        copy = torch.nn.Module.to(type(unet).from_config(unet.config), half).train()
         inputs = torch.empty(rows, *latents, dtype=half), torch.zeros(rows, dtype=torch.long)
         prompts = torch.empty(rows, 77, unet.config.cross_attention_dim, dtype=half)
     if checkpointed:
