@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from filelock import FileLock, Timeout
 from fastdb.checkpoints.checkpoint import Checkpoint, complete
 from fastdb.checkpoints.progress import STAGES
 from fastdb.checkpoints.publish import LOCK
+from fastdb.runtime.paths import SESSION_FILE as FILE
 from fastdb.runtime.paths import Home, cache_folder, home_of, lineages_of, work_lineages
 from fastdb.storage.delete import bytes_of
 from fastdb.storage.set_aside import ASIDE
@@ -42,16 +44,22 @@ class GoneWork:
         return f"{self.session.name}: {self.newest.stage} step {self.newest.step}, {self.published}"
 
 
-def gone_work(root: Path) -> list[GoneWork]:
-    """Return the work of sessions that are gone, neither beside their former folder nor below `root`.
+def gone_work(root: Path | None = None) -> list[GoneWork]:
+    """Return the work of sessions that are gone from the folder that they were in.
+
+    Args:
+        root: leave out sessions that were moved there; their files are read for that.
 
     Raises:
         OSError: the cache cannot be read.
     """
     works = cache_folder() / "work"
     found = []
-    for work in sorted(works.iterdir()) if works.is_dir() else ():
-        homes = _homes(work)
+    homes_of = {work: _homes(work) for work in (sorted(works.iterdir()) if works.is_dir() else ())}
+    claims = Counter(folder for homes in homes_of.values() for folder in {home.folder for home in homes})
+    for work, homes in homes_of.items():
+        if root is None and any(claims[home.folder] == 1 and (home.folder / FILE).exists() for home in homes):
+            continue  # Its own session, as far as can be told without a look into files, which may be slow to open.
         if homes and all(home.is_gone() and not _is_held_by(home, root) for home in homes) and not _in_use(work):
             newest = _newest(work)
             found.append(GoneWork(work, homes[0].folder, newest, _published(work, newest), bytes_of(work)))
@@ -80,9 +88,9 @@ def _homes(work: Path) -> list[Home]:
     return [Home(folder, mount, lineage) for lineage in sorted(lineages)] if folder.parent.is_dir() else []
 
 
-def _is_held_by(home: Home, root: Path) -> bool:
+def _is_held_by(home: Home, root: Path | None) -> bool:
     """Return whether a session of this lineage is beside its former folder or below `root`; also if unknown."""
-    for folder in {home.folder.parent, root}:
+    for folder in {home.folder.parent, root or home.folder.parent}:
         try:
             entries = list(folder.iterdir()) if folder.is_dir() else []
         except OSError:

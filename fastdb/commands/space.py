@@ -118,7 +118,7 @@ def space(sessions: Sequence[SessionLike] = (), root: str | Path | None = None) 
         cache = () if sessions else tuple(_cache())
         unfinished = () if sessions else tuple((path.name, bytes_of(path)) for path in unfinished_sessions(base))
         places = [*(folders if sessions else [base]), *([cache_folder()] if cache else [])]
-        gone = () if sessions else tuple(gone_work(base))
+        gone = () if sessions else tuple(gone_work())
         return Usage(base, used, unfinished, gone, cache, tuple(disks(places)))
 
 
