@@ -205,6 +205,7 @@ def test_every_verb_has_its_help() -> None:
         "show",
         "check",
         "add-images",
+        "remove-images",
         "train",
         "extend",
         "stop",

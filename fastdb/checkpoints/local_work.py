@@ -55,7 +55,8 @@ def gone_work(root: Path | None = None) -> list[GoneWork]:
     """
     works = cache_folder() / "work"
     found = []
-    homes_of = {work: _homes(work) for work in (sorted(works.iterdir()) if works.is_dir() else ())}
+    folders = sorted(works.iterdir()) if works.is_dir() else []
+    homes_of = {work: _homes(work) for work in folders if not work.is_symlink()}
     claims = Counter(folder for homes in homes_of.values() for folder in {home.folder for home in homes})
     for work, homes in homes_of.items():
         if root is None and any(claims[home.folder] == 1 and (home.folder / FILE).exists() for home in homes):
@@ -64,6 +65,18 @@ def gone_work(root: Path | None = None) -> list[GoneWork]:
             newest = _newest(work)
             found.append(GoneWork(work, homes[0].folder, newest, _published(work, newest), bytes_of(work)))
     return found
+
+
+def remove_dead_links() -> None:
+    """Delete links from the paths of sessions to work that was deleted.
+
+    Raises:
+        OSError: the cache cannot be read.
+    """
+    works = cache_folder() / "work"
+    for link in works.iterdir() if works.is_dir() else ():
+        if link.is_symlink() and not link.exists():
+            link.unlink(missing_ok=True)
 
 
 def set_aside_here(local: Path) -> list[Path]:

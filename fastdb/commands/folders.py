@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fastdb.checkpoints.local_work import remove_dead_links
 from fastdb.checkpoints.publish import nothing_published, pending
 from fastdb.commands.space import Removal
 from fastdb.errors import SessionBusy, StorageError
@@ -108,6 +109,7 @@ def delete(
             total = remove(hidden, first=FILE)
     with explained(work):
         total += remove(work)
+        remove_dead_links()
     report.note(Note("session deleted", session.name, format_bytes(total)))
     return total
 

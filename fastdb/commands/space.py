@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdb.checkpoints.disk_usage import KINDS, REMOVABLE, Cost, costs_of, removable
-from fastdb.checkpoints.local_work import GoneWork, gone_work, set_aside_here
+from fastdb.checkpoints.local_work import GoneWork, gone_work, remove_dead_links, set_aside_here
 from fastdb.checkpoints.retention import delete_checkpoint, retention
 from fastdb.downloads.model_cache import entries, locked_now, remove_entry
 from fastdb.errors import ConfigError, SessionBusy
@@ -245,6 +245,7 @@ def free_unfinished(*, confirm: Confirm, root: str | Path | None = None, report:
         # Listed again: an interrupted command may have resumed while the question was open.
         deleted = sum(remove(path) for path in unfinished_sessions(base) if path in folders)
         deleted += sum(remove(work.folder) for work in gone_work(base) if work.folder in {each.folder for each in gone})
+        remove_dead_links()
     _report_deleted(deleted, base, report)
     return deleted
 

@@ -75,8 +75,13 @@ def _take_over(before: Path, session: Session) -> None:
     with explained(own):
         if not own.exists():
             before = before if before.exists() else _work_of(session) or before
-        if before != own and before.exists() and not own.exists():
+        if before != own and before.is_dir() and not before.is_symlink() and not own.exists():
             os.rename(before, own)
+            # For processes that found the work by the path of the session meanwhile, also of earlier versions.
+            link = work_folder(session.path, "")
+            if before == link or link.is_symlink():
+                link.unlink(missing_ok=True)
+                link.symlink_to(own.name)
     if (home := home_of(own)) is None or home.folder != session.path.resolve():
         record_home(own, session.path, session.record.lineage)
 

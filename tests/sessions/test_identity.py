@@ -210,7 +210,7 @@ def test_work_that_earlier_versions_named_by_path_is_taken_over(dog: Session) ->
     assert work_folder(dog.path) == by_path(dog)
     assert steps("dog") == 6
     own, _ = claim_work(Session.open("dog"))
-    assert (steps("dog"), by_path(dog).exists()) == (6, False)
+    assert (steps("dog"), by_path(dog).resolve()) == (6, own.work.resolve()), "a process that knows the path finds it"
     assert own.work.name == dog.record.lineage
 
 
@@ -267,3 +267,21 @@ def test_every_folder_that_is_listed_opens_by_its_name(dog: Session, name: str) 
 def test_no_other_name_leads_out_of_the_folder(dog: Session, name: str) -> None:
     with pytest.raises(SessionNotFound):
         Session.open(name)
+
+
+def test_a_path_that_was_known_before_the_first_run_of_a_copy_leads_to_its_work(dog: Session) -> None:
+    copied = Session.open(shutil.copytree(dog.path, dog.path.with_name("copy")))
+    known = work_folder(copied.path)
+    known.mkdir(parents=True)
+    (known / "run-1.jsonl").touch()
+    own, _ = claim_work(copied)
+    put(own, 4)
+    assert (known / "run-1.jsonl").is_file()
+    assert (known / "checkpoints" / "unet-000004").is_dir()
+    again = restarted(own)
+    assert known.resolve() == again.work.resolve()
+    # Another copy in its place begins with nothing of it.
+    shutil.rmtree(copied.path)
+    other, _ = claim_work(Session.open(shutil.copytree(dog.path, copied.path)))
+    assert (other.work.is_symlink(), other.local_checkpoints.exists()) == (False, False)
+    assert (again.work / "run-1.jsonl").is_file()
