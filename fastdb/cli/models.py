@@ -106,7 +106,7 @@ def inspect(
     ] = False,
     root: Root = None,
 ) -> None:
-    """Show what a model file contains, without running code in it."""
+    """Show what a model file contains, running no code in it."""
     for model in locate_models(file, root):
         inspection = verbs.inspect(model, probe=probe, report=ConsoleReport())
         table(("", inspection.path.name), inspection_rows(inspection))

@@ -116,7 +116,7 @@ def evaluate(
     ] = None,
     root: Root = None,
 ) -> None:
-    """Compare checkpoints on the same prompts and choose the best."""
+    """Compare checkpoints on the same prompts; choose the best."""
     if file is not None and _steps(checkpoints) is not None:
         raise ConfigError("--file and --checkpoints cannot be combined", fix="Leave out one of them.")
     evaluation = verbs.evaluate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -181,7 +182,7 @@ def _recalled(file: Path) -> str | None:
 def _facts(file: Path) -> dict[str, Any]:
     facts = file.stat()
     return {
-        "path": str(file.absolute()),
+        "path": ascii(file.absolute()),
         "bytes": facts.st_size,
         "mtime": facts.st_mtime_ns,
         "ctime": facts.st_ctime_ns,
@@ -190,4 +191,4 @@ def _facts(file: Path) -> dict[str, Any]:
 
 
 def _note_of(file: Path) -> Path:
-    return cache_folder() / "hashes" / f"{hashlib.sha256(str(file.absolute()).encode()).hexdigest()[:16]}.json"
+    return cache_folder() / "hashes" / f"{hashlib.sha256(os.fsencode(file.absolute())).hexdigest()[:16]}.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from fastdb.errors import SessionBusy
 from fastdb.reporting import argument
 from fastdb.runtime.paths import HOME, cache_folder, lineage_of
-from fastdb.storage.atomic_write import make_folder, write_json
+from fastdb.storage.atomic_write import make_folder, write_text
 from fastdb.storage.safe_names import shown
 
 
@@ -22,7 +23,8 @@ def record_home(work: Path, session: Path, lineage: str) -> None:
     make_folder(work)
     folder = session.resolve()
     mount = next(path for path in (folder, *folder.parents) if os.path.ismount(path))
-    write_json(work / HOME, {"folder": str(folder), "mount": str(mount), "lineage": lineage})
+    # Escaped, because a path may be no text.
+    write_text(work / HOME, json.dumps({"folder": str(folder), "mount": str(mount), "lineage": lineage}) + "\n")
 
 
 def moved_to(session: Path, lineage: str) -> Path | None:
