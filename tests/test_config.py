@@ -263,6 +263,7 @@ def test_the_settings_a_person_meets_are_these() -> None:
         "precision",
         "gradient_checkpointing",
         "deterministic",
+        "split_batches",
         "min_snr_gamma",
         "text_encoder.mode",
         "text_encoder.steps",
