@@ -150,7 +150,7 @@ $ train cup --from-step -1
 $ train cup --from-step x
     fastdb train --from-step must be a whole number, 0 or more. Correct it and run the command again.
 $ train cup --restart --from-step 3
-    --from-step and --restart cannot be combined. Leave out one of them and run the command again.
+    --from-step and --restart cannot be combined. Leave out one of them and run it again.
 $ train raw --from-step 3
     raw has no checkpoint of the UNet stage at step 3. Existing steps: none.
 $ train raw --set unet.steps=9 --set unet.steps=abc
@@ -268,7 +268,7 @@ $ generate page.safetensors "a photo"
 $ generate cup --output ""
     fastdb generate --output: the path is empty. Correct it and run the command again.
 $ generate mini.safetensors "a photo" --step 7
-    mini.safetensors: a file has no checkpoints. Name a session, or leave the step out.
+    {here}/mini.safetensors: a file has no checkpoints. Name a session, or leave the step out.
 $ generate mini.safetensors "a photo" --base minni
     minni: there is no base model of that name. Did you mean mini?
 $ generate mini.safetensors "a photo" --base lora.safetensors

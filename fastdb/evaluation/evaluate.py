@@ -28,7 +28,6 @@ from fastdb.storage.atomic_write import make_folder, write_json
 from fastdb.training.process import find
 
 FOLDER = "evaluation"
-_OUT_OF_MEMORY = "Close other programs that use the GPU and run the same command again; finished pictures are kept."
 MEASURES = ("auto", "drawn", "clip")
 
 _OUT_OF_MEMORY = "Close other programs that use the GPU and run the same command again; finished pictures are kept."
