@@ -27,7 +27,7 @@ from fastdb.training.prepare import Preparation, image_groups, plan_run, progres
 if TYPE_CHECKING:
     from fastdb.inference.engine import Engine
 
-_OUT_OF_MEMORY = "Set gradient_checkpointing=true and run the same command again; the last checkpoint is good."
+_OUT_OF_MEMORY = "Close other programs that use its memory and run the same command again; the last checkpoint is good."
 
 
 @dataclass(frozen=True)

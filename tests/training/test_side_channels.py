@@ -20,8 +20,7 @@ from fastdb.runtime.paths import work_folder
 from fastdb.sessions import lease
 from fastdb.sessions.events import read_events
 from fastdb.sessions.session import Session
-from fastdb.training import process
-from fastdb.training.loop import Loop
+from fastdb.training import process, trainer
 from fastdb.training.observers import Sampler
 from tests.sessions.test_events import fill
 from tests.training.conftest import result
@@ -111,18 +110,17 @@ def test_other_errors_are_not_taken_for_it(error: Exception) -> None:
 
 
 def test_want_of_memory_on_a_cpu_names_a_remedy_that_works(make_session: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    session, honest = make_session(**QUICK), Loop._microstep
+    session = make_session(**QUICK)
 
-    def hungry(loop: Loop, step: int, batch: Any) -> Any:
-        if step == 1 and not loop.config.gradient_checkpointing:
-            raise RuntimeError(f"{NO_MEMORY}allocate 2000000000 bytes.")
-        return honest(loop, step, batch)
+    def hungry(*_: Any, **__: Any) -> Any:
+        raise RuntimeError(f"{NO_MEMORY}allocate 2000000000 bytes.")
 
-    monkeypatch.setattr(Loop, "_microstep", hungry)
-    with pytest.raises(TrainingError, match=r"too little memory \(2,000 MB more were needed\)") as told:
-        Life(session).run()
-    assert "Set gradient_checkpointing=true and run the same command again" in str(told.value)
-    session = session.with_config(session.config.changed({"gradient_checkpointing": True}))
+    # Within a stage, training takes a step of the ladder instead (test_memory_ladder.py).
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "image_groups", hungry)
+        with pytest.raises(TrainingError, match=r"too little memory \(2,000 MB more were needed\)") as told:
+            Life(session).run()
+    assert "Close other programs that use its memory and run the same command again" in str(told.value)
     assert Life(session).run() == "finished"
 
 
