@@ -53,6 +53,7 @@ def export(
 
     Raises:
         ConfigError: no checkpoint of that step.
+        SessionError: its `session.yaml` is incomplete.
         ModelError: it cannot be exported, did not verify, or renders differently.
         TrainingError: nothing was trained yet.
         StorageError: the disk is full or read-only.
@@ -61,6 +62,7 @@ def export(
     from fastdb.models.export import export_model
 
     session = Session.open(session, root)
+    session.check_complete()
     with report.progress("base model", "B") as update:
         base = ensure_base(session, update)
     parts, done = export_parts(session, base, step)

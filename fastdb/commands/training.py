@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -202,25 +203,29 @@ def _prepare(session: Session, config: Config, restart: bool, from_step: int | N
     for note in preflight(planned, base, restart, from_step):
         report.note(note)
     session = _claimed(session, report)
-    if config != session.config:
-        session = _with_settings(session, config, from_step or 0, report)
-        for note in setting_warnings(session):
-            report.note(note)
-    folders = session.checkpoint_folders[::-1]
-    if restart:
-        with process.training_lock(session.path), nothing_published(session):
-            moves = [move_aside(folder, [entry.path for entry in complete(folder)]) for folder in folders]
+    with ExitStack() as locks:
+        # Before anything is written, because another process may hold them.
+        if restart:
+            locks.enter_context(process.training_lock(session.path))
+        if restart or from_step is not None:
+            locks.enter_context(nothing_published(session))
+        if config != session.config:
+            session = _with_settings(session, config, from_step or 0, report)
+            for note in setting_warnings(session):
+                report.note(note)
+        if not restart and from_step is None:
+            return session
+        first = 0 if restart else (from_step or 0) + 1
+        stage = None if restart else "unet"
+        folders = session.checkpoint_folders[::-1]
+        moves = [
+            move_aside(folder, [entry.path for entry in complete(folder, stage) if entry.step >= first])
+            for folder in folders
+        ]
+        if restart:
             session = restarted(session)
             folders = session.checkpoint_folders[::-1]
             moves = [aside and folder / aside.name for folder, aside in zip(folders, moves, strict=True)]
-    elif from_step is not None:
-        with nothing_published(session):
-            moves = [
-                move_aside(folder, [entry.path for entry in complete(folder, "unet") if entry.step > from_step])
-                for folder in folders
-            ]
-    else:
-        return session
     if moved := [str(folder) for folder in moves if folder is not None]:
         which = "all checkpoints" if restart else f"the checkpoints after step {from_step}"
         report.note(Note("checkpoints set aside", " and ".join(moved), which))

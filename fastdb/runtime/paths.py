@@ -26,11 +26,11 @@ FOLDER = "Fast-Dreambooth"
 SESSION_FILE = "session.yaml"
 HOME = "session.json"
 """File in a work folder that names the session it belongs to."""
-_LINEAGE = re.compile(r"^lineage: '?([0-9a-f]{32})'?$", re.M)
-_INHERITED = re.compile(r"^inherited:\n((?:- '?[0-9a-f]{32}'?\n)*)", re.M)
+_LINEAGE = re.compile(r"""^lineage:[ \t]*['"]?([0-9a-f]{32})['"]?[ \t]*(?:#.*)?$""", re.M)
+_INHERITED = re.compile(r"""^inherited:[ \t]*\n((?:[ \t]*- ['"]?[0-9a-f]{32}['"]?[ \t]*\n)*)""", re.M)
 _HEX = re.compile(r"[0-9a-f]{32}")
-_CREATED = re.compile(r"^created: '?([^'\n]*)'?$", re.M)
-_FINGERPRINT = re.compile(r"^  fingerprint: '?([^'\n]*)'?$", re.M)
+_CREATED = re.compile(r"""^created: ['"]?([^'"\n]*)['"]?$""", re.M)
+_FINGERPRINT = re.compile(r"""^  fingerprint: ['"]?([^'"\n]*)['"]?$""", re.M)
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _INSTALLED = _PACKAGE / "wheels"
@@ -103,6 +103,8 @@ class Home:
     mount: Path
     """Mount point of the session's disk."""
     lineage: str
+    inode: str = ""
+    """Of the folder, `inode_of`; empty if an earlier version recorded none."""
 
     def is_gone(self) -> bool:
         """Return whether the session is certainly no longer there: its disk is mounted and does not hold it."""
@@ -118,11 +120,20 @@ class Home:
         return bool(found) and self.lineage not in found
 
 
+def inode_of(folder: Path) -> str:
+    """Return what a folder keeps when it is renamed, its device and inode number; empty if it cannot be read."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return ""
+    return f"{status.st_dev}:{status.st_ino}"
+
+
 def home_of(work: Path) -> Home | None:
     """Return the session that a work folder belongs to; None if none is recorded."""
     try:
         data = json.loads((work / HOME).read_text(encoding="utf-8"))
-        return Home(Path(data["folder"]), Path(data["mount"]), str(data["lineage"]))
+        return Home(Path(data["folder"]), Path(data["mount"]), str(data["lineage"]), str(data.get("inode", "")))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from fastdb.reporting import Note
 from fastdb.runtime.paths import cache_folder, home_of, lineage_of, work_folder, work_lineages
 from fastdb.sessions.lease_status import in_use
-from fastdb.sessions.lineage import neighbours, record_home
+from fastdb.sessions.lineage import neighbours, record_home, renamed_home
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import explained
 from fastdb.storage.safe_names import shown
@@ -28,7 +28,8 @@ def claim_work(session: Session) -> tuple[Session, list[Note]]:
     """
     notes, before = [], work_folder(session.path)
     if session.record.lineage and (other := original_of(session)) is not None:
-        if home_of(before) is None:  # Of both folders, or of this one by its path.
+        # The work of the lineage belongs to the original, wherever that is now.
+        if (home := home_of(before)) is None or home.is_gone():
             before = work_folder(session.path, "")
         session = session.with_new_lineage((session.record.lineage, *session.record.inherited))
         notes.append(Note("copied session", session.name, shown(other.name)))
@@ -48,6 +49,8 @@ def original_of(session: Session) -> Path | None:
         return trained
     if (home := home_of(cache_folder() / "work" / lineage)) is not None and not home.is_gone():
         return home.folder if home.folder != path else None
+    if renamed := renamed_home(lineage, [path, *same]):
+        return renamed if renamed != path else None
     return next(iter(same), None) if session.record.name != session.name else None
 
 
@@ -82,7 +85,8 @@ def _take_over(before: Path, session: Session) -> None:
             if before == link or link.is_symlink():
                 link.unlink(missing_ok=True)
                 link.symlink_to(own.name)
-    if (home := home_of(own)) is None or home.folder != session.path.resolve():
+    now = (session.path.resolve(), session.record.lineage)
+    if (home := home_of(own)) is None or (home.folder, home.lineage) != now:
         record_home(own, session.path, session.record.lineage)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from fastdb.errors import SessionBusy
 from fastdb.reporting import argument
-from fastdb.runtime.paths import HOME, cache_folder, lineage_of
+from fastdb.runtime.paths import HOME, cache_folder, home_of, inode_of, lineage_of
 from fastdb.storage.atomic_write import make_folder, write_text
 from fastdb.storage.safe_names import shown
 
@@ -24,14 +25,24 @@ def record_home(work: Path, session: Path, lineage: str) -> None:
     folder = session.resolve()
     mount = next(path for path in (folder, *folder.parents) if os.path.ismount(path))
     # Escaped, because a path may be no text.
-    write_text(work / HOME, json.dumps({"folder": str(folder), "mount": str(mount), "lineage": lineage}) + "\n")
+    values = {"folder": str(folder), "mount": str(mount), "lineage": lineage, "inode": inode_of(folder)}
+    write_text(work / HOME, json.dumps(values) + "\n")
 
 
 def moved_to(session: Path, lineage: str) -> Path | None:
     """Return the folder beside a session's former folder that holds it now, after it was renamed."""
     with suppress(OSError):
-        return next((other for other in neighbours(session) if lineage_of(other) == lineage), None)
+        same = [other for other in neighbours(session) if lineage_of(other) == lineage]
+        return renamed_home(lineage, same) or next(iter(same), None)
     return None
+
+
+def renamed_home(lineage: str, folders: Iterable[Path]) -> Path | None:
+    """Return which folder is the one that the work of a lineage belonged to, under another name; copies are not."""
+    home = home_of(cache_folder() / "work" / lineage)
+    if home is None or not home.inode:
+        return None
+    return next((folder for folder in folders if inode_of(folder) == home.inode), None)
 
 
 def check_same(session: Path, lineage: str) -> None:

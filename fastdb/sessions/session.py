@@ -249,6 +249,7 @@ class Session:
             configurations: those of the base model, recorded if an earlier version of this package recorded none.
         """
         self.check_there()
+        self.check_complete()
         record = read_record(self.path)
         base, run = record.base_model, Run(started=now(), begins=begins)
         if not base.configurations:
@@ -259,12 +260,14 @@ class Session:
         """Record the outcome of the trainer that started last in the history."""
         self.check_there()
         record = read_record(self.path)
-        *before, last = record.runs
+        # Somebody may have put an older file back meanwhile.
+        *before, last = record.runs or (Run(started=now(), begins=""),)
         ended = last.model_copy(update={"ended": now(), "outcome": outcome})
         return self._rewritten(record.model_copy(update={"runs": (*before, ended)}))
 
     def with_exports(self, file: str, trained: str) -> Session:
         """Record how far the training was that an exported file contains."""
+        self.check_complete()
         record = read_record(self.path)
         others = [export for export in record.exports if export.file != file]
         made = Exported(file=file, trained=trained, when=now())

@@ -13,7 +13,7 @@ from typing import Any
 from fastdb.checkpoints.progress import is_joint
 from fastdb.config import Config
 from fastdb.errors import FastDBError, TrainingError, first_line
-from fastdb.reporting import Note, format_bytes
+from fastdb.reporting import Note, argument, format_bytes
 from fastdb.sessions.events import Emit
 from fastdb.sessions.session import Session
 
@@ -71,7 +71,7 @@ def step_down(session: Session, shortage: Shortage, on_gpu: bool, emit: Emit) ->
 
 def _past_the_last(session: Session, shortage: Shortage) -> TrainingError:
     """Return the error of a run that needs more memory with every setting that keeps the result."""
-    config, name, shares = session.config, session.name, shortage.shares
+    config, name, shares = session.config, argument(session.name), shortage.shares
     again = "--restart" if shortage.stage == "text_encoder" or is_joint(config) else "--from-step 0"
     settings = []
     if config.optimizer.name != "adamw8bit":

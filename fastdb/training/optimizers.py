@@ -10,6 +10,7 @@ import torch
 
 from fastdb.config import OptimizerConfig
 from fastdb.errors import CheckpointError, TrainingError, first_line
+from fastdb.reporting import argument
 from fastdb.training.adamw8bit import SMALL, AdamW8bit
 
 
@@ -27,11 +28,12 @@ def choose_optimizer(name: str, device_kind: str, begun_with: str = "", session:
     if name == "auto" and begun_with:
         return begun_with, "the stage began with it"
     if begun_with and begun_with != name:
+        command = f"fastdb train {argument(session)}"
         raise TrainingError(
             f"the stage began with {begun_with}, and {name} cannot continue from its moments",
             where="optimizer.name",
-            fix=f"Set it back until the stage ends: fastdb train {session} --set optimizer.name={begun_with}. Or start "
-            f"over: fastdb train {session} --restart --set optimizer.name={name}",
+            fix=f"Set it back until the stage ends: {command} --set optimizer.name={begun_with}. Or start over: "
+            f"{command} --restart --set optimizer.name={name}",
         )
     if name != "auto":
         return name, "as asked"

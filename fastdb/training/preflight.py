@@ -64,15 +64,16 @@ def preflight(session: Session, base: BaseModel, restart: bool = False, from_ste
             if is_joint(session.config)
             else "both stages have 0 steps, so there is nothing to train",
             where=session.name,
-            fix=f"Set the steps of a stage: fastdb train {session.name} --set unet.steps=800",
+            fix=f"Set the steps of a stage: fastdb train {argument(session.name)} --set unet.steps=800",
         )
     if not restart:
         check_resume(session, images, from_step)
+        session.check_complete()
     if session.config.prior.class_images and not (session.config.prior.prompts or session.record.subject.class_word):
         raise TrainingError(
             "prior preservation needs a class word or prompts for the class images",
             where=session.name,
-            fix=f"Set a prompt: fastdb train {session.name} --set prior.prompts='a photo of a dog'",
+            fix=f"Set a prompt: fastdb train {argument(session.name)} --set prior.prompts='a photo of a dog'",
         )
     probe = session.checkpoints / ".can-be-written"
     with explained(probe):
@@ -191,7 +192,7 @@ def _remedy(checkpoint: Checkpoint, changed: Mapping[str, str], session: str, ch
     stage_only = checkpoint.stage == "unet" and all(subject.startswith("unet.") for subject in changed)
     anew = "restart the UNet stage with --from-step 0, or everything with" if stage_only else "start over with"
     remedy = f"Undo the change to resume, or {anew} --restart (old checkpoints are moved aside, not deleted)."
-    if checkpoint.stage == "unet" and any(subject.endswith(".learning_rate") for subject in changed):
+    if checkpoint.stage == "unet" and any(subject.endswith((".learning_rate", ".rate_changes")) for subject in changed):
         command = f"fastdb train {argument(session)} --from-step N --set unet.learning_rate=X"
         remedy = f"{remedy} For another rate undo it, then {command}."
     if "unet.steps" in changed:

@@ -77,7 +77,7 @@ def _standing_now(name: str, run: StageRun) -> Standing:
     try:
         return standing(session)
     except StorageError:
-        last, _ = newest(session.local_checkpoints, name, session.record.lineage)
+        last, _ = newest(session.local_checkpoints, name, session.record.lineages)
         return replace(run.stands, checkpoints={**run.stands.checkpoints, **({name: last} if last else {})})
 
 

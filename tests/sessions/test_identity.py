@@ -8,7 +8,7 @@ import os
 import shutil
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -18,7 +18,7 @@ from fastdb.checkpoints.publish import pending
 from fastdb.errors import SessionBusy, SessionNotFound, StorageError
 from fastdb.reporting import Note
 from fastdb.runtime import machine
-from fastdb.runtime.paths import home_of, lineage_of, lineages_of, work_folder
+from fastdb.runtime.paths import Home, home_of, lineage_of, lineages_of, work_folder
 from fastdb.sessions import lease_file
 from fastdb.sessions.identity import claim_work, original_of, restarted
 from fastdb.sessions.lease import take
@@ -185,6 +185,37 @@ def test_of_two_copies_one_keeps_the_lineage_if_the_original_is_gone(dog: Sessio
     assert lineages[1] == dog.record.lineage
 
 
+@pytest.mark.parametrize("copy_first", [False, True])
+def test_a_copy_takes_no_work_of_an_original_that_was_renamed(dog: Session, copy_first: bool) -> None:
+    if copy_first:
+        shutil.copytree(dog.path, dog.path.with_name("backup"))
+    renamed = dog.path.rename(dog.path.with_name("kept"))
+    if not copy_first:
+        shutil.copytree(renamed, dog.path.with_name("backup"))
+    with pytest.raises(SessionBusy, match="was renamed to 'kept' while"):
+        dog.check_there()
+    copy, notes = claim_work(Session.open("backup"))
+    assert notes == [Note("copied session", "backup", "'kept'")]
+    assert copy.record.lineage != dog.record.lineage
+    assert progress_of(copy) == {"text_encoder": 0, "unet": 3}
+    kept, notes = claim_work(Session.open("kept"))
+    assert (notes, kept.record.lineage) == ([], dog.record.lineage)
+    assert [entry.step for entry in complete(kept.local_checkpoints)] == [6]
+
+
+@pytest.mark.parametrize("text", ['lineage: "{}"', "lineage: '{}'  # mine", "lineage:   {}"])
+def test_a_lineage_is_read_in_every_form_of_yaml(dog: Session, text: str) -> None:
+    file = dog.path / "session.yaml"
+    line = f"lineage: {dog.record.lineage}"
+    file.write_text(file.read_text("utf-8").replace(line, text.format(dog.record.lineage)), "utf-8")
+    assert Session.open("dog").record.lineage == lineage_of(dog.path) == dog.record.lineage
+
+
+def test_the_end_of_a_run_is_recorded_in_an_older_file(dog: Session) -> None:
+    ended = dog.with_run_ended("finished")
+    assert [run.outcome for run in ended.record.runs] == ["finished"]
+
+
 def test_the_one_that_another_machine_trains_is_the_original(dog: Session) -> None:
     copied = Path(shutil.copytree(dog.path, dog.path.with_name("Copy of dog")))
     now = machine.wall()
@@ -236,6 +267,7 @@ def test_a_restart_takes_the_work_along(dog: Session) -> None:
     aside = dog.local_checkpoints / "set-aside-1"
     aside.mkdir()
     new = restarted(dog)
+    assert not cast(Home, home_of(new.work)).is_gone(), "free --unfinished would delete it"
     assert (new.record.lineage == dog.record.lineage, new.record.inherited) == (False, ())
     assert (new.local_checkpoints / "set-aside-1").is_dir()
     assert not dog.work.exists()

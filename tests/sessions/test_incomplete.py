@@ -101,7 +101,7 @@ def test_an_edited_file_is_accepted(mug: Session) -> None:
     assert sessions.show("mug").progress == "text_encoder 0/0, unet 2/2"
 
 
-def test_after_the_first_checkpoint_the_recipe_decides(mug: Session) -> None:
+def test_after_the_first_checkpoint_the_recipe_decides_first(mug: Session) -> None:
     assert training.train(mug) == "finished"
     whole = (mug.path / FILE).read_text()
     # Settings that are gone are a change of the recipe; the history is not.
@@ -110,9 +110,10 @@ def test_after_the_first_checkpoint_the_recipe_decides(mug: Session) -> None:
         training.train("mug")
     (mug.path / FILE).write_text(whole)
     lost = cut(mug, "runs:").read_bytes()
-    assert training.train("mug") == "finished"
-    with pytest.raises(SessionError):
-        training.extend("mug", 1)
+    for verb in (training.train, results.export, lambda name: training.extend(name, 1)):
+        with pytest.raises(SessionError, match="incomplete"):
+            verb("mug")
+    assert (mug.path / FILE).read_bytes() == lost, "nothing was sealed"
+    sessions.check("mug", accept=True)
     results.export("mug", formats=["safetensors"])
-    assert (mug.path / f"{FILE}.incomplete").read_bytes() == lost, "what was cut is kept beside it"
     assert missing_parts(mug.path) == []
