@@ -227,8 +227,8 @@ MUTANTS = {
     ),
     "the checksum of session.yaml is ignored": (
         "sessions/file_hashes.py",
-        " and text != sealed(text)",
-        " and False",
+        "return text != sealed(text) and",
+        "return False and",
         ["tests/training/test_bit_rot.py", "-k", "flipped_session_yaml"],
     ),
     "a download resumes a file that has changed": (

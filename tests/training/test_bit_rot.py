@@ -188,7 +188,8 @@ def test_a_flipped_session_yaml_is_told_or_refused(
         except FastDBError:
             refused += 1
         else:
-            assert "session.yaml was edited or damaged" in capsys.readouterr().out, place
+            # The line of the checksum itself may be hit.
+            assert re.search("session.yaml was (edited or damaged|cut short or edited)", capsys.readouterr().out), place
             told += 1
     assert min(refused, told) > 3
 

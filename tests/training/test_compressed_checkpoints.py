@@ -29,7 +29,7 @@ from fastdb.checkpoints.compressed_file import Packed
 from fastdb.checkpoints.export_parts import export_parts
 from fastdb.checkpoints.progress import Standing, standing
 from fastdb.commands import results
-from fastdb.errors import CheckpointError, FastDBError, ModelError, StorageError
+from fastdb.errors import CheckpointError, FastDBError, ModelError, StorageError, TrainingError
 from fastdb.evaluation.candidates import checkpoints_of
 from fastdb.inference.open_model import open_source
 from fastdb.inference.request import Request
@@ -310,9 +310,9 @@ def test_a_base_model_that_is_gone_or_another_is_told_as_that(
             assert "Restore the base model that this session started with" in said
     record = both[1].record
     moved = record.model_copy(update={"base_model": record.base_model.model_copy(update={"folder": str(other)})})
-    said = line_of(
-        lambda: export_parts(Session(both[1].path, moved), ensure_base(Session(both[1].path, moved))), CheckpointError
-    )
+    session = Session(both[1].path, moved)
+    assert "other weights" in line_of(lambda: ensure_base(session), TrainingError)
+    said = line_of(lambda: export_parts(session, open_base_model(other)), CheckpointError)
     assert "it needs the base model file" in said
 
 
