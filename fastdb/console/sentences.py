@@ -79,6 +79,8 @@ SENTENCES: dict[str, str] = {
     "prompts": "Prompts to train: {subject}: {reason}",
     "token not in prompt": "warning: the prompt {reason!r} does not contain the token {subject!r}, so the token is not "
     "trained. Change token or prompt before training",
+    "no prompt": "warning: file names such as {reason} give no prompt, so this session cannot be trained yet. Set its "
+    "subject, such as: fastdb change {subject} --token sks --class dog",
     "prompts from camera names": "warning: {reason} prompts are names that cameras give ({subject}). Set a token and a "
     "class word, or name the photos after their content",
     "resolution unusual": "warning: resolution {subject} is far from the {reason} px that the base model was made for",

@@ -10,7 +10,10 @@ import pytest
 
 pytest.importorskip("torch")
 
+from typer.testing import CliRunner
+
 from fastdb import interactive
+from fastdb.cli import app
 from fastdb.commands import sessions
 from fastdb.errors import ConfigError, ImageError, StorageError
 from fastdb.runtime import drive, paths
@@ -80,7 +83,11 @@ def test_names_that_cameras_give_are_told(
     interactive.new("dog", "mini", [photo])
     output = capsys.readouterr().out
     if name.isdigit():
-        return  # no prompt at all: training refuses it
+        assert f"file names such as '{name}' give no prompt" in output
+        remedy = output.partition("fastdb change ")[2].splitlines()[0]
+        assert CliRunner().invoke(app, ["change", *remedy.split()]).exit_code == 0
+        assert sessions.show("dog").prompts == ("a photo of sks dog",)
+        return
     assert "1 of 1 prompts are names that cameras give" in output
     assert "Prompts to train: one: " in output
 
