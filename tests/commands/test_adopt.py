@@ -66,7 +66,11 @@ def killed(path: Path, sessions: Path) -> Path:
     return left
 
 
-def test_what_a_killed_adoption_left_is_told_and_removed_after_a_day(zipped: Path, sessions_folder: Path) -> None:
+def test_what_a_killed_adoption_left_is_told_and_removed_after_a_day(
+    zipped: Path, sessions_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # That of other tests has work of sessions that are gone.
+    monkeypatch.setenv("FASTDB_CACHE", str(tmp_path / "cache"))
     left = killed(zipped, sessions_folder)
     interactive.adopt(zipped)
     asked: list[space.Removal] = []
