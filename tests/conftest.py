@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from fastdb import console, errors
 from tests import fork_server
 from tests.requires import missing_for_fuse
 
@@ -41,6 +42,14 @@ def pytest_collection_finish() -> None:
     """Keep the results of the imports out of later garbage collections, of which trainers ask for several."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _own_words() -> Iterator[None]:
+    """Messages of later tests are in the command line's words again; cells use those of notebooks."""
+    yield
+    console.reword(str)
+    errors.reword(str)
 
 
 @pytest.fixture(scope="session", autouse=True)

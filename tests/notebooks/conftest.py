@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from PIL import Image
 
-from fastdb import console, errors
 from fastdb.runtime import drive, paths
-
-
-@pytest.fixture(autouse=True)
-def _own_words() -> Iterator[None]:
-    """Messages of later tests are in the command line's words again."""
-    yield
-    console.reword(str)
-    errors.reword(str)
 
 
 @pytest.fixture(scope="session")
