@@ -1,9 +1,9 @@
-"""Claims on checkpoints, by which a process keeps the others of its machine from deleting what it reads.
+"""Claims on checkpoints, which prevent other processes of this machine from deleting them.
 
 A claim is a shared lock on the checkpoint's manifest. It needs no space on a disk that may be full, several processes
 may hold one, and the system releases it when its holder dies.
 
-A verb that reads what training has made runs in `claims_kept`: each checkpoint that it finds valid stays until its end.
+A verb that reads checkpoints runs in `claims_kept`: each checkpoint that it finds valid stays until its end.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _claim(checkpoint: Path) -> int | None:
             raise _gone(checkpoint)
         return None
     try:
-        # Deletion locks the manifest, then renames the folder: whoever was faster shows in the name.
+        # Deletion locks the manifest, then renames the folder, so the name shows which came first.
         if _lock(descriptor, fcntl.LOCK_SH) and os.path.samestat(os.fstat(descriptor), (checkpoint / MANIFEST).stat()):
             return descriptor
         raise _gone(checkpoint)

@@ -54,7 +54,7 @@ def gone_work(root: Path | None = None) -> list[GoneWork]:
         OSError: the cache cannot be read.
     """
     works = cache_folder() / "work"
-    found = []
+    gone = []
     folders = sorted(works.iterdir()) if works.is_dir() else []
     homes_of = {work: _homes(work) for work in folders if not work.is_symlink()}
     claims = Counter(folder for homes in homes_of.values() for folder in {home.folder for home in homes})
@@ -63,8 +63,8 @@ def gone_work(root: Path | None = None) -> list[GoneWork]:
             continue  # Its own session, as far as can be told without a look into files, which may be slow to open.
         if homes and all(home.is_gone() and not _is_held_by(home, root) for home in homes) and not _in_use(work):
             newest = _newest(work)
-            found.append(GoneWork(work, homes[0].folder, newest, _published(work, newest), bytes_of(work)))
-    return found
+            gone.append(GoneWork(work, homes[0].folder, newest, _published(work, newest), bytes_of(work)))
+    return gone
 
 
 def remove_dead_links() -> None:
@@ -126,7 +126,7 @@ def _in_use(work: Path) -> bool:
 
 def _newest(work: Path) -> Checkpoint | None:
     local = work / "checkpoints"
-    checkpoints = complete(local) or [one for folder in set_aside_here(local) for one in complete(folder)]
+    checkpoints = complete(local) or [checkpoint for folder in set_aside_here(local) for checkpoint in complete(folder)]
     order = [checkpoint for checkpoint in checkpoints if checkpoint.stage in STAGES]
     return max(order, key=lambda checkpoint: (STAGES.index(checkpoint.stage), checkpoint.step), default=None)
 

@@ -40,6 +40,8 @@ REPEAT_AFTER = 600.0
 """Seconds until the same note is repeated."""
 BACK_OFF = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds until a failure is retried, the last value for all later retries."""
+ANNOUNCED_AFTER = 5.0
+"""Seconds of waiting for another publisher until that is reported."""
 BUSY_WITHIN = 20.0
 """Seconds for which a command waits while a checkpoint is being published."""
 
@@ -184,7 +186,7 @@ class Publishing:
         """
         setting = self.session.config.checkpoints.patience_minutes * 60
         patience = setting if self.patience is None else self.patience
-        with _publishing_lock(self.session):
+        with self._turn(leaving):
             failures, since = 0, 0.0
             cleared = False
             while not leaving():
@@ -219,6 +221,21 @@ class Publishing:
                     failures += 1
                     continue
                 self._pause(1.0, ending, leaving, hurry)
+
+    @contextmanager
+    def _turn(self, leaving: Callable[[], bool]) -> Iterator[None]:
+        """Hold the publishing lock, after a wait that is reported; once `leaving` returns true, hold nothing."""
+        lock = _publishing_lock(self.session)
+        while not leaving():
+            try:
+                lock.acquire(timeout=ANNOUNCED_AFTER)
+                break
+            except Timeout:
+                self._note_rarely("publishing waits", self.session.name)
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _choose(self, due: Sequence[Checkpoint]) -> Checkpoint:
         """Return the pending checkpoint to publish now.

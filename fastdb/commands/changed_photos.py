@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,15 +97,12 @@ def base_of(session: Session, step: int | None = None, report: Report = SILENT) 
     whole = hashlib.sha256()
     for part, path in sorted(parts.items()):
         whole.update(f"{part} {remembered_sha256(path)}\n".encode())
-    target, number = Path(), 1
-    while number:
-        suffix = f"_{number}" if number > 1 else ""
-        target = session.path / f"{session.name}_step_{done['unet']}_fp32{suffix}.safetensors"
-        if not target.exists():
-            break
-        if _weights_of(target) == whole.hexdigest():
-            return target
-        number += 1
+    stem = f"{session.name}_step_{done['unet']}_fp32"
+    names = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
+    targets = (session.path / f"{name}.safetensors" for name in names)
+    target = next(path for path in targets if not path.exists() or _weights_of(path) == whole.hexdigest())
+    if target.exists():
+        return target
     with report.progress(target.name, "tensor") as update:
         metadata = {**export_metadata(session, base, done), _WEIGHTS: whole.hexdigest()}
         written = export_model(parts, target, dtype="fp32", metadata=metadata, progress=update)

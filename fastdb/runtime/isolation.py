@@ -140,7 +140,7 @@ def _own_path() -> str:
     if str(parent) in [os.path.realpath(folder) for folder in folders]:
         return ""
     if next(parent.glob(_DISTRIBUTION), None) is not None:
-        return str(parent)  # Installed with `pip install --target`, together with what it requires.
+        return str(parent)  # Installed with `pip install --target`, together with its requirements.
     link = cache_folder() / f"package-{hashlib.sha256(os.fsencode(_PACKAGE)).hexdigest()[:8]}" / _PACKAGE.name
     try:
         link.parent.mkdir(parents=True, exist_ok=True)

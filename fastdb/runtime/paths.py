@@ -116,8 +116,8 @@ class Home:
             return True
         except OSError:
             return False
-        found = lineages_of(self.folder)
-        return bool(found) and self.lineage not in found
+        lineages = lineages_of(self.folder)
+        return bool(lineages) and self.lineage not in lineages
 
 
 def inode_of(folder: Path) -> str:
@@ -168,10 +168,10 @@ def work_lineages(work: Path, states: str = "*/state.json") -> set[str]:
     Args:
         states: pattern of their files below `checkpoints`.
     """
-    found = set()
+    lineages = set()
     for state in sorted((work / "checkpoints").glob(states)):
         try:
-            found.add(str(json.loads(state.read_text(encoding="utf-8"))["lineage"]))
+            lineages.add(str(json.loads(state.read_text(encoding="utf-8"))["lineage"]))
         except (OSError, ValueError, KeyError, TypeError):
             continue
-    return found
+    return lineages

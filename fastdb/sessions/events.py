@@ -90,7 +90,7 @@ class EventLog:
                 self._descriptor = None
 
     def _write(self) -> None:
-        """Append what is waiting, as far as the disk takes it; the rest of a cut line comes first next time."""
+        """Append the waiting lines as far as the disk has space; the rest of a cut line comes first next time."""
         try:
             if self._descriptor is None:
                 self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -94,6 +94,6 @@ def _work_of(session: Session) -> Path | None:
     """Return work that an earlier version named by another path of this session, which was renamed since."""
     works = cache_folder() / "work"
     for work in sorted(works.iterdir()) if works.is_dir() else ():
-        if home_of(work) is None and (found := work_lineages(work)) and found <= session.record.lineages:
+        if home_of(work) is None and (lineages := work_lineages(work)) and lineages <= session.record.lineages:
             return work
     return None

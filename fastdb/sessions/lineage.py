@@ -51,7 +51,7 @@ def check_same(session: Path, lineage: str) -> None:
     Raises:
         SessionBusy: naming the place of its checkpoints on this machine.
     """
-    if not lineage or (found := lineage_of(session)) == lineage:
+    if not lineage or (current := lineage_of(session)) == lineage:
         return
     kept = cache_folder() / "work" / lineage / "checkpoints"
     if other := moved_to(session, lineage):
@@ -60,7 +60,7 @@ def check_same(session: Path, lineage: str) -> None:
             subject=session.name,
             fix=f"Its checkpoints on this machine belong to the new name: fastdb publish {argument(other.name)}",
         )
-    if found:
+    if current:
         raise SessionBusy(
             f"was deleted or restarted while it was in use, and its folder holds another session now; checkpoints of "
             f"the former one are kept in {kept}",

@@ -294,7 +294,7 @@ class Session:
         """Raise if `session.yaml` was cut short: defaults would silently replace its settings.
 
         Raises:
-            SessionError: naming what is missing.
+            SessionError: naming the missing parts.
             StorageError: it cannot be read.
         """
         if missing := missing_parts(self.path):

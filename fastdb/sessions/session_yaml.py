@@ -285,7 +285,7 @@ def write_record(folder: Path, record: Record, *, keep: bool = True) -> Record:
 
 
 def missing_parts(folder: Path) -> list[str]:
-    """Return what is missing at the end of `session.yaml`, such as a group of settings and the line with the checksum.
+    """Return the parts that `session.yaml` lacks at its end, such as a group of settings or the checksum.
 
     Nothing is missing from a file whose checksum is right, or from one of format 1, which has no checksum. Of newer
     formats nothing is known.

@@ -50,7 +50,7 @@ class Loop:
         losses: of each step done, counted from 1.
         done: steps done; weights and moments are those after it unless `changing` is set.
         changing: weights and moments are being changed.
-        share: of the memory, what is being allocated: "activations", "moments" or "average".
+        share: the share of the memory that is being allocated, "activations", "moments" or "average".
     """
 
     accelerator: Accelerator

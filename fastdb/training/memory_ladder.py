@@ -24,7 +24,7 @@ class Shortage:
 
     Attributes:
         done: steps of the stage whose state is saved or was never changed.
-        share: what was being allocated: "weights", "activations", "moments" or "average".
+        share: the share of the memory that was being allocated, "weights", "activations", "moments" or "average".
         problem: the clause of the error.
         shares: predicted bytes by share; empty if unknown.
     """

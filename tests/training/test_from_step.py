@@ -11,11 +11,15 @@ import pytest
 
 pytest.importorskip("torch")
 
+from filelock import FileLock
+
 from fastdb import interactive
+from fastdb.checkpoints import publish
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.commands import results, sharing, training
-from fastdb.errors import ConfigError, FastDBError, TrainingError
+from fastdb.errors import ConfigError, FastDBError, SessionBusy, TrainingError
 from fastdb.models.resolve import ensure_base
+from fastdb.sessions.identity import claim_work
 from fastdb.sessions.session import Session
 from fastdb.training.disk_estimate import need
 from fastdb.training.preflight import preflight
@@ -254,3 +258,30 @@ def test_an_export_of_a_damaged_step_names_the_others_and_they_work(finished: Se
     assert line.startswith("cup: the checkpoint of this step is damaged (unet-000003: ")
     assert line.endswith("Choose another step (1, 2, 4, 5), or restore the checkpoint from a copy.")
     assert [file.name for file in results.export(session, step=4, formats=["ckpt"])] == ["cup_step_4.ckpt"]
+
+
+def test_nothing_is_written_while_another_process_publishes(
+    finished: Session, copy: Copied, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, _ = claim_work(copy(finished))
+    monkeypatch.setattr(publish, "BUSY_WITHIN", 0.1)
+    before = (session.path / "session.yaml").read_bytes()
+    with FileLock(session.work / publish.LOCK), pytest.raises(SessionBusy, match="is being published"):
+        training.train(session, from_step=3, settings={"unet.learning_rate": 1e-5})
+    assert Session.open(session.path).config == session.config
+    assert (session.path / "session.yaml").read_bytes() == before
+
+
+def test_waiting_for_another_publisher_is_reported_and_can_be_left(
+    finished: Session, copy: Copied, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, notes = copy(finished), []
+    monkeypatch.setattr(publish, "ANNOUNCED_AFTER", 0.1)
+
+    def emit(_: str, /, **fields: Any) -> None:
+        notes.append(fields["kind"])
+
+    publishing = publish.Publishing(session, session.path, emit)
+    with FileLock(session.work / publish.LOCK):
+        publishing.run(lambda: True, leaving=lambda: bool(notes))
+    assert notes == ["publishing waits"]
