@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 from fastdb.checkpoints.checkpoint import (
@@ -19,9 +20,10 @@ from fastdb.checkpoints.checkpoint import (
 )
 from fastdb.checkpoints.claims import claim
 from fastdb.config import Config
-from fastdb.errors import ConfigError, TrainingError
+from fastdb.errors import CheckpointError, ConfigError, TrainingError
 from fastdb.reporting import Note, argument
 from fastdb.sessions.session import Session
+from fastdb.storage import MANIFEST
 
 STAGES = ("text_encoder", "unet")
 """The stages in their order; each is named after the part it trains.
@@ -106,14 +108,43 @@ def standing(session: Session, unusable: Fault | None = None) -> Standing:
     """
     valid: dict[str, Checkpoint] = {}
     skipped: list[Note] = []
+
+    def fault(checkpoint: Checkpoint) -> str:
+        return abandoned(session, checkpoint) or (unusable(checkpoint) if unusable else "")
+
     for stage in STAGES:
-        checkpoint, notes = newest(session.checkpoint_folders, stage, session.record.lineages, unusable)
+        checkpoint, notes = newest(session.checkpoint_folders, stage, session.record.lineages, fault)
         skipped += notes
         if checkpoint is not None:
             valid[stage] = checkpoint
         if steps_of(session, stage) > (checkpoint.step if checkpoint else 0):
             break
     return Standing(valid, (*skipped, *strays(session.checkpoints)))
+
+
+def abandoned(session: Session, checkpoint: Checkpoint) -> str:
+    """Return why a checkpoint on this machine no longer belongs to its session, or an empty string.
+
+    If another machine changed the learning rate from an earlier step on, the checkpoints after that step were set aside
+    there and in the session's folder, but not here.
+    """
+    if checkpoint.stage != "unet" or checkpoint.path.parent != session.local_checkpoints:
+        return ""  # Changes of rates count steps of the UNet stage.
+    later = {f"unet step {step}" for step in range(checkpoint.step)}
+    changed = [entry for entry in session.record.revised if not entry.reason and entry.after in later]
+    try:
+        saved = (checkpoint.path / MANIFEST).stat().st_mtime
+        if not any(datetime.fromisoformat(entry.when).timestamp() >= int(saved) for entry in changed):
+            return ""
+        recorded = checkpoint.state["recipe"]["settings"]
+        for part, own in (("unet", session.config.unet), ("text_encoder", session.config.text_encoder)):
+            then = [change for change in recorded.get(f"{part}.rate_changes", ()) if change["after"] < checkpoint.step]
+            now = [change.model_dump() for change in own.rate_changes if change.after < checkpoint.step]
+            if then != now or recorded.get(f"{part}.learning_rate", own.learning_rate) != own.learning_rate:
+                return "another machine changed the learning rate from an earlier step on"
+    except (OSError, CheckpointError, KeyError, TypeError, AttributeError, ValueError):
+        return ""  # What cannot be read is reported by those who verify it.
+    return ""
 
 
 def standings(
@@ -142,7 +173,8 @@ def standings(
             continue
         reason = ""
         if claim(checkpoint.path):
-            reason = fault_in(checkpoint, session.record.lineages) or (unusable(checkpoint) if unusable else "")
+            reason = fault_in(checkpoint, session.record.lineages) or abandoned(session, checkpoint)
+            reason = reason or (unusable(checkpoint) if unusable else "")
         if not claim(checkpoint.path):
             # Deleted meanwhile, because there are newer ones by now.
             return standings(session, wanted, unusable)

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from fastdb.checkpoints.checkpoint import STATE, Checkpoint, clear_unfinished, complete
 from fastdb.checkpoints.checkpoint import save as save_checkpoint
 from fastdb.checkpoints.claims import claimed
-from fastdb.checkpoints.progress import STAGES
+from fastdb.checkpoints.progress import STAGES, abandoned
 from fastdb.checkpoints.retention import KEEP, Retention, delete_unclaimed, prune, retention
 from fastdb.errors import CheckpointError, SessionBusy, StorageError, first_line
 from fastdb.reporting import Note
@@ -56,7 +56,11 @@ def pending(session: Session) -> list[Checkpoint]:
         StorageError: a disk does not answer.
     """
     lineage = session.record.lineages
-    local = sorted(complete(session.local_checkpoints, lineage=lineage), key=_place)
+    local = [
+        checkpoint
+        for checkpoint in sorted(complete(session.local_checkpoints, lineage=lineage), key=_place)
+        if not abandoned(session, checkpoint)
+    ]
     if not local:
         return []
     published = {checkpoint.path.name: checkpoint for checkpoint in complete(session.checkpoints, lineage=lineage)}

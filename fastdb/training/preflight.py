@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastdb.checkpoints.checkpoint import Checkpoint, complete
 from fastdb.checkpoints.leftovers import duplicates
-from fastdb.checkpoints.progress import STAGES, is_joint, steps_of
+from fastdb.checkpoints.progress import STAGES, abandoned, is_joint, steps_of
 from fastdb.config import Config, flat, format_setting
 from fastdb.errors import CheckpointError, ConfigError, TrainingError
 from fastdb.images.captions import InstanceImage, instance_images_of
@@ -116,7 +116,8 @@ def check_resume(session: Session, images: Sequence[InstanceImage], from_step: i
     checkpoints = [
         complete(session.checkpoint_folders, stage, lineage=lineage, until=until.get(stage)) for stage in STAGES
     ]
-    newest = [of_stage[-1] for of_stage in checkpoints if of_stage]
+    belonging = [[one for one in of_stage if not abandoned(session, one)] for of_stage in checkpoints]
+    newest = [of_stage[-1] for of_stage in belonging if of_stage]
     try:
         # The trainer checks the class images after it has made those that are missing.
         check_recipes(newest, make_recipe(session, images, None), session.name, from_step or 0, session.path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from filelock import FileLock
 from fastdb import interactive
 from fastdb.checkpoints import publish
 from fastdb.checkpoints.checkpoint import complete
+from fastdb.checkpoints.progress import standing, standings
 from fastdb.commands import results, sharing, training
 from fastdb.errors import ConfigError, FastDBError, SessionBusy, TrainingError
 from fastdb.models.resolve import ensure_base
@@ -285,3 +287,29 @@ def test_waiting_for_another_publisher_is_reported_and_can_be_left(
     with FileLock(session.work / publish.LOCK):
         publishing.run(lambda: True, leaving=lambda: bool(notes))
     assert notes == ["publishing waits"]
+
+
+def test_another_machine_does_not_bring_back_what_a_changed_rate_replaced(
+    make_session: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTDB_CACHE", str(tmp_path / "first"))
+    session = make_session("two", **SHORT)
+    assert Life(session).run() == "finished"
+    assert complete(session.local_checkpoints, "unet")[-1].step == 3
+    monkeypatch.setenv("FASTDB_CACHE", str(tmp_path / "second"))
+    assert training.train(session.path, from_step=1, settings={"unet.learning_rate": 9e-5}) == "finished"
+    checkpoint = session.checkpoints / "unet-000003"
+    after = (checkpoint / "MANIFEST.json").read_bytes()
+
+    monkeypatch.setenv("FASTDB_CACHE", str(tmp_path / "first"))
+    session = Session.open(session.path)
+    assert publish.pending(session) == []
+    stands = standing(session)
+    assert stands.checkpoints["unet"].path == checkpoint
+    assert [note.reason for note in stands.skipped] == [
+        "another machine changed the learning rate from an earlier step on"
+    ]
+    assert {step.checkpoints["unet"].path.parent for step in standings(session, [2, 3])[0]} == {session.checkpoints}
+    assert training.train(session) == "finished"
+    training.publish(session)
+    assert (checkpoint / "MANIFEST.json").read_bytes() == after
