@@ -91,9 +91,12 @@ def _take_over(before: Path, session: Session) -> None:
 
 
 def _work_of(session: Session) -> Path | None:
-    """Return work that an earlier version named by another path of this session, which was renamed since."""
+    """Return work that an earlier version named by another path of this session, which was renamed since.
+
+    That of an inherited lineage belongs to the original.
+    """
     works = cache_folder() / "work"
     for work in sorted(works.iterdir()) if works.is_dir() else ():
-        if home_of(work) is None and (lineages := work_lineages(work)) and lineages <= session.record.lineages:
+        if home_of(work) is None and work_lineages(work) == {session.record.lineage}:
             return work
     return None

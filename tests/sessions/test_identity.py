@@ -253,6 +253,17 @@ def test_it_is_found_after_a_new_name_too(dog: Session) -> None:
     assert steps("cat") == 6
 
 
+def test_a_copy_does_not_take_it_from_the_original(dog: Session) -> None:
+    (dog.work / "session.json").unlink()
+    dog.work.rename(by_path(dog))
+    shutil.copytree(dog.path, dog.path.with_name("Copy of dog"))
+    copied, notes = claim_work(Session.open("Copy of dog"))
+    assert [note.kind for note in notes] == ["copied session"]
+    assert (steps("Copy of dog"), steps("dog")) == (3, 6)
+    claim_work(Session.open("dog"))
+    assert (steps("Copy of dog"), steps("dog")) == (3, 6)
+
+
 def test_it_is_not_taken_from_a_former_session_of_the_name(dog: Session) -> None:
     (dog.work / "session.json").unlink()
     former = by_path(dog)

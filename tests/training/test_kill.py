@@ -159,17 +159,23 @@ def killed_at_step(victim: process.Running, where: float, chance: random.Random)
 
 
 def killed_while_saving(victim: process.Running, session: Session, after: float) -> bool:
-    """SIGKILL while the first checkpoint after `after` steps is half written, or half published."""
+    """SIGKILL while the first checkpoint after `after` steps is half written, or half published.
+
+    If it was whole before the signal came, the session is resumed and killed at its next checkpoint too.
+    """
 
     def half_written() -> bool:
         return any(any(folder.glob(".unfinished-*")) for folder in session.checkpoint_folders)
 
-    deadline = time.monotonic() + 120
+    deadline, killed, enough = time.monotonic() + 120, False, int(after) - 2
     while victim.alive() and time.monotonic() < deadline:
-        if steps_done(victim) >= int(after) - 2 and half_written():
-            return kill(victim) and half_written()
+        if steps_done(victim) >= enough and half_written():
+            killed = kill(victim) or killed
+            if half_written():
+                return killed
+            victim, enough = process.start(session), 0
         time.sleep(0.0005)
-    return False
+    return killed
 
 
 def kill(victim: process.Running) -> bool:
