@@ -257,7 +257,7 @@ def test_a_copy_does_not_take_it_from_the_original(dog: Session) -> None:
     (dog.work / "session.json").unlink()
     dog.work.rename(by_path(dog))
     shutil.copytree(dog.path, dog.path.with_name("Copy of dog"))
-    copied, notes = claim_work(Session.open("Copy of dog"))
+    _, notes = claim_work(Session.open("Copy of dog"))
     assert [note.kind for note in notes] == ["copied session"]
     assert (steps("Copy of dog"), steps("dog")) == (3, 6)
     claim_work(Session.open("dog"))
