@@ -7,6 +7,7 @@ newest checkpoint, the last of each stage, and those that the retention rules ke
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,8 @@ from fastdb.storage.set_aside import move_aside
 MADE_OF = "made_of"
 """Key in a published checkpoint's state with the SHA-256 of each file of the local checkpoint it was made of."""
 LOCK = "publishing.lock"
+HOLDER = "publishing.pid"
+"""File with the PID of the process that held the lock last."""
 SETTLES_WITHIN = 1800.0
 """Seconds after which the next checkpoint is written even if Drive has not reported the upload of the one before."""
 REPEAT_AFTER = 600.0
@@ -188,8 +191,6 @@ class Publishing:
             SessionBusy: another machine has taken over the session.
             Exception: at the end a checkpoint has failed twice for a reason that waiting does not change.
         """
-        setting = self.session.config.checkpoints.patience_minutes * 60
-        patience = setting if self.patience is None else self.patience
         with self._turn(leaving):
             failures, since = 0, 0.0
             cleared = False
@@ -218,13 +219,18 @@ class Publishing:
                     if chosen is not None and _is_gone(chosen):
                         continue
                     since = since if failures else time.monotonic()
-                    if (self._fails_again(chosen, error) or time.monotonic() - since >= patience) and hurry:
+                    if (self._fails_again(chosen, error) or time.monotonic() - since >= self.longest_failure) and hurry:
                         raise
                     self._note_rarely("publishing delayed", reason=first_line(error))
                     self._pause(BACK_OFF[min(failures, len(BACK_OFF) - 1)], ending, leaving, hurry)
                     failures += 1
                     continue
                 self._pause(1.0, ending, leaving, hurry)
+
+    @property
+    def longest_failure(self) -> float:
+        """Seconds of failures only after which the end of a run gives up."""
+        return self.session.config.checkpoints.patience_minutes * 60 if self.patience is None else self.patience
 
     @contextmanager
     def _turn(self, leaving: Callable[[], bool]) -> Iterator[None]:
@@ -233,6 +239,8 @@ class Publishing:
         while not leaving():
             try:
                 lock.acquire(timeout=ANNOUNCED_AFTER)
+                with suppress(OSError):  # A full disk; it is read only to watch whether publishing advances.
+                    (self.session.work / HOLDER).write_text(str(os.getpid()), encoding="ascii")
                 break
             except Timeout:
                 self._note_rarely("publishing waits", self.session.name)

@@ -14,11 +14,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fastdb.checkpoints.publish import REPEAT_AFTER, Publishing, pending, prune_local
+from fastdb.checkpoints.publishing_watch import Stalled, await_publishing, pending_names, publish_rest, report_wait
 from fastdb.errors import FastDBError, SessionBusy, StorageError, first_line
+from fastdb.reporting import argument
 from fastdb.runtime.isolation import PROCESS_FOLDER, start_module
 from fastdb.sessions.events import Emit, follow_events
 from fastdb.sessions.lease import Guard
-from fastdb.sessions.session import Session
+from fastdb.sessions.session import CHECKPOINTS, Session
 from fastdb.storage.atomic_write import make_folder
 
 
@@ -33,11 +35,16 @@ class Publisher:
     base: Path
     emit: Emit
     lease: Guard = field(default_factory=Guard)
+    _work: Path = field(init=False)
+    """The session's work folder, whose lookup reads the session's disk, which may hang later."""
     _process: subprocess.Popen[bytes] | None = None
     _relay: threading.Thread | None = None
     _published: set[Path] = field(default_factory=set)
     _start_lock: threading.Lock = field(default_factory=threading.Lock)
     _noted: dict[tuple[str, str], float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._work = self.session.work
 
     def wake(self) -> None:
         """Start the publisher process if it is not running; a failure is reported and does not stop training."""
@@ -53,7 +60,7 @@ class Publisher:
 
     def _start_process(self) -> None:
         """Start the process; the publishing lock makes it wait for an older process."""
-        folder = self.session.work
+        folder = self._work
         make_folder(folder)
         events = folder / f"publish-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S-%f')}.jsonl"
         with open(events.with_suffix(".out"), "w", encoding="utf-8") as output:
@@ -75,50 +82,67 @@ class Publisher:
         """Publish everything that is pending; once `leaving` returns true, leave the rest to a process of its own.
 
         Raises:
-            StorageError: publishing failed; the checkpoints it names exist on this machine only.
+            StorageError: publishing failed or does not advance; the checkpoints it names exist on this machine only.
             SessionBusy: another machine has taken over the session.
         """
-        if self._process is not None and self._process.poll() is None and not leaving():
-            # It ends after its current checkpoint; this process publishes the others and shows their progress.
-            self._process.terminate()
-            _reset_priority(self._process.pid)
-            while self._relay is not None and self._relay.is_alive() and not leaving():
-                self._relay.join(0.2)
-            if leaving():
-                self._start()
-        if leaving():
-            self.wake()
-            return
         try:
-            last = Publishing(self.session, self.base, self.emit, self.lease.check, known=self._published)
-            last.run(lambda: True, leaving)
+            ended = self._let_process_end(leaving) and publish_rest(
+                Publishing(self.session, self.base, self.emit, self.lease.check, known=self._published),
+                self._work,
+                lambda: prune_local(self.session, keep=1),
+                leaving,
+            )
         except SessionBusy:
             raise
         except Exception as error:
-            names = self._pending_names()
-            kept = "it exists" if len(names) == 1 else "they exist"
-            reason, fix = first_line(error), "Run the same command on this machine again."
-            if isinstance(error, FastDBError):
-                reason, fix = error.problem, error.fix
-            elif isinstance(error, OSError) and error.filename:
-                reason = f"{error.filename}: {error.strerror}"
-            if isinstance(error, StorageError | OSError):
-                fix = "Mount the session's disk again, or free space on it, and run the same command on this machine."
-            raise StorageError(
-                f"{', '.join(names)} could not be published, so {kept} on this machine only, in "
-                f"{self.session.local_checkpoints}: {reason}",
-                where=self.session.name,
-                fix=fix,
-            ) from error
-        if leaving():
+            raise self._not_published(error) from error
+        if not ended:
             self.wake()
-        else:
-            prune_local(self.session, keep=1)
 
-    def _pending_names(self) -> list[str]:
-        with suppress(OSError, FastDBError):
-            return [checkpoint.path.name for checkpoint in pending(self.session)] or ["the last checkpoint"]
-        return ["the last checkpoint"]
+    def _let_process_end(self, leaving: Callable[[], bool]) -> bool:
+        """Wait until the publisher process has published its current checkpoint; return whether it ended.
+
+        Raises:
+            Stalled: it does not advance; it was killed, so that another process can publish.
+        """
+        process, relay = self._process, self._relay
+        if process is None or relay is None or process.poll() is not None or leaving():
+            return not leaving()
+        # This process publishes the others and shows their progress.
+        process.terminate()
+        _reset_priority(process.pid)
+        try:
+            ended = await_publishing(
+                lambda: not relay.is_alive(),
+                leaving,
+                lambda: {process.pid},
+                lambda idle: report_wait(self.session, self._work, self.emit, idle),
+            )
+        except Stalled:
+            process.kill()
+            raise
+        if not ended:
+            self._start()
+        return ended
+
+    def _not_published(self, error: Exception) -> StorageError:
+        """Return the error for checkpoints that exist on this machine only."""
+        names = pending_names(self.session, self._work)
+        kept = "it exists" if len(names) == 1 else "they exist"
+        command = f"fastdb publish {argument(self.session.name)}"
+        reason, fix = first_line(error), f"Publish later on this machine with: {command}"
+        if isinstance(error, FastDBError):
+            reason, fix = error.problem, f"{error.fix.rstrip('.')}. Then run: {command}" if error.fix else fix
+        elif isinstance(error, OSError) and error.filename:
+            reason = f"{error.filename}: {error.strerror}"
+        if isinstance(error, StorageError | OSError):
+            fix = f"Mount the session's disk again, or free space on it, and run on this machine: {command}"
+        return StorageError(
+            f"{', '.join(names)} could not be published, so {kept} on this machine only, in "
+            f"{self._work / CHECKPOINTS}: {reason}",
+            where=self.session.name,
+            fix=fix,
+        )
 
     def _forward(self, process: subprocess.Popen[bytes], events: Path) -> None:
         try:

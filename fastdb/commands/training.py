@@ -13,6 +13,7 @@ from typing import Any, Literal
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.progress import check_step
 from fastdb.checkpoints.publish import Publishing, nothing_published, pending
+from fastdb.checkpoints.publishing_watch import Stalled, publish_rest, publisher_of
 from fastdb.commands.differences import (
     agreed_settings,
     changed_rates,
@@ -21,7 +22,7 @@ from fastdb.commands.differences import (
 )
 from fastdb.commands.session_warnings import setting_warnings
 from fastdb.config import Config, Extension, build
-from fastdb.errors import ConfigError, SessionBusy, TrainingError
+from fastdb.errors import ConfigError, SessionBusy, StorageError, TrainingError
 from fastdb.models.resolve import ensure_base
 from fastdb.reporting import SILENT, Note, Report, argument, counted
 from fastdb.runtime.device_lock import check_device
@@ -173,7 +174,8 @@ def publish(session: SessionLike, root: str | Path | None = None, *, report: Rep
             base = ensure_base(session, update)
 
         # `free --unfinished` reads in it which checkpoints were ever published.
-        log = EventLog(session.work / f"publish-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S-%f')}.jsonl")
+        work = session.work
+        log = EventLog(work / f"publish-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S-%f')}.jsonl")
 
         def emit(kind: str, /, **fields: Any) -> None:
             report.event({"event": kind, **fields})
@@ -181,7 +183,14 @@ def publish(session: SessionLike, root: str | Path | None = None, *, report: Rep
                 log.emit(kind, **fields)
 
         try:
-            Publishing(session, base.folder, emit, patience=PUBLISH_WITHIN).run(lambda: True)
+            publish_rest(Publishing(session, base.folder, emit, patience=PUBLISH_WITHIN), work)
+        except Stalled as error:
+            other = "".join(f", end process {pid}" for pid in publisher_of(work) if pid != os.getpid())
+            raise StorageError(
+                f"publishing does not advance: {error.what}",
+                where=session.name,
+                fix=f"Check the session's disk{other} and run the same command again.",
+            ) from error
         finally:
             log.close()
             report.event({"event": "end", "outcome": "published"})

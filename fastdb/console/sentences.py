@@ -15,6 +15,8 @@ SENTENCES: dict[str, str] = {
     "older checkpoints unread": "Could not read the older checkpoints: {reason}",
     "publisher crashed": "The publisher ended with exit code {subject}; its output is in {reason}",
     "publishing waits": "Waiting for another process that publishes checkpoints of {subject}",
+    "publishing awaited": "Waiting until {subject} is in the session's folder: {reason}. "
+    "Ctrl-C leaves this to a process in the background",
     "publishing delayed": "Not in the session's folder yet: {reason}",
     "publishing ended": "Publishing ended early: {reason}",
     "upload slow": "Google Drive has not uploaded {subject} after {reason}",

@@ -37,6 +37,8 @@ from fastdb.storage.staged_folder import staged_folder
 
 SAMPLE = re.compile(r"(?P<stage>[a-z_]+)-(?P<step>\d+)-(?P<number>\d+)")
 """Stem of a sample's file."""
+CHECKPOINTS = "checkpoints"
+"""Name of the folder of checkpoints, in a session's folder and in its work folder."""
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _INSTALLED = _PACKAGE / "sessions_template"
@@ -166,7 +168,7 @@ class Session:
     @property
     def local_checkpoints(self) -> Path:
         """Folder on this machine's own disk to which training saves, and from which checkpoints are published."""
-        return self.work / "checkpoints"
+        return self.work / CHECKPOINTS
 
     @property
     def work(self) -> Path:

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fastdb.checkpoints.publishing_watch import in_time
 from fastdb.console.streams import forgiving_streams
 from fastdb.errors import MORE_MEMORY, FastDBError, SessionBusy, first_line, is_out_of_memory, out_of_memory
 from fastdb.reporting import Note
@@ -95,13 +96,17 @@ def _run(
 
 def _copy_log(log: EventLog, folder: Path, end: dict[str, Any], lease: Guard) -> None:
     """Copy this run's events into the session's logs."""
-    try:
+
+    def copy() -> None:
         lease.check()
         (folder / "logs").mkdir(exist_ok=True)
         copied = folder / "logs" / log.path.name
         write_text(copied, log.text() + json.dumps({"event": "end", **end}) + "\n")
         samples = [Path(event["path"]) for event in read_events(copied) if event["event"] == "sample"]
         record_files(folder, [path for path in samples if path.is_file()])
+
+    try:
+        in_time(copy)
     except Exception as error:  # noqa: BLE001 - the run has ended, and its outcome is not that of its log
         log.emit("note", **asdict(Note("log not copied", str(log.path), first_line(error))))
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from fastdb.checkpoints.checkpoint import clear_unfinished, newest
 from fastdb.checkpoints.progress import STAGES, Standing, standing, steps_of
 from fastdb.checkpoints.publisher_process import Publisher
-from fastdb.errors import FastDBError, StorageError, TrainingError, first_line
+from fastdb.checkpoints.publishing_watch import in_time
+from fastdb.errors import FastDBError, SessionBusy, StorageError, TrainingError, first_line
 from fastdb.models.base_identity import configurations
 from fastdb.reporting import Note
 from fastdb.runtime.determinism import explain_refusal
@@ -91,16 +92,23 @@ class Trainer:
         except Exception as error:
             # On a full disk the history cannot be written either; only the first error is raised.
             with suppress(FastDBError):
-                self.lease.check()
-                session.with_run_ended("failed" if isinstance(error, FastDBError) else "crashed")
+                self._record_end(session, "failed" if isinstance(error, FastDBError) else "crashed")
             raise
-        self.lease.check()
         try:
-            session.with_run_ended(outcome)
+            self._record_end(session, outcome)
+        except SessionBusy:
+            raise
         except (OSError, FastDBError) as error:
             # Everything is published; that only the history cannot be written does not change how the run ended.
             self.emit("note", **asdict(Note("history not written", reason=first_line(error))))
         return outcome
+
+    def _record_end(self, session: Session, outcome: str) -> None:
+        def record() -> None:
+            self.lease.check()
+            session.with_run_ended(outcome)
+
+        in_time(record)
 
     def _class_images(self, prepared: Preparation) -> list[ClassImage]:
         def load_engine() -> Engine:
