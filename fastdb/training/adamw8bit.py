@@ -19,7 +19,7 @@ SMALL = 4096
 """Weights below which a tensor's moments stay in 32 bits."""
 _CHUNK = BLOCK << 14
 """Weights that are updated together, which bounds the memory for their moments in 32 bits."""
-_NESTED = "__bnb_optimizer_quant_state__"
+NESTED = "__bnb_optimizer_quant_state__"
 """Key under which bitsandbytes nests the moments in its `state_dict`."""
 
 
@@ -84,7 +84,7 @@ class AdamW8bit(torch.optim.Optimizer):
         """Return the state as bitsandbytes does, with the moments nested a level deeper."""
         whole: dict[str, Any] = super().state_dict()
         nested = {
-            number: {"step": state["step"], _NESTED: {name: state[name] for name in state if name != "step"}}
+            number: {"step": state["step"], NESTED: {name: state[name] for name in state if name != "step"}}
             for number, state in whole["state"].items()
         }
         return {**whole, "state": nested}
@@ -97,11 +97,11 @@ class AdamW8bit(torch.optim.Optimizer):
         self.state.clear()
         for number, saved in state_dict["state"].items():
             weight = weights[int(number)]
-            tensors = {**saved, **saved.get(_NESTED, {})}
+            tensors = {**saved, **saved.get(NESTED, {})}
             self.state[weight] = {
                 name: value.to(weight.device) if isinstance(value, torch.Tensor) else value
                 for name, value in tensors.items()
-                if name != _NESTED
+                if name != NESTED
             }
 
     def _begin(self, weight: torch.Tensor) -> dict[str, Any]:

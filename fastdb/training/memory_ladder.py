@@ -76,7 +76,7 @@ def _past_the_last(session: Session, shortage: Shortage) -> TrainingError:
     settings = []
     if config.optimizer.name != "adamw8bit":
         saved = _saves(shares.get("moments", 0) * 3 // 4)
-        settings.append(f"8-bit moments{saved}: fastdb train {name} {again} --set optimizer.name=adamw8bit")
+        settings.append(f"8-bit moments{saved}: fastdb train {name} --set optimizer.name=adamw8bit")
     if config.unet.ema_decay and shortage.stage == "unet" and not config.unet.ema_on_cpu:
         saved = _saves(shares.get("average", 0))
         settings.append(f"no running average{saved}: fastdb train {name} {again} --set unet.ema_decay=0")

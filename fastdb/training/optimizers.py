@@ -9,32 +9,19 @@ from typing import Any
 import torch
 
 from fastdb.config import OptimizerConfig
-from fastdb.errors import CheckpointError, TrainingError, first_line
-from fastdb.reporting import argument
+from fastdb.errors import CheckpointError, first_line
 from fastdb.training.adamw8bit import SMALL, AdamW8bit
 
 
-def choose_optimizer(name: str, device_kind: str, begun_with: str = "", session: str = "NAME") -> tuple[str, str]:
+def choose_optimizer(name: str, device_kind: str, begun_with: str = "") -> tuple[str, str]:
     """Return the optimizer to use and the reason.
 
     Args:
         name: "adamw", "adamw8bit" or "auto".
         begun_with: the optimizer of the stage's checkpoint, if there is a checkpoint.
-        session: its name.
-
-    Raises:
-        TrainingError: the checkpoint was made with another optimizer.
     """
     if name == "auto" and begun_with:
         return begun_with, "the stage began with it"
-    if begun_with and begun_with != name:
-        command = f"fastdb train {argument(session)}"
-        raise TrainingError(
-            f"the stage began with {begun_with}, and {name} cannot continue from its moments",
-            where="optimizer.name",
-            fix=f"Set it back until the stage ends: {command} --set optimizer.name={begun_with}. Or start over: "
-            f"{command} --restart --set optimizer.name={name}",
-        )
     if name != "auto":
         return name, "as asked"
     if device_kind != "cuda":

@@ -38,8 +38,8 @@ _EXTENSIONS = "unet.extensions"
 _CAPTION_DROPOUT, _DROPOUT = "captions.caption_dropout", "captions.dropout"
 _RATE_CHANGES = ("unet.rate_changes", "text_encoder.rate_changes")
 _MACHINE = ("precision", "gradient_checkpointing", "split_batches", "deterministic", "optimizer.name")
-"""Settings that fit a recipe to a machine. They change the result by rounding only, so they may change with a note;
-only the kind of optimizer is fixed until its stage is over."""
+"""Settings that fit a recipe to a machine. They change the result by rounding only, so they may change with a note; the
+optimizer's moments are converted."""
 
 
 def preflight(session: Session, base: BaseModel, restart: bool = False, from_step: int | None = None) -> list[Note]:

@@ -119,7 +119,7 @@ def plan_run(session: Session, emit: Emit, device: str = "") -> tuple[Preparatio
     stage = next((name for name in STAGES if stands.done(name) < steps_of(session, name)), None)
     checkpoint = stands.checkpoints.get(stage or "")
     begun_with = checkpoint.state["host"]["optimizer"] if checkpoint else ""
-    optimizer, reason = choose_optimizer(session.config.optimizer.name, chosen.kind, begun_with, session.name)
+    optimizer, reason = choose_optimizer(session.config.optimizer.name, chosen.kind, begun_with)
     config = session.config
     captioned = any(image.prompt != image.bare for image in images)
     plan = Plan(

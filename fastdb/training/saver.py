@@ -28,6 +28,7 @@ from fastdb.sessions.events import Emit
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import explained, flush, make_folder
 from fastdb.training.divergence import Divergence
+from fastdb.training.moment_conversion import convert_moments
 from fastdb.training.optimizers import restore_state, state_tensors
 from fastdb.training.snapshot import Contents, Snapshot
 from fastdb.training.stages import Stage
@@ -243,15 +244,22 @@ def restore(
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
     base_folder: Path,
+    kind: str,
 ) -> None:
     """Restore the state of the optimizer, the gradient scaler and the average; weights are loaded with the stage.
+
+    Args:
+        kind: of the optimizer, "adamw" or "adamw8bit"; moments of the other one are converted.
 
     Raises:
         CheckpointError: the state belongs to another model, is missing, or is compressed and damaged.
         ModelError: it is compressed, and the base model in `base_folder` cannot be read.
     """
     state = checkpoint.state
-    restore_state(optimizer, tensors_of(checkpoint, OPTIMIZER, base_folder), state["optimizer"])
+    moments, numbers = tensors_of(checkpoint, OPTIMIZER, base_folder), state["optimizer"]
+    if state["host"]["optimizer"] != kind:
+        moments, numbers = convert_moments(moments, numbers, kind)
+    restore_state(optimizer, moments, numbers)
     if accelerator.scaler is not None and state["scaler"]:
         accelerator.scaler.load_state_dict(state["scaler"])
     if stage.average is not None:

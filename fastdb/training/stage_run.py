@@ -11,15 +11,16 @@ from typing import Any
 from accelerate import Accelerator
 from diffusers import DDPMScheduler
 
-from fastdb.checkpoints.checkpoint import newest
+from fastdb.checkpoints.checkpoint import Checkpoint, newest
 from fastdb.checkpoints.compressed_checkpoint import raw_files
 from fastdb.checkpoints.progress import Standing, standing
-from fastdb.errors import StorageError, is_out_of_memory, out_of_memory
+from fastdb.errors import FastDBError, StorageError, first_line, is_out_of_memory, out_of_memory
 from fastdb.models.loading import load_scheduler
 from fastdb.reporting import Note, format_bytes
 from fastdb.runtime.device import Device, release_memory
 from fastdb.sessions.events import Emit
 from fastdb.sessions.lease import Guard
+from fastdb.sessions.session import Session
 from fastdb.training.batches import Batches, Group, every_prompt
 from fastdb.training.divergence import Divergence, explained
 from fastdb.training.loop import Loop
@@ -151,10 +152,27 @@ def _build(name: str, run: StageRun) -> Observers:
     optimizer = make_optimizer(prepared.optimizer, parameters, config.optimizer)
     optimizer = stage.prepare(accelerator, optimizer)
     if name in stands.checkpoints:
-        restore(stands.checkpoints[name], stage, optimizer, accelerator, base.folder)
+        restore(stands.checkpoints[name], stage, optimizer, accelerator, base.folder, prepared.optimizer)
+        _record_conversion(stands.checkpoints[name], run)
     loop = Loop(accelerator, stage, optimizer, batches, schedule, config, optimizer_name=prepared.optimizer)
     saver = Saver(session, run.recipe, prepared.host, run.emit, run.saved)
     return Observers(loop, saver, sampler, run.emit, run.stop, run.lease)
+
+
+def _record_conversion(checkpoint: Checkpoint, run: StageRun) -> None:
+    """Report and record in the session's history that the moments of a checkpoint were converted, if they were."""
+    session, before, now = run.prepared.session, checkpoint.state["host"]["optimizer"], run.prepared.optimizer
+    if before == now:
+        return
+    after, change = f"{checkpoint.stage} step {checkpoint.step}", f"optimizer.name {before} -> {now}"
+    run.emit("note", **asdict(Note("moments converted", after, f"{before} -> {now}")))
+    try:
+        recorded = Session.open(session.path).record.revised
+        # A run that was killed before its next checkpoint converts them again.
+        if not any((entry.after, entry.change) == (after, change) for entry in recorded):
+            session.with_revision(session.config, after, [change], "moments converted, the result changes slightly")
+    except (FastDBError, OSError) as error:
+        run.emit("note", **asdict(Note("history not written", reason=first_line(error))))
 
 
 def _probe(observers: Observers, prepared: Preparation) -> None:

@@ -130,7 +130,7 @@ def test_past_the_last_step_the_error_names_the_share_and_settings(
     assert re.search(r"8-bit moments \(about [\d.]+ MB less\): .*smaller pictures \(about [\d.]+ [kM]B less\): ", text)
     commands = re.findall(r"fastdb train hopeless (.*?)(?:, or|$)", text)
     assert commands == [
-        "--from-step 0 --set optimizer.name=adamw8bit",
+        "--set optimizer.name=adamw8bit",
         "--restart --set resolution=64",
     ]
 

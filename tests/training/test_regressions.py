@@ -74,18 +74,6 @@ def test_a_session_that_is_moved_away_gets_no_ghost(make_session: Made) -> None:
     assert Life(Session.open(elsewhere)).run() == "finished"
 
 
-def test_a_stage_goes_on_with_the_optimizer_it_began_with(make_session: Made, monkeypatch: Any) -> None:
-    pytest.importorskip("bitsandbytes")
-    session = make_session("kinds", **SHORT)
-    assert Life(session, until=at("unet", 2)).run() == "stopped"
-    with pytest.raises(TrainingError, match="began with adamw, and adamw8bit cannot continue from its moments"):
-        Life(session.with_config(session.config.changed({"optimizer.name": "adamw8bit"}))).run()
-    life = Life(session.with_config(session.config.changed({"optimizer.name": "auto"})))
-    assert life.run() == "finished"
-    plan = life.said("plan")[0]
-    assert (plan["optimizer"], plan["optimizer_reason"]) == ("adamw", "the stage began with it")
-
-
 def test_what_fits_a_recipe_to_a_machine_may_change_and_is_told(make_session: Made) -> None:
     session = make_session("fits", **SHORT)
     assert Life(session, until=at("unet", 2)).run() == "stopped"
