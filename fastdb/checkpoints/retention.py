@@ -33,15 +33,17 @@ class Retention:
         last: number of newest valid checkpoints per stage, at least `KEEP`.
         every: keep checkpoints at multiples of this step; 0 keeps none.
         best: the step of the UNet stage that the last evaluation recommends.
+        undecided: the steps between which it could not decide.
     """
 
     last: int = KEEP
     every: int = 0
     best: int | None = None
+    undecided: tuple[int, ...] = ()
 
     def keeps(self, stage: str, step: int) -> bool:
         """Whether a checkpoint is kept no matter how many newer checkpoints exist."""
-        return bool(self.every and step % self.every == 0) or (stage == "unet" and step == self.best)
+        return bool(self.every and step % self.every == 0) or (stage == "unet" and step in (self.best, *self.undecided))
 
 
 USUAL = Retention()
@@ -51,10 +53,12 @@ def retention(session: Session) -> Retention:
     """Return the retention rules of a session from its settings and its evaluation."""
     settings = session.config.checkpoints
     try:
-        step = json.loads((session.path / "evaluation" / PICKED).read_text(encoding="utf-8"))["picked"]["step"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        step = None
-    return Retention(settings.keep_last, settings.keep_every, step if type(step) is int else None)
+        picked = json.loads((session.path / "evaluation" / PICKED).read_text(encoding="utf-8"))["picked"]
+        step, others = picked["step"], picked.get("undecided", ())
+        undecided = tuple(other for other in others if type(other) is int)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        step, undecided = None, ()
+    return Retention(settings.keep_last, settings.keep_every, step if type(step) is int else None, undecided)
 
 
 def spare(folder: Path, stage: str, keep: Retention = USUAL, lineage: Lineages = "") -> list[Checkpoint]:

@@ -90,6 +90,11 @@ def evaluate(
     name: Name,
     checkpoints: Annotated[str, typer.Option(help="Steps of the UNet stage, such as 500,1000; or all.")] = "all",
     seeds: Annotated[int, typer.Option(help="Images per prompt; groups of a single prompt get more.")] = 4,
+    first_seed: Annotated[int, typer.Option(help="Another number gives other images.")] = 0,
+    until_decided: Annotated[
+        bool, typer.Option("--until-decided", help="Generate more images of the checkpoints in question.")
+    ] = False,
+    at_most: Annotated[int, typer.Option(help="With --until-decided: images of the subject of each of those.")] = 256,
     prompts: Annotated[
         list[str] | None, typer.Option("--prompt", help="Prompt that replaces the default set; repeatable.")
     ] = None,
@@ -123,6 +128,9 @@ def evaluate(
         name,
         checkpoints=_steps(checkpoints),
         seeds=seeds,
+        first_seed=first_seed,
+        until_decided=until_decided,
+        at_most=at_most,
         prompts=prompts or (),
         measure=measure.value,
         clip=clip,

@@ -199,6 +199,9 @@ def evaluate(
     *,
     checkpoints: Sequence[int] | None = None,
     seeds: int = 4,
+    first_seed: int = 0,
+    until_decided: bool = False,
+    at_most: int = 256,
     prompts: Sequence[str] = (),
     measure: Literal["auto", "drawn", "clip"] = "auto",
     clip: str | None = None,
@@ -216,6 +219,10 @@ def evaluate(
 
     Args:
         checkpoints: steps of the UNet stage; all by default.
+        seeds: images per prompt, each with a seed of its own.
+        first_seed: another number gives other images.
+        until_decided: generate more images of the checkpoints between which the choice is undecided.
+        at_most: images of the subject of each of those.
         measure: "drawn" (for mini), "clip" (CLIP and DINO) or "auto".
         clip, dino: a folder or a name on the Hub.
         steps, guidance, sampler: settings of the images; the session's sample settings by default.
@@ -229,6 +236,8 @@ def evaluate(
     Request("", **{name: value for name, value in settings.items() if value is not None})  # type: ignore[arg-type]
     if not 1 <= seeds <= _MOST_SEEDS:
         raise ConfigError(f"is not between 1 and {_MOST_SEEDS}", subject=f"seeds {seeds}", fix="Try 4.")
+    if at_most < 1:
+        raise ConfigError("is not at least 1", subject=f"at_most {at_most}", fix="Try 256.")
     session = Session.open(session, root)
     if file is None and checkpoints is None and not progress_of(session)["unet"]:
         raise no_valid_checkpoint(session, "of the UNet stage", ())
@@ -240,6 +249,9 @@ def evaluate(
         Options(
             checkpoints=checkpoints,
             seeds=seeds,
+            first_seed=first_seed,
+            until_decided=until_decided,
+            at_most=at_most,
             prompts=prompts,
             measure=measure,
             file=existing_file(file, root) if file is not None else None,

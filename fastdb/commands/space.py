@@ -338,6 +338,8 @@ def _nothing_removable(session: Session, kind: str) -> Note:
             kept.append(f"those at multiples of {keep.every} steps (checkpoints.keep_every)")
         if keep.best is not None:
             kept.append(f"the one of step {keep.best}, which the evaluation chose")
+        if keep.undecided:
+            kept.append(f"those of steps {', '.join(map(str, keep.undecided))}, which it compared last")
         return Note("no checkpoint to delete", session.name, " and ".join(kept))
     if kind == "class-images" and any(session.class_images.glob("class-*.png")):
         return Note("class images needed", session.name)

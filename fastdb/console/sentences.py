@@ -112,7 +112,7 @@ SENTENCES: dict[str, str] = {
     "DINO missing": "Skipping DINO: model not downloaded. Pass --dino {subject} to download it",
     "checkpoint picked": "Use {subject}: {reason}",
     "evaluation started": "Evaluating {subject}; measured by {reason}",
-    "export command": "Export it with: fastdb export {subject}",
+    "export command": "Export {subject} with: fastdb export {reason}",
     "export compared": "{subject} was evaluated like its checkpoint; the largest difference of a figure is {reason}",
     "export not comparable": "{subject} was not compared: its checkpoint was evaluated with other prompts or settings",
     "export not compared": "{subject} was not compared: no evaluation of the checkpoints can be read ({reason})",
@@ -122,7 +122,11 @@ SENTENCES: dict[str, str] = {
     "overfit later": "Overfitting after {subject}: {reason}. Use the earlier checkpoint",
     "overfit likeness": "Likeness still rises, to {reason} at {subject}",
     "overfit prior": "Prior preservation (the setting {subject}) reduces overfitting",
+    "more pictures": "Undecided between {subject}. Drawing up to {reason}, to decide",
+    "no room for pictures": "Not drawing more pictures of {subject}: they need {reason}, and the disk has less",
     "pictures reused": "{subject} pictures exist already and are reused",
+    "still undecided": "{subject} pictures of each do not tell them apart. To draw more: fastdb evaluate {reason}",
+    "undecided": "To decide between {subject} draw more pictures: fastdb evaluate {reason}",
     # inference
     "render verified": "{subject} generates the picture of its source: {reason}",
     # runtime

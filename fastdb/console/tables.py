@@ -150,13 +150,15 @@ def show_evaluation(evaluation: Evaluation) -> None:
     for figure in evaluation.figures:
         bound, sign = figure.bound(start), "≥" if figure.higher_is_better else "≤"
         limit = f"{sign} {bound:.3f}" if bound is not None else "goal" if figure.goal else "-"
-        rows.append((figure.name, figure.better, limit, figure.about))
-    table(("figure", "better", "limit", "definition"), rows)
+        counts = sorted({one.values[figure.name].count for one in evaluation.measured if figure.name in one.values})
+        count = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        rows.append((figure.name, figure.better, limit, count, figure.about))
+    table(("figure", "better", "limit", "n", "definition"), rows)
     say()
     values = []
     for candidate, measured in zip(evaluation.candidates, evaluation.measured, strict=True):
         cells = (measured.values.get(figure.name) for figure in evaluation.figures)
-        texts = ("-" if value is None else f"{value.mean:.3f} ±{value.error:.3f}" for value in cells)
+        texts = ("-" if value is None else str(value) for value in cells)
         values.append((candidate.label, *texts))
     table(("checkpoint", *(figure.name for figure in evaluation.figures)), values)
     say()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 from PIL import Image
@@ -131,7 +132,7 @@ class PictureCache:
         """Draw the missing pictures in batches and write each after its batch; `progress` gets their number.
 
         Batch size and place in the batch change the last bits of a picture. Batches are therefore always composed
-        alike, even if only some of their pictures are missing.
+        alike, of a group's pictures in one pass, even if only some of them are missing or later passes follow.
 
         Raises:
             ModelError: the candidate cannot be loaded.
@@ -142,9 +143,7 @@ class PictureCache:
             return
         engine, size = candidate.load(), group_size(max(self.request.width, self.request.height))
         make_folder(self._folder(candidate))
-        distinct = _distinct(shots)
-        for at in range(0, len(distinct), size):
-            batch = distinct[at : at + size]
+        for batch in _batches(_distinct(shots), size):
             if missing.isdisjoint(batch):
                 continue
             requests = [self._request(shot) for shot in batch]
@@ -162,6 +161,11 @@ class PictureCache:
             with Image.open(self.path(candidate, shot)) as picture:
                 taken.append(Taken(shot, picture.convert("RGB")))
         return taken
+
+    def bytes_of_a_picture(self, candidate: Candidate, shots: Sequence[Shot]) -> int:
+        """Return the mean size of a candidate's pictures, none of which may be missing."""
+        sizes = [self.path(candidate, shot).stat().st_size for shot in shots]
+        return sum(sizes) // len(sizes)
 
     def path(self, candidate: Candidate, shot: Shot) -> Path:
         """Return the path of a picture, `<candidate>-<hash>/<words>-<hash>-seed<seed>.png` below the folder."""
@@ -194,6 +198,14 @@ class PictureCache:
         except (OSError, SyntaxError, ValueError):
             return False
         return bool(inputs == self._parameters(candidate, self._request(shot)))
+
+
+def _batches(shots: Sequence[Shot], size: int) -> Iterator[list[Shot]]:
+    """Yield the shots of each pass and group in batches of at most `size`."""
+    for _, members in groupby(shots, key=lambda shot: (shot.turn, shot.group)):
+        together = list(members)
+        for at in range(0, len(together), size):
+            yield together[at : at + size]
 
 
 def _distinct(shots: Sequence[Shot]) -> list[Shot]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _GRID_COLUMNS = 8
 _PAPER, _INK, _GREY, _RULE = "#ffffff", "#1c1c1e", "#6b6b70", "#e4e4e8"
-_LINE, _LIMIT, _PICKED = "#2c54cc", "#ff3b30", "#dff3e4"
+_LINE, _BAND, _LIMIT, _PICKED = "#2c54cc", "#d5ddf5", "#ff3b30", "#dff3e4"
 _WIDE, _HIGH, _COLUMNS, _MARGIN = 400, 264, 3, 28
 _LEFT, _TOP, _RIGHT, _BOTTOM = 52, 74, 18, 30
 """Size of a panel in pixels, and its margins around the axes."""
@@ -53,15 +53,19 @@ def draw_grid(cache: PictureCache, evaluation: Evaluation, instance_images: Sequ
 
 
 def _grid_shots(protocol: Protocol, most: int = _GRID_COLUMNS) -> list[Shot]:
-    """Return the shots of the grid in the protocol's order, taken from the groups in turn, then from further seeds."""
-    shots = protocol.shots()
+    """Return the shots of the grid by group and prompt, taken from the groups in turn, then from further pictures."""
+    by_prompt: dict[tuple[str, str], list[Shot]] = {}
+    for shot in protocol.shots():
+        by_prompt.setdefault((shot.group, shot.prompt), []).append(shot)
     turns: list[Shot] = []
-    for seed in range(max(shot.seed for shot in shots) + 1):
+    for number in range(max(map(len, by_prompt.values()))):
         groups = [
-            [shot for shot in shots if (shot.group, shot.seed) == (group.name, seed)] for group in protocol.groups
+            [by_prompt[group.name, prompt][number : number + 1] for prompt in group.prompts]
+            for group in protocol.groups
         ]
-        turns += [shot for turn in zip_longest(*groups) for shot in turn if shot is not None]
-    return sorted(turns[:most], key=shots.index)
+        turns += [shot for turn in zip_longest(*groups, fillvalue=()) for shots in turn for shot in shots]
+    places = list(by_prompt)
+    return sorted(turns[:most], key=lambda shot: places.index((shot.group, shot.prompt)))
 
 
 def curves_of(evaluation: Evaluation) -> list[Curve]:
@@ -74,13 +78,15 @@ def curves_of(evaluation: Evaluation) -> list[Curve]:
             if candidate.step is not None and figure.name in measured.values
         ]
         if len({step for step, _ in points}) > 1:
-            about = f"{figure.about}; {figure.better} is better"
+            counts = sorted({value.count for _, value in points})
+            pictures = f"n {counts[0]}" if len(counts) == 1 else f"n {counts[0]} to {counts[-1]}"
+            about = f"{figure.about}; {figure.better} is better; {pictures}"
             curves.append(Curve(figure.name, about, points, figure.bound(start)))
     return curves
 
 
 def draw_curves(curves: Sequence[Curve], title: str, picked: int | None) -> Image.Image:
-    """Draw a panel for each curve with error bars of one standard error and the picked step in green, RGB."""
+    """Draw a panel for each curve with a band of its intervals and the picked step in green, RGB."""
     columns = min(_COLUMNS, max(len(curves), 1))
     rows = math.ceil(len(curves) / columns)
     width, height = 2 * _MARGIN + columns * _WIDE, 2 * _MARGIN + 44 + rows * _HIGH
@@ -101,7 +107,7 @@ class _Panel:
         self._frame = (left + _LEFT, top + _TOP, left + _WIDE - _RIGHT, top + _HIGH - _BOTTOM)
         steps = [step for step, _ in curve.points]
         self._steps = (min(steps), max(max(steps), min(steps) + 1))
-        edges = [value.mean + sign * value.error for _, value in curve.points for sign in (-1, 1)]
+        edges = [bound for _, value in curve.points for bound in _bounds(value)]
         self._low, self._high = _round_range(edges + ([] if curve.limit is None else [curve.limit]))
 
     def draw(self, picked: int | None) -> None:
@@ -121,10 +127,13 @@ class _Panel:
             at = self._y(self._curve.limit)
             for dash in range(left, right, 10):
                 self._pen.line((dash, at, min(dash + 5, right), at), fill=_LIMIT)
-        dots = [(self._x(step), self._y(value.mean)) for step, value in self._curve.points]
+        ordered = sorted(self._curve.points, key=lambda point: point[0])
+        lower = [(self._x(step), self._y(_bounds(value)[0])) for step, value in ordered]
+        upper = [(self._x(step), self._y(_bounds(value)[1])) for step, value in ordered]
+        self._pen.polygon([*lower, *upper[::-1]], fill=_BAND)
+        dots = [(self._x(step), self._y(value.mean)) for step, value in ordered]
         self._pen.line(dots, fill=_LINE, width=2)
-        for (x, y), (_step, value) in zip(dots, self._curve.points, strict=True):
-            self._pen.line((x, self._y(value.mean - value.error), x, self._y(value.mean + value.error)), fill=_LINE)
+        for x, y in dots:
             self._pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=_LINE)
 
     def _label_steps(self) -> None:
@@ -142,6 +151,13 @@ class _Panel:
 
     def _y(self, value: float) -> float:
         return self._frame[3] - (value - self._low) / (self._high - self._low) * (self._frame[3] - self._frame[1])
+
+
+def _bounds(value: Value) -> tuple[float, float]:
+    """Return the bounds of a value's interval, or its mean twice."""
+    if value.low is None or value.high is None:
+        return value.mean, value.mean
+    return value.low, value.high
 
 
 def _round_range(values: Sequence[float]) -> tuple[float, float]:

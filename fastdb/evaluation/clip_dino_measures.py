@@ -114,10 +114,11 @@ class Likeness:
             similarity = self._dino.images(pictures) @ instances.T
             readings |= {"dino": similarity.mean(1).tolist(), "nearest": similarity.max(1).values.tolist()}
         lines = [dict(zip(readings, numbers, strict=True)) for numbers in zip(*readings.values(), strict=True)]
-        return Measured(_values(taken, lines, embedded, _nearest_of_instances(instances)), lines)
+        values = _values(taken, lines, embedded, _nearest_of_instances(instances))
+        return Measured(values, lines, [item.shot for item in taken])
 
     def compare(self, now: Mapping[str, Value], start: Mapping[str, Value]) -> dict[str, Value]:
-        """Return the leak, the increase in similarity of class pictures to the instance images."""
+        """Return the leak, the increase in similarity of class pictures to the instance images, picture by picture."""
         both = "class_clip_i" in now and "class_clip_i" in start
         return {"leak": now["class_clip_i"] - start["class_clip_i"]} if both else {}
 
@@ -127,11 +128,11 @@ def _values(
 ) -> dict[str, Value]:
     """Return the figures from each picture's readings and CLIP embedding; no copies without a threshold."""
 
-    def select(name: str, *groups: str) -> list[float]:
-        pairs = zip(taken, lines, strict=True)
-        return [line[name] for item, line in pairs if item.shot.group in groups and name in line]
+    def select(name: str, *groups: str) -> dict[int, float | bool]:
+        pairs = enumerate(zip(taken, lines, strict=True))
+        return {number: line[name] for number, (item, line) in pairs if item.shot.group in groups and name in line}
 
-    nearest = select("nearest", CONTEXT) if copy_threshold is not None else []
+    nearest = select("nearest", CONTEXT) if copy_threshold is not None else {}
     return values_of(
         {
             "dino": select("dino", SUBJECT, CONTEXT),
@@ -139,7 +140,7 @@ def _values(
             "clip_t": select("clip_t", CONTEXT),
             "class_clip_i": select("clip_i", CLASS),
             "others": select("clip_t", OTHERS),
-            "copies": [float(similarity >= (copy_threshold or 0.0)) for similarity in nearest],
+            "copies": {number: similarity >= (copy_threshold or 0.0) for number, similarity in nearest.items()},
             "diversity": _diversity(taken, embedded),
         }
     )
@@ -158,18 +159,21 @@ def _nearest_of_instances(instances: torch.Tensor) -> float | None:
     return float(similarity.max(1).values.mean())
 
 
-def _diversity(taken: Sequence[Taken], embedded: torch.Tensor) -> list[float]:
-    """Return 1 - the mean cosine of two pictures of each subject or context prompt (DIV, with cosine for LPIPS)."""
+def _diversity(taken: Sequence[Taken], embedded: torch.Tensor) -> dict[int, float | bool]:
+    """Return 1 - the mean cosine of two pictures of each subject or context prompt (DIV, with cosine for LPIPS).
+
+    Each is given by the number of the prompt's first picture.
+    """
     numbers_by_prompt: dict[str, list[int]] = defaultdict(list)
     for number, item in enumerate(taken):
         if item.shot.group in (SUBJECT, CONTEXT):
             numbers_by_prompt[item.shot.prompt].append(number)
     similarity = embedded @ embedded.T
-    values = []
+    values: dict[int, float | bool] = {}
     for numbers in numbers_by_prompt.values():
         pairs = [float(similarity[first, second]) for first, second in combinations(numbers, 2)]
         if pairs:
-            values.append(1 - sum(pairs) / len(pairs))
+            values[numbers[0]] = 1 - sum(pairs) / len(pairs)
     return values
 
 

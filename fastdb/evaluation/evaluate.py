@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from fastdb.checkpoints.retention import PICKED
 from fastdb.errors import ConfigError, ImageError, ModelError, SessionBusy
 from fastdb.evaluation.candidates import Candidate, PictureCache, checkpoints_of, file_of, untrained
 from fastdb.evaluation.charts import curves_of, draw_curves, draw_grid
-from fastdb.evaluation.choose import Row, pick
+from fastdb.evaluation.choose import Pick, Row, pick
 from fastdb.evaluation.measures import Measure, Measured
-from fastdb.evaluation.prompts import Protocol, custom_protocol, default_protocol, words_of
+from fastdb.evaluation.prompts import Protocol, Shot, custom_protocol, default_protocol, words_of
 from fastdb.evaluation.report import Evaluation, compare_export
 from fastdb.images.photo_files import photos_in
 from fastdb.images.photos import read_photo, save_png
@@ -20,7 +21,7 @@ from fastdb.inference.request import Request
 from fastdb.inference.samplers import DEFAULT
 from fastdb.models.registry import MINI
 from fastdb.models.resolve import ensure_base
-from fastdb.reporting import SILENT, Note, Report, argument
+from fastdb.reporting import SILENT, Note, Report, argument, counted, format_bytes
 from fastdb.runtime.device import choose_device, explain_out_of_memory
 from fastdb.sessions.lease_status import refuse_elsewhere
 from fastdb.sessions.session import Session
@@ -40,6 +41,8 @@ class Options:
     Attributes:
         checkpoints: steps of the UNet stage, None for all valid checkpoints.
         seeds: pictures per prompt.
+        first_seed: another number gives other pictures.
+        until_decided: draw more pictures of the checkpoints in question, up to `at_most` of each one's subject.
         prompts: replace those derived from the session.
         measure: an element of `MEASURES`.
         clip, dino: a folder or a name on the Hub.
@@ -49,6 +52,9 @@ class Options:
 
     checkpoints: Sequence[int] | None = None
     seeds: int = 4
+    first_seed: int = 0
+    until_decided: bool = False
+    at_most: int = 256
     prompts: Sequence[str] = ()
     measure: str = "auto"
     clip: str | None = None
@@ -91,20 +97,22 @@ def evaluate_session(session: Session, options: Options, report: Report = SILENT
     measure, protocol = _choose(session, options, report)
     report.note(Note("evaluation started", ", ".join(candidate.label for candidate in candidates), measure.name))
     cache = PictureCache(session.path / FOLDER / "pictures", request, choose_device().precision)
-    _draw(session, cache, candidates, protocol, report)
-    measured = _measure(cache, candidates, protocol, measure, report)
-    rows = [Row(candidate.label, found.values) for candidate, found in zip(candidates, measured, strict=True)]
+    drawing = _Drawing(session, cache, candidates, protocol, measure, report)
+    drawing.draw(range(len(candidates)), protocol.seeds)
+    picked = drawing.pick()
+    if options.until_decided:
+        picked = _until_decided(drawing, picked, options.at_most)
     evaluation = Evaluation(
         session.name,
         _settings(cache),
         measure.name,
-        [figure for figure in measure.figures if any(figure.name in row.values for row in rows)],
+        [figure for figure in measure.figures if any(figure.name in found.values for found in drawing.measured)],
         protocol,
         candidates,
-        measured,
-        pick(rows, measure.figures),
+        drawing.measured,
+        picked,
     )
-    return _write(session, evaluation, cache, options.file)
+    return _write(session, evaluation, cache, options)
 
 
 def _request(session: Session, options: Options) -> Request:
@@ -136,7 +144,8 @@ def _choose(session: Session, options: Options, report: Report) -> tuple[Measure
     if not photos:
         raise ImageError("there are no instance images to compare with", where=session.name, fix="Add photos first.")
     images = [read_photo(path) for path in photos]
-    custom = custom_protocol(options.prompts, words, options.seeds) if options.prompts else None
+    seeds = (options.seeds, options.first_seed)
+    custom = custom_protocol(options.prompts, words, *seeds) if options.prompts else None
     export = f"fastdb export {argument(session.name)}"
     on_mini = session.record.base_model.folder == MINI
     if options.measure == "drawn" or (options.measure == "auto" and on_mini):
@@ -145,7 +154,7 @@ def _choose(session: Session, options: Options, report: Report) -> tuple[Measure
 
         subject = recognise(images)
         if subject is not None:
-            return Drawn(subject), custom or drawn_protocol(words, subject, options.seeds)
+            return Drawn(subject), custom or drawn_protocol(words, subject, *seeds)
         if options.measure == "drawn":
             raise ConfigError(
                 "the instance images show no subject of the drawn world",
@@ -168,48 +177,103 @@ def _choose(session: Session, options: Options, report: Report) -> tuple[Measure
             raise
         report.note(Note("DINO missing", DINO))
         dino = None
-    return Likeness(clip, dino, images, words.token), custom or default_protocol(words, options.seeds)
+    return Likeness(clip, dino, images, words.token), custom or default_protocol(words, *seeds)
 
 
-def _draw(
-    session: Session, cache: PictureCache, candidates: Sequence[Candidate], protocol: Protocol, report: Report
-) -> None:
-    """Draw the missing pictures of all candidates."""
-    shots = protocol.shots()
-    missing = sum(len(cache.missing(candidate, shots)) for candidate in candidates)
-    total, done = len(candidates) * len({(shot.prompt, shot.seed) for shot in shots}), 0
-    if missing < total:
-        report.note(Note("pictures reused", f"{total - missing} of {total}"))
-    with report.progress("draw", "picture") as update, explain_out_of_memory("evaluation", _OUT_OF_MEMORY):
+@dataclass
+class _Drawing:
+    """The pictures of all candidates, drawn and measured so far; the untrained base is the first."""
 
-        def count(drawn: int) -> None:
-            nonlocal done
-            done += drawn
-            update(done, missing)
+    session: Session
+    cache: PictureCache
+    candidates: Sequence[Candidate]
+    protocol: Protocol
+    measure: Measure
+    report: Report
+    measured: list[Measured] = field(default_factory=list)
 
-        for candidate in candidates:
-            session.check_there()
-            cache.draw_missing(candidate, shots, count)
+    def draw(self, numbers: Sequence[int], passes: int) -> None:
+        """Draw the missing pictures of some candidates up to a number of passes, and measure them.
+
+        Passes beyond those of the protocol show the subject only.
+        """
+        shots = [*self.protocol.shots(), *self.protocol.more(passes)]
+        missing = sum(len(self.cache.missing(self.candidates[number], shots)) for number in numbers)
+        total, done = len(numbers) * len({(shot.prompt, shot.seed) for shot in shots}), 0
+        if missing < total and not self.measured:
+            self.report.note(Note("pictures reused", f"{total - missing} of {total}"))
+        with self.report.progress("draw", "picture") as update, explain_out_of_memory("evaluation", _OUT_OF_MEMORY):
+
+            def count(drawn: int) -> None:
+                nonlocal done
+                done += drawn
+                update(done, missing)
+
+            for number in numbers:
+                self.session.check_there()
+                self.cache.draw_missing(self.candidates[number], shots, count)
+        self._measure(numbers, shots)
+
+    def _measure(self, numbers: Sequence[int], shots: Sequence[Shot]) -> None:
+        """Measure the pictures of some candidates and add the figures that compare them with the base."""
+        with (
+            self.report.progress("measure", "checkpoint") as update,
+            explain_out_of_memory("evaluation", _OUT_OF_MEMORY),
+        ):
+            for done, number in enumerate(numbers, start=1):
+                found = self.measure.read(self.cache.load(self.candidates[number], shots))
+                start = self.measured[0].values if self.measured else found.values
+                values = {**found.values, **self.measure.compare(found.values, start)}
+                self.measured[number : number + 1] = [replace(found, values=values)]
+                update(done, len(numbers))
+
+    def pick(self) -> Pick:
+        """Choose from what was measured."""
+        pairs = zip(self.candidates, self.measured, strict=True)
+        return pick([Row(candidate.label, found.values) for candidate, found in pairs], self.measure.figures)
 
 
-def _measure(
-    cache: PictureCache, candidates: Sequence[Candidate], protocol: Protocol, measure: Measure, report: Report
-) -> list[Measured]:
-    """Measure every candidate's pictures and add the figures that compare it with the base."""
-    results: list[Measured] = []
-    with report.progress("measure", "checkpoint") as update, explain_out_of_memory("evaluation", _OUT_OF_MEMORY):
-        for number, candidate in enumerate(candidates, start=1):
-            measured = measure.read(cache.load(candidate, protocol.shots()))
-            start = results[0].values if results else measured.values
-            values = {**measured.values, **measure.compare(measured.values, start)}
-            results.append(Measured(values, measured.pictures))
-            update(number, len(candidates))
-    return results
+def _until_decided(drawing: _Drawing, picked: Pick, at_most: int) -> Pick:
+    """Draw further passes of the checkpoints in question until they are decided or have `at_most` pictures each."""
+    protocol, report = drawing.protocol, drawing.report
+    passes, last = protocol.seeds, at_most // max(protocol.goals_in_a_pass(), 1)
+    while picked.undecided and passes < last:
+        passes = min(2 * passes, last)
+        shots = protocol.more(passes)
+        missing = sum(len(drawing.cache.missing(drawing.candidates[number], shots)) for number in picked.undecided)
+        names = ", ".join(drawing.candidates[number].label for number in picked.undecided)
+        size = missing * drawing.cache.bytes_of_a_picture(drawing.candidates[0], protocol.shots())
+        free = shutil.disk_usage(drawing.session.path).free
+        if size > free:
+            report.note(Note("no room for pictures", names, f"{format_bytes(size)} for {missing} pictures"))
+            return picked
+        report.note(Note("more pictures", names, f"{counted(missing, 'picture')}, {format_bytes(size)}"))
+        drawing.draw(picked.undecided, passes)
+        picked = drawing.pick()
+    return picked
 
 
-def _write(session: Session, evaluation: Evaluation, cache: PictureCache, file: Path | None) -> Evaluation:
+def command(name: str, options: Options) -> str:
+    """Return the command that evaluates a session with these options."""
+    words = [argument(name)]
+    for option in fields(Options):
+        value = getattr(options, option.name)
+        if value == option.default or (option.name == "at_most" and not options.until_decided):
+            continue
+        flag = f"--{'prompt' if option.name == 'prompts' else option.name.replace('_', '-')}"
+        if option.name == "prompts":
+            words += [f"{flag} {argument(prompt)}" for prompt in value]
+        elif value is True:
+            words.append(flag)
+        else:
+            text = ",".join(map(str, value)) if option.name == "checkpoints" else value
+            words.append(f"{flag} {argument(text)}")
+    return " ".join(words)
+
+
+def _write(session: Session, evaluation: Evaluation, cache: PictureCache, options: Options) -> Evaluation:
     """Write the evaluation into the session's folder; return it with its notes and files."""
-    folder, picked = session.path / FOLDER, evaluation.picked
+    folder, picked, file = session.path / FOLDER, evaluation.picked, options.file
     session.check_there()
     make_folder(folder)
     step = evaluation.candidates[picked.row].step
@@ -224,8 +288,14 @@ def _write(session: Session, evaluation: Evaluation, cache: PictureCache, file: 
     files.append(folder / (PICKED if file is None else f"{file.name}.json"))
     write_json(files[-1], evaluation.as_json(cache))
     notes = [Note("checkpoint picked", picked.label, picked.reason), *picked.notes]
+    if picked.undecided and not options.until_decided:
+        names = " and ".join(evaluation.candidates[row].label for row in picked.undecided)
+        notes.append(Note("undecided", names, command(session.name, replace(options, until_decided=True))))
+    elif picked.undecided:
+        more = replace(options, at_most=2 * options.at_most)
+        notes.append(Note("still undecided", str(options.at_most), command(session.name, more)))
     if file is None:
-        notes.append(Note("export command", f"{session.name} --step {step}"))
+        notes.append(Note("export command", picked.label, f"{argument(session.name)} --step {step}"))
     else:
         notes.append(compare_export(evaluation, folder / PICKED))
     return replace(evaluation, notes=tuple(notes), files=tuple(files))

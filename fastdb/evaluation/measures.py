@@ -2,42 +2,75 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from PIL.Image import Image
 
+from fastdb.evaluation.intervals import Interval, mean_interval, share_difference, share_interval
 from fastdb.evaluation.prompts import Shot
 
 
 @dataclass(frozen=True)
 class Value:
-    """A mean over `count` readings and its standard error, 0 for a value without spread."""
+    """A figure of a checkpoint, the mean of its readings or a difference of two means.
+
+    Attributes:
+        low, high: bounds of its interval at 95 %; None if a single reading or its definition leaves none.
+        count: number of readings.
+        readings: by the number of the picture, so that two checkpoints are compared picture by picture.
+        share: whether each reading is 0 or 1.
+    """
 
     mean: float
-    error: float = 0.0
+    low: float | None = None
+    high: float | None = None
     count: int = 1
+    readings: Mapping[int, float] = field(default_factory=dict, repr=False, compare=False)
+    share: bool = False
+
+    def __str__(self) -> str:
+        """Return the mean with its interval, such as `0.703 [0.61, 0.78]`."""
+        if self.low is None or self.high is None or self.low == self.high:
+            return f"{self.mean:.3f}"
+        return f"{self.mean:.3f} [{self.low:.2f}, {self.high:.2f}]"
 
     def __sub__(self, other: Value) -> Value:
-        """Return the difference of two independent means, with its error."""
-        return Value(self.mean - other.mean, math.hypot(self.error, other.error), self.count)
+        """Return the difference on the pictures that both have.
+
+        Raises:
+            ValueError: they have no picture in common.
+        """
+        common = self.readings.keys() & other.readings.keys()
+        if not common:
+            raise ValueError("no picture in common")
+        now, start = ([value.readings[picture] for picture in sorted(common)] for value in (self, other))
+        gains = {picture: self.readings[picture] - other.readings[picture] for picture in sorted(common)}
+        if self.share and other.share:
+            found: Interval | None = share_difference([bool(one) for one in now], [bool(one) for one in start])
+        else:
+            found = mean_interval(list(gains.values()))
+        mean = sum(gains.values()) / len(gains)
+        low, high = found or (None, None)
+        return Value(mean, low, high, len(gains), gains)
 
 
-def values_of(readings: Mapping[str, Sequence[float]]) -> dict[str, Value]:
-    """Return the value of each figure that has readings.
+def values_of(readings: Mapping[str, Mapping[int, float | bool]]) -> dict[str, Value]:
+    """Return the value of each figure that has readings, given by the numbers of their pictures.
 
-    The standard error is s / sqrt(n), s with n - 1 in the denominator.
+    Shares, whose readings are all bool, have Wilson's interval, means that of a bootstrap over the pictures.
     """
     values = {}
-    for name, numbers in readings.items():
-        count = len(numbers)
-        if count:
-            mean = sum(numbers) / count
-            squares = sum((number - mean) ** 2 for number in numbers)
-            spread = math.sqrt(squares / (count - 1)) if count > 1 else 0.0
-            values[name] = Value(mean, spread / math.sqrt(count), count)
+    for name, by_picture in readings.items():
+        numbers = list(by_picture.values())
+        if not numbers:
+            continue
+        share = all(isinstance(number, bool) for number in numbers)
+        found = share_interval(sum(map(bool, numbers)), len(numbers)) if share else mean_interval(numbers)
+        plain = {picture: float(number) for picture, number in by_picture.items()}
+        low, high = found or (None, None)
+        values[name] = Value(sum(numbers) / len(numbers), low, high, len(numbers), plain, share)
     return values
 
 
@@ -92,10 +125,11 @@ class Taken:
 
 @dataclass(frozen=True)
 class Measured:
-    """Values of a checkpoint by figure, and the readings of each of its pictures in their order."""
+    """Values of a checkpoint by figure, and the readings of each of its pictures, which `shots` describe."""
 
     values: Mapping[str, Value]
     pictures: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    shots: Sequence[Shot] = field(default_factory=tuple)
 
 
 class Measure(Protocol):

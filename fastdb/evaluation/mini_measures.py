@@ -58,45 +58,47 @@ class Drawn:
         if not taken:
             return Measured({})
         pictures = [item.picture for item in taken]
-        counts: dict[str, list[float]] = {figure.name: [] for figure in FIGURES}
+        counts: dict[str, dict[int, float | bool]] = {figure.name: {} for figure in FIGURES}
         lines = []
-        likenesses = readings.find_subject(pictures, self._subject)
-        for item, reading, likeness in zip(taken, readings.read(pictures), likenesses, strict=True):
+        found = zip(taken, readings.read(pictures), readings.find_subject(pictures, self._subject), strict=True)
+        for number, (item, reading, likeness) in enumerate(found):
             parsed = scene.parse_prompt(item.shot.prompt)
             correct = {
                 part: getattr(parsed, part) in (None, getattr(reading, part))
                 for part in ("shape", "colour", "background", "texture")
             }
-            self._count(counts, item.shot.group, likeness.present, reading.shape, correct)
+            for name, shown in self._shown(item.shot.group, likeness.present, reading.shape, correct).items():
+                counts[name][number] = shown
             lines.append({**asdict(reading), **_rounded(likeness)})
-        return Measured(values_of(counts), lines)
+        return Measured(values_of(counts), lines, [item.shot for item in taken])
 
     def compare(self, now: Mapping[str, Value], start: Mapping[str, Value]) -> dict[str, Value]:
-        """Return the remaining accuracy on other classes; its error ignores that of step 0."""
+        """Return the remaining accuracy on other classes.
+
+        Its interval is that of the difference on the same pictures, divided by the accuracy at step 0, whose own error
+        is left out.
+        """
         if "others" not in now or not start.get("others", Value(0)).mean:
             return {}
-        before, after = start["others"].mean, now["others"]
-        return {"others_kept": Value(after.mean / before, after.error / before, after.count)}
+        before, change = start["others"].mean, now["others"] - start["others"]
+        low, high = (None if bound is None else 1 + bound / before for bound in (change.low, change.high))
+        return {"others_kept": Value(now["others"].mean / before, low, high, change.count)}
 
-    def _count(
-        self, counts: Mapping[str, list[float]], group: str, present: bool, shape: str, correct: Mapping[str, bool]
-    ) -> None:
-        """Add a picture to the figures of its group."""
+    def _shown(self, group: str, present: bool, shape: str, correct: Mapping[str, bool]) -> dict[str, bool]:
+        """Return what a picture shows, by the figures of its group."""
         if group == SUBJECT:
-            counts["subject"].append(present)
-            counts["subject_class"].append(shape == self._subject.shape)
-        elif group == CONTEXT:
-            counts["both"].append(present and correct["background"])
-            counts["background"].append(correct["background"] and correct["texture"])
-        elif group == CLASS:
-            counts["leak"].append(present)
-        elif group == COLOURED:
-            counts["coloured_leak"].append(present)
-        elif group == OTHERS:
-            counts["others"].append(all(correct.values()))
+            return {"subject": present, "subject_class": shape == self._subject.shape}
+        if group == CONTEXT:
+            return {
+                "both": present and correct["background"],
+                "background": correct["background"] and correct["texture"],
+            }
+        if group == OTHERS:
+            return {"others": all(correct.values())}
+        return {"leak" if group == CLASS else "coloured_leak": present}
 
 
-def drawn_protocol(words: Words, subject: Subject, seeds: int) -> Protocol:
+def drawn_protocol(words: Words, subject: Subject, seeds: int, first_seed: int = 0) -> Protocol:
     """Return the protocol for mini, with 16 backgrounds, the class in 8 colours and 24 prompts of other classes."""
     instance, shape = words.instance_prompts[0], subject.shape
     backgrounds, textures, colours = list(scene.BACKGROUNDS), list(scene.TEXTURES), list(scene.COLOURS)
@@ -123,11 +125,12 @@ def drawn_protocol(words: Words, subject: Subject, seeds: int) -> Protocol:
         (
             Group(SUBJECT, ABOUT[SUBJECT], (instance,), times=4),
             Group(CONTEXT, ABOUT[CONTEXT], tuple(places)),
-            Group(CLASS, ABOUT[CLASS], (scene.prompt(shape),), times=4),
+            Group(CLASS, ABOUT[CLASS], (words.class_prompt or scene.prompt(shape),), times=4),
             Group(COLOURED, "the class in a requested colour; the subject must not appear", tuple(coloured)),
             Group(OTHERS, "other classes with all four attributes, which must stay correct", tuple(others)),
         ),
         seeds,
+        first_seed,
     )
 
 

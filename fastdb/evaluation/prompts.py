@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from fastdb.sessions.session import Session
 
 SUBJECT, CONTEXT, CLASS, OTHERS = "subject", "context", "class", "others"
 """Names of the groups."""
+
+GOALS = (SUBJECT, CONTEXT)
+"""The groups that show how like the subject pictures are."""
 
 ABOUT = {
     SUBJECT: "the instance prompt, the subject alone",
@@ -44,7 +48,7 @@ UNRELATED = (
 
 @dataclass(frozen=True)
 class Group:
-    """Prompts of a common purpose; each is drawn with `times` the number of seeds of the protocol."""
+    """Prompts of a common purpose; each has `times` pictures in a pass."""
 
     name: str
     about: str
@@ -54,19 +58,27 @@ class Group:
 
 @dataclass(frozen=True)
 class Shot:
-    """A picture that every checkpoint draws."""
+    """A picture that every checkpoint draws; `turn` is the number of its pass."""
 
     group: str
     prompt: str
     seed: int
+    turn: int = 0
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """The groups and the number of seeds per prompt; every checkpoint gets the seeds 0, 1, 2 and so on."""
+    """Pictures to draw with each checkpoint, in passes over all groups.
+
+    Attributes:
+        groups: the prompts.
+        seeds: number of passes.
+        first_seed: another number gives other pictures.
+    """
 
     groups: tuple[Group, ...]
     seeds: int
+    first_seed: int = 0
 
     def __post_init__(self) -> None:
         """Validate the number of seeds and prompts.
@@ -80,22 +92,52 @@ class Protocol:
             raise ConfigError("there are no prompts to evaluate", where="prompts", fix="Pass at least 1 with --prompt.")
 
     def shots(self) -> list[Shot]:
-        """Return every picture, sorted by group, prompt and seed."""
-        return [
-            Shot(group.name, prompt, seed)
-            for group in self.groups
-            for prompt in group.prompts
-            for seed in range(self.seeds * group.times)
-        ]
+        """Return every picture, sorted by pass, group and prompt."""
+        return self._until(self.seeds)
+
+    def more(self, passes: int) -> list[Shot]:
+        """Return the pictures of the subject in further passes, up to the number `passes`."""
+        return [shot for shot in self._until(passes) if shot.turn >= self.seeds and shot.group in GOALS]
+
+    def goals_in_a_pass(self) -> int:
+        """Return the number of pictures of the subject in a pass."""
+        return sum(len(group.prompts) * group.times for group in self.groups if group.name in GOALS)
+
+    def _until(self, passes: int) -> list[Shot]:
+        """Return the pictures of the first passes.
+
+        Each has a seed of its own, the hash of the first seed, its prompt and its number, or the next that is free:
+        pictures of one seed resemble one another whatever their prompts are, and would count as fewer than they are.
+        """
+        shots, taken = [], set[int]()
+        for turn in range(passes):
+            for group in self.groups:
+                for prompt in group.prompts:
+                    for number in range(turn * group.times, (turn + 1) * group.times):
+                        seed = _seed(self.first_seed, prompt, number)
+                        while seed in taken:
+                            seed = (seed + 1) % 2**32
+                        taken.add(seed)
+                        shots.append(Shot(group.name, prompt, seed, turn))
+        return shots
+
+
+def _seed(first_seed: int, prompt: str, number: int) -> int:
+    """Return a seed below 2^32."""
+    return int.from_bytes(hashlib.sha256(f"{first_seed} {number} {prompt}".encode()).digest()[:4], "big")
 
 
 @dataclass(frozen=True)
 class Words:
-    """The instance prompts of a session, its identifier and its class word; the last two may be empty."""
+    """The instance prompts of a session, its identifier, its class word and the class prompt that it preserves.
+
+    All but the first may be empty.
+    """
 
     instance_prompts: tuple[str, ...]
     token: str
     class_word: str
+    class_prompt: str = ""
 
 
 def words_of(session: Session, most: int = 4) -> Words:
@@ -109,14 +151,16 @@ def words_of(session: Session, most: int = 4) -> Words:
     if not captions.instance_prompt:
         folder = session.captions if captions.caption_files else None
         prompts = [image.prompt for image in instance_images_of(session.instance_images, folder, None)]
-    return Words(tuple(dict.fromkeys(prompts))[:most], subject.token, subject.class_word)
+    kept = next((prompt for prompt in session.class_prompts if _contains(prompt, subject.class_word)), "")
+    return Words(tuple(dict.fromkeys(prompts))[:most], subject.token, subject.class_word, kept)
 
 
-def default_protocol(words: Words, seeds: int) -> Protocol:
+def default_protocol(words: Words, seeds: int, first_seed: int = 0) -> Protocol:
     """Return the protocol for a real model, about sixteen prompts derived from the session's words."""
     instance = words.instance_prompts
     contexts = tuple(f"{instance[number % len(instance)]} {place}" for number, place in enumerate(CONTEXTS))
-    plain = without(instance[0], words.token)
+    # That which prior preservation keeps, if there is one.
+    plain = words.class_prompt or without(instance[0], words.token)
     if plain == instance[0]:
         plain = f"a photo of {words.class_word}" if words.class_word else ""
     classes = (plain, f"{plain} {CONTEXTS[0]}") if plain else ()
@@ -129,10 +173,11 @@ def default_protocol(words: Words, seeds: int) -> Protocol:
             Group(OTHERS, ABOUT[OTHERS], others),
         ),
         seeds,
+        first_seed,
     )
 
 
-def custom_protocol(prompts: Sequence[str], words: Words, seeds: int) -> Protocol:
+def custom_protocol(prompts: Sequence[str], words: Words, seeds: int, first_seed: int = 0) -> Protocol:
     """Return the protocol of the user's prompts, grouped by their words.
 
     Raises:
@@ -144,7 +189,9 @@ def custom_protocol(prompts: Sequence[str], words: Words, seeds: int) -> Protoco
     for prompt in dict.fromkeys(prompts):
         groups[_group_of(prompt, words)].append(prompt)
     return Protocol(
-        tuple(Group(name, ABOUT[name], tuple(members)) for name, members in groups.items() if members), seeds
+        tuple(Group(name, ABOUT[name], tuple(members)) for name, members in groups.items() if members),
+        seeds,
+        first_seed,
     )
 
 

@@ -16,7 +16,7 @@ from fastdb.reporting import Note
 if TYPE_CHECKING:
     from fastdb.evaluation.candidates import Candidate, PictureCache
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class Evaluation:
             "picked": {
                 "checkpoint": picked.label,
                 "step": self.candidates[picked.row].step,
+                "undecided": [self.candidates[row].step for row in picked.undecided],
                 "reason": picked.reason,
                 "overfit": "; ".join(note.reason for note in picked.notes if note.kind in ("overfit", "overfit later")),
                 "remarks": [
@@ -73,7 +74,7 @@ class Evaluation:
                 ],
             },
             "checkpoints": [
-                _candidate_json(self.protocol, cache, candidate, measured)
+                _candidate_json(cache, candidate, measured)
                 for candidate, measured in zip(self.candidates, self.measured, strict=True)
             ],
         }
@@ -104,6 +105,7 @@ def compare_export(evaluation: Evaluation, earlier: Path) -> Note:
 def _protocol_json(protocol: Protocol) -> dict[str, Any]:
     return {
         "seeds": protocol.seeds,
+        "first_seed": protocol.first_seed,
         "groups": [
             {
                 "name": group.name,
@@ -116,14 +118,13 @@ def _protocol_json(protocol: Protocol) -> dict[str, Any]:
     }
 
 
-def _shots(protocol: Mapping[str, Any]) -> list[tuple[str, int, list[str]]]:
+def _shots(protocol: Mapping[str, Any]) -> list[object]:
     """Return what determines the pictures of a saved protocol, without its descriptions."""
-    return [(group["name"], group["seeds"], group["prompts"]) for group in protocol["groups"]]
+    groups = [(group["name"], group["seeds"], group["prompts"]) for group in protocol["groups"]]
+    return [protocol.get("first_seed"), *groups]  # Format 1 has other seeds and no first one.
 
 
-def _candidate_json(
-    protocol: Protocol, cache: PictureCache, candidate: Candidate, measured: Measured
-) -> dict[str, Any]:
+def _candidate_json(cache: PictureCache, candidate: Candidate, measured: Measured) -> dict[str, Any]:
     pictures = [
         {
             "group": shot.group,
@@ -134,14 +135,19 @@ def _candidate_json(
                 name: round(reading, 6) if isinstance(reading, float) else reading for name, reading in readings.items()
             },
         }
-        for shot, readings in zip(protocol.shots(), measured.pictures, strict=True)
+        for shot, readings in zip(measured.shots, measured.pictures, strict=True)
     ]
     return {
         "checkpoint": candidate.label,
         "step": candidate.step,
         "weights": candidate.key.split(),
         "figures": {
-            name: {"mean": round(value.mean, 6), "error": round(value.error, 6), "count": value.count}
+            name: {
+                "mean": round(value.mean, 6),
+                "low": None if value.low is None else round(value.low, 6),
+                "high": None if value.high is None else round(value.high, 6),
+                "count": value.count,
+            }
             for name, value in measured.values.items()
         },
         "pictures": pictures,

@@ -13,6 +13,7 @@ from PIL import Image, ImageColor
 
 from fastdb.evaluation.candidates import Candidate, PictureCache
 from fastdb.evaluation.charts import (
+    _BAND,
     _LIMIT,
     _LINE,
     _PICKED,
@@ -34,7 +35,7 @@ def where(sheet: Image.Image, colour: str) -> np.ndarray:
     return np.argwhere((np.asarray(sheet) == ImageColor.getrgb(colour)).all(-1))
 
 
-RISING = Curve("like", "likeness", [(0, Value(0.1)), (500, Value(0.4, 0.1)), (1000, Value(0.9))])
+RISING = Curve("like", "likeness", [(0, Value(0.1)), (500, Value(0.4, 0.3, 0.5)), (1000, Value(0.9))])
 
 
 def test_a_curve_rises_from_left_to_right() -> None:
@@ -55,16 +56,18 @@ def test_the_picked_step_is_green_and_the_limit_dashed() -> None:
     assert 100 < len(np.unique(dashes[:, 1])) < 300, "dashes, with gaps between them"
 
 
-def test_an_error_bar_reaches_one_error_up_and_down() -> None:
+def test_a_band_reaches_from_the_lower_to_the_upper_bounds() -> None:
     bare = Curve("like", "", [(0, Value(0.5)), (1000, Value(0.5))], limit=1.0)
-    with_bars = Curve("like", "", [(0, Value(0.5, 0.25)), (1000, Value(0.5, 0.25))], limit=1.0)
-    tall = [np.ptp(where(draw_curves([curve], "", None), _LINE)[:, 0]) for curve in (bare, with_bars)]
-    assert tall[0] < 10 < 50 < tall[1]
+    wide = Curve("like", "", [(0, Value(0.5, 0.25, 0.75)), (1000, Value(0.5, 0.4, 0.6))], limit=1.0)
+    assert len(where(draw_curves([bare], "", None), _BAND)) == 0
+    band = where(draw_curves([wide], "", None), _BAND)
+    first, last = (band[band[:, 1] == column][:, 0] for column in (band[:, 1].min() + 5, band[:, 1].max() - 5))
+    assert np.ptp(first) > 2 * np.ptp(last) > 20
 
 
 def test_a_sheet_grows_with_its_curves() -> None:
     flat = Curve("flat", "the same", [(0, Value(0.0)), (10, Value(0.0))])
-    below = Curve("below", "words " * 60, [(0, Value(-3.0)), (10, Value(-2.5)), (11, Value(1e4, 5e3))])
+    below = Curve("below", "words " * 60, [(0, Value(-3.0)), (10, Value(-2.5)), (11, Value(1e4, 5e3, 2e4))])
     single, four = draw_curves([flat], "t", 10), draw_curves([flat, below, RISING, flat], "t " * 200, 10)
     assert single.width < four.width
     assert single.height < four.height
@@ -101,13 +104,15 @@ PROTOCOL = Protocol(
 
 def test_the_grid_shows_prompts_of_each_group() -> None:
     assert [shot.prompt for shot in _grid_shots(PROTOCOL)] == ["s", "c0", "c1", "c2", "c3", "k", "o0", "o1"]
-    assert {shot.seed for shot in _grid_shots(PROTOCOL)} == {0}
+    assert {shot.turn for shot in _grid_shots(PROTOCOL)} == {0}
     assert [shot.prompt for shot in _grid_shots(PROTOCOL, most=3)] == ["s", "c0", "k"]
 
 
 def test_few_prompts_are_shown_with_several_seeds() -> None:
-    found = _grid_shots(Protocol((Group("subject", "", ("s",), times=2), Group("class", "", ("k",))), 2))
-    assert [(shot.prompt, shot.seed) for shot in found] == [("s", 0), ("s", 1), ("s", 2), ("s", 3), ("k", 0), ("k", 1)]
+    protocol = Protocol((Group("subject", "", ("s",), times=2), Group("class", "", ("k",))), 2)
+    found = _grid_shots(protocol)
+    assert [(shot.prompt, shot.turn) for shot in found] == [("s", 0), ("s", 0), ("s", 1), ("s", 1), ("k", 0), ("k", 1)]
+    assert sorted(found, key=protocol.shots().index) == protocol.shots()
 
 
 def test_the_grid_has_instance_images_above_a_row_per_checkpoint(tmp_path: Path) -> None:

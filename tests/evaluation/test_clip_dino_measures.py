@@ -16,7 +16,7 @@ from transformers import CLIPModel, CLIPTokenizer, ViTModel
 
 from fastdb.errors import ModelError
 from fastdb.evaluation.clip_dino_measures import Clip, Dino, Likeness
-from fastdb.evaluation.measures import Taken, Value
+from fastdb.evaluation.measures import Taken, Value, values_of
 from fastdb.evaluation.prompts import Shot
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -87,15 +87,13 @@ def dino_pictures(folder: Path, pictures: Sequence[Image.Image]) -> np.ndarray:
     return unit(np.stack(found))
 
 
-def mean_and_error(numbers: Sequence[float]) -> tuple[float, float]:
-    array = np.array(numbers, np.float64)
-    return array.mean(), array.std(ddof=1) / len(array) ** 0.5
-
-
 def near(value: Value, numbers: Sequence[float]) -> bool:
-    mean, error = mean_and_error(numbers)
-    assert value.count == len(numbers)
-    return value.mean == pytest.approx(mean, abs=2e-4) and value.error == pytest.approx(error, abs=2e-4)
+    assert (value.count, value.share) == (len(numbers), False)
+    assert list(value.readings.values()) == pytest.approx(list(numbers), abs=1e-3)
+    assert value.low is not None
+    assert value.high is not None
+    assert value.low <= value.mean <= value.high
+    return value.mean == pytest.approx(np.mean(numbers), abs=2e-4)
 
 
 def test_embeddings_match_the_models(clip: Path, dino: Path, taken: list[Taken]) -> None:
@@ -145,9 +143,14 @@ def test_the_figures_match_their_definitions(
 
 def test_the_leak_is_the_increase_over_the_untrained_base(clip: Path, instances: list[Image.Image]) -> None:
     measure = Likeness(Clip(str(clip), "cpu"), None, instances, "sks")
-    start, now = {"class_clip_i": Value(0.5, 0.03, 4)}, {"class_clip_i": Value(0.62, 0.04, 4)}
+    before = dict(enumerate([0.5, 0.3, 0.7, 0.4]))
+    start = values_of({"class_clip_i": before})
+    now = values_of({"class_clip_i": {number: value + 0.12 + 0.01 * number for number, value in before.items()}})
     leak = measure.compare(now, start)["leak"]
-    assert (leak.mean, leak.error) == (pytest.approx(0.12), pytest.approx(0.05))
+    assert (leak.mean, leak.count) == (pytest.approx(0.135), 4)
+    assert leak.low is not None
+    assert leak.high is not None
+    assert 0.1 < leak.low < leak.high < 0.17, "picture by picture, though pictures differ by more"
     assert measure.compare({}, start) == {}
 
 
@@ -155,7 +158,7 @@ def test_copies_of_instance_images_are_found(clip: Path, instances: list[Image.I
     measure = Likeness(Clip(str(clip), "cpu"), None, instances, "sks")
     copies = [Taken(Shot("context", "a photo of sks cup in snow", n), image) for n, image in enumerate(instances)]
     values = measure.read(copies).values
-    assert values["copies"].mean == 1.0
+    assert (values["copies"].mean, values["copies"].share) == (1.0, True)
     assert "copies" not in measure.read(taken[:2]).values
     single = Likeness(Clip(str(clip), "cpu"), None, instances[:1], "sks").read(copies).values
     assert "copies" not in single, "a single image has no other image to compare with"

@@ -31,6 +31,7 @@ from fastdb.errors import (
     SessionBusy,
     TrainingError,
 )
+from fastdb.evaluation.prompts import custom_protocol, words_of
 from fastdb.evaluation.report import Evaluation
 from fastdb.images.photos import read_photo
 from fastdb.inference.engine import Engine
@@ -132,9 +133,11 @@ def test_results_are_written_into_the_session(evaluated: Session) -> None:
     assert set(found["figures"]) == {
         "dino", "clip_i", "clip_t", "class_clip_i", "leak", "others", "copies", "diversity"
     }  # fmt: skip
+    shots = custom_protocol(PROMPTS, words_of(evaluated), 2).shots()
+    seeds = [(shot.prompt, shot.seed) for shot in shots]
     for candidate in found["checkpoints"]:
         assert set(candidate["figures"]) == set(found["figures"])
-        assert [line["seed"] for line in candidate["pictures"]] == [0, 1] * 4
+        assert [(line["prompt"], line["seed"]) for line in candidate["pictures"]] == seeds
         assert all((folder / line["file"]).is_file() for line in candidate["pictures"])
         assert all(set(line) > {"clip_i", "clip_t", "dino", "nearest"} for line in candidate["pictures"])
     assert found["checkpoints"][0]["figures"]["leak"]["mean"] == 0
@@ -151,7 +154,8 @@ def test_the_tables_and_the_choice_are_printed(evaluated: Session) -> None:
     output, found = (evaluated.path / "output").read_text(), saved(evaluated)
     last = found["checkpoints"][-1]["figures"]["dino"]
     row = next(line for line in output.splitlines() if line.startswith("step 16"))
-    assert f"{last['mean']:.3f} ±{last['error']:.3f}" in row
+    assert f"{last['mean']:.3f} [{last['low']:.2f}, {last['high']:.2f}]" in row
+    assert "±" not in output
     picked = found["picked"]
     assert picked["checkpoint"] in {"step 4", "step 8", "step 12", "step 16"}
     assert f"Use {picked['checkpoint']}: {picked['reason']}" in output.splitlines()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,9 +17,11 @@ torch = pytest.importorskip("torch")
 from PIL import Image
 
 from fastdb import interactive
+from fastdb.checkpoints.retention import retention
 from fastdb.commands import results
 from fastdb.errors import ConfigError, ModelError
-from fastdb.evaluation.measures import Taken, Value
+from fastdb.evaluation.intervals import share_difference
+from fastdb.evaluation.measures import Taken, Value, values_of
 from fastdb.evaluation.mini_measures import COLOURED, Drawn, drawn_protocol
 from fastdb.evaluation.prompts import Protocol, Words
 from fastdb.sessions.session import Session
@@ -117,9 +120,13 @@ def test_each_attribute_of_the_others_counts() -> None:
 
 
 def test_others_kept_is_a_fraction_of_the_base() -> None:
-    kept = Drawn(MUG).compare({"others": Value(0.6, 0.1, 24)}, {"others": Value(0.8, 0.1, 24)})["others_kept"]
-    assert (kept.mean, kept.error, kept.count) == (pytest.approx(0.75), pytest.approx(0.125), 24)
-    assert Drawn(MUG).compare({"others": Value(0.6)}, {"others": Value(0.0)}) == {}
+    start = values_of({"others": {number: number < 20 for number in range(24)}})
+    now = values_of({"others": {number: number < 15 for number in range(24)}})
+    kept = Drawn(MUG).compare(now, start)["others_kept"]
+    low, high = share_difference([number < 15 for number in range(24)], [number < 20 for number in range(24)])
+    assert (kept.mean, kept.count) == (pytest.approx(0.75), 24)
+    assert (kept.low, kept.high) == (pytest.approx(1 + low * 1.2), pytest.approx(1 + high * 1.2))
+    assert Drawn(MUG).compare(now, {"others": Value(0.0)}) == {}
     assert Drawn(MUG).compare({}, {}) == {}
 
 
@@ -195,3 +202,36 @@ def test_photos_that_mini_does_not_know_are_compared_by_clip_with_a_remedy_that_
     assert "--measure" not in line
     assert "show no subject of mini's drawn world; they are compared by CLIP" in capsys.readouterr().out
     assert len(interactive.export(session, formats=["ckpt"])) == 1
+
+
+def test_more_pictures_decide(drawn: Path, sessions_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both checkpoints are hardly trained and equally good; a few pictures do not show that."""
+    session = Session.open(shutil.copytree(drawn, sessions_folder / "mug"))
+    asked = {"seeds": 1, "steps": 1}
+    first = interactive.evaluate(session, **asked)  # type: ignore[arg-type]
+    output = capsys.readouterr().out
+    assert "undecided between step 4 and step 8" in output
+    command = re.findall(r"To decide between step 4 and step 8 draw more pictures: (fastdb .*)", output)
+    assert command == ["fastdb evaluate mug --seeds 1 --until-decided --steps 1"]
+    assert "Export step 4 with: fastdb export mug --step 4\n" in output
+    saved = json.loads((session.path / "evaluation" / "evaluation.json").read_text())
+    assert (saved["picked"]["step"], saved["picked"]["undecided"]) == (4, [4, 8])
+    assert [retention(session).keeps("unet", step) for step in (3, 4, 8)] == [False, True, True]
+
+    interactive.evaluate(session, **asked, until_decided=True, at_most=45)  # type: ignore[arg-type]
+    output = capsys.readouterr().out
+    assert "Undecided between step 4, step 8. Drawing up to 40 pictures," in output
+    more = "fastdb evaluate mug --seeds 1 --until-decided --at-most 90 --steps 1"
+    assert f"45 pictures of each do not tell them apart. To draw more: {more}\n" in output
+    found = interactive.evaluate(session, **asked, until_decided=True)  # type: ignore[arg-type]
+    output = capsys.readouterr().out
+    assert (found.picked.label, found.picked.undecided) == ("step 4", ())
+    assert "ndecided between step 4 and step 8" not in output
+    saved = json.loads((session.path / "evaluation" / "evaluation.json").read_text())
+    assert saved["picked"]["undecided"] == []
+    base, *others = saved["checkpoints"]
+    assert len(base["pictures"]) == len(first.measured[0].pictures) == 56
+    counts = {len(one["pictures"]) for one in others}
+    assert min(counts) > 56
+    assert max(one["figures"]["subject"]["count"] + one["figures"]["both"]["count"] for one in others) <= 256
+    assert {one["figures"]["leak"]["count"] for one in others} == {4}, "the subject only"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,8 @@ from fastdb.commands import sessions
 from fastdb.errors import ConfigError, ImageError
 from fastdb.evaluation.prompts import (
     CONTEXTS,
+    GOALS,
     Protocol,
-    Shot,
     Words,
     _group_of,
     custom_protocol,
@@ -32,16 +34,43 @@ def test_groups_are_derived_from_the_words() -> None:
     assert found["subject"] == ("a photo of sks dog",)
     assert found["context"] == tuple(f"a photo of sks dog {place}" for place in CONTEXTS)
     assert found["class"] == ("a photo of dog", "a photo of dog on a sandy beach")
+    kept = replace(DOG, class_prompt="a photo of a dog")
+    assert prompts(default_protocol(kept, 4))["class"] == ("a photo of a dog", "a photo of a dog on a sandy beach")
     assert len(found["others"]) == 4
     assert not any("dog" in prompt or "sks" in prompt for prompt in found["others"])
 
 
-def test_groups_differ_in_their_number_of_seeds() -> None:
+def test_groups_differ_in_their_number_of_pictures() -> None:
     shots = default_protocol(DOG, 3).shots()
     assert len(shots) == len(set(shots)) == 6 + 8 * 3 + 2 * 6 + 4 * 3
-    assert shots[:2] == [Shot("subject", "a photo of sks dog", 0), Shot("subject", "a photo of sks dog", 1)]
-    assert {shot.seed for shot in shots if shot.group == "context"} == {0, 1, 2}
-    assert {shot.seed for shot in shots if shot.group == "subject"} == {0, 1, 2, 3, 4, 5}
+    assert [shot.turn for shot in shots] == [0] * 18 + [1] * 18 + [2] * 18
+
+
+def test_every_picture_has_a_seed_of_its_own() -> None:
+    shots = default_protocol(DOG, 30).shots()
+    assert len({shot.seed for shot in shots}) == len(shots)
+    assert all(0 <= shot.seed < 2**32 for shot in shots)
+    assert default_protocol(DOG, 4).shots() == shots[: 4 * 18], "more pictures reuse those drawn"
+    others = default_protocol(DOG, 30, first_seed=1).shots()
+    assert [shot.prompt for shot in others] == [shot.prompt for shot in shots]
+    assert {shot.seed for shot in others}.isdisjoint(shot.seed for shot in shots)
+    # The first of them by hand: a promise to pictures that were drawn.
+    text = "0 0 a photo of sks dog"
+    assert shots[0].seed == int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
+
+
+def test_a_seed_that_is_taken_moves_on_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastdb.evaluation.prompts._seed", lambda first, prompt, number: 2**32 - 2)
+    seeds = [shot.seed for shot in custom_protocol(["a dog", "a cat"], DOG, 2).shots()]
+    assert seeds == [2**32 - 2, 2**32 - 1, 0, 1]
+
+
+def test_further_passes_show_the_subject_only() -> None:
+    protocol = default_protocol(DOG, 2)
+    more = protocol.more(4)
+    assert more == [shot for shot in default_protocol(DOG, 4).shots() if shot.turn >= 2 and shot.group in GOALS]
+    assert len(more) == 2 * protocol.goals_in_a_pass() == 2 * 10
+    assert protocol.more(2) == []
 
 
 def test_unrelated_prompts_do_not_name_the_class() -> None:
@@ -94,7 +123,7 @@ def test_an_empty_prompt_is_refused() -> None:
 
 def test_words_come_from_the_settings_or_the_captions(photos: list[Path]) -> None:
     session = sessions.new("dog", "mini", photos, token="sks", class_word="dog")
-    assert words_of(session) == DOG
+    assert words_of(session) == replace(DOG, class_prompt="a photo of a dog")
     named = sessions.new("named", "mini", photos)
     assert words_of(named) == Words(("astronaut", "cat", "cup"), "", "")
     assert words_of(named, most=2).instance_prompts == ("astronaut", "cat")
