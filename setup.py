@@ -43,6 +43,7 @@ setup(
         "PyYAML>=6.0",
         "safetensors>=0.6",
         "scikit-image>=0.25",
+        "scipy>=1.15",
         "tokenizers>=0.22",
         "torch>=2.10",
         "tqdm>=4.66",

@@ -11,6 +11,7 @@ from fastdb.checkpoints.claims import claims_kept
 from fastdb.checkpoints.progress import how_far, no_valid_checkpoint, progress_of, steps_text
 from fastdb.commands.session_warnings import prompts_of
 from fastdb.errors import ConfigError, SessionNotFound
+from fastdb.evaluation.options import Options
 from fastdb.inference.pictures import save_pictures
 from fastdb.inference.request import Request
 from fastdb.inference.samplers import DEFAULT
@@ -29,9 +30,6 @@ from fastdb.training.divergence import remedy
 
 if TYPE_CHECKING:
     from fastdb.evaluation.report import Evaluation
-
-_MOST_SEEDS = 1000
-"""Images per prompt of an evaluation, the limit of `generate --count`."""
 
 
 @claims_kept()
@@ -219,10 +217,8 @@ def evaluate(
 
     Args:
         checkpoints: steps of the UNet stage; all by default.
-        seeds: images per prompt, each with a seed of its own.
-        first_seed: another number gives other images.
-        until_decided: generate more images of the checkpoints between which the choice is undecided.
-        at_most: images of the subject of each of those.
+        seeds: images per prompt, each with a seed of its own; another `first_seed` gives other images.
+        until_decided: of checkpoints between which it cannot decide, generate up to `at_most` images of the subject.
         measure: "drawn" (for mini), "clip" (CLIP and DINO) or "auto".
         clip, dino: a folder or a name on the Hub.
         steps, guidance, sampler: settings of the images; the session's sample settings by default.
@@ -231,38 +227,28 @@ def evaluate(
     Raises:
         FastDBError: nothing to evaluate, a value is out of bounds, or a measuring model is not available.
     """
-    # Checked before torch is loaded, which takes seconds.
-    settings = {"steps": steps, "guidance": guidance, "sampler": sampler}
-    Request("", **{name: value for name, value in settings.items() if value is not None})  # type: ignore[arg-type]
-    if not 1 <= seeds <= _MOST_SEEDS:
-        raise ConfigError(f"is not between 1 and {_MOST_SEEDS}", subject=f"seeds {seeds}", fix="Try 4.")
-    if at_most < 1:
-        raise ConfigError("is not at least 1", subject=f"at_most {at_most}", fix="Try 256.")
+    options = Options(
+        checkpoints=checkpoints,
+        seeds=seeds,
+        first_seed=first_seed,
+        until_decided=until_decided,
+        at_most=at_most,
+        prompts=prompts,
+        measure=measure,
+        file=existing_file(file, root) if file is not None else None,
+        clip=clip,
+        dino=dino,
+        steps=steps,
+        guidance=guidance,
+        sampler=sampler,
+    )
     session = Session.open(session, root)
     if file is None and checkpoints is None and not progress_of(session)["unet"]:
         raise no_valid_checkpoint(session, "of the UNet stage", ())
     hush_libraries()
-    from fastdb.evaluation.evaluate import Options, evaluate_session
+    from fastdb.evaluation.evaluate import evaluate_session
 
-    evaluation = evaluate_session(
-        session,
-        Options(
-            checkpoints=checkpoints,
-            seeds=seeds,
-            first_seed=first_seed,
-            until_decided=until_decided,
-            at_most=at_most,
-            prompts=prompts,
-            measure=measure,
-            file=existing_file(file, root) if file is not None else None,
-            clip=clip,
-            dino=dino,
-            steps=steps,
-            guidance=guidance,
-            sampler=sampler,
-        ),
-        report,
-    )
+    evaluation = evaluate_session(session, options, report)
     folder = session.path / "evaluation"
     record_files(session.path, [path for path in folder.iterdir() if path.is_file() and path.name[0] != "."])
     return evaluation

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 from fastdb.checkpoints.retention import PICKED
 from fastdb.errors import ConfigError, ImageError, ModelError, SessionBusy
@@ -13,6 +12,7 @@ from fastdb.evaluation.candidates import Candidate, PictureCache, checkpoints_of
 from fastdb.evaluation.charts import curves_of, draw_curves, draw_grid
 from fastdb.evaluation.choose import Pick, Row, pick
 from fastdb.evaluation.measures import Measure, Measured
+from fastdb.evaluation.options import Options, command
 from fastdb.evaluation.prompts import Protocol, Shot, custom_protocol, default_protocol, words_of
 from fastdb.evaluation.report import Evaluation, compare_export
 from fastdb.images.photo_files import photos_in
@@ -29,40 +29,8 @@ from fastdb.storage.atomic_write import make_folder, write_json
 from fastdb.training.process import find
 
 FOLDER = "evaluation"
-MEASURES = ("auto", "drawn", "clip")
 
 _OUT_OF_MEMORY = "Close other programs that use the GPU and run the same command again; finished pictures are kept."
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of an evaluation; None stands for the default.
-
-    Attributes:
-        checkpoints: steps of the UNet stage, None for all valid checkpoints.
-        seeds: pictures per prompt.
-        first_seed: another number gives other pictures.
-        until_decided: draw more pictures of the checkpoints in question, up to `at_most` of each one's subject.
-        prompts: replace those derived from the session.
-        measure: an element of `MEASURES`.
-        clip, dino: a folder or a name on the Hub.
-        steps, guidance, sampler: settings of pictures; by default the session's sample settings.
-        file: an exported file to evaluate instead of checkpoints.
-    """
-
-    checkpoints: Sequence[int] | None = None
-    seeds: int = 4
-    first_seed: int = 0
-    until_decided: bool = False
-    at_most: int = 256
-    prompts: Sequence[str] = ()
-    measure: str = "auto"
-    clip: str | None = None
-    dino: str | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    sampler: str | None = None
-    file: Path | None = None
 
 
 def evaluate_session(session: Session, options: Options, report: Report = SILENT) -> Evaluation:
@@ -73,13 +41,10 @@ def evaluate_session(session: Session, options: Options, report: Report = SILENT
     and `<its name>-grid.png`.
 
     Raises:
-        ConfigError: an option is invalid.
         SessionBusy: the session is being trained.
         TrainingError: there is nothing to evaluate yet, or the GPU is out of memory.
         ImageError, ModelError, StorageError: a file cannot be read or written.
     """
-    if options.measure not in MEASURES:
-        raise ConfigError("is an unknown measure", subject=repr(options.measure), fix=f"Choose {', '.join(MEASURES)}.")
     request = _request(session, options)
     if find(session) is not None:
         raise SessionBusy("training is running", where=session.name, fix="Wait until it ends or stop it, then retry.")
@@ -251,24 +216,6 @@ def _until_decided(drawing: _Drawing, picked: Pick, at_most: int) -> Pick:
         drawing.draw(picked.undecided, passes)
         picked = drawing.pick()
     return picked
-
-
-def command(name: str, options: Options) -> str:
-    """Return the command that evaluates a session with these options."""
-    words = [argument(name)]
-    for option in fields(Options):
-        value = getattr(options, option.name)
-        if value == option.default or (option.name == "at_most" and not options.until_decided):
-            continue
-        flag = f"--{'prompt' if option.name == 'prompts' else option.name.replace('_', '-')}"
-        if option.name == "prompts":
-            words += [f"{flag} {argument(prompt)}" for prompt in value]
-        elif value is True:
-            words.append(flag)
-        else:
-            text = ",".join(map(str, value)) if option.name == "checkpoints" else value
-            words.append(f"{flag} {argument(text)}")
-    return " ".join(words)
 
 
 def _write(session: Session, evaluation: Evaluation, cache: PictureCache, options: Options) -> Evaluation:
