@@ -17,7 +17,8 @@ from fastdb.training.schedules import peak_at
 
 CHANGEABLE = (
     *("checkpoints.", "samples.", "environment."),
-    *("precision", "gradient_checkpointing", "split_batches", "deterministic", "unet.ema_on_cpu", "optimizer.name"),
+    *("precision", "gradient_checkpointing", "split_batches", "deterministic", "unet.ema_on_cpu"),
+    *("optimizer.name", "optimizer.fused_backward_pass"),
 )
 """Beginnings of the names of settings that may change after training has begun: results differ by rounding at most."""
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, create_model, field_validator, model_validator
 
 from fastdb.config.validation import Settings, build
 from fastdb.errors import ConfigError
@@ -141,7 +141,24 @@ class OptimizerConfig(Settings):
 
     name: Literal["auto", "adamw", "adamw8bit"] = Field("auto", description="auto: adamw8bit on a GPU, else adamw.")
     weight_decay: float = Field(0.01, ge=0, le=1, description="Decoupled weight decay.")
-    max_grad_norm: float = Field(1.0, gt=0, le=1000, description="Largest gradient norm; larger gradients are clipped.")
+    max_grad_norm: float = Field(
+        1.0, ge=0, le=1000, description="Largest gradient norm; larger gradients are clipped. 0 clips none."
+    )
+    fused_backward_pass: bool = Field(
+        False,
+        description="Update each weight within the backward pass and free its gradient, which saves 4 bytes per weight "
+        "and time; the result is the same. Needs `max_grad_norm` 0, and no fp16.",
+    )
+
+    @field_validator("fused_backward_pass")
+    @classmethod
+    def _without_clipping(cls, value: bool, others: ValidationInfo) -> bool:
+        if value and others.data.get("max_grad_norm"):
+            raise ValueError(
+                "a gradient that is applied at once cannot be clipped by the norm of all gradients: set "
+                "optimizer.max_grad_norm=0 too"
+            )
+        return value
 
 
 class CheckpointConfig(Settings):

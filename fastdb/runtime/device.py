@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from fastdb.errors import TrainingError, is_out_of_memory, out_of_memory
+from fastdb.runtime.memory import return_freed_memory
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,9 @@ def cpu_threads(weights: int) -> int:
 
 
 def release_memory() -> None:
-    """Free the GPU memory of unreferenced models, for other processes to use."""
+    """Free the memory of unreferenced models, for other processes to use."""
     gc.collect()
+    return_freed_memory()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

@@ -1,12 +1,16 @@
-"""Available memory of this machine."""
+"""Available memory of this machine, and the C library's treatment of freed memory."""
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from pathlib import Path
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 """Limits of a container (cgroup v2)."""
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+"""Parameters of glibc's `mallopt` in malloc.h."""
 
 
 def memory_to_be_had() -> int | None:
@@ -39,3 +43,24 @@ def _left_in_container() -> int | None:
         return None
     files = sum(int(kept[kept.index(name) + 1]) for name in ("inactive_file", "active_file") if name in kept)
     return max(0, int(limit) - used + files)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse freed memory instead of returning it to the system.
+
+    It returns each freed block of more than 32 MB, and the kernel zeroes every page that it hands out again. For one
+    thread that takes 0.45 s per GB, and copying 0.1 s: the gradients and activations of a step are such blocks.
+    """
+    _call_glibc("mallopt", _MMAP_MAX, 0)
+    _call_glibc("mallopt", _TRIM_THRESHOLD, -1)
+
+
+def return_freed_memory() -> None:
+    """Return the memory that this process has freed to the system."""
+    _call_glibc("malloc_trim", 0)
+
+
+def _call_glibc(name: str, *arguments: int) -> None:
+    """Call a function of the C library, which other libraries than glibc lack."""
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), name):
+        getattr(library, name)(*arguments)

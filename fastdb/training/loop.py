@@ -6,6 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +17,7 @@ from fastdb.config import Config
 from fastdb.errors import TrainingError
 from fastdb.training.batches import Batch, Batches, generator
 from fastdb.training.divergence import MOST_SKIPPED, Divergence
+from fastdb.training.fused_backward import FusedBackward
 from fastdb.training.loss import add_noise, denoising_loss, row_loss, timestep_weights
 from fastdb.training.movement import Movement
 from fastdb.training.optimizers import make_optimizer
@@ -64,13 +66,19 @@ class Loop:
     done: int = 0
     changing: bool = False
     share: str = "activations"
+    _fused: FusedBackward | None = None
+
+    def __post_init__(self) -> None:
+        if self.config.optimizer.fused_backward_pass:
+            self._fused = FusedBackward(getattr(self.optimizer, "optimizer", self.optimizer), self._begin_update)
 
     def run(self, start: int, after_step: Callable[[StepReport], bool]) -> int:
         """Train from `start` done steps until the stage ends or `after_step` returns True; return the steps done.
 
         Raises:
             TrainingError: no step changes the weights.
-            Divergence: loss or gradient are not finite; that step has not changed the weights.
+            Divergence: loss or gradient are not finite; that step has not changed the weights, unless the update is
+                fused into the backward pass.
         """
         steps, config = self.stage.steps, self.config
         movement = Movement(self.stage.name, self.stage.trained)
@@ -85,7 +93,7 @@ class Loop:
             torch.manual_seed(generator(config.seed, self.stage.name, step, "model").initial_seed())
             batches = [self.batches.at(step, number) for number in range(config.gradient_accumulation)]
             movement.before_step(rates)
-            losses = [self._microstep(step, batch) for batch in batches]
+            losses = [self._microstep(step, batch, batch is batches[-1]) for batch in batches]
             movement.after_step(rates, self.stage.skipped > 0, step + 1 == steps)
             loss, prior = (sum(part) / len(losses) for part in zip(*losses, strict=True))
             self.losses[step + 1] = loss
@@ -109,9 +117,10 @@ class Loop:
             RuntimeError: torch refuses an operation that is not deterministic.
         """
         try:
-            self._backward(self.batches.at(0, 0))
+            with self._fused.discards() if self._fused is not None else nullcontext():
+                self._backward(0, self.batches.at(0, 0), update=False)
             weights = [weight for module in self.stage.trained.values() for weight in module.parameters()]
-            torch.nn.utils.clip_grad_norm_(weights, self.config.optimizer.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(weights, self._largest_norm)
         finally:
             self.optimizer.zero_grad(set_to_none=True)
         # 4,096 weights are enough for 8-bit moments.
@@ -119,32 +128,65 @@ class Loop:
         weight.grad = torch.ones_like(weight)
         make_optimizer(self.optimizer_name, [[weight]], self.config.optimizer).step()
 
-    def _microstep(self, step: int, batch: Batch) -> tuple[float, float]:
+    @property
+    def _largest_norm(self) -> float:
+        return self.config.optimizer.max_grad_norm or math.inf
+
+    def _microstep(self, step: int, batch: Batch, last: bool) -> tuple[float, float]:
         """Add the gradient of a microbatch; the last of a step also changes the weights."""
         accelerator, stage = self.accelerator, self.stage
         with accelerator.accumulate(*stage.trained.values()):
-            whole, instance, prior = self._backward(batch)
+            whole, instance, prior = self._backward(step, batch, update=last)
             value = instance if math.isfinite(whole) else whole
-            if accelerator.scaler is None and not math.isfinite(whole):
-                self.losses[step + 1] = whole
-                raise Divergence(f"the loss of step {step + 1} is not finite, so the step was not taken")
+            if self._fused is not None:
+                if last and not math.isfinite(self._fused.gradient_norm()):
+                    raise Divergence(f"the gradient of step {step + 1} is not finite, and has changed weights already")
+                return value, prior
+            if accelerator.scaler is None:
+                self._check_loss(step, whole)
             if accelerator.sync_gradients:
                 self._clip_gradient(step)
-                self.changing, self.share = True, "moments"
+                self._begin_update()
             self.optimizer.step()
-            # On a CPU, allocating fresh memory costs more than zeroing; on a GPU, the free memory matters more.
-            self.optimizer.zero_grad(set_to_none=accelerator.device.type != "cpu")
+            # The first gradient of a step is taken over then, instead of being added to zeros.
+            self.optimizer.zero_grad(set_to_none=True)
         return value, prior
 
-    def _backward(self, batch: Batch) -> tuple[float, float, float]:
-        """Add the gradient of a microbatch, and return its loss and the parts of instance and class images."""
+    def _backward(self, step: int, batch: Batch, *, update: bool) -> tuple[float, float, float]:
+        """Add the gradient of a microbatch, and return its loss and the parts of instance and class images.
+
+        Args:
+            update: whether the step ends with it, so that a fused update changes the weights.
+
+        Raises:
+            Divergence: the loss is not finite, and the backward pass would change the weights.
+        """
         sums = [0.0, 0.0, 0.0]
-        for part in batch.rows() if self.config.split_batches else (batch,):
+        parts = list(batch.rows()) if self.config.split_batches else [batch]
+        for part in parts:
             losses = self.loss(part) if part is batch else self._row_loss(part, batch)
-            self.accelerator.backward(losses[0])
+            updates: AbstractContextManager[None] = nullcontext()
+            if self._fused is not None and update and part is parts[-1]:
+                self._check_loss(step, sums[0] + float(losses[0].detach()))
+                updates = self._fused.updates()
+            with updates:
+                self.accelerator.backward(losses[0])
             sums = [total + float(loss.detach()) for total, loss in zip(sums, losses, strict=True)]
             del losses
         return sums[0], sums[1], sums[2]
+
+    def _begin_update(self) -> None:
+        self.changing, self.share = True, "moments"
+
+    def _check_loss(self, step: int, loss: float) -> None:
+        """Raise if the loss of a step is not finite.
+
+        Raises:
+            Divergence: the step has not changed the weights.
+        """
+        if not math.isfinite(loss):
+            self.losses[step + 1] = loss
+            raise Divergence(f"the loss of step {step + 1} is not finite, so the step was not taken")
 
     def _row_loss(self, row: Batch, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return what a row adds to the loss of its batch and to its two parts; the sums are those of `loss`."""
@@ -179,7 +221,7 @@ class Loop:
         """
         stage = self.stage
         weights = [weight for module in stage.trained.values() for weight in module.parameters()]
-        norm = self.accelerator.clip_grad_norm_(weights, self.config.optimizer.max_grad_norm)
+        norm = self.accelerator.clip_grad_norm_(weights, self._largest_norm)
         if math.isfinite(float(norm)):
             stage.skipped = 0
             return

@@ -32,7 +32,7 @@ def predicted_shares(
     unet = stage.settings.get("unet")
     return {
         "weights": sum(weight.nbytes for module in modules.values() for weight in module.parameters()),
-        "gradients": sum(weight.nbytes for weight in trained),
+        "gradients": _gradients([weight.nbytes for weight in trained], config),
         "moments": moment_bytes(tuple(weight.numel() for weight in trained), optimizer),
         "average": 4 * sum(weight.numel() for weight in stage.unet.parameters())
         if unet and config.unet.ema_decay
@@ -40,6 +40,12 @@ def predicted_shares(
         "activations": _activations(stage, config, half, groups),
         "cache": sum(group.latents.mean.nbytes + group.latents.std.nbytes for group in groups),
     }
+
+
+def _gradients(sizes: Sequence[int], config: Config) -> int:
+    """Return the bytes of the gradients that exist at a time, given those of all."""
+    whole = not config.optimizer.fused_backward_pass or config.gradient_accumulation > 1 or config.split_batches
+    return sum(sizes) if whole else max(sizes)
 
 
 def _activations(stage: Stage, config: Config, half: torch.dtype, groups: Sequence[Group]) -> int:

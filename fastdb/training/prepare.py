@@ -19,11 +19,13 @@ from fastdb.models.resolve import ensure_base
 from fastdb.reporting import Note, Progress
 from fastdb.runtime.determinism import Determinism, set_deterministic
 from fastdb.runtime.device import Device, choose_device, cpu_threads
+from fastdb.runtime.memory import keep_freed_memory
 from fastdb.sessions.events import Emit
 from fastdb.sessions.session import Session
 from fastdb.training.batches import Group, every_prompt
 from fastdb.training.caches import LatentCache, cache_latents
 from fastdb.training.class_images import ClassImage
+from fastdb.training.fused_backward import check_fused_backward
 from fastdb.training.optimizers import choose_optimizer, moments_by
 from fastdb.training.preflight import instances
 
@@ -116,6 +118,7 @@ def plan_run(session: Session, emit: Emit, device: str = "") -> tuple[Preparatio
     check_identity(session.record.base_model, base.folder, remembered=False)
     images, stands = instances(session), standing(session, not_finite(base.folder))
     chosen = choose_device(session.config.precision, device)
+    check_fused_backward(session.config, chosen.precision, session.name)
     stage = next((name for name in STAGES if stands.done(name) < steps_of(session, name)), None)
     checkpoint = stands.checkpoints.get(stage or "")
     begun_with = checkpoint.state["host"]["optimizer"] if checkpoint else ""
@@ -161,6 +164,7 @@ def settle(prepared: Preparation, stands: Standing, emit: Emit) -> None:
     set_deterministic(prepared.device.kind, prepared.session.config.deterministic)
     before = stands.last.state["host"] if stands.last else {}
     if prepared.device.kind == "cpu":
+        keep_freed_memory()
         weights = sum(weight_file(prepared.base.folder, part).stat().st_size for part in PARTS)
         torch.set_num_threads(before.get("threads") or cpu_threads(weights))
     now = prepared.host

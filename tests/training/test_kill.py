@@ -60,22 +60,22 @@ def test_killed_anywhere_and_run_again_equals_never_stopped(number: int, straigh
     assert not any(list(folder.glob(".unfinished-*")) for folder in untrained.checkpoint_folders)
 
 
-ON_CPU: dict[str, Any] = {
-    "text_encoder__steps": 0,
-    "unet__ema_decay": 0.9,
-    "unet__ema_on_cpu": True,
-    "prior__class_images": 0,
-    "checkpoints__every_steps": 2,
+SPARING: dict[str, dict[str, Any]] = {
+    "average on the CPU": {"unet__ema_decay": 0.9, "unet__ema_on_cpu": True},
+    "fused backward pass": {"optimizer__max_grad_norm": 0, "optimizer__fused_backward_pass": True},
 }
+"""Settings that save memory."""
 
 
 @pytest.mark.parametrize("number", points({7}))
-def test_killed_with_the_average_on_the_cpu(
-    number: int, trained_once: Callable[..., Session], make_session: Callable[..., Session]
+@pytest.mark.parametrize("name", SPARING)
+def test_killed_with_settings_that_save_memory(
+    name: str, number: int, trained_once: Callable[..., Session], make_session: Callable[..., Session]
 ) -> None:
     """The average too is that of the run that was never interrupted."""
-    whole = trained_once("average on the CPU", lambda session: outcome(process.start(session)), **ON_CPU)
-    session = make_session(**ON_CPU)
+    settings = {"text_encoder__steps": 0, "prior__class_images": 0, "checkpoints__every_steps": 2, **SPARING[name]}
+    whole = trained_once(name, lambda session: outcome(process.start(session)), **settings)
+    session = make_session(**settings)
     where = SETTINGS["unet.steps"] * (number + 0.5) / POINTS
     victim = process.start(session)
     if number % 2 == 0:

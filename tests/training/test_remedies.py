@@ -28,10 +28,11 @@ from fastdb.commands import sessions, training
 from fastdb.errors import FastDBError
 from fastdb.formats.safetensors_file import save_tensors
 from fastdb.models.resolve import ensure_base
+from fastdb.runtime.device import Device
 from fastdb.sessions.session import Session
 from fastdb.storage import MANIFEST
 from fastdb.storage.manifest import write_manifest
-from fastdb.training import disk_estimate, process
+from fastdb.training import disk_estimate, prepare, process
 from fastdb.training.saver import OPTIMIZER
 from tests.known_faces import faces_detected_once
 from tests.training.conftest import outcome
@@ -198,6 +199,22 @@ def accumulation_by_a_variable(world: World) -> None:
     assert message
     run("fastdb train variable --set environment.pass=[]", session)
     assert done(session) == 2
+
+
+@remedy_of("fused_backward.py: the gradient scaler of fp16 skips a step")
+def fused_with_a_scaler(world: World) -> None:
+    settings = {**SHORT, "optimizer__max_grad_norm": 0, "optimizer__fused_backward_pass": True}
+    session = world.make("scaled", **settings)
+    with world.patch.context() as patch:
+        patch.setattr(prepare, "choose_device", lambda *_: Device("cuda", "T4", "fp16", "no bf16"))
+        with pytest.raises(FastDBError, match="some weights have changed by then") as error:
+            Life(session).run()
+    precision, unfused = named(str(error.value))
+    run(precision, session)
+    assert done(session) == 2
+    run("fastdb extend scaled --steps 1", session)
+    run(unfused, session)
+    assert done(session) == 3
 
 
 @remedy_of("models/base_identity.py: this base model has other weights")
