@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastdb.checkpoints.compressed_checkpoint import raw_files
 from fastdb.checkpoints.finite_numbers import not_finite
-from fastdb.checkpoints.progress import STAGES, how_far, no_valid_checkpoint, standing, standings
+from fastdb.checkpoints.progress import STAGES, STEPS, how_far, no_valid_checkpoint, standing, standings, steps_text
 from fastdb.models.diffusers_folder import PARTS, BaseModel, weight_file
 from fastdb.sessions.session import Session
 
@@ -49,6 +49,7 @@ def export_metadata(session: Session, base: BaseModel, done: Mapping[str, int]) 
         "modelspec.trigger_phrase": token if not prompt or token in prompt else "",
         "fastdb.trained": how_far(session, done),
         "fastdb.step": str(done["unet"]),
+        STEPS: steps_text(done),
         **extended,
         "fastdb.instance_prompt": prompt,
         "fastdb.config": json.dumps(config.model_dump(mode="json")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastdb.checkpoints.checkpoint import complete, fault_in, strays
 from fastdb.checkpoints.claims import claim
+from fastdb.images.originals import photo_notes
 from fastdb.reporting import Note
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import FILE
@@ -24,7 +25,8 @@ def leftovers(session: Session) -> list[Note]:
         for checkpoint in checkpoints
         if (reason := fault_in(checkpoint, quick=True)) and claim(checkpoint.path)
     ]
-    return [*damaged, *strays(session.checkpoints), *duplicates(session)]
+    begun = bool(complete(session.checkpoint_folders, lineage=session.record.lineages))
+    return [*damaged, *strays(session.checkpoints), *duplicates(session), *photo_notes(session, begun)]
 
 
 def duplicates(session: Session) -> list[Note]:

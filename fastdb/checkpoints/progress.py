@@ -31,6 +31,9 @@ STAGES = ("text_encoder", "unet")
 In joint mode the text encoder has no stage of its own: it trains in the UNet's, whose checkpoints contain both parts.
 """
 
+STEPS = "fastdb.steps"
+"""Key in the header of an export with the steps of each stage, as `session.yaml` records them."""
+
 
 @dataclass(frozen=True)
 class Standing:

@@ -87,12 +87,12 @@ def base_of(session: Session, step: int | None = None, report: Report = SILENT) 
         ModelError, TrainingError: it cannot be exported.
         StorageError: the disk is full or read-only.
     """
+    with report.progress("base model", "B") as update:
+        base = ensure_base(session, update)
     # These load numpy and torch.
     from fastdb.checkpoints.export_parts import export_metadata, export_parts
     from fastdb.models.export import export_model
 
-    with report.progress("base model", "B") as update:
-        base = ensure_base(session, update)
     parts, done = export_parts(session, base, step)
     whole = hashlib.sha256()
     for part, path in sorted(parts.items()):

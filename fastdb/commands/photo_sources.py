@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from fastdb.errors import ConfigError, ImageError, SessionError
+from fastdb.images.originals import never_cropped
 from fastdb.images.photo_files import NOT_A_PHOTO, PHOTO_ENDINGS, find_photos, passed_over, photos_in
 from fastdb.reporting import SILENT, Note, Report, argument, counted
 from fastdb.runtime.paths import expanded
@@ -87,15 +88,21 @@ def _extracted(path: Path, folder: Path, report: Report) -> list[Path]:
     return photos
 
 
-def check_all_known(session: Session, photos: Sequence[Path]) -> None:
+def check_all_known(session: Session, photos: Sequence[Path], replaced: Sequence[Path] = ()) -> None:
     """Raise if photos would be added to a session whose training has begun, or change its captions.
+
+    Args:
+        replaced: those that took the place of an original of the session.
 
     Raises:
         ConfigError: naming the first.
     """
     from fastdb.images.intake import would_change
 
-    if adding := would_change(session.originals, session.instance_images, session.captions, photos):
+    adding = [*replaced, *would_change(session.originals, session.instance_images, session.captions, photos)]
+    unused = {photo.resolve() for photo in never_cropped(session)}
+    adding += [photo for photo in photos if photo.resolve() in unused]
+    if adding:
         raise ConfigError(
             f"training has begun, so no photos can be added or get other captions ({adding[0].name}); nothing was "
             "changed",

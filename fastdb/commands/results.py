@@ -15,7 +15,7 @@ from fastdb.evaluation.options import Options
 from fastdb.inference.pictures import save_pictures
 from fastdb.inference.request import Request
 from fastdb.inference.samplers import DEFAULT
-from fastdb.models.resolve import ensure_base
+from fastdb.models.resolve import check_present_base, ensure_base
 from fastdb.reporting import SILENT, Note, Report, counted, format_bytes
 from fastdb.runtime.library_logging import hush_libraries
 from fastdb.runtime.paths import expanded
@@ -56,13 +56,14 @@ def export(
         TrainingError: nothing was trained yet.
         StorageError: the disk is full or read-only.
     """
+    session = Session.open(session, root)
+    session.check_complete()
+    # Another base model is reported before torch is loaded, which takes seconds.
+    with report.progress("base model", "B") as update:
+        base = ensure_base(session, update)
     from fastdb.checkpoints.export_parts import export_metadata, export_parts
     from fastdb.models.export import export_model
 
-    session = Session.open(session, root)
-    session.check_complete()
-    with report.progress("base model", "B") as update:
-        base = ensure_base(session, update)
     parts, done = export_parts(session, base, step)
     report.note(Note("exporting", session.name, how_far(session, done)))
     files = []
@@ -80,8 +81,8 @@ def export(
             check_render(parts, target, base.folder, prompt=prompt, report=report)
         files.append(target)
         record_files(session.path, {target: written.sha256})
-        if process.find(session) is None and not in_use(session.path):
-            # A trainer writes the session's record too; the file's metadata has the step in every case.
+        if process.find(session) is not None or not in_use(session.path):
+            # A trainer on another machine writes the record too; the metadata of a `.safetensors` suffices then.
             session.with_exports(target.name, steps_text(done))
         if render:
             record_files(session.path, list(session.path.glob("*.render.png")))
@@ -151,6 +152,14 @@ def generate(
     return paths
 
 
+def _check_base(model: Session | str, base: str | Path | None) -> None:
+    """Raise if the base model of a session, or of the session of a file, was replaced."""
+    if isinstance(model, Session):
+        check_present_base(model)
+    elif not base and (Path(model).parent / FILE).is_file():
+        check_present_base(Session.open(Path(model).parent))
+
+
 def _remedy_for_ruined(session: Session, step: int | None) -> str:
     """Return the remedy for weights that draw no picture, or "" for those of the base model."""
     begun = [(stage, done) for stage, done in progress_of(session).items() if done]
@@ -188,6 +197,7 @@ def _source(
         prompt = prompt or next(iter(prompts_of(model)), "")
     if not prompt:
         raise ConfigError("a prompt is missing", where=source, fix='Add one, such as "a photo of sks dog".')
+    _check_base(model, base)
     return model, prompt
 
 
@@ -243,8 +253,7 @@ def evaluate(
         sampler=sampler,
     )
     session = Session.open(session, root)
-    if file is None and checkpoints is None and not progress_of(session)["unet"]:
-        raise no_valid_checkpoint(session, "of the UNet stage", ())
+    _check_evaluable(session, named=file is not None or checkpoints is not None)
     hush_libraries()
     from fastdb.evaluation.evaluate import evaluate_session
 
@@ -252,3 +261,10 @@ def evaluate(
     folder = session.path / "evaluation"
     record_files(session.path, [path for path in folder.iterdir() if path.is_file() and path.name[0] != "."])
     return evaluation
+
+
+def _check_evaluable(session: Session, named: bool) -> None:
+    """Raise if a session has nothing to evaluate, unless that was named, or if its base model was replaced."""
+    if not named and not progress_of(session)["unet"]:
+        raise no_valid_checkpoint(session, "of the UNet stage", ())
+    check_present_base(session)

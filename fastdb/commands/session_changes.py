@@ -25,7 +25,7 @@ from fastdb.errors import ConfigError, ImageError, SessionNotFound
 from fastdb.images.captions import instance_prompt
 from fastdb.images.photo_files import photos_in
 from fastdb.models.mini_settings import recommended
-from fastdb.models.resolve import base_record, is_base
+from fastdb.models.resolve import base_record, is_base, is_replaced
 from fastdb.reporting import SILENT, Note, Report
 from fastdb.sessions import file_hashes
 from fastdb.sessions.session import Session, SessionLike
@@ -112,6 +112,9 @@ def change(
         )
     requested = Requested(located_base(base, root) if base else "", token, class_word, settings)
     differing = differences(session, requested)
+    if requested.base and not any(each.name == "base model" for each in differing) and is_replaced(session):
+        named = session.record.base_model.folder
+        differing.insert(0, Difference("base model", f"{named} as it was", f"{named} as it is now"))
     if differing and has_begun(session):
         raise ConfigError(
             f"training has begun, so these cannot change: {listed(differing)}",

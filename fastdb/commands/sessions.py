@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.checkpoints.leftovers import leftovers
-from fastdb.checkpoints.progress import how_far, progress_of, steps_text
+from fastdb.checkpoints.progress import how_far, progress_of
 from fastdb.checkpoints.publish import pending
 from fastdb.commands import verification
 from fastdb.commands.differences import has_begun
+from fastdb.commands.export_states import ExportState, export_states
 from fastdb.commands.photo_sources import check_all_known, photo_files
 from fastdb.commands.session_warnings import prompt_notes, prompts_of, setting_warnings
 from fastdb.config import Config, build
 from fastdb.errors import FastDBError, ImageError, SessionBusy
 from fastdb.images.captions import instance_prompt
+from fastdb.images.originals import photo_notes, replaced
 from fastdb.images.photo_files import photos_in
 from fastdb.models.base_identity import base_fault
 from fastdb.models.mini_settings import recommended
@@ -60,17 +62,6 @@ class SessionList:
     root: Path
     rows: tuple[SessionRow, ...]
     errors: tuple[FastDBError, ...]
-
-
-@dataclass(frozen=True)
-class ExportState:
-    """An exported file of a session."""
-
-    file: str
-    trained: str
-    """Steps of each stage that it contains, such as `text_encoder 350, unet 1500`; empty if not recorded."""
-    stale: bool
-    """Training went on since it was made from the newest checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,8 +181,9 @@ def add_images(
 ) -> Path:
     """Clean, crop and add photos to a session.
 
-    Photos that cannot be used are reported; the others are added. After training has begun, only photos that the
-    session has already are accepted, whose lost crops are made again.
+    Photos that cannot be used are reported; the others are added. Photos may be in the session's `originals/` already;
+    one that replaced another there is cropped again. After training has begun, only photos that the session has
+    already are accepted, whose lost crops are made again.
 
     Returns:
         The contact sheet of the crops.
@@ -213,14 +205,12 @@ def add_images(
     refuse_elsewhere(session.path, "Or stop it there, and add photos then.")
     with photo_files(photos, report) as files, report.progress("crop", "photo") as update:
         folders = (session.originals, session.instance_images, session.captions)
-        if has_begun(session):
-            check_all_known(session, files)
-        intake = add_photos(*folders, files, session.config.resolution, update)
+        begun, changed = has_begun(session), replaced(session, files)
+        if begun:
+            check_all_known(session, files, changed)
+        intake = add_photos(*folders, files, session.config.resolution, update, again=changed)
     for added in intake.added:
-        crop, size = added.crop, f"{added.crop.size} x {added.crop.size}"
-        details = f"({size})" if crop.whole else f"{size} ({crop.reason})"
-        details += f", trained at {session.config.resolution}"
-        report.note(Note("photo used whole" if crop.whole else "photo cropped", added.name, details))
+        report.note(_crop_note(added, session.config.resolution))
     sheet = session.path / "instance_images.png"
     if intake.known:
         report.note(Note("photos known", str(len(intake.known))))
@@ -228,7 +218,7 @@ def add_images(
         save_png(review_sheet(session.name, intake.added), sheet)
         report.note(Note("crops saved", str(sheet)))
         file_hashes.record_files(session.path, [*_photo_files_of(session, intake.added), sheet])
-    for note in prompt_notes(session):
+    for note in (*prompt_notes(session), *photo_notes(session, begun)):
         report.note(note)
     if intake.refused:
         for refused in intake.refused:
@@ -240,6 +230,13 @@ def add_images(
             fix="Fix or remove the photos named above.",
         )
     return sheet
+
+
+def _crop_note(added: Added, resolution: int) -> Note:
+    crop, size = added.crop, f"{added.crop.size} x {added.crop.size}"
+    details = f"({size})" if crop.whole else f"{size} ({crop.reason})"
+    details += f", trained at {resolution}"
+    return Note("photo used whole" if crop.whole else "photo cropped", added.name, details)
 
 
 def list_sessions(root: str | Path | None = None) -> SessionList:
@@ -274,7 +271,7 @@ def show(session: SessionLike, root: str | Path | None = None) -> Overview:
         outcomes=tuple(run.outcome for run in session.record.runs),
         extended=session.extensions,
         revised=session.record.revised,
-        exports=tuple(_exports(session)),
+        exports=tuple(export_states(session)),
         unpublished=tuple(checkpoint.path.name for checkpoint in pending(session)),
         not_uploaded=tuple(_not_uploaded(session)),
         skipped=tuple(leftovers(session)),
@@ -338,15 +335,6 @@ def _photo_files_of(session: Session, added: Sequence[Added]) -> list[Path]:
     stems = {photo.name for photo in added}
     folders = (session.originals, session.instance_images, session.captions)
     return [path for folder in folders for path in folder.iterdir() if path.stem in stems]
-
-
-def _exports(session: Session) -> Iterator[ExportState]:
-    recorded = {export.file: export.trained for export in session.record.exports}
-    current = steps_text(progress_of(session))
-    for path in session.exports:
-        trained = recorded.get(path.name, "")
-        newest = path.stem == session.name
-        yield ExportState(path.name, trained, bool(trained) and newest and trained != current)
 
 
 def _not_uploaded(session: Session) -> list[str]:

@@ -67,6 +67,12 @@ SENTENCES: dict[str, str] = {
     "sessions that are gone",
     "nothing deleted": "Nothing was deleted",
     "nothing to delete": "Nothing to delete: {reason}",
+    "originals not added": "warning: photos in originals/ are not part of the session yet. Add them with: "
+    "fastdb add-images {subject} {reason}",
+    "originals not trained": "warning: training began without {reason} in originals/. To train with all photos run: "
+    "fastdb new NAME PHOTOS --from {subject}",
+    "originals replaced": "warning: photos in originals/ were replaced after they were cropped. Crop them again with: "
+    "fastdb add-images {subject} {reason}",
     "photos known": "Photos that the session has already, which stay as they are: {subject}",
     "photo removed": "Took {subject} out of the session, to {reason}",
     "photo cropped": "{subject}: cropped to {reason}",

@@ -11,7 +11,8 @@ from fastdb.console.terminal import say, table
 from fastdb.reporting import argument, format_bytes
 
 if TYPE_CHECKING:
-    from fastdb.commands.sessions import ExportState, Overview, SessionList
+    from fastdb.commands.export_states import ExportState
+    from fastdb.commands.sessions import Overview, SessionList
     from fastdb.commands.space import Disk, Removal, SessionUsage, Usage
     from fastdb.evaluation.report import Evaluation
     from fastdb.runtime.doctor import Examination

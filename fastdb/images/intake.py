@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -65,7 +65,7 @@ def add_photos(
     progress: Progress | None = None,
     *,
     keep_squares: bool = False,
-    again: bool = False,
+    again: Collection[Path] = (),
 ) -> Intake:
     """Import photos into a session's three folders.
 
@@ -83,7 +83,7 @@ def add_photos(
         size: pixels per side of the crops.
         progress: called with the photos done and their total.
         keep_squares: use square photos whole, since somebody has cropped them.
-        again: crop photos again that were imported before.
+        again: those of the photos to crop again that were imported before.
 
     Raises:
         StorageError: a folder cannot be written.
@@ -99,7 +99,7 @@ def add_photos(
     known: list[str] = []
     for done, photo in enumerate(photos, start=1):
         try:
-            result = _add(folders, photo, size, keep_squares, again)
+            result = _add(folders, photo, size, keep_squares, photo in again)
             if isinstance(result, Added):
                 added.append(result)
             else:

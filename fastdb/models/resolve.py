@@ -17,7 +17,7 @@ from fastdb.downloads.download import check_disk_space
 from fastdb.downloads.fetch import fetch
 from fastdb.downloads.model_cache import CONVERTED, came_from, locked, note_use, place, recall, remember
 from fastdb.downloads.source import HubFile, HubRepository, LocalPath, Source, parse
-from fastdb.errors import ModelError
+from fastdb.errors import ModelError, TrainingError
 from fastdb.formats.reader import open_tensors
 from fastdb.models.base_identity import check_identity, configurations, remembered_sha256
 from fastdb.models.diffusers_folder import BaseModel, fingerprint, open_base_model
@@ -183,6 +183,20 @@ def check_present_base(session: Session) -> None:
     present = record.folder == MINI or expanded(record.folder).absolute().exists()
     if present and re.fullmatch(r"[0-9a-f]{64}", record.fingerprint):
         ensure_base(session)
+
+
+def is_replaced(session: Session) -> bool:
+    """Return whether another model is in the place of a session's base model on this machine.
+
+    Raises:
+        ModelError: it cannot be used.
+        StorageError: it cannot be read.
+    """
+    try:
+        check_present_base(session)
+    except TrainingError:
+        return True
+    return False
 
 
 def _downloaded(source: Source, progress: Progress | None, mirrors: Sequence[Source] = ()) -> Base:

@@ -44,6 +44,7 @@ PHRASES: tuple[tuple[str, str], ...] = (
     (r"fastdb change\b", "the tick change_session"),
     (r"fastdb duplicate\b", "fastdb.duplicate"),
     (rf"fastdb evaluate( ({_NAME}))?", "the Compare cell"),
+    (rf"fastdb add-images ({_NAME})( '/[^']*'| /\S+)+", "the Photos cell, with the path"),
     (rf"fastdb add-images( ({_NAME}))?", "the Photos cell"),
     (rf"fastdb remove-images ({_NAME})( ({_NAME}))*", r"fastdb.interactive.remove_images('\1', names)"),
     (r"`fastdb extend`", "`fastdb.extend`"),

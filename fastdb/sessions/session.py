@@ -16,6 +16,7 @@ from fastdb.errors import FastDBError, SessionError, SessionNotFound, StorageErr
 from fastdb.reporting import argument
 from fastdb.runtime.paths import expanded, sessions_root, work_folder
 from fastdb.sessions.lineage import check_same, record_home
+from fastdb.sessions.record_lock import record_lock
 from fastdb.sessions.session_names import can_be_listed, check_name, exists_already, not_found
 from fastdb.sessions.session_names import near_name as near_name
 from fastdb.sessions.session_yaml import (
@@ -202,21 +203,23 @@ class Session:
             SessionError: its file is incomplete.
         """
         self.check_complete()
-        record = read_record(self.path)
-        unet = record.config.unet
-        extensions = [step.model_dump() for step in (*unet.extensions, extension)]
-        entry = Extended(when=now(), after=unet.all_steps, **extension.model_dump())
-        config = record.config.changed({"unet.extensions": extensions})
-        return self._rewritten(
-            record.model_copy(update={"config": config, "extended": (*record.extended, entry)}),
-        )
+        with record_lock(self.work):
+            record = read_record(self.path)
+            unet = record.config.unet
+            extensions = [step.model_dump() for step in (*unet.extensions, extension)]
+            entry = Extended(when=now(), after=unet.all_steps, **extension.model_dump())
+            config = record.config.changed({"unet.extensions": extensions})
+            return self._rewritten(
+                record.model_copy(update={"config": config, "extended": (*record.extended, entry)}),
+            )
 
     def with_revision(self, config: Config, after: str, changes: Sequence[str], reason: str = "") -> Session:
         """Write other settings that hold from a step on, such as `unet step 40`, and record them in the history."""
-        record = read_record(self.path)
-        entries = (Revision(when=now(), after=after, change=change, reason=reason) for change in changes)
-        update = {"config": config, "revised": (*record.revised, *entries)}
-        return self._rewritten(record.model_copy(update=update))
+        with record_lock(self.work):
+            record = read_record(self.path)
+            entries = (Revision(when=now(), after=after, change=change, reason=reason) for change in changes)
+            update = {"config": config, "revised": (*record.revised, *entries)}
+            return self._rewritten(record.model_copy(update=update))
 
     @property
     def extensions(self) -> tuple[Extended, ...]:
@@ -252,28 +255,31 @@ class Session:
         """
         self.check_there()
         self.check_complete()
-        record = read_record(self.path)
-        base, run = record.base_model, Run(started=now(), begins=begins)
-        if not base.configurations:
-            base = base.model_copy(update={"configurations": dict(configurations or {})})
-        return self._rewritten(record.model_copy(update={"runs": (*record.runs, run), "base_model": base}))
+        with record_lock(self.work):
+            record = read_record(self.path)
+            base, run = record.base_model, Run(started=now(), begins=begins)
+            if not base.configurations:
+                base = base.model_copy(update={"configurations": dict(configurations or {})})
+            return self._rewritten(record.model_copy(update={"runs": (*record.runs, run), "base_model": base}))
 
     def with_run_ended(self, outcome: str) -> Session:
         """Record the outcome of the trainer that started last in the history."""
         self.check_there()
-        record = read_record(self.path)
-        # Somebody may have put an older file back meanwhile.
-        *before, last = record.runs or (Run(started=now(), begins=""),)
-        ended = last.model_copy(update={"ended": now(), "outcome": outcome})
-        return self._rewritten(record.model_copy(update={"runs": (*before, ended)}))
+        with record_lock(self.work):
+            record = read_record(self.path)
+            # Somebody may have put an older file back meanwhile.
+            *before, last = record.runs or (Run(started=now(), begins=""),)
+            ended = last.model_copy(update={"ended": now(), "outcome": outcome})
+            return self._rewritten(record.model_copy(update={"runs": (*before, ended)}))
 
     def with_exports(self, file: str, trained: str) -> Session:
         """Record how far the training was that an exported file contains."""
         self.check_complete()
-        record = read_record(self.path)
-        others = [export for export in record.exports if export.file != file]
-        made = Exported(file=file, trained=trained, when=now())
-        return self._rewritten(record.model_copy(update={"exports": (*others, made)}))
+        with record_lock(self.work):
+            record = read_record(self.path)
+            others = [export for export in record.exports if export.file != file]
+            made = Exported(file=file, trained=trained, when=now())
+            return self._rewritten(record.model_copy(update={"exports": (*others, made)}))
 
     def check_there(self) -> None:
         """Raise if the session's folder is gone or holds another session, before anything is written below it.

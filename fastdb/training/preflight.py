@@ -18,6 +18,7 @@ from fastdb.checkpoints.progress import STAGES, abandoned, is_joint, steps_of
 from fastdb.config import Config, flat, format_setting
 from fastdb.errors import CheckpointError, ConfigError, TrainingError
 from fastdb.images.captions import InstanceImage, instance_images_of
+from fastdb.images.originals import originals_of, paths_argument, photo_notes
 from fastdb.models.diffusers_folder import BaseModel
 from fastdb.reporting import Note, argument
 from fastdb.sessions.file_hashes import changes
@@ -55,7 +56,8 @@ def preflight(session: Session, base: BaseModel, restart: bool = False, from_ste
         SessionError: before the first checkpoint, `session.yaml` is incomplete.
         StorageError: the session's folder cannot be written, or its disk is too full for the first checkpoints.
     """
-    if restart or not complete(session.checkpoint_folders, lineage=session.record.lineages):
+    begun = not restart and bool(complete(session.checkpoint_folders, lineage=session.record.lineages))
+    if not begun:
         session.check_complete()
     images = instances(session)
     if not any(steps_of(session, stage) for stage in STAGES):
@@ -81,7 +83,7 @@ def preflight(session: Session, base: BaseModel, restart: bool = False, from_ste
         write_bytes(probe, b"")
         # Another process may run the same check at the same time.
         probe.unlink(missing_ok=True)
-    notes = duplicates(session)
+    notes = [*duplicates(session), *photo_notes(session, begun)]
     notes += changes(session.path, within=[FILE, session.instance_images.name, session.captions.name])
     notes += changes(session.path, within=[session.class_images.name], quick=True)
     if tight := check_space(session, base.folder, restart, from_step):
@@ -189,6 +191,11 @@ def _remedy(checkpoint: Checkpoint, changed: Mapping[str, str], session: str, ch
             f"Undo the change to resume: fastdb remove-images {argument(session)} "
             f"{' '.join(added)}. Or train a session with all photos that begins with these weights: fastdb new NAME "
             f"PHOTOS --from {argument(session)}"
+        )
+    if folder is not None and set(changed.values()) == {"was removed"} and (photos := originals_of(folder, changed)):
+        return (
+            "Put the images back, or crop their originals again if nobody had edited the crops: fastdb add-images "
+            f"{argument(session)} {paths_argument(photos)}"
         )
     stage_only = checkpoint.stage == "unet" and all(subject.startswith("unet.") for subject in changed)
     anew = "restart the UNet stage with --from-step 0, or everything with" if stage_only else "start over with"

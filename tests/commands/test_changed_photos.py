@@ -16,9 +16,12 @@ from safetensors.torch import load_file
 
 from fastdb.checkpoints.compressed_checkpoint import raw_file
 from fastdb.commands import changed_photos, sessions, sharing, space, training
+from fastdb.console.sentences import sentence
 from fastdb.errors import ConfigError, ImageError, TrainingError
+from fastdb.images.originals import photo_notes
 from fastdb.models.resolve import ensure_base
 from fastdb.sessions.session import Session
+from fastdb.training.preflight import preflight
 
 SETTINGS = {
     "prior.class_images": 0, "text_encoder.steps": 0, "unet.steps": 2, "unet.learning_rate": 1e-3,
@@ -38,6 +41,9 @@ def trained(photos: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Ses
 def mug(trained: Session, sessions_folder: Path) -> Session:
     sessions_folder.mkdir()
     return Session.open(shutil.copytree(trained.path, sessions_folder / "mug"))
+
+
+NEW_FROM = "fastdb new NAME PHOTOS --from mug"
 
 
 def names(session: Session) -> set[str]:
@@ -133,3 +139,63 @@ def test_before_training_any_photo_can_be_taken_out(photos: list[Path]) -> None:
     assert sessions.check(fresh) == []
     sessions.add_images(fresh, photos[:1])
     assert len(list(fresh.instance_images.glob("*.png"))) == 2
+
+
+def test_a_photo_put_into_originals_by_hand_is_reported_and_the_named_command_adds_it(photos: list[Path]) -> None:
+    session = sessions.new("cat", "mini", photos[:1], token="sks", class_word="cat")
+    assert photo_notes(session, False) == []
+    shutil.copy(photos[1], session.originals)
+    [note] = photo_notes(session, False)
+    assert [each for each in sessions.show(session).skipped if each.kind == note.kind] == [note]
+    assert note in sessions.check(session)
+    assert note in preflight(session, ensure_base(session))
+    assert preflight(session, ensure_base(session), restart=True).count(note) == 1
+    remedy = sentence(note).partition("Add them with: ")[2]
+    assert remedy == f"fastdb add-images cat {session.originals / photos[1].name}"
+    assert cli(remedy).returncode == 0
+    assert len(list(session.instance_images.glob("*.png"))) == 2
+    assert sessions.check(session) == []
+    assert photo_notes(session, False) == []
+
+
+def test_a_photo_that_replaced_another_in_originals_is_cropped_again_before_training(photos: list[Path]) -> None:
+    session = sessions.new("cat", "mini", photos[:1], token="sks", class_word="cat")
+    crop = (session.instance_images / "cat.png").read_bytes()
+    shutil.copy(photos[1], session.originals / "cat.png")
+    [note] = photo_notes(session, False)
+    remedy = sentence(note).partition("again with: ")[2]
+    assert remedy == f"fastdb add-images cat {session.originals / 'cat.png'}"
+    assert cli(remedy).returncode == 0
+    assert (session.instance_images / "cat.png").read_bytes() != crop
+    assert [path.name for path in session.originals.glob("*.png")] == ["cat.png"]
+    assert sessions.check(session) == []
+
+
+def test_photos_in_originals_change_no_begun_session(mug: Session, photos: list[Path]) -> None:
+    shutil.copy(photos[2], mug.originals)
+    [note] = photo_notes(mug, True)
+    assert sentence(note).endswith(f"{photos[2].name} in originals/. To train with all photos run: {NEW_FROM}")
+    assert note in preflight(mug, ensure_base(mug))
+    with pytest.raises(ConfigError, match="training has begun, so no photos can be added"):
+        sessions.add_images(mug, [mug.originals / photos[2].name])
+    (mug.originals / photos[2].name).unlink()
+    # Where the crop of a photo is gone, its original has to be the photo that was trained.
+    (mug.instance_images / "cat.png").unlink()
+    shutil.copy(photos[2], mug.originals / "cat.png")
+    with pytest.raises(ConfigError, match="training has begun, so no photos can be added"):
+        sessions.add_images(mug, [mug.originals / "cat.png"])
+    with pytest.raises(TrainingError, match="--restart"):
+        preflight(mug, ensure_base(mug))
+
+
+def test_a_crop_that_is_gone_is_made_again_from_its_original_by_the_named_command(mug: Session) -> None:
+    crop = mug.instance_images / "cat.png"
+    before = crop.read_bytes()
+    crop.unlink()
+    with pytest.raises(TrainingError, match=r"cat\.png was removed") as refused:
+        preflight(mug, ensure_base(mug))
+    remedy = refused.value.fix.partition("edited the crops: ")[2]
+    assert remedy == f"fastdb add-images mug {mug.originals / 'cat.png'}"
+    assert cli(remedy).returncode == 0
+    assert crop.read_bytes() == before
+    preflight(mug, ensure_base(mug))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from fastdb.images.photo_files import photos_in
 from fastdb.sessions import file_hashes
 from fastdb.sessions.file_hashes import record_files
 from fastdb.sessions.session import Session
+from fastdb.training import process
 from fastdb.training.trainer import Trainer
 
 SETTINGS = {"prior.class_images": 0, "text_encoder.steps": 0, "unet.steps": 1, "samples.every_steps": 1}
@@ -55,6 +57,41 @@ def test_an_export_carries_its_step_and_is_stale_after_more_training(
     assert not list(copy.samples.glob("*.png"))
     assert copy.record.exports == ()
     assert list(sharing.duplicate("mug", "whole", checkpoints=True).samples.glob("*.png"))
+
+
+def test_an_export_made_while_a_trainer_runs_is_recorded(mug: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert training.train(mug) == "finished"
+    with process.training_lock(mug.path, mug.work / "run.jsonl"):
+        assert process.find(mug) is not None
+        results.export(mug)
+        assert {each.trained for each in sessions.show(mug).exports} == {"text_encoder 0, unet 1"}
+    # Where another machine trains, only the header tells: a record of both would be overwritten.
+    monkeypatch.setattr(results, "in_use", lambda path: "elsewhere")
+    training.extend(mug, 1)
+    assert training.train("mug") == "finished"
+    assert [each.stale for each in sessions.show(mug).exports] == [True, True]
+    results.export(mug, formats=["safetensors"])
+    assert Session.open(mug).record.exports[-1].trained == "text_encoder 0, unet 1"
+    assert {each.file: each.stale for each in sessions.show(mug).exports} == {
+        "mug.ckpt": True,
+        "mug.safetensors": False,
+    }
+
+
+def test_two_processes_that_write_the_record_lose_nothing(mug: Session) -> None:
+    mug = mug.with_run_begun("unet step 0")
+
+    def export() -> None:
+        for number in range(12):
+            mug.with_exports(f"mug_{number}.safetensors", "unet 1")
+
+    thread = threading.Thread(target=export)
+    thread.start()
+    for number in range(12):
+        mug.with_run_ended(f"finished {number}")
+    thread.join()
+    record = Session.open(mug).record
+    assert (len(record.exports), record.runs[-1].outcome) == (12, "finished 11")
 
 
 def test_samples_that_are_made_again_are_not_taken_for_edited_ones(mug: Session) -> None:

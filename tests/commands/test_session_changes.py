@@ -161,6 +161,22 @@ def test_another_base_model_brings_its_own_defaults(fresh: Session, mini: Path, 
     assert session.config.prior.prompts == ()
 
 
+def test_a_base_model_that_was_replaced_is_taken_as_it_is_now(mini: Path, tmp_path: Path, photos: list[Path]) -> None:
+    base = shutil.copytree(mini, tmp_path / "base")
+    session = sessions.new("cat", base, photos[:1], token="sks", class_word="cat")
+    told = Notes()
+    assert session_changes.change(session, base=base, report=told).record == session.record
+    assert told.notes == [Note("nothing to change", "cat")]
+    weights = base / "unet" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    changed = session_changes.change(session, base=base, report=told)
+    assert changed.record.base_model.fingerprint != session.record.base_model.fingerprint
+    assert told.notes[1:] == [Note("value changed", "base model", f"{base} as it was -> {base} as it is now")]
+    sessions.check(changed)
+
+
 def test_once_training_has_begun_the_session_keeps_its_values_and_tells(begun: Session) -> None:
     report = Notes()
     session = open_or_new("mug", "sd15", token="ohwx", settings={"unet.steps": 9}, change=True, report=report)

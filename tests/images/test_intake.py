@@ -82,7 +82,7 @@ def test_photos_that_were_imported_before_stay_unless_a_caption_or_the_size_chan
     assert len(intake.known) == 2
     assert (folders[2] / "sks_cup (2).txt").read_text(encoding="utf-8").strip() == "in the sky"
     assert sorted(read_photo(path).width for path in folders[1].iterdir()) == [96, 128, 128]
-    again = add_photos(*folders, find_photos([folders[0]]), 64, again=True)  # from the session's own originals
+    again = add_photos(*folders, own := find_photos([folders[0]]), 64, again=own)  # the session's own originals
     assert {read_photo(path).width for path in folders[1].iterdir()} == {64}
     assert [names(folder) for folder in folders] == before
     assert len(again.added) == 3
