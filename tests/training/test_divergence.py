@@ -15,7 +15,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from accelerate import Accelerator
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -33,9 +32,9 @@ from fastdb.models.resolve import ensure_base
 from fastdb.sessions.session import Session
 from fastdb.storage import MANIFEST
 from fastdb.storage.manifest import write_manifest
-from fastdb.training import stage_run
 from fastdb.training.divergence import MOST_SKIPPED
 from fastdb.training.loop import Loop
+from tests.training.acted_trainer import Infinite, faulty, scaled
 from tests.training.conftest import as_saved, result
 from tests.training.test_trainer import Life, at
 
@@ -50,56 +49,10 @@ SHORT: dict[str, Any] = {
 RUINOUS = {"unet__learning_rate": 0.1, "unet__steps": 7}
 
 
-class Infinite(torch.autograd.Function):
-    """The identity with an infinite gradient."""
-
-    @staticmethod
-    def forward(context: Any, value: Any) -> Any:
-        return value.clone()
-
-    @staticmethod
-    def backward(context: Any, gradient: Any) -> Any:
-        return gradient * math.inf
-
-
 @pytest.fixture(autouse=True)
 def unpublished(monkeypatch: pytest.MonkeyPatch) -> None:
     """A trainer of this process starts no publisher, which would outlive its failure and hold the session's lock."""
     monkeypatch.setattr(Publisher, "wake", lambda self: None)
-
-
-def faulty(monkeypatch: pytest.MonkeyPatch, fault: Callable[[int, Any], Any]) -> None:
-    """Let `fault` change the loss of each step, which it gets with the step counted from 1."""
-    honest, step = Loop.loss, Loop.run
-
-    def loss(self: Loop, batch: Any) -> Any:
-        whole, instance, prior = honest(self, batch)
-        number = max(self.losses, default=self.__dict__.get("started", 0)) + 1
-        return fault(number, whole), instance, prior
-
-    def run(self: Loop, start: int, after_step: Any) -> int:
-        self.__dict__["started"] = start
-        return step(self, start, after_step)
-
-    monkeypatch.setattr(Loop, "loss", loss)
-    monkeypatch.setattr(Loop, "run", run)
-
-
-def scaled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give every run the gradient scaler of fp16, on the CPU."""
-    honest = stage_run._new_accelerator
-
-    def accelerator(prepared: Any) -> Accelerator:
-        made = honest(prepared)
-        made.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=4)
-        return made
-
-    def unscale(self: Accelerator, optimizer: Any = None) -> None:
-        for one in self._optimizers:
-            self.scaler.unscale_(one.optimizer)
-
-    monkeypatch.setattr(stage_run, "_new_accelerator", accelerator)
-    monkeypatch.setattr(Accelerator, "unscale_gradients", unscale)
 
 
 def all_finite(session: Session) -> bool:

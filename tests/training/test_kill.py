@@ -6,17 +6,20 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from fastdb.checkpoints.progress import standing
 from fastdb.runtime.paths import work_folder
 from fastdb.sessions.events import Event, read_events
 from fastdb.sessions.session import Session
 from fastdb.training import process
+from tests.training.acted_trainer import SHORT_AT
 from tests.training.conftest import SETTINGS, outcome, result
 
 TOTAL = SETTINGS["text_encoder.steps"] + SETTINGS["unet.steps"]
@@ -47,15 +50,7 @@ def untrained(straight: Session, copy: Callable[[Session], Session]) -> Session:
 @pytest.mark.parametrize("number", points())
 def test_killed_anywhere_and_run_again_equals_never_stopped(number: int, straight: Session, untrained: Session) -> None:
     expected = result(straight)
-    where = TOTAL * (number + 0.5) / POINTS
-    victim = process.start(untrained)
-    if number % 2 == 0:
-        moment = killed_while_saving(victim, untrained, after=where)
-    else:
-        moment = killed_at_step(victim, where, random.Random(number))
-    assert moment, "the trainer ended before it could be killed"
-
-    assert outcome(process.start(untrained)) == "finished"
+    killed_and_run_again(number, untrained, TOTAL)
     assert result(untrained) == expected
     assert not any(list(folder.glob(".unfinished-*")) for folder in untrained.checkpoint_folders)
 
@@ -76,7 +71,70 @@ def test_killed_with_settings_that_save_memory(
     settings = {"text_encoder__steps": 0, "prior__class_images": 0, "checkpoints__every_steps": 2, **SPARING[name]}
     whole = trained_once(name, lambda session: outcome(process.start(session)), **settings)
     session = make_session(**settings)
-    where = SETTINGS["unet.steps"] * (number + 0.5) / POINTS
+    killed_and_run_again(number, session, SETTINGS["unet.steps"])
+    assert result(session) == result(whole)
+
+
+def act(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Start trainers with a part acted, see `acted_trainer`."""
+    honest = process.start_module
+
+    def start(module: str, words: Sequence[str], folder: Path, output: Any, passed: Any, **options: Any) -> Any:
+        assert module == "fastdb.training"
+        return honest(
+            "tests.training.acted_trainer", [name, *words], folder, output, {*passed, "PYTHONPATH"}, **options
+        )
+
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+    monkeypatch.setattr(process, "start_module", start)
+
+
+UNET_ONLY: dict[str, Any] = {"text_encoder__steps": 0, "prior__class_images": 0}
+
+
+@pytest.mark.parametrize("number", points({6}))
+def test_killed_with_the_gradient_scaler_of_fp16(
+    number: int,
+    trained_once: Callable[..., Session],
+    make_session: Callable[..., Session],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two steps are skipped, each of which halves the scale."""
+    act(monkeypatch, "scaler")
+    whole = trained_once("scaler", lambda session: outcome(process.start(session)), **UNET_ONLY)
+    session = make_session(**UNET_ONLY)
+    killed_and_run_again(number, session, SETTINGS["unet.steps"])
+    assert result(session) == result(whole)
+    mine, expected = (standing(one).checkpoints["unet"].state for one in (session, whole))
+    assert expected["scaler"]["scale"] == 1024 / 4
+    for name in ("scaler", "skipped", "losses", "optimizer"):
+        assert mine[name] == expected[name], name
+
+
+@pytest.mark.parametrize("number", points({13}))
+def test_killed_around_a_step_down_of_memory(
+    number: int,
+    trained_once: Callable[..., Session],
+    make_session: Callable[..., Session],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Memory runs out until two settings have changed."""
+    act(monkeypatch, "short_of_memory")
+    settings = {**UNET_ONLY, "batch_size": 2}
+    whole = trained_once("short of memory", lambda session: outcome(process.start(session)), **settings)
+    session = make_session(**settings)
+    killed_and_run_again(number, session, SETTINGS["unet.steps"])
+    assert result(session) == result(whole)
+    for one in (whole, session):
+        assert {str(entry) for entry in Session.open(one.path).record.revised} == {
+            f"after unet step {SHORT_AT - 1}: {change}=true (out of memory for activations)"
+            for change in ("gradient_checkpointing", "split_batches")
+        }
+
+
+def killed_and_run_again(number: int, session: Session, steps: int) -> None:
+    """Train a session of `steps` steps, kill it at a point, and train it to its end."""
+    where = steps * (number + 0.5) / POINTS
     victim = process.start(session)
     if number % 2 == 0:
         moment = killed_while_saving(victim, session, after=where)
@@ -84,7 +142,6 @@ def test_killed_with_settings_that_save_memory(
         moment = killed_at_step(victim, where, random.Random(number))
     assert moment, "the trainer ended before it could be killed"
     assert outcome(process.start(session)) == "finished"
-    assert result(session) == result(whole)
 
 
 RUNS, KILLS = 21, 10

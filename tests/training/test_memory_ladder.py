@@ -19,8 +19,8 @@ from fastdb.errors import TrainingError
 from fastdb.reporting import Note
 from fastdb.sessions.session import Session
 from fastdb.training import stage_run
-from fastdb.training.loop import Loop
 from fastdb.training.memory_ladder import next_step_down
+from tests.training.acted_trainer import ASKED, short_of_memory
 from tests.training.conftest import result
 from tests.training.test_trainer import Life, at
 
@@ -33,28 +33,12 @@ SHORT: dict[str, Any] = {
     "min_snr_gamma": 5.0,
     "checkpoints__every_steps": 50,
 }
-ASKED = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000 bytes. Error code 12"
-"""As torch words it."""
 
 
 @pytest.fixture(autouse=True)
 def unpublished(monkeypatch: pytest.MonkeyPatch) -> None:
     """A trainer of this process starts no publisher, which would outlive its failure and hold the session's lock."""
     monkeypatch.setattr(Publisher, "wake", lambda self: None)
-
-
-def short_of_memory(monkeypatch: pytest.MonkeyPatch, step: int, enough: Callable[[Config], bool]) -> list[str]:
-    """Let memory run out in the forward pass of a step until the settings are frugal enough."""
-    honest, failures = Loop._predict, list[str]()
-
-    def predict(self: Loop, batch: Any) -> Any:
-        if self.done + 1 == step and not enough(self.config):
-            failures.append("forward")
-            raise RuntimeError(ASKED)
-        return honest(self, batch)
-
-    monkeypatch.setattr(Loop, "_predict", predict)
-    return failures
 
 
 def notes(life: Life) -> list[str]:
