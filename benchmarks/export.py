@@ -26,10 +26,10 @@ from fastdb.evaluation.prompts import words_of
 from fastdb.models.registry import MINI
 from fastdb.models.resolve import ensure_base
 from fastdb.reporting import format_bytes
-from fastdb.runtime.library_logging import hush_libraries
+from fastdb.runtime.library_settings import prepare_libraries
 from fastdb.sessions.session import Session
 
-hush_libraries()
+prepare_libraries()
 
 import torch
 

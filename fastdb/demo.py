@@ -22,7 +22,7 @@ from fastdb.images.photo_files import photos_in
 from fastdb.images.photos import read_photo, save_png
 from fastdb.models.registry import MINI
 from fastdb.reporting import format_bytes
-from fastdb.runtime.library_logging import hush_libraries
+from fastdb.runtime.library_settings import prepare_libraries
 from fastdb.sessions.session import Session
 from fastdb.training import process
 from fastdb.world.subjects import SUBJECTS
@@ -114,7 +114,7 @@ def shots() -> list[Shot]:
 
 def pictures(source: Session | Path) -> list[Taken]:
     """Generate a picture for each of `shots`, from a session's weights or an exported file."""
-    hush_libraries()
+    prepare_libraries()
     from fastdb.inference.open_model import open_source
 
     opened, planned = open_source(source if isinstance(source, Session) else str(source), None, None), shots()

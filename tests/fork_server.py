@@ -213,11 +213,11 @@ def _relevant(environment: dict[str, str]) -> dict[str, object]:
 
 def serve(address: str, alive: socket.socket) -> None:
     """Fork a process for each connection until `alive` is closed at its other end."""
-    from fastdb.runtime.library_logging import hush_libraries
+    from fastdb.runtime.library_settings import prepare_libraries
 
     for name in PRELOADED:
         importlib.import_module(name)
-    hush_libraries()
+    prepare_libraries()
     threads = os.listdir("/proc/self/task")
     if len(threads) > 1:
         raise RuntimeError(f"a fork would lose {len(threads) - 1} threads that the imports have started")

@@ -19,7 +19,7 @@ from pathlib import Path
 from fastdb.checkpoints.publish import Publishing
 from fastdb.console.streams import forgiving_streams
 from fastdb.errors import FastDBError, first_line
-from fastdb.runtime.library_logging import hush_libraries
+from fastdb.runtime.library_settings import prepare_libraries
 from fastdb.sessions.events import EventLog
 from fastdb.sessions.lease import Guard
 from fastdb.sessions.session import Session
@@ -42,7 +42,7 @@ def main(folder: Path, base: Path, events: Path, trainer: int, lease: Sequence[s
 
     try:
         session = _open(folder, log, lambda: ending.is_set() or orphaned())
-        hush_libraries()
+        prepare_libraries()
         Publishing(session, base, log.emit, Guard(folder, lease).check).run(orphaned, ending.is_set)
     except Exception as error:  # noqa: BLE001 - the trainer starts the next process, and reports the error at its end
         reason = str(error) if isinstance(error, FastDBError) else first_line(error)

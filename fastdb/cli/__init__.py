@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from fastdb.cli.options import Root
 from fastdb.cli.usage import one_sentence, unknown_command
 from fastdb.console import boundary, say, whole_output
-from fastdb.runtime.library_logging import hush_libraries
+from fastdb.runtime.library_settings import prepare_libraries
 from fastdb.version import __version__
 
 VERBS = {
@@ -133,6 +133,6 @@ for _verb, (_, _line) in VERBS.items():
 def main() -> None:
     """Run the command line."""
     # Before a verb loads libraries whose warnings would surround its output.
-    hush_libraries()
+    prepare_libraries()
     with whole_output():
         app()

@@ -17,7 +17,7 @@ from fastdb.inference.request import Request
 from fastdb.inference.samplers import DEFAULT
 from fastdb.models.resolve import check_present_base, ensure_base
 from fastdb.reporting import SILENT, Note, Report, counted, format_bytes
-from fastdb.runtime.library_logging import hush_libraries
+from fastdb.runtime.library_settings import prepare_libraries
 from fastdb.runtime.paths import expanded
 from fastdb.sessions.exports import existing_file
 from fastdb.sessions.file_hashes import record_files
@@ -127,7 +127,7 @@ def generate(
     model, prompt = _source(source, prompt, base, root)
     # Checked before torch is loaded, which takes seconds.
     Request(prompt, **{name: value for name, value in settings.items() if value is not None})
-    hush_libraries()
+    prepare_libraries()
     from fastdb.inference.open_model import open_source
     from fastdb.runtime.device import release_memory
 
@@ -254,7 +254,7 @@ def evaluate(
     )
     session = Session.open(session, root)
     _check_evaluable(session, named=file is not None or checkpoints is not None)
-    hush_libraries()
+    prepare_libraries()
     from fastdb.evaluation.evaluate import evaluate_session
 
     evaluation = evaluate_session(session, options, report)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from fastdb.errors import TrainingError
+from fastdb.runtime.library_settings import SHARED_CORES
 from fastdb.runtime.paths import cache_folder
 
 _ALLOWED = re.compile(
@@ -31,10 +32,6 @@ _CHANGES_RESULTS = ("NVIDIA_TF32_OVERRIDE", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS
 _LISTS = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH")
 _PATHS = re.compile(r"HOME|TMPDIR|SSL_CERT_.*|((CUDA|HF|FASTDB)_.*)?(HOME|ROOT|CACHE|DIR|PATH|YUNET)")
 
-_DEFAULTS = {
-    # Threads that spin while they wait slow a small model down ten times once a core is shared.
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
 _WORKSPACES = (":4096:8", ":16:8")
 """Values of `CUBLAS_WORKSPACE_CONFIG` with which cuBLAS multiplies the same way twice; torch accepts no others."""
 
@@ -112,7 +109,7 @@ def environment(variables: Mapping[str, str], passed: Collection[str] = ()) -> d
         "PYTORCH_ALLOC_CONF": allocator,
         "CUBLAS_WORKSPACE_CONFIG": workspace if workspace in _WORKSPACES else _WORKSPACES[0],
     }
-    return {**_DEFAULTS, **kept, **fixed}
+    return {**SHARED_CORES, **kept, **fixed}
 
 
 def is_allowed(name: str) -> bool:

@@ -21,7 +21,7 @@ from fastdb.console.streams import forgiving_streams
 from fastdb.errors import MORE_MEMORY, FastDBError, SessionBusy, first_line, is_out_of_memory, out_of_memory
 from fastdb.reporting import Note
 from fastdb.runtime.device_lock import check_device, device_lock
-from fastdb.runtime.library_logging import hush_libraries
+from fastdb.runtime.library_settings import prepare_libraries
 from fastdb.sessions.events import EventLog, read_events
 from fastdb.sessions.file_hashes import record_files
 from fastdb.sessions.lease import Guard, take
@@ -80,7 +80,7 @@ def _run(
     session: Session, log: EventLog, stop: threading.Event, leave: threading.Event, lease: Guard, device: str
 ) -> dict[str, Any]:
     try:
-        hush_libraries()
+        prepare_libraries()
         # Imported here, so that a signal during the import of torch finds its handler in place.
         from fastdb.training.trainer import Trainer
 

@@ -11,9 +11,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastdb.runtime.library_logging import hush_libraries
+from fastdb.runtime.library_settings import prepare_libraries
 
-hush_libraries()
+prepare_libraries()
 
 from filelock import FileLock
 from transformers import (

@@ -12,9 +12,9 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from fastdb.runtime.library_logging import hush_libraries
+from fastdb.runtime.library_settings import prepare_libraries
 
-hush_libraries()
+prepare_libraries()
 
 from tests.mini.small import MODULES, REPOSITORY, load, shrink
 
