@@ -6,7 +6,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from fastdb.config import Config, TextEncoderConfig, build, flat, format_setting
+from fastdb.config import Config, TextEncoderConfig, build, flat, format_change, format_setting
 from fastdb.errors import ConfigError
 
 
@@ -189,7 +189,7 @@ def test_a_config_is_frozen_and_changed_returns_another() -> None:
     extended = config.changed({"unet.extensions": [{"steps": 5, "schedule": "hold", "learning_rate": 1e-6}] * 2})
     assert list(config.differences(extended)) == ["unet.extensions"]
     change = config.differences(extended)["unet.extensions"]
-    assert [format_setting(value) for value in change] == ["()", "5 steps, hold at 1e-06 + 5 steps, hold at 1e-06"]
+    assert [format_setting(value) for value in change] == ["none", "5 steps, hold at 1e-06 + 5 steps, hold at 1e-06"]
     assert (config.unet.all_steps, extended.unet.all_steps) == (1500, 1510)
 
 
@@ -318,3 +318,24 @@ def test_every_setting_has_its_sentence() -> None:
         for name, field in group.model_fields.items():
             if not hasattr(field.default, "model_dump"):
                 assert (field.description or "").endswith("."), f"{group.__name__}.{name}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ((), [{"after": 4, "learning_rate": 1e-6}], ("none", "1e-06 after step 4")),
+        (3, 4, ("3", "4")),
+        (
+            ["a red cup on a table"] * 64,
+            [*["a red cup on a table"] * 9, "a blue cup", *["a red cup on a table"] * 54],
+            ("64 values, number 10 'a red cup on a table'", "64 values, number 10 'a blue cup'"),
+        ),
+        (
+            f"{'a' * 100} dog",
+            f"{'a' * 100} cat",
+            (f"...{'a' * 29} dog...", f"...{'a' * 29} cat..."),
+        ),
+    ],
+)
+def test_a_change_shows_what_differs(old: object, new: object, told: tuple[str, str]) -> None:
+    assert format_change(old, new) == told

@@ -1,8 +1,8 @@
 """Publishing of checkpoints from this machine's disk to the session's folder.
 
 Training saves on this machine's own disk and never waits for Google Drive. A *published* checkpoint is in the session's
-folder, in a folder of its own that was read back and hashed, and any machine can resume from it. Published are the
-newest checkpoint, the last of each stage, and those that the retention rules keep.
+folder, in a folder of its own that was read back and hashed, and any machine can resume from it. `pending.py` decides
+which are published.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fastdb.checkpoints.checkpoint import STATE, Checkpoint, clear_unfinished, complete
+from fastdb.checkpoints.checkpoint import Checkpoint, clear_unfinished, complete
 from fastdb.checkpoints.checkpoint import save as save_checkpoint
 from fastdb.checkpoints.claims import claimed
-from fastdb.checkpoints.progress import STAGES, abandoned
-from fastdb.checkpoints.retention import KEEP, Retention, delete_unclaimed, prune, retention
-from fastdb.errors import CheckpointError, SessionBusy, StorageError, first_line
-from fastdb.reporting import Note
+from fastdb.checkpoints.pending import MADE_OF, is_last, raw_hashes
+from fastdb.checkpoints.pending import pending as pending
+from fastdb.checkpoints.pending import prune_local as prune_local
+from fastdb.checkpoints.progress import STAGES
+from fastdb.checkpoints.retention import prune, retention
+from fastdb.errors import SessionBusy, StorageError, first_line
 from fastdb.sessions.events import Emit
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import explained, make_folder
 from fastdb.storage.delete import bytes_of
 from fastdb.storage.drive_uploads import waits_for_upload
-from fastdb.storage.manifest import faults, hashes_in
+from fastdb.storage.manifest import faults
 from fastdb.storage.set_aside import move_aside
 
-MADE_OF = "made_of"
-"""Key in a published checkpoint's state with the SHA-256 of each file of the local checkpoint it was made of."""
 LOCK = "publishing.lock"
 HOLDER = "publishing.pid"
 """File with the PID of the process that held the lock last."""
@@ -47,86 +47,6 @@ ANNOUNCED_AFTER = 5.0
 """Seconds of waiting for another publisher until that is reported."""
 BUSY_WITHIN = 20.0
 """Seconds for which a command waits while a checkpoint is being published."""
-
-
-def pending(session: Session) -> list[Checkpoint]:
-    """List the checkpoints on this machine that have to be published, in the order of publishing.
-
-    Of the checkpoints of a stage that are neither its last nor kept by the retention rules, only the newest is listed,
-    and only if no later checkpoint is published.
-
-    Raises:
-        StorageError: a disk does not answer.
-    """
-    lineage = session.record.lineages
-    local = [
-        checkpoint
-        for checkpoint in sorted(complete(session.local_checkpoints, lineage=lineage), key=_place)
-        if not abandoned(session, checkpoint)
-    ]
-    if not local:
-        return []
-    published = {checkpoint.path.name: checkpoint for checkpoint in complete(session.checkpoints, lineage=lineage)}
-    missing = [
-        checkpoint
-        for checkpoint in local
-        if checkpoint.path.name not in published or not _is_same(checkpoint, published[checkpoint.path.name])
-    ]
-    newest, keep = local[-1], retention(session)
-    behind = any(_place(checkpoint) > _place(newest) for checkpoint in published.values())
-    return [checkpoint for checkpoint in missing if _is_kept(keep, checkpoint) or (checkpoint == newest and not behind)]
-
-
-def prune_local(session: Session, keep: int = KEEP) -> list[Note]:
-    """Delete the checkpoints on this machine that have `keep` newer ones of their stage and need not be published.
-
-    One that is being published, or read by another process, stays until a later call.
-
-    Returns:
-        A note for each checkpoint that could not be deleted.
-    """
-    try:
-        waiting = {checkpoint.path for checkpoint in pending(session)}
-        resumable = complete(session.local_checkpoints, lineage=session.record.lineages)
-        going = [checkpoint for checkpoint in complete(session.local_checkpoints) if checkpoint not in resumable]
-        for stage in STAGES:
-            older = [checkpoint for checkpoint in resumable if checkpoint.stage == stage][:-keep]
-            going += [checkpoint for checkpoint in older if checkpoint.path not in waiting]
-    except StorageError:
-        # The session's disk is away, so it is unknown what is published: delete nothing this time.
-        return []
-    return delete_unclaimed(going)
-
-
-def _place(checkpoint: Checkpoint) -> tuple[int, int]:
-    return (STAGES.index(checkpoint.stage) if checkpoint.stage in STAGES else -1, checkpoint.step)
-
-
-def _is_same(local: Checkpoint, published: Checkpoint) -> bool:
-    """Whether the state of `published` names the files of `local`; no tensor is read."""
-    try:
-        return bool(published.state.get(MADE_OF) == _raw_hashes(local))
-    except (CheckpointError, StorageError):
-        return False
-
-
-def _raw_hashes(local: Checkpoint) -> dict[str, str]:
-    return {name: digest for name, digest in hashes_in(local.path).items() if name != STATE}
-
-
-def _is_kept(keep: Retention, checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint is the last of its stage or kept by the retention rules."""
-    if keep.keeps(checkpoint.stage, checkpoint.step):
-        return True
-    return _is_last(checkpoint)
-
-
-def _is_last(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint is the last of its stage, without which no later stage can resume."""
-    try:
-        return checkpoint.step == checkpoint.state["steps"]
-    except CheckpointError:
-        return False
 
 
 def _is_gone(checkpoint: Checkpoint) -> bool:
@@ -253,11 +173,14 @@ class Publishing:
         """Return the pending checkpoint to publish now.
 
         The last ones of stages come first, because later stages need them; then the newest and, if the retention rules
-        keep more than can be published between two saves, by turns the oldest. Those that failed come after the others.
+        keep more than can be published between two saves, by turns the oldest. Those that are kept only because they
+        are among the newest follow, and those that failed come after all others.
         """
-        last = [checkpoint for checkpoint in due if _is_last(checkpoint)]
-        others = [checkpoint for checkpoint in due if checkpoint not in last]
-        order = [*last, *(others if self._oldest_next else reversed(others))]
+        needed = pending(self.session, needed=True)
+        last = [checkpoint for checkpoint in due if is_last(checkpoint)]
+        others = [checkpoint for checkpoint in due if checkpoint in needed and checkpoint not in last]
+        rest = [checkpoint for checkpoint in due if checkpoint not in needed]
+        order = [*last, *(others if self._oldest_next else reversed(others)), *reversed(rest)]
         return min(order, key=lambda checkpoint: self._failures[checkpoint.path])
 
     def _fails_again(self, chosen: Checkpoint | None, error: Exception) -> bool:
@@ -286,7 +209,7 @@ class Publishing:
             return compress(local, hidden, self.base, threads=2 if hurry else 1, pace=pace)
 
         self.check_owner()
-        state = {**local.state, MADE_OF: _raw_hashes(local)}
+        state = {**local.state, MADE_OF: raw_hashes(local)}
         published, notes = save_checkpoint(self.session.checkpoints, local.stage, local.step, state, write)
         pace.progress(total)
         keep, lineage = retention(self.session), self.session.record.lineages

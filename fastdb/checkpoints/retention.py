@@ -100,8 +100,8 @@ def delete_unclaimed(checkpoints: Iterable[Checkpoint]) -> list[Note]:
     for checkpoint in checkpoints:
         try:
             delete_checkpoint(checkpoint.path)
-        except BlockingIOError:
-            continue
+        except (BlockingIOError, FileNotFoundError):
+            continue  # Read by a process, or deleted by another one.
         except OSError as error:
             notes.append(Note("checkpoint not removed", checkpoint.path.name, error.strerror or str(error)))
     return notes

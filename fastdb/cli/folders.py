@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fastdb.cli.options import Name, Root
+from fastdb.cli.options import Name, Root, confirmed
 from fastdb.commands import folders
 from fastdb.commands.space import Removal
 from fastdb.console import ConsoleReport, show_removal
@@ -30,6 +30,6 @@ def delete(
 
     def confirm(removal: Removal) -> bool:
         question = show_removal(removal)
-        return yes or typer.confirm(question)
+        return yes or confirmed(question)
 
     folders.delete(name, confirm=confirm, root=root, report=ConsoleReport())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from fastdb.errors import ConfigError
 
 
 def path(text: str | Path) -> Path:
@@ -29,6 +32,24 @@ def text(value: str) -> str:
     if not value.strip():
         raise typer.BadParameter("the value is empty.")
     return value
+
+
+def confirmed(question: str) -> bool:
+    """Ask a question about a deletion on the terminal.
+
+    Raises:
+        ConfigError: there is nobody to answer.
+        KeyboardInterrupt: the person left the question.
+    """
+    try:
+        return typer.confirm(question)
+    except typer.Abort:
+        if sys.stdin is not None and sys.stdin.isatty():
+            raise KeyboardInterrupt from None
+        raise ConfigError(
+            "the question was not answered, because there is no terminal; nothing was deleted",
+            fix="Run the same command with --yes, which does not ask.",
+        ) from None
 
 
 Name = Annotated[str, typer.Argument(help="Session name or folder.", show_default=False)]

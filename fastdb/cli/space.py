@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fastdb.cli.options import Root
+from fastdb.cli.options import Root, confirmed
 from fastdb.commands import space as verbs
 from fastdb.console import ConsoleReport, show_removal, show_usage
 from fastdb.errors import ConfigError
@@ -58,7 +58,7 @@ def free(
 
     def confirm(removal: verbs.Removal) -> bool:
         question = show_removal(removal)
-        return yes or typer.confirm(question)
+        return yes or confirmed(question)
 
     if (name is not None) + models + unfinished != 1 or (what and name is None):
         raise ConfigError(

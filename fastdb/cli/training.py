@@ -22,7 +22,11 @@ def train(
     from_step: Annotated[
         int | None,
         typer.Option(
-            "--from-step", min=0, help="Resume from this step of the UNet stage; set newer checkpoints aside."
+            "--from-step",
+            min=0,
+            help="Resume from the checkpoint of this step of the UNet stage, or from its start with 0. Newer "
+            "checkpoints are moved to checkpoints/set-aside-N and never deleted. With --set unet.learning_rate=X the "
+            "schedule goes on as if it had begun with X.",
         ),
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Start the trainer without following it.")] = False,

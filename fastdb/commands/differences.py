@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastdb.checkpoints.checkpoint import complete
-from fastdb.config import Config, flat, format_setting
+from fastdb.config import Config, flat, format_change
 from fastdb.errors import ConfigError
 from fastdb.reporting import Note, Report, argument
 from fastdb.sessions.lease_status import in_use
 from fastdb.sessions.session import Session
 from fastdb.training import process
-from fastdb.training.schedules import peak_at
+from fastdb.training.schedules import rate_at, rate_text
 
 CHANGEABLE = (
     *("checkpoints.", "samples.", "environment."),
@@ -21,9 +21,6 @@ CHANGEABLE = (
     *("optimizer.name", "optimizer.fused_backward_pass"),
 )
 """Beginnings of the names of settings that may change after training has begun: results differ by rounding at most."""
-
-_SHOWN = 60
-"""Longest value in a message, in characters."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,7 @@ def has_begun(session: Session) -> bool:
 def setting_differences(current: Config, asked: Config) -> list[Difference]:
     """Return the settings that differ."""
     old, new = (dict(flat(config.model_dump())) for config in (current, asked))
-    return [Difference(name, _short(old[name]), _short(new[name])) for name in old if old[name] != new[name]]
+    return [Difference(name, *format_change(old[name], new[name])) for name in old if old[name] != new[name]]
 
 
 def changed_rates(current: Config, asked: Config, after: int) -> list[Difference]:
@@ -93,8 +90,7 @@ def changed_rates(current: Config, asked: Config, after: int) -> list[Difference
     for part in ("unet", "text_encoder"):
         old, new = getattr(current, part), getattr(asked, part)
         if old.rate_changes != new.rate_changes and after:
-            before, now = peak_at(old, after), peak_at(new, after)
-            differing.append(Difference(f"{part}.learning_rate", f"{before:g}", f"{now:g}"))
+            differing.append(Difference(f"{part}.learning_rate", f"{rate_at(old, after):.3g}", rate_text(new, after)))
     return differing
 
 
@@ -113,10 +109,3 @@ def report_changed(differing: list[Difference], report: Report) -> None:
     """Report the differences that were applied."""
     for difference in differing:
         report.note(Note("value changed", difference.name, f"{difference.current or '(empty)'} -> {difference.asked}"))
-
-
-def _short(value: Any) -> str:
-    text = format_setting(value)
-    if len(text) <= _SHOWN:
-        return text
-    return f"{len(value)} values" if isinstance(value, list | tuple) else f"{text[:_SHOWN]}..."

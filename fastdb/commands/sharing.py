@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastdb.checkpoints.checkpoint import complete
+from fastdb.checkpoints.claims import claim, claims_kept
 from fastdb.checkpoints.progress import check_step
 from fastdb.checkpoints.publish import pending
 from fastdb.commands.verification import warn_about_resuming
@@ -26,7 +27,7 @@ from fastdb.reporting import SILENT, Note, Report, argument, counted, format_byt
 from fastdb.runtime.paths import cache_folder, expanded
 from fastdb.sessions.file_hashes import changes, record_files
 from fastdb.sessions.lease_status import refuse_elsewhere
-from fastdb.sessions.session import Session, SessionLike, check_name, lay_out, near_name, now
+from fastdb.sessions.session import CHECKPOINTS, Session, SessionLike, check_name, lay_out, near_name, now
 from fastdb.sessions.session_yaml import BaseModelRecord, Record, new_lineage, read_record, write_record
 from fastdb.sharing.drive_folder import fetch_folder, folder_number
 from fastdb.sharing.incoming import Found, locate, locate_in, read_received, settle
@@ -70,6 +71,7 @@ class _Adoption:
         return None if self.base is None else base_record(self.base, self.report)[0]
 
 
+@claims_kept()
 def share(
     session: SessionLike,
     target: str | Path | None = None,
@@ -104,6 +106,7 @@ def share(
     return path
 
 
+@claims_kept()
 def adopt(
     source: str | Path,
     name: str | None = None,
@@ -151,6 +154,7 @@ def adopt(
     return session
 
 
+@claims_kept()
 def duplicate(
     session: SessionLike,
     name: str,
@@ -202,7 +206,12 @@ def duplicate(
 
 
 def _files(folder: Path, report: Report, *, state: bool = True, exports: bool = True) -> list[str]:
-    """Return the files to copy; report those that were changed, and those that are left out."""
+    """Return the files to copy; report those that were changed, and those that are left out.
+
+    Checkpoints among them are claimed until the end of the verb.
+    """
+    for checkpoint in complete(folder / CHECKPOINTS) if state else ():
+        claim(checkpoint.path)
     for note in changes(folder):
         report.note(note)
     files, skipped = files_of(folder, state=state, exports=exports)

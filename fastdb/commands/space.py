@@ -85,7 +85,7 @@ class Removal:
     """What a person is asked to confirm: names and bytes of files, grouped by kind."""
 
     subject: str
-    """The session, `base models` or `unfinished sessions`."""
+    """The session, `base models`, `unfinished sessions` or `the work of sessions that are gone`."""
     files: tuple[tuple[str, str, int], ...]
     """Kind, name and bytes of each."""
 
@@ -239,7 +239,8 @@ def free_unfinished(*, confirm: Confirm, root: str | Path | None = None, report:
             return 0
         rows = [("unfinished", path.name, bytes_of(path)) for path in folders]
         rows += [("work of sessions that are gone", work.title, work.bytes) for work in gone]
-        if not confirm(Removal("unfinished sessions", tuple(rows))):
+        subjects = {"unfinished sessions": folders, "the work of sessions that are gone": gone}
+        if not confirm(Removal(" and ".join(name for name, found in subjects.items() if found), tuple(rows))):
             report.note(Note("nothing deleted"))
             return 0
         # Listed again: an interrupted command may have resumed while the question was open.

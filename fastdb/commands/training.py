@@ -247,7 +247,10 @@ def _with_settings(session: Session, config: Config, from_step: int, report: Rep
     """Write other settings and report them; rates that hold from a step on are recorded in the history."""
     rates = changed_rates(session.config, config, from_step)
     differing = [
-        each for each in setting_differences(session.config, config) if not each.name.endswith(".rate_changes")
+        each
+        for each in setting_differences(session.config, config)
+        # From a later step on, `rates` has them.
+        if not (from_step and each.name.endswith(".rate_changes"))
     ]
     report_changed([*differing, *rates], report)
     if not rates:
@@ -300,7 +303,7 @@ def _follow(session: Session, running: process.Running, report: Report, leave: b
     Returns:
         How it ended; empty if another process was training the session already.
     """
-    seen = 0
+    seen, trained = 0, False
     end: dict[str, Any] = {}
     if interrupted:
         _ask_to_stop(session, running, report)
@@ -309,6 +312,7 @@ def _follow(session: Session, running: process.Running, report: Report, leave: b
             for event in running.follow(skip=seen):
                 report.event(event)
                 seen += 1
+                trained = trained or event["event"] == "stage"
                 if event["event"] == "end":
                     end = event
         except KeyboardInterrupt:
@@ -327,7 +331,8 @@ def _follow(session: Session, running: process.Running, report: Report, leave: b
         raise TrainingError(end["message"])
     if end["outcome"] == "crashed":
         raise RuntimeError(f"the trainer crashed; this is a bug in fastdb:\n{end['traceback']}")
-    report.note(Note("training stopped" if end["outcome"] == "stopped" else "training finished", session.name))
+    finished = "training finished" if trained else "nothing to train"
+    report.note(Note("training stopped" if end["outcome"] == "stopped" else finished, session.name))
     return "interrupted" if interrupted and end["outcome"] == "stopped" else str(end["outcome"])
 
 

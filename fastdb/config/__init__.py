@@ -168,7 +168,13 @@ class CheckpointConfig(Settings):
     every_minutes: float = Field(
         10, gt=0, le=1440, description="Save a checkpoint after this many minutes, if earlier."
     )
-    keep_last: int = Field(2, ge=2, le=100, description="Number of newest valid checkpoints to keep per stage.")
+    keep_last: int = Field(
+        2,
+        ge=2,
+        le=100,
+        description="Number of newest valid checkpoints to keep per stage. More than 2 are all published: the newest "
+        "first, the others when nothing else is pending and at the end of a run.",
+    )
     keep_every: int = Field(
         0,
         ge=0,
@@ -300,7 +306,9 @@ def flat(data: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]
 
 def format_setting(value: Any) -> str:
     """Format a setting's value, as `flat` yields it, on one line."""
-    if not (isinstance(value, list | tuple) and value and all(isinstance(item, Mapping) for item in value)):
+    if isinstance(value, list | tuple) and not value:
+        return "none"
+    if not (isinstance(value, list | tuple) and all(isinstance(item, Mapping) for item in value)):
         return str(value)
     for kind in (Extension, RateChange):
         with suppress(ValidationError):
@@ -308,12 +316,28 @@ def format_setting(value: Any) -> str:
     return str(value)
 
 
+def format_change(old: Any, new: Any) -> tuple[str, str]:
+    """Format two values of a setting, each in about 60 characters that show the first difference."""
+    texts = _shortened(old), _shortened(new)
+    if texts[0] != texts[1]:
+        return texts
+    if isinstance(old, list | tuple) and isinstance(new, list | tuple):
+        number = next((at for at, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), 0)
+        entries = format_change(old[number], new[number])
+        return f"{texts[0]}, number {number + 1} {entries[0]!r}", f"{texts[1]}, number {number + 1} {entries[1]!r}"
+    before, after = format_setting(old), format_setting(new)
+    same = next((at for at, pair in enumerate(zip(before, after, strict=False)) if pair[0] != pair[1]), len(before))
+    begin = max(0, same - _LONGEST_SHOWN // 2)
+    part = slice(begin, begin + _LONGEST_SHOWN - 6)
+    return f"...{before[part]}...", f"...{after[part]}..."
+
+
 def _shortened(value: Any) -> str:
     """Return a setting's value in at most 60 characters."""
     text = format_setting(value)
     if len(text) <= _LONGEST_SHOWN:
         return text
-    return f"({len(value)} items)" if isinstance(value, list | tuple) else f"{text[: _LONGEST_SHOWN - 3]}..."
+    return f"{len(value)} values" if isinstance(value, list | tuple) else f"{text[: _LONGEST_SHOWN - 3]}..."
 
 
 def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:

@@ -109,6 +109,8 @@ SENTENCES: dict[str, str] = {
     ),
     "trainer continues": "Training continues in process {reason}. To stop it: fastdb stop {subject}",
     "trainer started": "{subject} trains in process {reason}. Follow it with: fastdb train {subject}",
+    "nothing to train": "All steps of {subject} are done. Make the file to use with: fastdb export {subject}; "
+    "add steps with: fastdb extend {subject} --steps N",
     "training finished": "Training finished. Make the file to use with: fastdb export {subject}",
     "training stopped": "Training stopped. Resume with: fastdb train {subject}",
     "watching trainer": "Following {subject} (process {reason}). Ctrl-C ends this view and leaves it running",

@@ -100,6 +100,8 @@ class TrainingView:
         self._unsaid, self._said = {}, {}
 
     def _plan(self, event: dict[str, Any]) -> None:
+        if event.get("begins") == "finished":
+            return  # The note at the end says it in a sentence.
         # Versions before typed plans wrote sentences only.
         for line in _plan_lines(event) if "optimizer_reason" in event else event["lines"]:
             say(line)

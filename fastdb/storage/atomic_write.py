@@ -15,7 +15,7 @@ from fastdb.errors import StorageError
 TEMPORARY = ".part"
 """Suffix of files that are being written."""
 
-_UNFIT = (errno.ENAMETOOLONG, errno.EISDIR, errno.ELOOP, errno.EFBIG, errno.EBUSY)
+_UNFIT = (errno.ENAMETOOLONG, errno.EISDIR, errno.ELOOP, errno.EBUSY)
 
 
 @contextmanager
@@ -55,6 +55,13 @@ def explained(path: Path) -> Iterator[None]:
                 f"the disk does not answer ({error.strerror})",
                 where=where,
                 fix="Mount it again and run the same command again.",
+            ) from error
+        if error.errno == errno.EFBIG:
+            raise StorageError(
+                "the disk or a limit of this system does not allow a file of this size; existing files are unchanged",
+                where=where,
+                fix="Use a disk with exFAT, NTFS or ext4 (FAT32 ends at 4 GB), another folder with --root, or "
+                "ulimit -f unlimited, and run the same command again.",
             ) from error
         if error.errno in _UNFIT:
             raise StorageError(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fastdb.checkpoints.checkpoint import Checkpoint, complete
 from fastdb.checkpoints.leftovers import duplicates
 from fastdb.checkpoints.progress import STAGES, abandoned, is_joint, steps_of
-from fastdb.config import Config, flat, format_setting
+from fastdb.config import Config, flat, format_change
 from fastdb.errors import CheckpointError, ConfigError, TrainingError
 from fastdb.images.captions import InstanceImage, instance_images_of
 from fastdb.images.originals import originals_of, paths_argument, photo_notes
@@ -225,7 +225,7 @@ def _differences(then: dict[str, Any], now: dict[str, Any], checkpoint: Checkpoi
     old, new = (_until(checkpoint, settings) for settings in (_current(then.get("settings", {})), now["settings"]))
     for name in sorted(set(old) | set(new)):
         if old.get(name) != new.get(name):
-            differences.append((name, f"{format_setting(old.get(name))} -> {format_setting(new.get(name))}"))
+            differences.append((name, " -> ".join(format_change(old.get(name), new.get(name)))))
     old, new = then.get("instance images", {}), now["instance images"]
     for name in sorted(set(old) | set(new)):
         if old.get(name) != new.get(name):

@@ -28,13 +28,15 @@ from fastdb.training.class_images import ClassImage
 from fastdb.training.fused_backward import check_fused_backward
 from fastdb.training.optimizers import choose_optimizer, moments_by
 from fastdb.training.preflight import instances
+from fastdb.training.schedules import rate_text
 
 
 @dataclass(frozen=True)
 class StagePlan:
     """Work of a stage.
 
-    `extensions` are clauses such as `200 steps, hold at 1e-06`, `rate_changes` such as `2e-07 after step 40`.
+    `extensions` are clauses such as `200 steps, hold at 1e-06`, and `rate_changes` such as
+    `1.6e-07 in step 41 (highest rate of the schedule: 2e-07)`.
     """
 
     steps: int
@@ -230,5 +232,5 @@ def _stage_plan(name: str, session: Session, done: int) -> StagePlan:
     if name == "text_encoder":
         return StagePlan(steps, done, steps, config.text_encoder.learning_rate, ())
     extensions = tuple(str(extension) for extension in config.unet.extensions)
-    changes = tuple(map(str, config.unet.rate_changes))
+    changes = tuple(rate_text(config.unet, change.after) for change in config.unet.rate_changes)
     return StagePlan(steps, done, config.unet.steps, config.unet.learning_rate, extensions, changes)

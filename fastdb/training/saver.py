@@ -20,6 +20,7 @@ from fastdb.checkpoints.checkpoint import AVERAGE, FINITE, FORMAT, RAW, Checkpoi
 from fastdb.checkpoints.checkpoint import save as save_checkpoint
 from fastdb.checkpoints.compressed_checkpoint import tensors_of
 from fastdb.checkpoints.publish import pending, prune_local
+from fastdb.checkpoints.publishing_watch import in_time
 from fastdb.checkpoints.retention import KEEP
 from fastdb.errors import FastDBError, StorageError, first_line
 from fastdb.formats.safetensors_file import save_tensors
@@ -38,6 +39,10 @@ _RETRY_AFTER = 60.0
 """Seconds until a failed checkpoint is tried again."""
 _FULL_DISK_WAIT = 600.0
 """Seconds that training waits for space on this machine's disk while older checkpoints are published."""
+_PRUNED_WITHIN = 5.0
+"""Seconds that the end of a stage waits until older checkpoints are deleted; the end of the run deletes the rest."""
+_LISTED_WITHIN = 60.0
+"""Seconds that the session's disk may take to show what is published while training waits for space."""
 
 
 @dataclass
@@ -54,6 +59,7 @@ class Saver:
     _preallocated: bool = False
     _pin_failure_reported: bool = False
     _writer: threading.Thread | None = None
+    _pruning: threading.Thread | None = None
     _failed: Exception | None = None
     _bug: BaseException | None = None
 
@@ -199,8 +205,9 @@ class Saver:
                 self.emit("note", **asdict(Note("checkpoint not saved", f"{stage} {step}", first_line(error))))
             return
         self._failed = None
-        for note in (*notes, *self._prune()):
+        for note in notes:
             self.emit("note", **asdict(note))
+        self._prune_beside(last)
         seconds = time.perf_counter() - began
         waited = seconds if blocked is None else blocked
         self.emit(
@@ -214,22 +221,33 @@ class Saver:
         if not last:
             self.saved()
 
-    def _prune(self, keep: int = KEEP) -> list[Note]:
+    def _prune(self, keep: int = KEEP, *, needed: bool = False) -> list[Note]:
         """Delete the older checkpoints on this machine; the new one is complete, whatever happens to them."""
         try:
-            return prune_local(self.session, keep)
+            return prune_local(self.session, keep, needed=needed)
         except (OSError, FastDBError) as error:
             return [Note("older checkpoints unread", reason=first_line(error))]
+
+    def _prune_beside(self, last: bool) -> None:
+        """Prune in a thread, because what may go follows from the session's disk, which may be slow or hang."""
+
+        def prune() -> None:
+            for note in self._prune():
+                self.emit("note", **asdict(note))
+
+        if self._pruning is None or not self._pruning.is_alive():
+            self._pruning = threading.Thread(target=prune, name="prune", daemon=True)
+            self._pruning.start()
+        if last:
+            self._pruning.join(_PRUNED_WITHIN)
 
     def _make_room(self, wanted: int) -> None:
         """Wait until this machine's disk has `wanted` bytes free, while older checkpoints may leave it."""
         folder, reported, deadline = self.session.local_checkpoints, False, time.monotonic() + _FULL_DISK_WAIT
         while _free(folder) < wanted and time.monotonic() < deadline:
-            self._prune(keep=1)
-            if _free(folder) >= wanted:
-                return
             with suppress(OSError, FastDBError):
-                if not pending(self.session):
+                in_time(lambda: self._prune(keep=1, needed=True), _LISTED_WITHIN)
+                if _free(folder) >= wanted or not in_time(lambda: pending(self.session, needed=True), _LISTED_WITHIN):
                     return
             if not reported:
                 self.emit("note", **asdict(Note("waiting for disk space", reason=format_bytes(wanted))))

@@ -67,6 +67,14 @@ def with_rates_from(config: Config, settings: Mapping[str, Any], after: int) -> 
     return asked.changed(values)
 
 
+def rate_text(settings: TextEncoderConfig | UNetConfig, after: int) -> str:
+    """Return the rate of the step that follows a change of the rate, and the highest of its schedule."""
+    rate, peak = f"{rate_at(settings, after):.3g}", f"{peak_at(settings, after):g}"
+    if rate == peak:
+        return f"{rate} from step {after + 1} on"
+    return f"{rate} in step {after + 1} (highest rate of the schedule: {peak})"
+
+
 def rate_at(settings: TextEncoderConfig | UNetConfig, step: int) -> float:
     """Return the rate of a part's update after `step` done steps; 0 after its last.
 

@@ -19,7 +19,7 @@ from filelock import FileLock
 from fastdb.checkpoints.checkpoint import Checkpoint, complete, save
 from fastdb.checkpoints.compressed_checkpoint import raw_files
 from fastdb.checkpoints.progress import standing
-from fastdb.checkpoints.publish import LOCK, Publishing, _Pace, nothing_published, pending
+from fastdb.checkpoints.publish import LOCK, Publishing, _Pace, nothing_published, pending, prune_local
 from fastdb.checkpoints.publisher_process import _reset_priority
 from fastdb.errors import SessionBusy, StorageError
 from fastdb.formats.safetensors_file import save_tensors
@@ -327,3 +327,27 @@ def test_who_is_waited_for_is_not_nice_any_more() -> None:
         finally:
             process.kill()
     _reset_priority(process.pid)
+
+
+def test_the_newest_that_a_setting_keeps_are_published_after_the_newest_and_stay_here_until_then(
+    session: Session, mini: Path
+) -> None:
+    session = session.with_config(session.config.changed({"checkpoints.keep_last": 3}))
+    for step in (1, 2, 3, 4):
+        saved(session, step)
+    assert [one.path.name for one in pending(session)] == ["unet-000002", "unet-000003", "unet-000004"]
+    assert [one.path.name for one in pending(session, needed=True)] == ["unet-000004"]
+    prune_local(session, keep=1)
+    assert [one.step for one in complete(session.local_checkpoints)] == [2, 3, 4]
+    told = publish(session, mini)
+    assert [fields["step"] for kind, fields in told if kind == "published"] == [4, 3, 2], "the newest first"
+    assert [one.step for one in complete(session.checkpoints)] == [2, 3, 4]
+    assert pending(session) == []
+    saved(session, 5)
+    publish(session, mini)
+    assert [one.step for one in complete(session.checkpoints)] == [3, 4, 5]
+    # Where space on this machine is short, only those that are needed stay.
+    for step in (6, 7):
+        saved(session, step)
+    prune_local(session, keep=1, needed=True)
+    assert [one.step for one in complete(session.local_checkpoints)] == [7]

@@ -98,6 +98,16 @@ def test_checkpoints_set_aside_on_this_machine_survive_a_new_name(mug: Session) 
     assert kept.read_bytes() == b"only copy"
 
 
+def test_without_a_terminal_nothing_is_deleted_and_the_option_is_named(mug: Session) -> None:
+    for command in (["delete", "mug"], ["free", "mug", "--what", "samples"]):
+        (mug.samples / "unet-000001-1.png").touch()
+        refused = CliRunner().invoke(cli.app, command, input="")
+        assert refused.exit_code == 2
+        assert "there is no terminal; nothing was deleted. Run the same command with --yes" in refused.output
+    assert (mug.samples / "unet-000001-1.png").exists()
+    assert CliRunner().invoke(cli.app, [*command, "--yes"]).exit_code == 0
+
+
 def test_the_command_line_asks_before_it_deletes(mug: Session) -> None:
     refused = CliRunner().invoke(cli.app, ["delete", "mug"], input="n\n")
     assert refused.exit_code == 0

@@ -21,6 +21,7 @@ from PIL import Image
 
 from fastdb import interactive
 from fastdb.checkpoints.checkpoint import save
+from fastdb.checkpoints.retention import delete_checkpoint
 from fastdb.commands import sessions, sharing, training
 from fastdb.errors import (
     FastDBError,
@@ -118,6 +119,31 @@ def test_what_was_shared_is_what_is_adopted(checkpoints: bool, session: Session,
     if checkpoints:
         assert faults(adopted.checkpoints / "unet-000002") == []
     assert listed(tmp_path) == ["out.zip", "photos", "sessions"]
+
+
+@pytest.mark.parametrize("verb", ["share", "duplicate", "adopt"])
+def test_checkpoints_that_are_copied_cannot_be_deleted_meanwhile(
+    verb: str, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, tried = session.checkpoints / "unet-000002", list[str]()
+    name = "write_archive" if verb == "share" else "copy_files"
+    honest = getattr(sharing, name)
+
+    def trying(*arguments: object) -> object:
+        with pytest.raises(BlockingIOError):
+            delete_checkpoint(checkpoint)
+        tried.append(verb)
+        return honest(*arguments)
+
+    monkeypatch.setattr(sharing, name, trying)
+    if verb == "share":
+        sharing.share(session, tmp_path / "cat.zip", checkpoints=True)
+    elif verb == "duplicate":
+        sharing.duplicate(session, "copy", checkpoints=True)
+    else:
+        sharing.adopt(session.path, "copy")
+    assert tried == [verb]
+    delete_checkpoint(checkpoint)
 
 
 def test_an_archive_under_its_own_name_is_the_session_byte_for_byte(session: Session, tmp_path: Path) -> None:

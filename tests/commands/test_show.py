@@ -65,7 +65,7 @@ def test_publishing_is_not_suggested_while_the_trainer_does_it(
 
 def test_long_settings_are_summarised_and_grouped(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
     out = shown(session, capsys)
-    assert "prior.prompts (64 items)" in out
+    assert "prior.prompts 64 values" in out
     assert PROMPTS[1] not in out
     [unet] = [line for line in out.splitlines() if "unet.steps 220" in line]
     assert "prior." not in unet

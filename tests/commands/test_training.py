@@ -224,9 +224,13 @@ def test_training_that_is_let_go_is_followed_by_the_next_call(finished: tuple[Pa
     assert {("text_encoder", 4), ("unet", 6)} <= steps
 
 
-def test_what_is_finished_is_not_trained_again(trained: Session) -> None:
+def test_what_is_finished_is_not_trained_again(trained: Session, capsys: pytest.CaptureFixture[str]) -> None:
     before = tree(trained.checkpoints)
-    assert training.train("cup") == "finished"
+    assert interactive.train("cup") == "finished"
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "All steps of cup are done. Make the file to use with: fastdb export cup; add steps with: "
+        "fastdb extend cup --steps N"
+    ]
     assert tree(trained.checkpoints) == before
     assert len(Session.open("cup").record.runs) == 1
 

@@ -216,3 +216,30 @@ def test_each_refusal_has_its_sentence(number: int, said: str) -> None:
 def test_what_only_the_caller_understands_stays_as_it_is(error: OSError) -> None:
     with pytest.raises(type(error)), explained(Path("file")):
         raise error
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from fastdb.errors import StorageError
+from fastdb.storage.atomic_write import write_bytes
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+path = Path(sys.argv[1])
+write_bytes(path, b"old")
+try:
+    write_bytes(path, bytes(10_000))
+except StorageError as error:
+    print(error)
+print(path.read_bytes())
+"""
+
+
+def test_a_file_too_large_for_its_disk_is_told_as_that(tmp_path: Path) -> None:
+    """A limit of the process stands for a disk with FAT32: both give EFBIG."""
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path / "file")], capture_output=True, text=True, check=False
+    )
+    message, kept = done.stdout.splitlines()
+    assert "does not allow a file of this size; existing files are unchanged" in message, done.stderr
+    assert "FAT32 ends at 4 GB" in message
+    assert kept == "b'old'"

@@ -21,6 +21,7 @@ from fastdb.checkpoints.progress import standing, standings
 from fastdb.commands import results, sharing, training
 from fastdb.errors import ConfigError, FastDBError, SessionBusy, TrainingError
 from fastdb.models.resolve import ensure_base
+from fastdb.reporting import Note, Report
 from fastdb.sessions.identity import claim_work
 from fastdb.sessions.session import Session
 from fastdb.training.disk_estimate import need
@@ -101,14 +102,17 @@ def test_a_rate_changes_from_a_step_and_resume_stays_exact(
     before = {step: (session.checkpoints / f"unet-{step:06d}" / "unet.packed").read_bytes() for step in (1, 2)}
     assert interactive.train(session, settings={"unet.learning_rate": 9e-5}, from_step=1) == "finished"
     out = capsys.readouterr().out
-    assert "Changed unet.learning_rate: 0.0005 -> 9e-05" in out
-    assert "learning rate 9e-05 after step 1" in out
+    change = "0.000333 -> 6e-05 in step 2 (highest rate of the schedule: 9e-05)"
+    assert f"Changed unet.learning_rate: {change}" in out
+    assert "learning rate 6e-05 in step 2 (highest rate of the schedule: 9e-05)" in out
     session = Session.open(session.path)
     assert session.config.unet.learning_rate == 5e-4
     assert [str(change) for change in session.config.unet.rate_changes] == ["9e-05 after step 1"]
-    assert [str(entry) for entry in session.record.revised] == ["after unet step 1: unet.learning_rate 0.0005 -> 9e-05"]
+    assert [str(entry) for entry in session.record.revised] == [f"after unet step 1: unet.learning_rate {change}"]
     interactive.show(session)
-    assert re.search(r"revised +after unet step 1: unet\.learning_rate 0\.0005 -> 9e-05, \d", capsys.readouterr().out)
+    assert re.search(
+        rf"revised +after unet step 1: unet\.learning_rate {re.escape(change)}, \d", capsys.readouterr().out
+    )
     assert (session.checkpoints / "unet-000001" / "unet.packed").read_bytes() == before[1]
     assert (session.checkpoints / "unet-000002" / "unet.packed").read_bytes() != before[2]
 
@@ -159,6 +163,27 @@ def test_from_0_the_stage_begins_again_with_what_it_is_to_have(
     assert interactive.train(session, from_step=2) == "finished"
     assert "There were no checkpoints to set aside" in capsys.readouterr().out
     assert not (session.checkpoints / "set-aside-2").exists()
+
+
+def test_rates_that_a_restart_of_the_stage_drops_are_reported(make_session: Made) -> None:
+    session = make_session("dropped", **SHORT, unet__rate_changes=[{"after": 2, "learning_rate": 1e-5}])
+    told = Collected()
+    config = with_rates_from(session.config, {"unet.learning_rate": 2e-4}, 0)
+    assert training._with_settings(session, config, 0, told).config == config
+    assert told.notes == [
+        Note("value changed", "unet.learning_rate", "0.0005 -> 0.0002"),
+        Note("value changed", "unet.rate_changes", "1e-05 after step 2 -> none"),
+    ]
+
+
+class Collected(Report):
+    """Keeps the notes it receives."""
+
+    def __init__(self) -> None:
+        self.notes: list[Note] = []
+
+    def note(self, note: Note) -> None:
+        self.notes.append(note)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from fastdb.checkpoints.retention import delete_unclaimed
 from fastdb.commands import results, training
 from fastdb.errors import StorageError, TrainingError, is_out_of_memory, out_of_memory
 from fastdb.models import export as export_module
+from fastdb.reporting import Note
 from fastdb.runtime.paths import work_folder
 from fastdb.sessions import lease
 from fastdb.sessions.events import read_events
 from fastdb.sessions.session import Session
-from fastdb.training import process, trainer
+from fastdb.training import process, saver, trainer
 from fastdb.training.observers import Sampler
 from tests.sessions.test_events import fill
 from tests.training.conftest import result
@@ -163,3 +165,23 @@ def test_training_leaves_the_checkpoints_that_an_export_reads(
     assert file.is_file()
     assert [checkpoint.path.name for checkpoint in complete(session.local_checkpoints)] == before
     assert complete(session.checkpoints) == [], "these were not read"
+
+
+def test_a_session_s_disk_that_hangs_delays_no_checkpoint(make_session: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may be deleted on this machine is listed from the session's disk."""
+    listed, answer = list[int](), threading.Event()
+
+    def hanging(session: Session, keep: int, *, needed: bool) -> list[Note]:
+        listed.append(keep)
+        answer.wait(30)
+        return []
+
+    monkeypatch.setattr(saver, "prune_local", hanging)
+    session, told = make_session("hung"), list[str]()
+    saving = saver.Saver(session, {}, {}, lambda kind, **fields: told.append(kind))
+    for step in (1, 2, 3):
+        contents = {"unet.safetensors": {"a": torch.zeros(9)}}
+        saving._write("unet", step, contents, {"format": 2}, time.perf_counter(), False)
+    saving.wait()
+    assert (told, listed) == (["saved"] * 3, [2])
+    answer.set()
