@@ -19,6 +19,7 @@ from fastdb.models.resolve import ensure_base
 from fastdb.reporting import Note, Progress
 from fastdb.runtime.determinism import Determinism, set_deterministic
 from fastdb.runtime.device import Device, choose_device, cpu_threads
+from fastdb.runtime.library_imports import import_model_classes
 from fastdb.runtime.memory import keep_freed_memory
 from fastdb.sessions.events import Emit
 from fastdb.sessions.session import Session
@@ -163,6 +164,7 @@ def settle(prepared: Preparation, stands: Standing, emit: Emit) -> None:
 
     On a CPU the number of threads is part of the arithmetic; a checkpoint's number is used again.
     """
+    import_model_classes()
     set_deterministic(prepared.device.kind, prepared.session.config.deterministic)
     before = stands.last.state["host"] if stands.last else {}
     if prepared.device.kind == "cpu":
