@@ -11,7 +11,7 @@ TARGET = Path(__file__).with_suffix(".md")
 FURTHER_STEPS = (
     "`fastdb extend NAME --steps 500 --schedule rewarm` adds to `unet.extensions`, and `fastdb train NAME` runs the",
     "added steps. The result is bitwise equal to that of a run that had them from the beginning. An extension that",
-    "has begun cannot be changed; later ones can be changed or removed.",
+    "has begun cannot be changed; `fastdb extend NAME --remove` removes those of which no step was trained.",
     "",
     "![The learning rate falls to 0; then it stays constant, falls again, or rises and falls](schedules.png)",
     "",

@@ -34,7 +34,8 @@ class Prediction(StrEnum):
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(parser=path, help="A .safetensors, a .ckpt or a diffusers folder.", show_default=False)
+        Path,
+        typer.Argument(parser=path, help="A .safetensors or .ckpt, a diffusers folder, or mini.", show_default=False),
     ],
     target: Annotated[Path, typer.Argument(parser=path, help="The file or folder to write.", show_default=False)],
     to: Annotated[Layout | None, typer.Option(help="Layout to write.", show_default="by the target's suffix")] = None,

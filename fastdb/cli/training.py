@@ -10,6 +10,7 @@ from fastdb.cli.options import Name, Root, Schedule, Set
 from fastdb.commands import training as verbs
 from fastdb.config import parse_settings
 from fastdb.console import ConsoleReport
+from fastdb.errors import ConfigError
 
 EXIT_CODES = {"interrupted": 130, "stopped": 3}
 """Exit codes of `train` by the outcome, where training did not finish."""
@@ -61,7 +62,7 @@ def train(
 
 def extend(
     name: Name,
-    steps: Annotated[int, typer.Option(help="Steps to add to the UNet stage.", show_default=False)],
+    steps: Annotated[int | None, typer.Option(help="Steps to add to the UNet stage.", show_default=False)] = None,
     schedule: Annotated[
         Schedule, typer.Option(help="Learning rate: hold is constant, decay falls to 0, rewarm rises first.")
     ] = Schedule.rewarm,
@@ -74,9 +75,19 @@ def extend(
             show_default="half of unet.learning_rate",
         ),
     ] = None,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Remove the added steps of which none was trained yet.")
+    ] = False,
     root: Root = None,
 ) -> None:
     """Add steps to a session; `fastdb train` then runs them."""
+    if remove and steps is not None:
+        raise ConfigError("--steps and --remove cannot be combined", fix="Leave out one of them.")
+    if steps is None and not remove:
+        raise ConfigError("the option --steps is missing", where="fastdb extend", fix="Add --steps and a value.")
+    if steps is None:
+        verbs.remove_extensions(name, root=root, report=ConsoleReport())
+        return
     verbs.extend(name, steps, schedule=schedule.value, learning_rate=rate, root=root, report=ConsoleReport())
 
 

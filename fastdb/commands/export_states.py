@@ -29,7 +29,7 @@ def export_states(session: Session) -> Iterator[ExportState]:
     current = steps_text(progress_of(session))
     for path in session.exports:
         trained = _steps_in(path) or recorded.get(path.name, "")
-        newest = path.stem == session.name
+        newest = path.stem in (session.name, session.record.name)
         yield ExportState(path.name, trained, bool(trained) and newest and trained != current)
 
 

@@ -45,7 +45,7 @@ def rename(session: SessionLike, name: str, *, root: str | Path | None = None, r
                 fix=f"Publish them first: fastdb publish {argument(old)}",
             )
         with explained(session.path):
-            names = {path.name: name + path.name.removeprefix(old) for path in session.exports}
+            names = _renamed_exports(session, name)
             os.rename(session.path, target)
             record = read_record(target)
             moved = [each.model_copy(update={"file": names.get(each.file, each.file)}) for each in record.exports]
@@ -112,6 +112,22 @@ def delete(
         remove_dead_links()
     report.note(Note("session deleted", session.name, format_bytes(total)))
     return total
+
+
+def _renamed_exports(session: Session, name: str) -> dict[str, str]:
+    """Return the new names of a session's exports by the old ones.
+
+    In a copied folder they have the original's name. An export whose new name is taken keeps its own.
+    """
+    names: dict[str, str] = {}
+    # The own name first, which may begin with the original's.
+    for old in dict.fromkeys(filter(None, (session.name, session.record.name))):
+        for path in session.exports:
+            new = name + path.name.removeprefix(old)
+            taken = {*names.values(), *(each.name for each in session.exports)} - {path.name}
+            if path.name.startswith(old) and path.name not in names and new not in taken:
+                names[path.name] = new
+    return names
 
 
 @contextmanager

@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fastdb.errors import ConfigError
+from fastdb.errors import ConfigError, ModelError
+from fastdb.models.registry import MINI
+from fastdb.models.resolve import known_base, resolve_base
 from fastdb.reporting import SILENT, Note, Report, counted, format_bytes
 from fastdb.runtime.paths import expanded
 from fastdb.sessions.exports import locate_file
@@ -31,7 +33,7 @@ def inspect(
     from fastdb.models.inspect import inspect as inspect_model
     from fastdb.models.inspect import prediction_of
 
-    inspection = inspect_model(locate_file(file, root))
+    inspection = inspect_model(_located(file, root))
     if probe and inspection.prediction is not None and not inspection.prediction.kind:
         with report.progress("probe", "tensor") as update:
             inspection = replace(inspection, prediction=prediction_of(inspection, update))
@@ -73,7 +75,7 @@ def convert(
     """
     from fastdb.models.convert import convert as convert_model
 
-    source, target = locate_file(source, root).absolute(), expanded(target).absolute()
+    source, target = _located(source, root).absolute(), expanded(target).absolute()
     if source.exists() and target.exists() and target.samefile(source):
         raise ConfigError("is both source and target", subject=target, fix="Give the target another name.")
     if render:
@@ -98,6 +100,26 @@ def convert(
     if render:
         check_render(source, converted.path, folder, averaged=ema, report=report)
     return converted.path
+
+
+def _located(model: str | Path, root: str | Path | None) -> Path:
+    """Return the path of a model file or folder, of a session's export, or of `mini`.
+
+    Raises:
+        ModelError: it is the name of a base model that may have to be downloaded first.
+    """
+    if str(model) == MINI:
+        return resolve_base(MINI).folder  # As everywhere; a folder of this name is `./mini`.
+    path = locate_file(model, root)
+    if path.exists():
+        return path
+    if known := known_base(model):
+        raise ModelError(
+            "is the name of a base model, not a file",
+            subject=known.name,
+            fix="Give the path of its file or folder; fastdb space lists the models on this machine.",
+        )
+    return path
 
 
 def _absolute(path: str | Path | None) -> Path | None:

@@ -7,7 +7,7 @@ import re
 from fastdb.errors import ImageError
 from fastdb.images.captions import instance_images_of, prompt_from_name
 from fastdb.images.photo_files import photos_in
-from fastdb.reporting import Note, argument
+from fastdb.reporting import Note, argument, counted
 from fastdb.runtime.gpu import find_gpu
 from fastdb.sessions.session import Session
 
@@ -69,7 +69,7 @@ def prompt_notes(session: Session) -> list[Note]:
         named = photos_in(session.instance_images, skip_copies=True)
         silent = [path.stem for path in named if not prompt_from_name(path.stem)]
         return [Note("no prompt", argument(session.name), ", ".join(map(repr, silent[:SHOWN])))] if silent else []
-    notes = [Note("prompts", f"{len(prompts)} different" if len(prompts) > 1 else "one", shown_prompts(prompts))]
+    notes = [Note("prompts", counted(len(prompts), "prompt"), shown_prompts(prompts))]
     if not session.config.captions.instance_prompt:
         names = [path.stem for path in photos_in(session.instance_images, skip_copies=True)]
         camera = [name for name in names if _CAMERA.fullmatch(prompt_from_name(name).strip(" ._"))]

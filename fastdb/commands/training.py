@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastdb.checkpoints.checkpoint import complete
-from fastdb.checkpoints.progress import check_step
+from fastdb.checkpoints.progress import check_step, progress_of
 from fastdb.checkpoints.publish import Publishing, nothing_published, pending
 from fastdb.checkpoints.publishing_watch import Stalled, publish_rest, publisher_of
 from fastdb.commands.differences import (
@@ -137,6 +137,33 @@ def extend(
     session = session.with_extension(extension)
     total = f"{session.record.extended[-1]}: {counted(session.config.unet.all_steps, 'step')} in all"
     report.note(Note("session extended", session.name, total))
+    return session
+
+
+def remove_extensions(session: SessionLike, *, root: str | Path | None = None, report: Report = SILENT) -> Session:
+    """Remove the extensions of the UNet stage of which no step was trained; the others stay.
+
+    Raises:
+        ConfigError: there is none.
+        SessionBusy: the session is being trained.
+        StorageError: the session's folder cannot be written.
+    """
+    session = Session.open(session, root)
+    refuse_elsewhere(session.path, "Or stop it there, and remove them then.")
+    if process.find(session) is not None:
+        raise SessionBusy("is being trained", subject=session.name, fix=_stop_first(session))
+    done, planned = progress_of(session)["unet"], session.extensions
+    kept = [extension for extension in planned if extension.after < done]
+    if len(kept) == len(planned):
+        raise ConfigError(
+            "has no extension of which no step was trained",
+            subject=session.name,
+            fix=f"To go back to an earlier checkpoint: fastdb train {argument(session.name)} --from-step N",
+        )
+    values = [extension.model_dump() for extension in session.config.unet.extensions[: len(kept)]]
+    session = session.with_config(session.config.changed({"unet.extensions": values}))
+    removed = "; ".join(str(extension) for extension in planned[len(kept) :])
+    report.note(Note("extensions removed", removed, f"{counted(session.config.unet.all_steps, 'step')} in all"))
     return session
 
 

@@ -85,7 +85,7 @@ SENTENCES: dict[str, str] = {
     "Choose a rare word as the token, such as sks",
     "no token": "warning: there is no token, so training changes every {subject}: the prompt is {reason!r}. "
     "Choose a rare word as the token, such as sks",
-    "prompts": "Prompts to train: {subject}: {reason}",
+    "prompts": "{subject} to train: {reason}",
     "token not in prompt": "warning: the prompt {reason!r} does not contain the token {subject!r}, so the token is not "
     "trained. Change token or prompt before training",
     "no prompt": "warning: file names such as {reason} give no prompt, so this session cannot be trained yet. Set its "
@@ -100,6 +100,7 @@ SENTENCES: dict[str, str] = {
     "session deleted": "Deleted session {subject}: {reason}",
     "session renamed to": "Renamed {subject}: it is now {reason}",
     "session extended": "Extended {subject} {reason}. Train them with: fastdb train {subject}",
+    "extensions removed": "Removed the extension {subject}: {reason}",
     "session renamed": "{subject!r} cannot be a session name; using {reason}",
     "sizes match": "{subject}: OK by size, {reason} checked",
     "state left out": "Left out: {subject}. Include them with --checkpoints",

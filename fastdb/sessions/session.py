@@ -162,9 +162,11 @@ class Session:
 
     @property
     def exports(self) -> tuple[Path, ...]:
-        """Exported files."""
-        files = sorted(self.path.glob(f"{self.name}*"))
-        return tuple(path for path in files if path.suffix in {".safetensors", ".ckpt"})
+        """Exported files; those of a copy or of a folder renamed by hand have the former name, or are recorded."""
+        names = tuple(filter(None, (self.name, self.record.name)))
+        recorded = {export.file for export in self.record.exports}
+        files = (path for path in sorted(self.path.glob("*")) if path.suffix in {".safetensors", ".ckpt"})
+        return tuple(path for path in files if path.name.startswith(names) or path.name in recorded)
 
     @property
     def local_checkpoints(self) -> Path:

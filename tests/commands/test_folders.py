@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,21 @@ def test_a_session_trained_from_the_export_follows_the_renamed_one(mug: Session)
     record = Session.open("second").record
     assert record.base_model.folder == str(Session.open("cup").path / "cup.safetensors")
     assert Path(record.base_model.folder).is_file()
+
+
+def test_exports_of_a_copied_folder_are_shown_and_get_its_new_name(mug: Session) -> None:
+    for name in ("mug.safetensors", "mug_step_1.ckpt"):
+        (mug.path / name).touch()
+    copy = Session.open(shutil.copytree(mug.path, mug.path.with_name("mug_old")))
+    assert [path.name for path in copy.exports] == ["mug.safetensors", "mug_step_1.ckpt"]
+    (copy.path / "mug_old.safetensors").write_bytes(b"own")
+    cup = folders.rename(copy, "cup")
+    assert sorted(path.name for path in cup.path.glob("*.*t*")) == [
+        "cup.safetensors",
+        "cup_step_1.ckpt",
+        "mug.safetensors",
+    ]
+    assert (cup.path / "cup.safetensors").read_bytes() == b"own"
 
 
 def test_checkpoints_set_aside_on_this_machine_survive_a_new_name(mug: Session) -> None:

@@ -37,7 +37,7 @@ def test_nothing_is_told_of_a_usual_session(photos: list[Path], capsys: pytest.C
     interactive.new("cup", "mini", photos[:1], token="sks", class_word="cup")
     output = capsys.readouterr().out
     assert "warning:" not in output
-    assert "Prompts to train: one: 'a photo of sks cup'" in output
+    assert "1 prompt to train: 'a photo of sks cup'" in output
 
 
 def test_a_resolution_far_from_the_base_model_is_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +89,7 @@ def test_names_that_cameras_give_are_told(
         assert sessions.show("dog").prompts == ("a photo of sks dog",)
         return
     assert "1 of 1 prompts are names that cameras give" in output
-    assert "Prompts to train: one: " in output
+    assert "1 prompt to train: " in output
 
 
 def test_names_that_people_give_are_prompts(
@@ -98,7 +98,7 @@ def test_names_that_people_give_are_prompts(
     photo = tmp_path / "sks cup (1).png"
     photo.write_bytes(photos[0].read_bytes())
     interactive.new("cup", "mini", [photo])
-    assert "Prompts to train: one: 'sks cup'" in capsys.readouterr().out
+    assert "1 prompt to train: 'sks cup'" in capsys.readouterr().out
 
 
 def test_a_base_model_has_to_be_chosen() -> None:

@@ -17,8 +17,11 @@ from fastdb import console
 from fastdb.commands import results, sessions, sharing, space, training
 from fastdb.errors import TrainingError
 from fastdb.models.base_identity import CONFIGURATIONS, check_identity, configurations
+from fastdb.models.convert import convert
+from fastdb.models.diffusers_configs import configs
 from fastdb.models.diffusers_folder import fingerprint
-from fastdb.models.resolve import ensure_base
+from fastdb.models.family import SD1
+from fastdb.models.resolve import ensure_base, ensure_folder
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import read_record, write_record
 
@@ -147,3 +150,28 @@ def test_a_remembered_hash_is_used_only_for_the_same_file(
     with pytest.raises(TrainingError):
         ensure_base(session)
     assert len(read) == 7
+
+
+SD1_CONFIGURATIONS = {
+    "unet/config.json": "c27b4fd42026dff8",
+    "vae/config.json": "3deec8562e380ba7",
+    "text_encoder/config.json": "05d8f0cf46567a76",
+    "scheduler/scheduler_config.json": "dd8e13799c61d0a5",
+    "tokenizer/tokenizer_config.json": "130402475045ef04",
+}
+MINI_IN_ONE_FILE = "551b738786c7fd98f7d5b9c7bfcb2dc94866923eb76411bfac83fe3d3fcb66c9"
+
+
+def test_sessions_on_a_model_in_one_file_find_their_base_again_with_this_version(mini: Path, tmp_path: Path) -> None:
+    """Configurations and weights of such a folder come from tables of this package; sessions have their hashes.
+
+    If this fails because a table was edited, sessions on single files refuse their base model: keep the old values, or
+    migrate the sessions.
+    """
+    folder = tmp_path / "sd1"
+    for name, config in configs(SD1).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(config))
+    assert configurations(folder) == SD1_CONFIGURATIONS
+    file = convert(mini, tmp_path / "mini.safetensors").path
+    assert fingerprint(ensure_folder(file)) == MINI_IN_ONE_FILE

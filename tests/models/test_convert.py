@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fastdb.cli import app
+from fastdb.commands import models
 from fastdb.errors import FastDBError, ModelError, StorageError
 from fastdb.formats.reader import open_tensors
 from fastdb.models.convert import convert
@@ -249,3 +250,10 @@ def test_the_command(single_file: Path, mini: Path, tmp_path: Path, capsys: pyte
     assert len(errors) == 2
     assert "does not end as safetensors. Change the suffix, or leave out --to." in errors[0]
     assert "there is no such file" in errors[1]
+
+
+def test_mini_is_converted_by_its_name_and_other_names_are_explained(tmp_path: Path) -> None:
+    assert models.convert("mini", tmp_path / "mini.safetensors").is_file()
+    assert models.inspect("mini").path.name == "mini"
+    with pytest.raises(ModelError, match="sd15 is the name of a base model, not a file"):
+        models.convert("sd15", tmp_path / "x.safetensors")

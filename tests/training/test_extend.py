@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 
-from fastdb import interactive
+from fastdb import cli, interactive
 from fastdb.checkpoints.export_parts import export_metadata
 from fastdb.checkpoints.progress import how_far, progress_of, standing, steps_of
 from fastdb.commands import training
@@ -275,3 +276,18 @@ def test_a_session_that_is_being_trained_is_not_extended(make_session: Made) -> 
         running.stop()
         list(running.follow())
     assert Session.open(session.path).config.unet.extensions == ()
+
+
+def test_extensions_of_which_no_step_was_trained_can_be_removed(make_session: Made) -> None:
+    session = make_session("planned", unet__steps=4)
+    for steps in (2, 3):
+        training.extend(session, steps)
+    (session.checkpoints / "unet-000006").mkdir()
+    done = CliRunner().invoke(cli.app, ["extend", str(session.path), "--remove"])
+    assert done.output == "Removed the extension after step 6 by 3 steps, rewarm at 0.00025: 6 steps in all\n"
+    config = Session.open(session.path).config
+    assert [extension.steps for extension in config.unet.extensions] == [2]
+    with pytest.raises(ConfigError, match="has no extension of which no step was trained"):
+        training.remove_extensions(session)
+    (session.checkpoints / "unet-000006").rmdir()
+    assert training.remove_extensions(session).config == session.config
