@@ -80,6 +80,7 @@ def record_steps(record: Record, gradients: bool, wanted: Callable[[], bool] = l
 
 def run_ours(folder: Path, target: Path, gradients: bool) -> None:
     """Train a session in this process, and record its first stage."""
+    from fastdb.checkpoints.publisher_process import Publisher
     from fastdb.sessions.session import Session
     from fastdb.training import batches, prepare
     from fastdb.training.trainer import Trainer
@@ -106,7 +107,16 @@ def run_ours(folder: Path, target: Path, gradients: bool) -> None:
 
     batches.Batches._draw, prepare.cache_latents = drawn, named  # type: ignore[method-assign]
     prepare.cpu_threads = lambda weights: 1
-    outcome = Trainer(session, lambda *_, **__: None, threading.Event()).run()
+    # A process of its own, which would take the other core for minutes.
+    Publisher.wake = Publisher.wake_if_pending = Publisher.finish = lambda *_: None  # type: ignore[assignment,method-assign]
+    fused = session.config.optimizer.fused_backward_pass
+
+    def emit(event: str, /, **_: Any) -> None:
+        # Its gradients are never complete together: the end of a step counts instead.
+        if fused and event == "step" and len(stages) == 1:
+            record.cpu.append(time.process_time())
+
+    outcome = Trainer(session, emit, threading.Event()).run()
     if outcome != "finished":
         sys.exit(f"training ended as {outcome}")
     record.save(target)

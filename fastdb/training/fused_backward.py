@@ -32,6 +32,7 @@ class FusedBackward:
             weight: number for number, group in enumerate(optimizer.param_groups) for weight in group["params"]
         }
         self._pending: list[torch.Tensor] = []
+        self._bytes = 0
         self._norms: list[torch.Tensor] = []
         # Without a gradient nothing changes, but bitsandbytes moves restored moments of all weights to the GPU.
         optimizer.step()
@@ -39,7 +40,7 @@ class FusedBackward:
     @contextmanager
     def updates(self) -> Iterator[None]:
         """Update weights in the backward pass of this context."""
-        self._pending, self._norms = [], []
+        self._pending, self._norms, self._bytes = [], [], 0
         with self._hooked(self._add):
             yield
         self._update()
@@ -67,13 +68,14 @@ class FusedBackward:
 
     def _add(self, weight: torch.Tensor) -> None:
         self._pending.append(weight)
-        if sum(weight.nbytes for weight in self._pending) >= TOGETHER:
+        self._bytes += weight.nbytes
+        if self._bytes >= TOGETHER:
             self._update()
 
     def _update(self) -> None:
         """Update the weights whose gradients are complete, and free these."""
         self._before_update()
-        weights, self._pending = self._pending, []
+        weights, self._pending, self._bytes = self._pending, [], 0
         self._norms.append(
             torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from fastdb.models.diffusers_configs import configs
 from fastdb.models.family import SD1
 from fastdb.sessions.session import Session
 from fastdb.training import snapshot
+from fastdb.training.saver import Saver
 from fastdb.training.snapshot import RESERVE, Snapshot, block_bytes
 from tests.training.conftest import result
 from tests.training.test_trainer import Life
@@ -172,3 +174,24 @@ def test_training_goes_on_where_memory_cannot_be_pinned_or_had(
 
 def no_memory(*arguments: Any) -> Any:
     raise RuntimeError("CUDA error: out of memory")
+
+
+def test_memory_for_copies_is_allocated_only_for_checkpoints_before_the_last(
+    make_session: Callable[..., Session],
+) -> None:
+    """The last checkpoint is written from the state itself."""
+    session = make_session()
+
+    def expected(end: int, step: int, seconds: float = 1.0, **settings: Any) -> bool:
+        config = session.config.changed({f"checkpoints.{name}": value for name, value in settings.items()})
+        saver = Saver(session.with_config(config), {}, {}, lambda *_, **__: None)
+        saver._steps, saver._began = 1, time.monotonic() - seconds
+        return saver._copies_before(end, step)
+
+    assert expected(10, 1, every_steps=9)
+    assert not expected(9, 1, every_steps=9)
+    assert not expected(10, 9, every_steps=9)
+    assert expected(10, 1, every_steps=50, keep_every=4)
+    assert not expected(100, 1, every_steps=500, every_minutes=2)
+    assert expected(100, 1, every_steps=500, every_minutes=1)
+    assert expected(10, 1, seconds=9, every_steps=500, every_minutes=1)
