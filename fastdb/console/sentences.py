@@ -135,7 +135,7 @@ SENTENCES: dict[str, str] = {
     "no room for pictures": "Not drawing more pictures of {subject}: they need {reason}, and the disk has less",
     "pictures reused": "{subject} pictures exist already and are reused",
     "still undecided": "{subject} pictures of each do not tell them apart. To draw more: fastdb evaluate {reason}",
-    "undecided": "To decide between {subject} draw more pictures: fastdb evaluate {reason}",
+    "undecided": "To decide draw more pictures: fastdb evaluate {reason}",
     # inference
     "render verified": "{subject} generates the picture of its source: {reason}",
     # runtime

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _GRID_COLUMNS = 8
 _PAPER, _INK, _GREY, _RULE = "#ffffff", "#1c1c1e", "#6b6b70", "#e4e4e8"
-_LINE, _BAND, _LIMIT, _PICKED = "#2c54cc", "#d5ddf5", "#ff3b30", "#dff3e4"
+_LINE, _BAND, _LIMIT, _PICKED = "#2c54cc", "#2c54cc33", "#ff3b30", "#dff3e4"
 _WIDE, _HIGH, _COLUMNS, _MARGIN = 400, 264, 3, 28
 _LEFT, _TOP, _RIGHT, _BOTTOM = 52, 74, 18, 30
 """Size of a panel in pixels, and its margins around the axes."""
@@ -91,7 +91,7 @@ def draw_curves(curves: Sequence[Curve], title: str, picked: int | None) -> Imag
     rows = math.ceil(len(curves) / columns)
     width, height = 2 * _MARGIN + columns * _WIDE, 2 * _MARGIN + 44 + rows * _HIGH
     sheet = Image.new("RGB", (width, height), _PAPER)
-    pen = ImageDraw.Draw(sheet)
+    pen = ImageDraw.Draw(sheet, "RGBA")  # so that the bands are translucent
     pen.text((_MARGIN, _MARGIN), textwrap.shorten(title, width // 10), fill=_INK, font=_font(22))
     for number, curve in enumerate(curves):
         left, top = _MARGIN + number % columns * _WIDE, _MARGIN + 44 + number // columns * _HIGH
@@ -123,14 +123,14 @@ class _Panel:
             self._pen.line((left, self._y(mark), right, self._y(mark)), fill=_RULE)
             self._pen.text((left - 6, self._y(mark)), f"{mark:g}", fill=_GREY, font=_font(12), anchor="rm")
         self._label_steps()
-        if self._curve.limit is not None:
-            at = self._y(self._curve.limit)
-            for dash in range(left, right, 10):
-                self._pen.line((dash, at, min(dash + 5, right), at), fill=_LIMIT)
         ordered = sorted(self._curve.points, key=lambda point: point[0])
         lower = [(self._x(step), self._y(_bounds(value)[0])) for step, value in ordered]
         upper = [(self._x(step), self._y(_bounds(value)[1])) for step, value in ordered]
         self._pen.polygon([*lower, *upper[::-1]], fill=_BAND)
+        if self._curve.limit is not None:
+            at = self._y(self._curve.limit)
+            for dash in range(left, right, 10):
+                self._pen.line((dash, at, min(dash + 5, right), at), fill=_LIMIT)
         dots = [(self._x(step), self._y(value.mean)) for step, value in ordered]
         self._pen.line(dots, fill=_LINE, width=2)
         for x, y in dots:

@@ -119,8 +119,11 @@ class Likeness:
 
     def compare(self, now: Mapping[str, Value], start: Mapping[str, Value]) -> dict[str, Value]:
         """Return the leak, the increase in similarity of class pictures to the instance images, picture by picture."""
-        both = "class_clip_i" in now and "class_clip_i" in start
-        return {"leak": now["class_clip_i"] - start["class_clip_i"]} if both else {}
+        if "class_clip_i" not in now or "class_clip_i" not in start:
+            return {}
+        if now["class_clip_i"] is start["class_clip_i"]:
+            return {"leak": Value(0.0, count=start["class_clip_i"].count)}
+        return {"leak": now["class_clip_i"] - start["class_clip_i"]}
 
 
 def _values(

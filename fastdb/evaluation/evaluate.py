@@ -236,8 +236,8 @@ def _write(session: Session, evaluation: Evaluation, cache: PictureCache, option
     write_json(files[-1], evaluation.as_json(cache))
     notes = [Note("checkpoint picked", picked.label, picked.reason), *picked.notes]
     if picked.undecided and not options.until_decided:
-        names = " and ".join(evaluation.candidates[row].label for row in picked.undecided)
-        notes.append(Note("undecided", names, command(session.name, replace(options, until_decided=True))))
+        more = replace(options, until_decided=True)
+        notes.append(Note("undecided", picked.label, command(session.name, more)))
     elif picked.undecided:
         more = replace(options, at_most=2 * options.at_most)
         notes.append(Note("still undecided", str(options.at_most), command(session.name, more)))

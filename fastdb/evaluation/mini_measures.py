@@ -80,6 +80,8 @@ class Drawn:
         """
         if "others" not in now or not start.get("others", Value(0)).mean:
             return {}
+        if now["others"] is start["others"]:
+            return {"others_kept": Value(1.0, count=start["others"].count)}
         before, change = start["others"].mean, now["others"] - start["others"]
         low, high = (None if bound is None else 1 + bound / before for bound in (change.low, change.high))
         return {"others_kept": Value(now["others"].mean / before, low, high, change.count)}

@@ -13,7 +13,6 @@ from PIL import Image, ImageColor
 
 from fastdb.evaluation.candidates import Candidate, PictureCache
 from fastdb.evaluation.charts import (
-    _BAND,
     _LIMIT,
     _LINE,
     _PICKED,
@@ -34,6 +33,9 @@ def where(sheet: Image.Image, colour: str) -> np.ndarray:
     """Return the rows and columns of the pixels of a colour."""
     return np.argwhere((np.asarray(sheet) == ImageColor.getrgb(colour)).all(-1))
 
+
+BAND = "#d5ddf5"
+"""A translucent band on white."""
 
 RISING = Curve("like", "likeness", [(0, Value(0.1)), (500, Value(0.4, 0.3, 0.5)), (1000, Value(0.9))])
 
@@ -59,8 +61,8 @@ def test_the_picked_step_is_green_and_the_limit_dashed() -> None:
 def test_a_band_reaches_from_the_lower_to_the_upper_bounds() -> None:
     bare = Curve("like", "", [(0, Value(0.5)), (1000, Value(0.5))], limit=1.0)
     wide = Curve("like", "", [(0, Value(0.5, 0.25, 0.75)), (1000, Value(0.5, 0.4, 0.6))], limit=1.0)
-    assert len(where(draw_curves([bare], "", None), _BAND)) == 0
-    band = where(draw_curves([wide], "", None), _BAND)
+    assert len(where(draw_curves([bare], "", None), BAND)) == 0
+    band = where(draw_curves([wide], "", None), BAND)
     first, last = (band[band[:, 1] == column][:, 0] for column in (band[:, 1].min() + 5, band[:, 1].max() - 5))
     assert np.ptp(first) > 2 * np.ptp(last) > 20
 

@@ -127,6 +127,7 @@ def test_others_kept_is_a_fraction_of_the_base() -> None:
     assert (kept.mean, kept.count) == (pytest.approx(0.75), 24)
     assert (kept.low, kept.high) == (pytest.approx(1 + low * 1.2), pytest.approx(1 + high * 1.2))
     assert Drawn(MUG).compare(now, {"others": Value(0.0)}) == {}
+    assert str(Drawn(MUG).compare(start, start)["others_kept"]) == "1.000", "by definition"
     assert Drawn(MUG).compare({}, {}) == {}
 
 
@@ -211,7 +212,7 @@ def test_more_pictures_decide(drawn: Path, sessions_folder: Path, capsys: pytest
     first = interactive.evaluate(session, **asked)  # type: ignore[arg-type]
     output = capsys.readouterr().out
     assert "undecided between step 4 and step 8" in output
-    command = re.findall(r"To decide between step 4 and step 8 draw more pictures: (fastdb .*)", output)
+    command = re.findall(r"To decide draw more pictures: (fastdb .*)", output)
     assert command == ["fastdb evaluate mug --seeds 1 --until-decided --steps 1"]
     assert "Export step 4 with: fastdb export mug --step 4\n" in output
     saved = json.loads((session.path / "evaluation" / "evaluation.json").read_text())
