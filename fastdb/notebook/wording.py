@@ -24,6 +24,8 @@ PHRASES: tuple[tuple[str, str], ...] = (
         rf"fastdb train ({_NAME}) --restart {_SETTING}",
         r"fastdb.train(session, restart=True, settings={'\2': \3})",
     ),
+    # Further settings, one each time.
+    *[(rf"(restart=True, settings=\{{[^{{}}]*)\}}\) {_SETTING}", r"\1, '\2': \3})")] * 6,
     (rf"fastdb train ({_NAME}) {_SETTING}", r"fastdb.train(session, settings={'\2': '\3'})"),
     (r"fastdb train --restart", "the tick start_over in the Train cell"),
     (rf"fastdb train ({_NAME})", "the Train cell"),

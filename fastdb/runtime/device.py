@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from fastdb.errors import TrainingError, is_out_of_memory, out_of_memory
-from fastdb.runtime.memory import return_freed_memory
+from fastdb.runtime.memory import memory_to_be_had, return_freed_memory
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,13 @@ def cpu_threads(weights: int) -> int:
     0.15 s with a single thread (two cores). Models of the size of Stable Diffusion gain from all threads.
     """
     return 1 if weights < SMALL else torch.get_num_threads()
+
+
+def available_memory(kind: str) -> int | None:
+    """Return the bytes that this process could allocate on a kind of device; None if unknown."""
+    if kind == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    return memory_to_be_had()
 
 
 def release_memory() -> None:

@@ -168,7 +168,8 @@ def settle(prepared: Preparation, stands: Standing, emit: Emit) -> None:
     set_deterministic(prepared.device.kind, prepared.session.config.deterministic)
     before = stands.last.state["host"] if stands.last else {}
     if prepared.device.kind == "cpu":
-        keep_freed_memory()
+        if not prepared.session.config.gradient_checkpointing:
+            keep_freed_memory()
         weights = sum(weight_file(prepared.base.folder, part).stat().st_size for part in PARTS)
         torch.set_num_threads(before.get("threads") or cpu_threads(weights))
     now = prepared.host

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from accelerate import Accelerator
@@ -17,15 +18,16 @@ from fastdb.checkpoints.progress import Standing, standing
 from fastdb.errors import FastDBError, StorageError, first_line, is_out_of_memory, out_of_memory
 from fastdb.models.loading import load_scheduler
 from fastdb.reporting import Note, format_bytes
-from fastdb.runtime.device import Device, release_memory
+from fastdb.runtime.device import Device, available_memory, release_memory
+from fastdb.runtime.memory import return_freed_blocks
 from fastdb.sessions.events import Emit
 from fastdb.sessions.lease import Guard
 from fastdb.sessions.session import Session
 from fastdb.training.batches import Batches, Group, every_prompt
 from fastdb.training.divergence import Divergence, explained
 from fastdb.training.loop import Loop
-from fastdb.training.memory_estimate import predicted_shares
-from fastdb.training.memory_ladder import Shortage, step_down
+from fastdb.training.memory_estimate import needed, predicted_shares
+from fastdb.training.memory_ladder import Alternative, Shortage, alternatives, next_step_down, step_down
 from fastdb.training.observers import Observers, Sampler
 from fastdb.training.optimizers import make_optimizer
 from fastdb.training.prepare import Preparation
@@ -68,7 +70,8 @@ def run_stage(name: str, run: StageRun) -> tuple[int, Preparation]:
         # The failed attempt's models are unreferenced only now.
         release_memory()
         prepared = run.prepared
-        session = step_down(prepared.session, ended, prepared.device.kind != "cpu", run.emit)
+        kind = prepared.device.kind
+        session = step_down(prepared.session, ended, kind != "cpu", available_memory(kind), run.emit)
         run = replace(run, prepared=replace(prepared, session=session), stands=_standing_now(name, run))
 
 
@@ -92,7 +95,7 @@ def _attempt(name: str, run: StageRun) -> int | Shortage:
         observers = _build(name, run)
         loop, share = observers.loop, "activations"
         if run.prepared.device.kind != "cpu":
-            predicted = _shares(loop, run).items()
+            predicted = _shares(loop, run, {}).items()
             listed = ", ".join(f"{share} {format_bytes(size)}" for share, size in predicted if size)
             run.emit("note", **asdict(Note("memory predicted", name, listed)))
         _probe(observers, run.prepared)
@@ -106,13 +109,31 @@ def _attempt(name: str, run: StageRun) -> int | Shortage:
         traceback.clear_frames(error.__traceback__)
     if observers is None:
         return Shortage(name, done, share, problem)
-    shares = _shares(observers.loop, run)
-    return Shortage(name, _saved_at(observers, done), observers.loop.share, problem, shares)
+    done, loop = _saved_at(observers, done), observers.loop
+    peaks: dict[Any, int] = {}
+    return Shortage(name, done, loop.share, problem, _shares(loop, run, peaks), _priced(loop, run, peaks))
 
 
-def _shares(loop: Loop, run: StageRun) -> dict[str, int]:
-    prepared = run.prepared
-    return predicted_shares(loop.stage, loop.config, prepared.optimizer, prepared.device.half, run.groups)
+def _priced(loop: Loop, run: StageRun, peaks: dict[Any, int]) -> list[tuple[Alternative, int]]:
+    """Return the settings past the last step down, each with the memory that it needs."""
+    config, prepared = loop.config, run.prepared
+    if next_step_down(config, loop.stage.name, prepared.device.kind != "cpu"):
+        return []
+    offers = alternatives(config, loop.stage.name, prepared.optimizer, prepared.device.precision)
+    return [(offer, needed(_shares(loop, run, peaks, offer.settings))) for offer in offers]
+
+
+def _shares(
+    loop: Loop, run: StageRun, peaks: dict[Any, int], settings: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, int]:
+    """Return the predicted memory of the stage with other settings; empty if it is unknown."""
+    prepared, config = run.prepared, loop.config.changed(settings)
+    optimizer = settings.get("optimizer.name", prepared.optimizer)
+    try:
+        return predicted_shares(loop.stage, config, optimizer, prepared.device, run.groups, peaks)
+    except Exception:  # noqa: BLE001 - an unknown share is no reason to end a training
+        # Tensors without data are an internal interface of torch, which other versions change.
+        return {}
 
 
 def _saved_at(observers: Observers, start: int) -> int:
@@ -131,6 +152,8 @@ def _saved_at(observers: Observers, start: int) -> int:
 def _build(name: str, run: StageRun) -> Observers:
     """Load a stage with its loop, as it stands, and all that acts on its steps."""
     prepared, stands, groups = run.prepared, run.stands, run.groups
+    if prepared.device.kind == "cpu" and prepared.session.config.gradient_checkpointing:
+        return_freed_blocks()
     accelerator = _new_accelerator(prepared)
     base, session, config = prepared.base, prepared.session, prepared.session.config
     schedule = DDPMScheduler.from_config(load_scheduler(base.folder).config)

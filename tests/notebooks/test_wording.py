@@ -56,6 +56,10 @@ def test_no_message_of_the_package_shows_a_command_in_a_notebook() -> None:
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
+        (
+            "fastdb train my_dog --restart --set optimizer.max_grad_norm=0 --set resolution=64, or",
+            "fastdb.train(session, restart=True, settings={'optimizer.max_grad_norm': 0, 'resolution': 64}), or",
+        ),
         ("Stop it first: fastdb stop my_dog", "Stop it first: the tick stop in the Train cell"),
         ("Ctrl-C again returns to the prompt; it", "Interrupting again ends the cell; it"),
         ("Resume with: fastdb train my.dog-2", "Resume with the Train cell"),

@@ -11,15 +11,19 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from safetensors.torch import load
+from typer.testing import CliRunner
 
 from fastdb.checkpoints.publisher_process import Publisher
+from fastdb.cli import app
 from fastdb.config import Config
 from fastdb.console import sentence
 from fastdb.errors import TrainingError
 from fastdb.reporting import Note
+from fastdb.sessions.events import read_events
 from fastdb.sessions.session import Session
 from fastdb.training import stage_run
-from fastdb.training.memory_ladder import next_step_down
+from fastdb.training.memory_estimate import needed
+from fastdb.training.memory_ladder import Shortage, next_step_down, step_down
 from tests.training.acted_trainer import ASKED, short_of_memory
 from tests.training.conftest import result
 from tests.training.test_trainer import Life, at
@@ -99,24 +103,70 @@ def test_it_steps_down_from_the_same_step_and_records_it(
     assert result(other) == result(session)
 
 
-def test_past_the_last_step_the_error_names_the_share_and_settings(
-    make_session: Made, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    short_of_memory(monkeypatch, 2, lambda config: False)
-    session = make_session("hopeless", **{**SHORT, "resolution": 128})
+@pytest.fixture(scope="module")
+def shortage(make_session: Made) -> tuple[Session, Shortage]:
+    """A session whose memory ran out with every setting that keeps the result, and the shortage; tests copy it."""
+    session, reported = make_session("hopeless", **{**SHORT, "resolution": 128, "unet__ema_decay": 0.9}), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Publisher, "wake", lambda self: None)
+        short_of_memory(patch, 2, lambda config: False)
+        honest = stage_run.step_down
+
+        def step_down(session: Session, shortage: Shortage, *arguments: Any) -> Session:
+            reported.append(shortage)
+            return honest(session, shortage, *arguments)
+
+        patch.setattr(stage_run, "step_down", step_down)
+        with pytest.raises(TrainingError):
+            Life(session).run()
+    return Session.open(session.path), reported[-1]
+
+
+def past_the_last(session: Session, shortage: Shortage, available: int | None) -> tuple[str, list[str]]:
+    """The error with `available` bytes, and the options of the commands that it offers."""
     with pytest.raises(TrainingError) as error:
-        Life(session).run()
-    text = str(error.value)
-    assert text.startswith(
-        "unet stage after step 1: this machine has too little memory (4 MB more were needed): it ran"
-    )
-    assert re.search(r"it ran out for activations, which need about [\d.]+ [kM]B of [\d.]+ MB in all, and every", text)
-    assert re.search(r"8-bit moments \(about [\d.]+ MB less\): .*smaller pictures \(about [\d.]+ [kM]B less\): ", text)
-    commands = re.findall(r"fastdb train hopeless (.*?)(?:, or|$)", text)
-    assert commands == [
-        "--set optimizer.name=adamw8bit",
-        "--restart --set resolution=64",
+        step_down(session, shortage, False, available, lambda *_, **__: None)
+    return str(error.value), re.findall(r"fastdb train hopeless (.*?)(?:, or|$)", str(error.value))
+
+
+def test_past_the_last_step_the_error_offers_the_settings_that_fit(shortage: tuple[Session, Shortage]) -> None:
+    session, short = shortage
+    moments, average = "--set optimizer.name=adamw8bit", "--from-step 0 --set unet.ema_decay=0"
+    fused = "--restart --set optimizer.max_grad_norm=0 --set optimizer.fused_backward_pass=True"
+    smaller = "--restart --set resolution=64"
+    text, offered = past_the_last(session, short, None)
+    assert offered == [moments, average, fused, smaller]
+    start = "unet stage after step 1: this machine has too little memory (4 MB more were needed): it ran out for "
+    assert text.startswith(start)
+    assert re.search(r"for activations, which need about [\d.]+ [kM]B of [\d.]+ MB in all, and every setting", text)
+    needs = {tuple(each.settings): need for each, need in short.alternatives}
+    assert needs["optimizer.name",] < needs["unet.ema_decay",] < needed(short.shares)
+    # 8-bit moments save most, so they alone fit at first.
+    text, offered = past_the_last(session, short, int(needs["optimizer.name",] * 1.11))
+    assert offered == [moments]
+    assert re.search(r"\([\d.]+ MB are available\)", text)
+    text, offered = past_the_last(session, short, int(min(needs.values()) * 1.11))
+    assert offered == [
+        f"--restart {moments} --set unet.ema_decay=0 {fused.removeprefix('--restart ')} --set resolution=64"
     ]
+    text, offered = past_the_last(session, short, 1_000_000)
+    assert not offered
+    assert re.search(r"Use a machine with more memory; the settings that need least need about [\d.]+ MB\.$", text)
+
+
+@pytest.mark.parametrize("number", [0, *(pytest.param(number, marks=pytest.mark.full) for number in (1, 2, 3, 4))])
+def test_each_offered_command_works(
+    number: int, shortage: tuple[Session, Shortage], copy_here: Callable[[Session], Session]
+) -> None:
+    session, short = copy_here(shortage[0]), shortage[1]
+    least = min(need for _, need in short.alternatives)
+    _, offered = past_the_last(session, short, None) if number < 4 else past_the_last(session, short, int(1.11 * least))
+    options = offered[number % 4]
+    done = CliRunner().invoke(app, ["train", "hopeless", *options.split(), "--root", str(session.path.parent)])
+    assert done.exit_code == 0, done.output
+    events = read_events(sorted(session.logs.glob("run-*.jsonl"))[-1])
+    steps = [event["step"] for event in events if event["event"] == "step"]
+    assert steps == ([2, 3, 4] if number == 0 else [1, 2, 3, 4])
 
 
 def test_without_the_step_of_the_moments_the_last_checkpoint_counts(
