@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from fastdb.errors import TrainingError
 from fastdb.reporting import argument
-from fastdb.runtime.gpu import gpu_count
+from fastdb.runtime.gpu import cuda_uuids, gpu_count
 from fastdb.runtime.paths import cache_folder
 
 CPU = "cpu"
@@ -91,18 +91,22 @@ def device_lock(asked: str, owner: str) -> Iterator[None]:
     if asked == CPU:
         os.environ[_VISIBLE] = ""
     devices = visible_devices()
+    uuids = cuda_uuids() if devices else []
+    # Two entries of the variable, such as an index and a UUID, may denote one GPU.
+    keys = dict(zip(devices, uuids, strict=True)) if len(uuids) == len(devices) else {}
     chosen = devices[int(asked.removeprefix("cuda:")) :][:1] if asked not in ("", CPU) else devices
     with ExitStack() as held:
         for device in chosen:
-            lock = FileLock(_file(device, ".lock"))
+            key = keys.get(device, device)
+            lock = FileLock(_file(key, ".lock"))
             with suppress(Timeout):
                 held.enter_context(lock.acquire(timeout=0))
-                _file(device, ".session").write_text(owner, encoding="utf-8")
+                _file(key, ".session").write_text(owner, encoding="utf-8")
                 os.environ[_VISIBLE] = device
                 break
         else:
             if chosen:
-                raise _busy(asked, [_owner(device) for device in chosen])
+                raise _busy(asked, [_owner(keys.get(device, device)) for device in chosen])
         yield
 
 
@@ -117,13 +121,13 @@ def _busy(asked: str, owners: list[str]) -> TrainingError:
     )
 
 
-def _owner(device: str) -> str:
+def _owner(key: str) -> str:
     with suppress(OSError):
-        return _file(device, ".session").read_text(encoding="utf-8")
+        return _file(key, ".session").read_text(encoding="utf-8")
     return ""
 
 
-def _file(device: str, suffix: str) -> Path:
+def _file(key: str, suffix: str) -> Path:
     folder = cache_folder() / "devices"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"cuda-{re.sub(r'[^0-9A-Za-z.-]', '_', device)}{suffix}"
+    return folder / f"cuda-{re.sub(r'[^0-9A-Za-z.-]', '_', key)}{suffix}"

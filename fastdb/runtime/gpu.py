@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,28 @@ def gpu_count() -> int:
     """Return the number of NVIDIA GPUs."""
     # Some containers have the driver without its programs.
     return len(_query("index")) or sum(1 for _ in Path("/proc/driver/nvidia/gpus").glob("*"))
+
+
+_UUIDS = """
+import ctypes, uuid
+cuda, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+uuid_of = getattr(cuda, "cuDeviceGetUuid_v2", None) or cuda.cuDeviceGetUuid
+assert cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0
+for number in range(count.value):
+    device, raw = ctypes.c_int(), (ctypes.c_ubyte * 16)()
+    assert cuda.cuDeviceGet(ctypes.byref(device), number) == 0 and uuid_of(raw, device) == 0
+    print(uuid.UUID(bytes=bytes(raw)))
+"""
+"""Program that prints the UUID of each CUDA device, as `torch.cuda.get_device_properties(number).uuid` has it."""
+
+
+def cuda_uuids() -> list[str]:
+    """Return the UUIDs of the GPUs, or parts of GPUs, that this process may use, in CUDA's order; empty if unknown.
+
+    A process of its own asks the driver, because one that has asked keeps the GPUs that it saw then.
+    """
+    answer = subprocess.run([sys.executable, "-I", "-c", _UUIDS], capture_output=True, text=True, check=False)
+    return [] if answer.returncode else answer.stdout.split()
 
 
 def _query(fields: str) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from fastdb.errors import TrainingError
 from fastdb.runtime import device_lock
 from fastdb.runtime.device_lock import check_device, refuse_several_processes, visible_devices
+from fastdb.runtime.gpu import cuda_uuids
 
 held = device_lock.device_lock
 
@@ -92,6 +95,39 @@ def test_visible_devices_are_those_of_cuda(given: str, devices: list[str], monke
     if devices:
         with held(f"cuda:{len(devices) - 1}", "cup"):
             assert seen() == devices[-1]
+
+
+@pytest.mark.usefixtures("gpus")
+def test_an_index_and_a_uuid_of_one_gpu_are_one_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    uuids = {"0": "8932f937-0000", "1": "a1b2c3d4-0000", "GPU-8932f937": "8932f937-0000"}
+    monkeypatch.setattr(device_lock, "cuda_uuids", lambda: [uuids[device] for device in visible_devices()])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8932f937")
+    with held("", "cup"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+        assert refused().startswith("the GPU is in use by another trainer (cup).")
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        with held("", "dog"):
+            assert seen() == "1"
+
+
+LIBRARY = """
+int cuInit(unsigned flags) { return 0; }
+int cuDeviceGetCount(int *count) { *count = 2; return 0; }
+int cuDeviceGet(int *device, int number) { *device = number + 3; return 0; }
+int cuDeviceGetUuid(unsigned char *uuid, int device) { for (int i = 0; i < 16; i++) uuid[i] = device; return 0; }
+"""
+
+
+def test_uuids_come_from_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("needs a C compiler")
+    (tmp_path / "cuda.c").write_text(LIBRARY)
+    command = ["cc", "-shared", "-fPIC", "-o", str(tmp_path / "libcuda.so.1"), str(tmp_path / "cuda.c")]
+    subprocess.run(command, check=True)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    assert cuda_uuids() == ["03030303-0303-0303-0303-030303030303", "04040404-0404-0404-0404-040404040404"]
+    (tmp_path / "libcuda.so.1").write_bytes(b"")
+    assert cuda_uuids() == []
 
 
 def test_without_gpus_nothing_is_held(gpus: Callable[[int], None]) -> None:
