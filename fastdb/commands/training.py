@@ -162,7 +162,7 @@ def remove_extensions(session: SessionLike, *, root: str | Path | None = None, r
         )
     values = [extension.model_dump() for extension in session.config.unet.extensions[: len(kept)]]
     session = session.with_config(session.config.changed({"unet.extensions": values}))
-    removed = "; ".join(str(extension) for extension in planned[len(kept) :])
+    removed = counted(len(planned) - len(kept), "extension")
     report.note(Note("extensions removed", removed, f"{counted(session.config.unet.all_steps, 'step')} in all"))
     return session
 

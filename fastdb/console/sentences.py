@@ -67,11 +67,11 @@ SENTENCES: dict[str, str] = {
     "sessions that are gone",
     "nothing deleted": "Nothing was deleted",
     "nothing to delete": "Nothing to delete: {reason}",
-    "originals not added": "warning: photos in originals/ are not part of the session yet. Add them with: "
+    "originals not added": "Photos in originals/ are not part of the session yet. Add them with: "
     "fastdb add-images {subject} {reason}",
-    "originals not trained": "warning: training began without {reason} in originals/. To train with all photos run: "
+    "originals not trained": "Training began without {reason} in originals/. To train with all photos run: "
     "fastdb new NAME PHOTOS --from {subject}",
-    "originals replaced": "warning: photos in originals/ were replaced after they were cropped. Crop them again with: "
+    "originals replaced": "Photos in originals/ were replaced after they were cropped. Crop them again with: "
     "fastdb add-images {subject} {reason}",
     "photos known": "Photos that the session has already, which stay as they are: {subject}",
     "photo removed": "Took {subject} out of the session, to {reason}",
@@ -100,7 +100,7 @@ SENTENCES: dict[str, str] = {
     "session deleted": "Deleted session {subject}: {reason}",
     "session renamed to": "Renamed {subject}: it is now {reason}",
     "session extended": "Extended {subject} {reason}. Train them with: fastdb train {subject}",
-    "extensions removed": "Removed the extension {subject}: {reason}",
+    "extensions removed": "Removed {subject} of which no step was trained: {reason}",
     "session renamed": "{subject!r} cannot be a session name; using {reason}",
     "sizes match": "{subject}: OK by size, {reason} checked",
     "state left out": "Left out: {subject}. Include them with --checkpoints",

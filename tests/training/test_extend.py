@@ -284,7 +284,7 @@ def test_extensions_of_which_no_step_was_trained_can_be_removed(make_session: Ma
         training.extend(session, steps)
     (session.checkpoints / "unet-000006").mkdir()
     done = CliRunner().invoke(cli.app, ["extend", str(session.path), "--remove"])
-    assert done.output == "Removed the extension after step 6 by 3 steps, rewarm at 0.00025: 6 steps in all\n"
+    assert done.output == "Removed 1 extension of which no step was trained: 6 steps in all\n"
     config = Session.open(session.path).config
     assert [extension.steps for extension in config.unet.extensions] == [2]
     with pytest.raises(ConfigError, match="has no extension of which no step was trained"):
