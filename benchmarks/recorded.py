@@ -37,6 +37,7 @@ class Record:
         losses: of each microbatch, before it is divided by their number.
         gradients: of each step before clipping, in the order of the parameters.
         draws: of each row: its group, the name of its image, timestep, noise and posterior noise.
+        start: CPU seconds of the process when its first backward pass began.
         cpu: CPU seconds of the process when the gradient of each step was complete.
         peak: resident bytes.
     """
@@ -44,6 +45,7 @@ class Record:
     losses: list[float] = field(default_factory=list)
     gradients: list[list[torch.Tensor]] = field(default_factory=list)
     draws: list[dict[str, Any]] = field(default_factory=list)
+    start: float = 0.0
     cpu: list[float] = field(default_factory=list)
     peak: int = 0
 
@@ -63,6 +65,7 @@ def record_steps(record: Record, gradients: bool, wanted: Callable[[], bool] = l
     backward, clip = Accelerator.backward, Accelerator.clip_grad_norm_
 
     def backward_recorded(self: Accelerator, loss: torch.Tensor, **options: Any) -> None:
+        record.start = record.start or time.process_time()
         if wanted():
             record.losses.append(float(loss.detach()))
         backward(self, loss, **options)

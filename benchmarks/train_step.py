@@ -5,9 +5,9 @@
 SCRIPT is diffusers' `examples/dreambooth/train_dreambooth.py`. Each round trains both, one after the other, each in a
 fresh process: fp32, a batch of 1, AdamW, no checkpointing; ours also with the update fused into the backward pass,
 without clipping. A step is the median of the CPU seconds between two updates. Start-up is what the process used before
-its first step. The last lines give what the machine can do, products of matrices of 1,024 x 1,024 and copies in memory,
-and what a step needs of it. FOLDER takes models and sessions, 1 GB for `narrow`, 25 GB for `sd15`,
-Stable Diffusion 1.5 at its full size.
+its first backward pass. The last lines give what the machine can do, products of matrices of 1,024 x 1,024 and copies
+in memory, and what a step needs of it. FOLDER takes models and sessions, 1 GB for `narrow`, 25 GB for `sd15`, Stable
+Diffusion 1.5 at its full size.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def main() -> None:
     figures = []
     for name, records in zip(("fastdb", "fastdb, fused", "script"), zip(*rounds, strict=True), strict=True):
         seconds = statistics.median(map(step, records))
-        start = statistics.median(record.cpu[0] - step(record) for record in records)
+        start = statistics.median(record.start for record in records)
         peak = statistics.median(record.peak for record in records)
         figures.append((seconds, start, peak))
         print(f"{name:16}{seconds:14.2f}{start:10.1f}{format_bytes(int(peak)):>10}")
