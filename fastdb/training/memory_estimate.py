@@ -28,9 +28,9 @@ COPY = "copy"
 """Share of a checkpoint's copy in memory; without it training waits while a checkpoint is written."""
 _LATENT = 8
 """Pixels of an image side per latent."""
-_HEAP, _BLOCKS = 1.4, 1.2
-"""Resident memory per byte of activations in glibc's heap, whose gaps grow, and in blocks that are returned, see
-`runtime/memory.py`; measured (benchmarks/RESULTS.md, "Memory of a training")."""
+_HEAP, _BLOCKS = 1.35, 1.25
+"""Resident memory per byte of activations and gradients in glibc's heap, whose gaps grow, and in blocks that are
+returned, see `runtime/memory.py`; measured with benchmarks/memory.py."""
 _FIXED = 40_000_000
 """Bytes of a trainer on a CPU beside tensors: tokenizer, modules, kernels that oneDNN compiles, measured."""
 
@@ -45,8 +45,8 @@ def predicted_shares(
 ) -> dict[str, int]:
     """Return the bytes of weights, gradients, moments, average, activations, cache and, on a CPU, more.
 
-    Their sum is the peak. On a CPU "copy" is the copy of a checkpoint, and "other" the memory beside tensors; on a GPU
-    the context of CUDA, about 0.5 GB, is left out.
+    Their sum is the peak. On a CPU "copy" is that of a checkpoint which is saved before the last step, and "other" the
+    memory beside tensors; on a GPU the context of CUDA, about 0.5 GB, is left out.
 
     Args:
         stage: only shapes are used, so it may be trained with other settings than `config`.
@@ -60,6 +60,7 @@ def predicted_shares(
     gradients, peaks = _gradients(sizes, config), {} if peaks is None else peaks
     checkpointing, fused = config.gradient_checkpointing, config.optimizer.fused_backward_pass
     key = (rows, _side(config), checkpointing, _accumulates(config), fused)
+    slack = 1.0 if not on_cpu else _BLOCKS if checkpointing else _HEAP
     if key not in peaks:
         peaks[key] = _peak(stage, config, device, rows, groups[0].latents.mean.shape[1])
     shares = {
@@ -67,11 +68,10 @@ def predicted_shares(
         "gradients": gradients,
         "moments": moment_bytes(tuple(weight.numel() for weight in trained), optimizer),
         "average": 4 * sum(weight.numel() for weight in stage.unet.parameters()) if averaged else 0,
-        "activations": max(0, peaks[key] - gradients),
+        "activations": max(0, int(slack * peaks[key]) - gradients),
         "cache": sum(2 * group.latents.mean.shape[:2].numel() * 4 * _side(config) ** 2 for group in groups),
     }
     if on_cpu:
-        shares["activations"] = int((_BLOCKS if checkpointing else _HEAP) * shares["activations"])
         shares |= {COPY: sum(sizes) + shares["moments"] + shares["average"], "other": _FIXED}
     return shares
 
