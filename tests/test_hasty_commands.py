@@ -186,7 +186,9 @@ $ extend cup --steps 200 --rate 5
 $ extend cup --steps 200 --rate nan
     learning_rate is nan, but must be at most 0.1. Correct this and run the same command again.
 $ extend cup 200
-    fastdb extend: the option --steps is missing. Add --steps and a value.
+    fastdb extend: the number 200 has no option. Write --steps 200.
+$ extend cup --steps 200 --remove
+    --steps and --remove cannot be combined. Leave out one of them.
 $ extend busy --steps 5
     busy: training is running; its step count cannot be changed now. Stop it first, then extend and
 $ stop nothing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,6 +48,9 @@ def usage_error(error: Any) -> ConfigError:
             bound = "" if least is None else f", {least} or more"
             return ConfigError(f"must be {number}{bound}", subject=where, fix="Correct it and run the command again.")
         return ConfigError(error.message.rstrip("."), where=where, fix="Correct it and run the command again.")
+    extra = re.search(r"\((\d+)\)$", error.message.rstrip("."))
+    if extra and any("--steps" in known.opts for known in error.ctx.command.params):
+        return ConfigError(f"the number {extra[1]} has no option", where=command, fix=f"Write --steps {extra[1]}.")
     what = f"{error.message[:1].lower()}{error.message[1:].rstrip('.')}"
     return ConfigError(what, where=command, fix=pattern)
 
