@@ -28,9 +28,9 @@ COPY = "copy"
 """Share of a checkpoint's copy in memory; without it training waits while a checkpoint is written."""
 _LATENT = 8
 """Pixels of an image side per latent."""
-_HEAP, _BLOCKS = 1.35, 1.25
+_HEAP, _BLOCKS = 1.35, 1.0
 """Resident memory per byte of activations and gradients in glibc's heap, whose gaps grow, and in blocks that are
-returned, see `runtime/memory.py`; measured with benchmarks/memory.py."""
+returned, see `runtime/memory.py`; measured (benchmarks/RESULTS.md, "Memory of a training")."""
 _FIXED = 40_000_000
 """Bytes of a trainer on a CPU beside tensors: tokenizer, modules, kernels that oneDNN compiles, measured."""
 
