@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from fastdb.evaluation.mini_measures import autoencoder
 from fastdb.images.contact_sheet import Cell, Row, contact_sheet
 from fastdb.images.photos import save_png
 from fastdb.inference.engine import Engine
@@ -25,7 +26,8 @@ from fastdb.models.diffusers_folder import open_base_model
 from fastdb.models.loading import load_part
 from fastdb.models.resolve import resolve_base
 from fastdb.world.draw import SIDE, draw
-from fastdb.world.readings import HEADS, Reading, expected_reading, find_subject, read, to_tensor
+from fastdb.world.likeness import read_subject
+from fastdb.world.readings import HEADS, Reading, expected_reading, read, to_tensor
 from fastdb.world.scene import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, Scene, prompt, random_scene
 from fastdb.world.subjects import SUBJECTS
 
@@ -82,11 +84,13 @@ def show_judge(kind: str, scenes: list[Scene], pictures: list[Image.Image]) -> N
 
 def show_subjects(folder: Path, scenes: list[Scene], back: list[Image.Image]) -> None:
     """Print how often each subject is found in its own decoded pictures and in others of its class."""
+    round_trip = autoencoder(folder)
     for subject in SUBJECTS.values():
+        reading = read_subject(subject.photos(), round_trip)
+        assert reading is not None
         again, _ = round_trips(folder, subject.photos())
         others = [picture for picture, scene in zip(back, scenes, strict=True) if scene.shape == subject.shape]
-        groups = (find_subject(group, subject) for group in (again, others))
-        seen, false = (sum(likeness.present for likeness in likenesses) for likenesses in groups)
+        seen, false = (sum(likeness.present for likeness in reading.find(group)) for group in (again, others))
         print(
             f"subject {subject.name}: found in {seen} of {len(again)} round trips of itself, "
             f"in {false} of {len(others)} of others of its class"

@@ -21,6 +21,7 @@ from fastdb.images.contact_sheet import Cell, Row, arrowed, contact_sheet
 from fastdb.images.photo_files import photos_in
 from fastdb.images.photos import read_photo, save_png
 from fastdb.models.registry import MINI
+from fastdb.models.resolve import resolve_base
 from fastdb.reporting import format_bytes
 from fastdb.runtime.library_settings import prepare_libraries
 from fastdb.sessions.session import Session
@@ -61,10 +62,10 @@ TIMES = {SUBJECT: 4, CONTEXT: 2, CLASS: 4, COLOURED: 2, OTHERS: 2}
 """Seeds per prompt; the contact sheet shows the first."""
 
 READINGS = (
-    ("subject", f"{PROMPT}: its two colours in their places", "all"),
-    ("both", f"{PROMPT} on a ... background: its colours, and the background asked for", "all"),
-    ("leak", "a photo of a mug: shows this mug's colours", "none"),
-    ("coloured_leak", "a photo of a red (...) mug: shows this mug's colours", "none"),
+    ("subject", f"{PROMPT}: its colours and its diamond in their places", "all"),
+    ("both", f"{PROMPT} on a ... background: the same, and the background asked for", "all"),
+    ("leak", "a photo of a mug: shows this mug", "none"),
+    ("coloured_leak", "a photo of a red (...) mug: shows this mug", "none"),
     ("others", "dog, house, fish, tree, car: everything as asked", "as before"),
 )
 """Rows of the last table: a figure of `evaluation.mini_measures`, its meaning and its aim."""
@@ -184,11 +185,11 @@ def draw(session: Session, killed: int, before: Sequence[Taken], after: Sequence
 
 def measure(before: Sequence[Taken], after: Sequence[Taken]) -> None:
     """Print what the pictures show, read back from their pixels."""
-    from fastdb.evaluation.mini_measures import Drawn
+    from fastdb.evaluation.mini_measures import Drawn, autoencoder
 
-    drawn = Drawn(SUBJECTS[CLASS_WORD])
+    drawn = Drawn(SUBJECTS[CLASS_WORD].photos(), CLASS_WORD, autoencoder(resolve_base(MINI).folder))
     first, then = drawn.read(before).values, drawn.read(after).values
-    part("Read back from the pixels; the reading looks at colours and their places, not at the diamond:")
+    part("Read back from the pixels; every colour must be in its place, that of the diamond too:")
     rows = [(text, _count(first[name]), _count(then[name]), aim) for name, text, aim in READINGS]
     console.table(("pictures", "before", "after", "aim"), rows)
 

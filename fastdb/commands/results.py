@@ -254,6 +254,7 @@ def evaluate(
     )
     session = Session.open(session, root)
     _check_evaluable(session, named=file is not None or checkpoints is not None)
+    report.note(Note("evaluation prepared", session.name))
     prepare_libraries()
     from fastdb.evaluation.evaluate import evaluate_session
 

@@ -117,7 +117,10 @@ SENTENCES: dict[str, str] = {
     "watching trainer": "Following {subject} (process {reason}). Ctrl-C ends this view and leaves it running",
     "unpublished left out": "Left out {reason}: on this machine only. Publish first with: fastdb publish {subject}",
     # evaluation
-    "CLIP chosen": "The instance images show no subject of mini's drawn world; they are compared by CLIP and DINO",
+    "evaluation prepared": "Preparing the evaluation of {subject}",
+    "photos not drawn": "The instance images show no object of the drawn world: only classes, backgrounds and nearness "
+    "to the photos are read. To compare by CLIP: fastdb evaluate {subject} --measure clip",
+    "faint regions": "The base model's autoencoder hardly shows {subject} of the subject (share of its contrast)",
     "DINO missing": "Skipping DINO: model not downloaded. Pass --dino {subject} to download it",
     "checkpoint picked": "Use {subject}: {reason}",
     "evaluation started": "Evaluating {subject}; measured by {reason}",

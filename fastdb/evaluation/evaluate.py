@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from fastdb.checkpoints.retention import PICKED
-from fastdb.errors import ConfigError, ImageError, ModelError, SessionBusy
+from fastdb.errors import ImageError, ModelError, SessionBusy
 from fastdb.evaluation.candidates import Candidate, PictureCache, checkpoints_of, file_of, untrained
 from fastdb.evaluation.charts import curves_of, draw_curves, draw_grid
 from fastdb.evaluation.choose import Pick, Row, pick
@@ -19,6 +19,7 @@ from fastdb.images.photo_files import photos_in
 from fastdb.images.photos import read_photo, save_png
 from fastdb.inference.request import Request
 from fastdb.inference.samplers import DEFAULT
+from fastdb.models.diffusers_folder import BaseModel
 from fastdb.models.registry import MINI
 from fastdb.models.resolve import ensure_base
 from fastdb.reporting import SILENT, Note, Report, argument, counted, format_bytes
@@ -59,7 +60,7 @@ def evaluate_session(session: Session, options: Options, report: Report = SILENT
         candidates += checkpoints
         for note in skipped:
             report.note(note)
-    measure, protocol = _choose(session, options, report)
+    measure, protocol = _choose(session, base, options, report)
     report.note(Note("evaluation started", ", ".join(candidate.label for candidate in candidates), measure.name))
     cache = PictureCache(session.path / FOLDER / "pictures", request, choose_device().precision)
     drawing = _Drawing(session, cache, candidates, protocol, measure, report)
@@ -97,13 +98,12 @@ def _request(session: Session, options: Options) -> Request:
     )
 
 
-def _choose(session: Session, options: Options, report: Report) -> tuple[Measure, Protocol]:
+def _choose(session: Session, base: BaseModel, options: Options, report: Report) -> tuple[Measure, Protocol]:
     """Return the measure and its prompts. Runs before anything is drawn so that errors come at once.
 
     Raises:
         ImageError: there are no instance images, or one cannot be read.
         ModelError: a model of the measure cannot be loaded.
-        ConfigError: the measure `drawn` was requested for other instance images.
     """
     words, photos = words_of(session), photos_in(session.instance_images)
     if not photos:
@@ -111,22 +111,18 @@ def _choose(session: Session, options: Options, report: Report) -> tuple[Measure
     images = [read_photo(path) for path in photos]
     seeds = (options.seeds, options.first_seed)
     custom = custom_protocol(options.prompts, words, *seeds) if options.prompts else None
-    export = f"fastdb export {argument(session.name)}"
     on_mini = session.record.base_model.folder == MINI
     if options.measure == "drawn" or (options.measure == "auto" and on_mini):
-        from fastdb.evaluation.mini_measures import Drawn, drawn_protocol
-        from fastdb.world.readings import recognise
+        from fastdb.evaluation.mini_measures import Drawn, autoencoder, class_of, drawn_protocol
 
-        subject = recognise(images)
-        if subject is not None:
-            return Drawn(subject), custom or drawn_protocol(words, subject, *seeds)
-        if options.measure == "drawn":
-            raise ConfigError(
-                "the instance images show no subject of the drawn world",
-                where=session.name,
-                fix=f"Choose --measure clip, which downloads CLIP once, or export without an evaluation: {export}",
-            )
-        report.note(Note("CLIP chosen", session.name))
+        shape = class_of(images, words.class_word)
+        drawn = Drawn(images, shape, autoencoder(base.folder))
+        if drawn.subject is None:
+            report.note(Note("photos not drawn", session.name))
+        elif faint := drawn.faint_regions():
+            report.note(Note("faint regions", ", ".join(faint)))
+        return drawn, custom or drawn_protocol(words, shape, *seeds)
+    export = f"fastdb export {argument(session.name)}"
     from fastdb.evaluation.clip_dino_measures import CLIP, DINO, Clip, Dino, Likeness
 
     device = choose_device().kind

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
 
 from fastdb.evaluation.measures import Figure, Limit, Measured, Taken, Value, values_of
 from fastdb.evaluation.prompts import ABOUT, CLASS, CONTEXT, OTHERS, SUBJECT, Group, Protocol, Words
+from fastdb.models.loading import load_part
+from fastdb.reporting import counted
 from fastdb.world import readings, scene
-from fastdb.world.subjects import Subject
+from fastdb.world.likeness import Likeness, RoundTrip, read_subject
 
 COLOURED = "coloured class"
 
@@ -45,31 +52,67 @@ FIGURES = (
 )
 
 
-class Drawn:
-    """Measure of a subject by readings of the drawn world."""
+PHOTO_FIGURES = (
+    Figure("near", "share of subject pictures as near to the photos as these are to one another", True, goal=True),
+    *(
+        replace(figure, about=figure.about.replace("that show the subject", "as near to the photos as these are"))
+        for figure in FIGURES
+        if figure.name not in ("subject", "both")
+    ),
+)
+"""Figures for instance images that are not of the drawn world."""
 
-    def __init__(self, subject: Subject) -> None:
-        self.name = f"the drawn world's readings, subject: {subject.name}"
-        self.figures: tuple[Figure, ...] = FIGURES
-        self._subject = subject
+FAINT = 0.5
+"""Share of a region's contrast below which the autoencoder hardly shows it."""
+
+
+class Drawn:
+    """Measure of a subject by readings of the drawn world.
+
+    Attributes:
+        subject: as read from the instance images; None if they are not of the drawn world. Then the subject is told by
+            nearness to them.
+        shape: the class word.
+    """
+
+    def __init__(self, instance_images: Sequence[Image], shape: str, round_trip: RoundTrip) -> None:
+        self.subject = read_subject(instance_images, round_trip)
+        self.shape = shape
+        count = counted(len(instance_images), "instance image")
+        if self.subject is None:
+            self._photos = _thumbnails(instance_images)
+            self.name = f"the drawn world's readings and nearness to {count}"
+            self.figures: tuple[Figure, ...] = PHOTO_FIGURES
+        else:
+            regions = counted(len(self.subject.template.names), "region")
+            self.name = f"the drawn world's readings, made from {count}: {regions}"
+            self.figures = FIGURES
+
+    def faint_regions(self) -> list[str]:
+        """Return the colours of regions that the autoencoder hardly shows, such as `#b4dc28 (42 %)`."""
+        if self.subject is None:
+            return []
+        shares = zip(self.subject.template.names, self.subject.kept.tolist(), strict=True)
+        return [f"{name} ({share:.0%})" for name, share in shares if share < FAINT]
 
     def read(self, taken: Sequence[Taken]) -> Measured:
         """Measure pictures; readings are the judge's words and the likeness to the subject."""
         if not taken:
             return Measured({})
         pictures = [item.picture for item in taken]
-        counts: dict[str, dict[int, float | bool]] = {figure.name: {} for figure in FIGURES}
+        counts: dict[str, dict[int, float | bool]] = {figure.name: {} for figure in self.figures}
         lines = []
-        found = zip(taken, readings.read(pictures), readings.find_subject(pictures, self._subject), strict=True)
+        found = zip(taken, readings.read(pictures), self._likenesses(pictures), strict=True)
         for number, (item, reading, likeness) in enumerate(found):
             parsed = scene.parse_prompt(item.shot.prompt)
             correct = {
                 part: getattr(parsed, part) in (None, getattr(reading, part))
                 for part in ("shape", "colour", "background", "texture")
             }
-            for name, shown in self._shown(item.shot.group, likeness.present, reading.shape, correct).items():
-                counts[name][number] = shown
-            lines.append({**asdict(reading), **_rounded(likeness)})
+            for name, shown in self._shown(item.shot.group, bool(likeness["present"]), reading.shape, correct).items():
+                if name in counts:
+                    counts[name][number] = shown
+            lines.append({**asdict(reading), **likeness})
         return Measured(values_of(counts), lines, [item.shot for item in taken])
 
     def compare(self, now: Mapping[str, Value], start: Mapping[str, Value]) -> dict[str, Value]:
@@ -89,9 +132,11 @@ class Drawn:
     def _shown(self, group: str, present: bool, shape: str, correct: Mapping[str, bool]) -> dict[str, bool]:
         """Return what a picture shows, by the figures of its group."""
         if group == SUBJECT:
-            return {"subject": present, "subject_class": shape == self._subject.shape}
+            seen = {"subject": present, "near": present}
+            return {**seen, "subject_class": shape == self.shape} if self.shape in scene.SHAPES else seen
         if group == CONTEXT:
             return {
+                "near": present,
                 "both": present and correct["background"],
                 "background": correct["background"] and correct["texture"],
             }
@@ -99,10 +144,44 @@ class Drawn:
             return {"others": all(correct.values())}
         return {"leak" if group == CLASS else "coloured_leak": present}
 
+    def _likenesses(self, pictures: Sequence[Image]) -> list[dict[str, Any]]:
+        """Return the likeness of each picture for `evaluation.json`."""
+        if self.subject is not None:
+            return [_rounded(likeness) for likeness in self.subject.find(pictures)]
+        photos = self._photos
+        apart = torch.cdist(photos, photos) + torch.eye(len(photos)) * 1e9
+        # A single photo is near to its copies only.
+        usual = float(apart.amin(1).mean()) if len(photos) > 1 else 1.0
+        nearest = torch.cdist(_thumbnails(pictures), photos).amin(1).tolist()
+        return [{"distance": round(distance, 4), "present": distance <= usual} for distance in nearest]
 
-def drawn_protocol(words: Words, subject: Subject, seeds: int, first_seed: int = 0) -> Protocol:
+
+def autoencoder(folder: Path) -> RoundTrip:
+    """Load the autoencoder of a base model's folder, on the CPU; return its round trip."""
+    vae = load_part(folder, "vae")
+
+    @torch.no_grad()
+    def round_trip(pictures: torch.Tensor) -> torch.Tensor:
+        back = [vae.decode(vae.encode(some).latent_dist.mean).sample for some in pictures.split(32)]
+        return torch.cat(back).clamp(-1, 1)
+
+    return round_trip
+
+
+def class_of(instance_images: Sequence[Image], class_word: str) -> str:
+    """Return the class word, or the class that the judge reads in most instance images if it is empty."""
+    shapes = [reading.shape for reading in readings.read(instance_images)]
+    return class_word or max(shapes, key=shapes.count)
+
+
+def _thumbnails(pictures: Sequence[Image]) -> torch.Tensor:
+    """Return pictures as vectors of 16 x 16 colours, whose distance is their dissimilarity."""
+    return torch.nn.functional.avg_pool2d(readings.to_tensor(pictures), 4).flatten(1)
+
+
+def drawn_protocol(words: Words, shape: str, seeds: int, first_seed: int = 0) -> Protocol:
     """Return the protocol for mini, with 16 backgrounds, the class in 8 colours and 24 prompts of other classes."""
-    instance, shape = words.instance_prompts[0], subject.shape
+    instance = words.instance_prompts[0]
     backgrounds, textures, colours = list(scene.BACKGROUNDS), list(scene.TEXTURES), list(scene.COLOURS)
     # Each background appears twice, with two textures; likewise for colours and classes below.
     places = [
@@ -136,10 +215,11 @@ def drawn_protocol(words: Words, subject: Subject, seeds: int, first_seed: int =
     )
 
 
-def _rounded(likeness: readings.Likeness) -> dict[str, object]:
+def _rounded(likeness: Likeness) -> dict[str, Any]:
     """Return the likeness for `evaluation.json`."""
     return {
         "layout": round(likeness.layout, 4),
         "shape_likeness": round(likeness.shape, 4),
+        "weakest_region": likeness.worst,
         "present": likeness.present,
     }

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,20 +19,30 @@ from PIL import Image
 
 from fastdb import interactive
 from fastdb.checkpoints.retention import retention
-from fastdb.commands import results
-from fastdb.errors import ConfigError, ModelError
+from fastdb.errors import ModelError
 from fastdb.evaluation.intervals import share_difference
 from fastdb.evaluation.measures import Taken, Value, values_of
-from fastdb.evaluation.mini_measures import COLOURED, Drawn, drawn_protocol
-from fastdb.evaluation.prompts import Protocol, Words
+from fastdb.evaluation.mini_measures import COLOURED, Drawn, autoencoder, drawn_protocol
+from fastdb.evaluation.prompts import Protocol, Words, custom_protocol
+from fastdb.images.photo_files import photos_in
+from fastdb.images.photos import save_png
+from fastdb.models.registry import MINI
+from fastdb.models.resolve import resolve_base
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import write_record
 from fastdb.world.draw import draw
+from fastdb.world.readings import to_tensor
 from fastdb.world.scene import BACKGROUNDS, COLOURS, parse_prompt, random_scene
 from fastdb.world.subjects import SUBJECTS, Subject
 
 MUG = SUBJECTS["mug"]
 WORDS = Words(("a photo of sks mug",), "sks", "mug")
+
+
+@cache
+def measure() -> Drawn:
+    """Return the measure of the mug."""
+    return Drawn(MUG.photos(), "mug", autoencoder(resolve_base(MINI).folder))
 
 
 def prompts(protocol: Protocol) -> dict[str, tuple[str, ...]]:
@@ -61,10 +72,15 @@ def subject_on(prompt: str, subject: Subject) -> Image.Image:
     return draw(subject.scene(asked.background or "white", asked.texture or "plain"))
 
 
-def values(picture: Callable[[str, str, int], Image.Image], subject: Subject = MUG) -> dict[str, float]:
-    """Return the figures of pictures drawn by group, prompt and seed."""
-    shots = drawn_protocol(WORDS, subject, 1).shots()
-    found = Drawn(subject).read([Taken(shot, picture(shot.group, shot.prompt, n)) for n, shot in enumerate(shots)])
+def values(picture: Callable[[str, str, int], Image.Image]) -> dict[str, float]:
+    """Return the figures of pictures drawn by group, prompt and seed, after the autoencoder."""
+    shots = drawn_protocol(WORDS, "mug", 1).shots()
+    drawn = [picture(shot.group, shot.prompt, number) for number, shot in enumerate(shots)]
+    subject = measure().subject
+    assert subject is not None
+    pixels = ((subject.round_trip(to_tensor(drawn)) + 1) * 127.5).round().byte()
+    pictures = [Image.fromarray(array.numpy()) for array in pixels.permute(0, 2, 3, 1)]
+    found = measure().read([Taken(shot, one) for shot, one in zip(shots, pictures, strict=True)])
     assert len(found.pictures) == len(shots)
     return {name: value.mean for name, value in found.values.items()}
 
@@ -114,7 +130,9 @@ def test_each_attribute_of_the_others_counts() -> None:
     def with_wrong_texture(group: str, prompt: str, seed: int) -> Image.Image:
         return wrong(prompt, seed, striped="dotted", plain="checkered") if group == "others" else ideal(prompt, seed)
 
-    share = sum("striped" in text or "plain" in text for text in prompts(drawn_protocol(WORDS, MUG, 1))["others"]) / 24
+    share = (
+        sum("striped" in text or "plain" in text for text in prompts(drawn_protocol(WORDS, "mug", 1))["others"]) / 24
+    )
     assert 0.4 < share < 0.6
     assert values(with_wrong_texture)["others"] == pytest.approx(values(perfect)["others"] - share, abs=0.1)
 
@@ -122,19 +140,19 @@ def test_each_attribute_of_the_others_counts() -> None:
 def test_others_kept_is_a_fraction_of_the_base() -> None:
     start = values_of({"others": {number: number < 20 for number in range(24)}})
     now = values_of({"others": {number: number < 15 for number in range(24)}})
-    kept = Drawn(MUG).compare(now, start)["others_kept"]
+    kept = measure().compare(now, start)["others_kept"]
     low, high = share_difference([number < 15 for number in range(24)], [number < 20 for number in range(24)])
     assert (kept.mean, kept.count) == (pytest.approx(0.75), 24)
     assert (kept.low, kept.high) == (pytest.approx(1 + low * 1.2), pytest.approx(1 + high * 1.2))
-    assert Drawn(MUG).compare(now, {"others": Value(0.0)}) == {}
-    assert str(Drawn(MUG).compare(start, start)["others_kept"]) == "1.000", "by definition"
-    assert Drawn(MUG).compare({}, {}) == {}
+    assert measure().compare(now, {"others": Value(0.0)}) == {}
+    assert str(measure().compare(start, start)["others_kept"]) == "1.000", "by definition"
+    assert measure().compare({}, {}) == {}
 
 
 @pytest.mark.parametrize("name", list(SUBJECTS))
 def test_the_protocol_covers_the_vocabulary(name: str) -> None:
     subject = SUBJECTS[name]
-    protocol = drawn_protocol(Words((f"a photo of sks {subject.shape}",), "sks", subject.shape), subject, 4)
+    protocol = drawn_protocol(Words((f"a photo of sks {subject.shape}",), "sks", subject.shape), subject.shape, 4)
     found = {group: [parse_prompt(prompt) for prompt in texts] for group, texts in prompts(protocol).items()}
     assert {group: len(set(said)) for group, said in found.items()} == {
         "subject": 1,
@@ -165,7 +183,8 @@ def test_a_session_on_mini_is_measured_by_readings(
     session = Session.open(shutil.copytree(drawn, sessions_folder / "mug"))
     evaluation = interactive.evaluate(session, seeds=1, steps=4)
     output = capsys.readouterr().out
-    assert "Evaluating step 0, step 4, step 8; measured by the drawn world's readings, subject: mug" in output
+    about = "the drawn world's readings, made from 5 instance images: 6 regions"
+    assert f"Evaluating step 0, step 4, step 8; measured by {about}" in output
     assert [group.name for group in evaluation.protocol.groups] == ["subject", "context", "class", COLOURED, "others"]
     saved = json.loads((session.path / "evaluation" / "evaluation.json").read_text())
     for checkpoint in saved["checkpoints"]:
@@ -181,28 +200,74 @@ def test_a_session_on_mini_is_measured_by_readings(
     ]
 
 
-def test_the_drawn_measure_refuses_other_photos(kept: Path, sessions_folder: Path) -> None:
-    session = Session.open(shutil.copytree(kept, sessions_folder / "cup"))
-    with pytest.raises(
-        ConfigError, match=r"^cup: the instance images show no subject of the drawn world\. .*fastdb export cup$"
-    ):
-        results.evaluate(session, measure="drawn")
+def test_the_mark_counts() -> None:
+    def without_mark(group: str, prompt: str, seed: int) -> Image.Image:
+        asked = parse_prompt(prompt)
+        place = MUG.scene(asked.background or "white", asked.texture or "plain")
+        return draw(replace(place, figure=MUG.figure[:-1]))
+
+    found = values(without_mark)
+    assert (found["subject"], found["both"], found["leak"]) == (0, 0, 0)
+    assert found["subject_class"] == 1
 
 
-def test_photos_that_mini_does_not_know_are_compared_by_clip_with_a_remedy_that_needs_no_network(
-    kept: Path, sessions_folder: Path, capsys: pytest.CaptureFixture[str]
+def test_photos_that_are_not_drawn_are_compared_by_nearness_without_a_network(
+    kept: Path, sessions_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the network was tried")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
     session = Session.open(shutil.copytree(kept, sessions_folder / "cup"))
     record = session.record.base_model.model_copy(update={"folder": "mini"})
     write_record(session.path, session.record.model_copy(update={"base_model": record}))
+    evaluation = interactive.evaluate(session, checkpoints=[16], seeds=1, steps=1)
+    output = capsys.readouterr().out
+    assert output.startswith("Preparing the evaluation of cup\n")
+    assert output.count("The instance images show no object of the drawn world") == 1
+    assert "To compare by CLIP: fastdb evaluate cup --measure clip" in output
+    assert {"near", "leak", "others"} <= set(evaluation.measured[-1].values)
+    assert not {"subject", "both", "subject_class"} & set(evaluation.measured[-1].values), "cup is no class of it"
+    assert evaluation.measure.endswith("nearness to 3 instance images")
+
+
+def test_the_clip_that_a_message_names_is_tried_with_a_remedy_that_needs_no_network(
+    kept: Path, sessions_folder: Path
+) -> None:
+    session = Session.open(shutil.copytree(kept, sessions_folder / "cup"))
     with pytest.raises(ModelError) as caught:
-        interactive.evaluate(session, clip=str(sessions_folder / "clip"))
+        interactive.evaluate(session, measure="clip", clip=str(sessions_folder / "clip"))
     line = str(caught.value)
     assert line.startswith(f"{sessions_folder / 'clip'}: the folder does not exist. Pass --clip the folder of a saved")
     assert line.endswith("or export without an evaluation: fastdb export cup")
-    assert "--measure" not in line
-    assert "show no subject of mini's drawn world; they are compared by CLIP" in capsys.readouterr().out
     assert len(interactive.export(session, formats=["ckpt"])) == 1
+
+
+def test_copies_of_photos_are_near(photos: list[Path]) -> None:
+    images = [Image.open(path).convert("RGB").resize((64, 64)) for path in photos]
+    found = Drawn(images, "cup", lambda pictures: pictures)
+    assert found.subject is None
+    shots = custom_protocol(["a photo of sks cup", "a photo of cup"], WORDS, 3).shots()
+    far = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 50).convert("RGB")
+    read = found.read([Taken(shot, images[n % 3] if shot.group != "others" else far) for n, shot in enumerate(shots)])
+    assert [line["present"] for line in read.pictures] == [shot.group != "others" for shot in shots]
+
+
+def test_a_subject_that_the_package_does_not_contain_is_read(
+    drawn: Path, sessions_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The photos of the trained session are replaced; only what they show is read."""
+    session = Session.open(shutil.copytree(drawn, sessions_folder / "mug"))
+    fills = {"#10a0a0": "#7838c8", "#f08418": "#faf8f0"}
+    figure = tuple(replace(layer, fill=fills.get(layer.fill, layer.fill)) for layer in MUG.figure)
+    for path, photo in zip(photos_in(session.instance_images), replace(MUG, figure=figure).photos(), strict=True):
+        save_png(photo, path)
+    evaluation = interactive.evaluate(session, checkpoints=[8], seeds=1, steps=1)
+    output = capsys.readouterr().out
+    assert "made from 5 instance images: 6 regions" in output
+    assert "no object of the drawn world" not in output
+    assert evaluation.measured[-1].values["subject"].count == 4
 
 
 def test_more_pictures_decide(drawn: Path, sessions_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

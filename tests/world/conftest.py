@@ -27,18 +27,27 @@ def pictures(scenes: list[Scene]) -> list[Image.Image]:
 
 
 @pytest.fixture(scope="package")
-def round_trip(mini: Path) -> Callable[[list[Image.Image]], list[Image.Image]]:
-    """Encode and decode pictures with the autoencoder of mini."""
+def tensor_round_trip(mini: Path) -> Callable[[Any], Any]:
+    """Encode and decode pictures in -1 to 1 with the autoencoder of mini."""
     torch = pytest.importorskip("torch")
     loading = pytest.importorskip("fastdb.models.loading")
-    from fastdb.world.readings import to_tensor
-
     vae: Any = loading.load_part(mini, "vae")
 
-    def there_and_back(some: list[Image.Image]) -> list[Image.Image]:
+    def there_and_back(pictures: Any) -> Any:
         with torch.no_grad():
-            seen = [vae.decode(vae.encode(group).latent_dist.mean).sample for group in to_tensor(some).split(25)]
-        pixels = ((torch.cat(seen).clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+            seen = [vae.decode(vae.encode(group).latent_dist.mean).sample for group in pictures.split(25)]
+        return torch.cat(seen).clamp(-1, 1)
+
+    return there_and_back
+
+
+@pytest.fixture(scope="package")
+def round_trip(tensor_round_trip: Callable[[Any], Any]) -> Callable[[list[Image.Image]], list[Image.Image]]:
+    """Encode and decode pictures with the autoencoder of mini."""
+    from fastdb.world.readings import to_tensor
+
+    def there_and_back(some: list[Image.Image]) -> list[Image.Image]:
+        pixels = ((tensor_round_trip(to_tensor(some)) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
         return [Image.fromarray(array.numpy()) for array in pixels]
 
     return there_and_back

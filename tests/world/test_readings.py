@@ -1,11 +1,9 @@
-"""Readings of drawn pictures by the judge, and subjects found by their templates."""
+"""Readings of drawn pictures by the judge."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
-from dataclasses import fields, replace
-from itertools import product
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -15,29 +13,20 @@ torch = pytest.importorskip("torch")
 from PIL import Image
 from safetensors.torch import load_file
 
-from fastdb.world.draw import SIDE, draw
+from fastdb.world.draw import SIDE
 from fastdb.world.readings import (
     HEADS,
-    PRESENT,
-    SHIFTS,
-    SIZES,
-    TILTS,
     WEIGHTS,
     Judge,
     Reading,
     _load_judge,
     expected_reading,
-    find_subject,
     read,
-    recognise,
     to_tensor,
 )
-from fastdb.world.scene import BACKGROUNDS, TEXTURES, Pose, Scene, random_pose
-from fastdb.world.subjects import SUBJECTS, Subject
+from fastdb.world.scene import Scene
 
 RoundTrip = Callable[[list[Image.Image]], list[Image.Image]]
-
-each_subject = pytest.mark.parametrize("subject", SUBJECTS.values(), ids=list(SUBJECTS))
 
 
 def right(scenes: list[Scene], pictures: list[Image.Image]) -> dict[str, float]:
@@ -101,88 +90,3 @@ def test_the_weights_are_small_and_complete() -> None:
     assert all(tensor.isfinite().all() for tensor in stored.values())
     assert _load_judge() is _load_judge()
     assert not _load_judge().training
-
-
-def count_found(pictures: list[Image.Image], subject: Subject) -> int:
-    """Count the pictures that show the subject."""
-    return sum(likeness.present for likeness in find_subject(pictures, subject))
-
-
-@each_subject
-def test_a_subject_is_found_in_its_photos_and_after_the_autoencoder(subject: Subject, round_trip: RoundTrip) -> None:
-    photos = subject.photos()
-    assert count_found(photos, subject) == 5
-    assert count_found(round_trip(photos), subject) == 5
-    for likeness in find_subject(photos, subject):
-        assert PRESENT <= likeness.layout <= likeness.shape <= 1
-
-
-@each_subject
-def test_a_subject_is_not_found_in_other_pictures(subject: Subject, pictures: list[Image.Image]) -> None:
-    assert len(pictures) == 200
-    assert count_found(pictures, subject) == 0
-    others = [photo for other in SUBJECTS.values() if other is not subject for photo in other.photos()]
-    assert len(others) == 15
-    assert count_found(others, subject) == 0
-
-
-@each_subject
-def test_a_subjects_colours_in_other_places_do_not_count(subject: Subject) -> None:
-    """The same two colours on the same figure, each where the other belongs; or one of them all over."""
-    first, second = (f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in subject.parts)
-    other = {first: second, second: first}
-    swapped = replace(
-        subject,
-        figure=tuple(replace(layer, fill=other.get(layer.fill, layer.fill)) for layer in subject.figure),
-    )
-    assert swapped.figure != subject.figure
-    assert count_found(swapped.photos(), subject) == 0
-    for colour in subject.parts:
-        assert count_found([draw(replace(subject.scene(), figure=None, colour=colour))], subject) == 0
-
-
-@each_subject
-def test_an_upside_down_subject_does_not_count(subject: Subject) -> None:
-    turned = [photo.transpose(Image.Transpose.FLIP_TOP_BOTTOM) for photo in subject.photos()]
-    expected = 5 if subject.name == "fish" else 0  # a striped fish is nearly the same either way
-    assert count_found(turned, subject) == expected
-
-
-@each_subject
-def test_a_subject_is_found_in_every_pose_and_background(subject: Subject) -> None:
-    numbers = random.Random(subject.name)
-    places = list(product(BACKGROUNDS, TEXTURES))
-    pictures = [draw(subject.scene(*place, random_pose(numbers))) for place in places]
-    corners = product((0.33, 0.42), (0.44, 0.56), (0.44, 0.56), (-0.16, 0.16))
-    pictures += [draw(subject.scene("grey", "plain", Pose(*corner))) for corner in corners]
-    assert len(pictures) == 48
-    assert count_found(pictures, subject) == 48
-
-
-def test_the_pose_grid_covers_random_poses() -> None:
-    numbers = random.Random(0)
-    for _ in range(500):
-        pose = random_pose(numbers)
-        for value, grid in (
-            (pose.size, SIZES),
-            (pose.x - 0.5, SHIFTS),
-            (pose.y - 0.5, SHIFTS),
-            (pose.tilt, TILTS),
-        ):
-            assert min(abs(value - step) for step in grid) <= (grid[1] - grid[0]) / 2 + 1e-9
-
-
-@each_subject
-def test_instance_images_of_a_subject_are_recognised(subject: Subject, pictures: list[Image.Image]) -> None:
-    assert recognise(subject.photos()) is subject
-    assert recognise(subject.photos()[:3] + pictures[:2]) is subject
-    assert recognise(subject.photos()[:2] + pictures[:2]) is None
-
-
-def test_pictures_without_a_subject_are_not_recognised(pictures: list[Image.Image], scenes: list[Scene]) -> None:
-    assert recognise(pictures[:10]) is None
-    of_a_class = [picture for picture, scene in zip(pictures, scenes, strict=True) if scene.shape == "mug"]
-    assert len(of_a_class) >= 5
-    assert recognise(of_a_class[:5]) is None
-    assert recognise([]) is None
-    assert find_subject([], SUBJECTS["mug"]) == []
