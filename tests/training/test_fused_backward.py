@@ -17,7 +17,7 @@ from fastdb.config import Config
 from fastdb.errors import ConfigError, TrainingError
 from fastdb.sessions.session import Session
 from fastdb.training import fused_backward, optimizers
-from fastdb.training.fused_backward import FusedBackward
+from fastdb.training.fused_backward import TOGETHER, FusedBackward
 from fastdb.training.memory_estimate import _gradients
 from tests.training.conftest import result
 from tests.training.test_divergence import Infinite, all_finite, commands, faulty, run
@@ -93,7 +93,7 @@ def test_the_prediction_counts_the_gradients_that_exist_at_a_time() -> None:
     config, sizes = Config().changed({"optimizer.max_grad_norm": 0}), [100, 1 << 30, 5 << 30]
     assert _gradients(sizes, config) == sum(sizes)
     config = config.changed(FUSED)
-    assert _gradients(sizes, config) == 5 << 30
+    assert _gradients(sizes, config) == TOGETHER + (5 << 30)
     assert _gradients(sizes, config.changed({"gradient_accumulation": 2})) == sum(sizes)
 
 

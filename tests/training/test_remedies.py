@@ -153,17 +153,6 @@ def no_step_follows(world: World) -> None:
     assert done(world.session) == 3
 
 
-@remedy_of("optimizers.py: the stage began with ")
-def another_optimizer(world: World) -> None:
-    run("fastdb extend cup --steps 1", world.session)
-    message = failed(world.session, "the stage began with adamw", settings={"optimizer.name": "adamw8bit"})
-    back, over = named(message)
-    run(back, world.session)
-    assert done(world.session) == 3
-    if "adamw8bit" in over:
-        run(over.replace("adamw8bit", "auto"), world.session)
-
-
 @remedy_of("optimizers.py: the optimizer state has ")
 def moments_of_another_model(world: World) -> None:
     session = world.session
