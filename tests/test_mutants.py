@@ -76,19 +76,19 @@ MUTANTS = {
         [f"{PUBLISHING}::test_a_damaged_one_on_this_machine_is_never_published"],
     ),
     "whatever has the name counts as published": (
-        "checkpoints/publish.py",
-        "        return bool(published.state.get(MADE_OF) == _raw_hashes(local))",
+        "checkpoints/pending.py",
+        "        return bool(published.state.get(MADE_OF) == raw_hashes(local))",
         "        return True",
         [PENDING],
     ),
     "what is kept for good is not published": (
-        "checkpoints/publish.py",
+        "checkpoints/pending.py",
         "    if keep.keeps(checkpoint.stage, checkpoint.step):",
         "    if False:",
         [PENDING],
     ),
     "what is pending leaves this machine": (
-        "checkpoints/publish.py",
+        "checkpoints/pending.py",
         "if checkpoint.path not in waiting]",
         "]",
         [PENDING],
@@ -113,7 +113,7 @@ MUTANTS = {
     ),
     "the optimizer's state is not restored on resume": (
         "training/saver.py",
-        '    restore_state(optimizer, tensors_of(checkpoint, OPTIMIZER, base_folder), state["optimizer"])\n',
+        "    restore_state(optimizer, moments, numbers)\n",
         "",
         ["tests/training/test_trainer.py", "-k", "sigterm"],
     ),
@@ -125,7 +125,7 @@ MUTANTS = {
     ),
     "a loss that is not finite changes the weights": (
         "training/loop.py",
-        "if accelerator.scaler is None and not math.isfinite(whole):",
+        "if not math.isfinite(loss):",
         "if False:",
         ["tests/training/test_stages.py", "-k", "finite"],
     ),
@@ -261,10 +261,10 @@ MUTANTS = {
         "    low, high = 0, 0",
         ["tests/images/test_crop.py"],
     ),
-    "the last checkpoint is chosen rather than the best": (
+    "the last checkpoint is chosen rather than the earliest that is good enough": (
         "evaluation/choose.py",
-        "table.likeness[number].mean)",
-        "number)",
+        "return possible[0], tuple(",
+        "return pool[-1], tuple(",
         ["tests/evaluation/test_choose.py"],
     ),
 }

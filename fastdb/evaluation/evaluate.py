@@ -111,7 +111,8 @@ def _choose(session: Session, base: BaseModel, options: Options, report: Report)
     images = [read_photo(path) for path in photos]
     seeds = (options.seeds, options.first_seed)
     custom = custom_protocol(options.prompts, words, *seeds) if options.prompts else None
-    on_mini = session.record.base_model.folder == MINI
+    # A model that is named is wanted.
+    on_mini = session.record.base_model.folder == MINI and options.clip is None and options.dino is None
     if options.measure == "drawn" or (options.measure == "auto" and on_mini):
         from fastdb.evaluation.mini_measures import Drawn, autoencoder, class_of, drawn_protocol
 
