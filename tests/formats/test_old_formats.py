@@ -15,6 +15,7 @@ import yaml
 from fastdb import __version__
 from fastdb.checkpoints.checkpoint import complete, newest
 from fastdb.checkpoints.progress import standing
+from fastdb.checkpoints.retention import retention
 from fastdb.commands import sessions, sharing
 from fastdb.errors import SessionError
 from fastdb.sessions import session_yaml
@@ -201,9 +202,10 @@ def test_their_tensors_go_back_into_an_optimizer(first: Session) -> None:
     module.load_state_dict(load_file(Standing({"unet": checkpoint}, ()).training_weights["unet"]))
     stage = Stage("unet", {"unet": first.config.unet}, {"unet": module}, None, None)  # type: ignore[arg-type]
     accelerator = Accelerator(cpu=True)
-    made = make_optimizer(checkpoint.state["host"]["optimizer"], [module.parameters()], first.config.optimizer)
+    kind = checkpoint.state["host"]["optimizer"]
+    made = make_optimizer(kind, [module.parameters()], first.config.optimizer)
     optimizer = stage.prepare(accelerator, made)
-    restore(checkpoint, stage, optimizer, accelerator, Path())
+    restore(checkpoint, stage, optimizer, accelerator, Path(), kind)
     moments = load_file(checkpoint.path / OPTIMIZER)
     state = optimizer.state_dict()["state"]
     assert {f"{number}/{name}" for number in state for name in state[number]} == set(moments)
@@ -215,7 +217,8 @@ def test_their_tensors_go_back_into_an_optimizer(first: Session) -> None:
     assert all(torch.equal(tensor, kept[name]) for name, tensor in stage.average.state_dict().items())
 
 
-def test_an_evaluation_of_format_1_is_compared_with() -> None:
+def test_an_evaluation_of_format_1_keeps_its_choice_and_is_not_compared_with() -> None:
+    """Its pictures had other seeds."""
     pytest.importorskip("torch")
     from fastdb.evaluation.candidates import Candidate
     from fastdb.evaluation.choose import Pick
@@ -231,7 +234,8 @@ def test_an_evaluation_of_format_1_is_compared_with() -> None:
     about = "the drawn world's readings, subject: mug"
     evaluation = Evaluation("cup", drawn, about, (), asked, [here], [found], Pick(0, "", ""))
     note = compare_export(evaluation, SAMPLES / "session-1" / "evaluation" / "evaluation.json")
-    assert note == Note("export compared", "cup.safetensors", "0.250 (subject) from step 4")
+    assert note == Note("export not comparable", "cup.safetensors")
+    assert retention(Session.open(SAMPLES / "session-1")).keeps("unet", 4)
 
 
 def test_a_packed_file_of_format_1_is_read() -> None:
