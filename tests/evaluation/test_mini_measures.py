@@ -270,8 +270,11 @@ def test_a_subject_that_the_package_does_not_contain_is_read(
     assert evaluation.measured[-1].values["subject"].count == 4
 
 
-def test_more_pictures_decide(drawn: Path, sessions_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_pictures_decide(
+    drawn: Path, sessions_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both checkpoints are hardly trained and equally good; a few pictures do not show that."""
+    monkeypatch.setattr("fastdb.evaluation.choose.MARGIN", 0.15)  # for which fewer pictures are enough
     session = Session.open(shutil.copytree(drawn, sessions_folder / "mug"))
     asked = {"seeds": 1, "steps": 1}
     first = interactive.evaluate(session, **asked)  # type: ignore[arg-type]
