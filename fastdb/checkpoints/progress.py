@@ -133,9 +133,12 @@ def abandoned(session: Session, checkpoint: Checkpoint) -> str:
     """
     if checkpoint.stage != "unet" or checkpoint.path.parent != session.local_checkpoints:
         return ""  # Changes of rates count steps of the UNet stage.
-    later = {f"unet step {step}" for step in range(checkpoint.step)}
-    changed = [entry for entry in session.record.revised if not entry.reason and entry.after in later]
     try:
+        changed = [
+            entry
+            for entry in session.record.revised
+            if not entry.reason and int(entry.after.removeprefix("unet step ")) < checkpoint.step
+        ]
         saved = (checkpoint.path / MANIFEST).stat().st_mtime
         if not any(datetime.fromisoformat(entry.when).timestamp() >= int(saved) for entry in changed):
             return ""

@@ -137,7 +137,7 @@ SENTENCES: dict[str, str] = {
     "more pictures": "Undecided between {subject}. Drawing up to {reason}, to decide",
     "no room for pictures": "Not drawing more pictures of {subject}: they need {reason}, and the disk has less",
     "pictures reused": "{subject} pictures exist already and are reused",
-    "still undecided": "{subject} pictures of each do not tell them apart. To draw more: fastdb evaluate {reason}",
+    "still undecided": "Up to {subject} pictures of each do not decide. To draw more: fastdb evaluate {reason}",
     "undecided": "To decide draw more pictures: fastdb evaluate {reason}",
     # inference
     "render verified": "{subject} generates the picture of its source: {reason}",

@@ -183,14 +183,14 @@ class _Drawing:
             explain_out_of_memory("evaluation", _OUT_OF_MEMORY),
         ):
             for done, number in enumerate(numbers, start=1):
-                found = self.measure.read(self.cache.load(self.candidates[number], shots))
-                start = self.measured[0].values if self.measured else found.values
-                values = {**found.values, **self.measure.compare(found.values, start)}
-                self.measured[number : number + 1] = [replace(found, values=values)]
+                measured = self.measure.read(self.cache.load(self.candidates[number], shots))
+                start = self.measured[0].values if self.measured else measured.values
+                values = {**measured.values, **self.measure.compare(measured.values, start)}
+                self.measured[number : number + 1] = [replace(measured, values=values)]
                 update(done, len(numbers))
 
     def pick(self) -> Pick:
-        """Choose from what was measured."""
+        """Choose a checkpoint by its figures."""
         pairs = zip(self.candidates, self.measured, strict=True)
         return pick([Row(candidate.label, found.values) for candidate, found in pairs], self.measure.figures)
 
@@ -233,11 +233,11 @@ def _write(session: Session, evaluation: Evaluation, cache: PictureCache, option
     write_json(files[-1], evaluation.as_json(cache))
     notes = [Note("checkpoint picked", picked.label, picked.reason), *picked.notes]
     if picked.undecided and not options.until_decided:
-        more = replace(options, until_decided=True)
-        notes.append(Note("undecided", picked.label, command(session.name, more)))
+        decide = command(session.name, replace(options, until_decided=True))
+        notes.append(Note("undecided", picked.label, decide))
     elif picked.undecided:
-        more = replace(options, at_most=2 * options.at_most)
-        notes.append(Note("still undecided", str(options.at_most), command(session.name, more)))
+        with_more_pictures = command(session.name, replace(options, at_most=2 * options.at_most))
+        notes.append(Note("still undecided", str(options.at_most), with_more_pictures))
     if file is None:
         notes.append(Note("export command", picked.label, f"{argument(session.name)} --step {step}"))
     else:

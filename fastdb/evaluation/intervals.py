@@ -18,8 +18,8 @@ Interval = tuple[float, float]
 
 def share_interval(successes: int, count: int) -> Interval:
     """Return Wilson's score interval of a share (Wilson 1927)."""
-    found = binomtest(successes, count).proportion_ci(LEVEL, method="wilson")
-    return float(found.low), float(found.high)
+    interval = binomtest(successes, count).proportion_ci(LEVEL, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def mean_interval(readings: Sequence[float]) -> Interval | None:
@@ -35,7 +35,7 @@ def mean_interval(readings: Sequence[float]) -> Interval | None:
     if min(readings) == max(readings):
         return float(readings[0]), float(readings[0])
     wide = math.sqrt(count / (count - 1)) * float(t.ppf((1 + LEVEL) / 2, count - 1))
-    found = bootstrap(
+    interval = bootstrap(
         (np.asarray(readings, np.float64),),
         np.mean,
         n_resamples=_RESAMPLES,
@@ -43,7 +43,7 @@ def mean_interval(readings: Sequence[float]) -> Interval | None:
         method="percentile",
         rng=np.random.default_rng(_SEED),
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(interval.low), float(interval.high)
 
 
 def share_difference(now: Sequence[bool], start: Sequence[bool]) -> Interval:

@@ -48,11 +48,11 @@ class Value:
         now, start = ([value.readings[picture] for picture in sorted(common)] for value in (self, other))
         gains = {picture: self.readings[picture] - other.readings[picture] for picture in sorted(common)}
         if self.share and other.share:
-            found: Interval | None = share_difference([bool(one) for one in now], [bool(one) for one in start])
+            interval: Interval | None = share_difference([bool(one) for one in now], [bool(one) for one in start])
         else:
-            found = mean_interval(list(gains.values()))
+            interval = mean_interval(list(gains.values()))
         mean = sum(gains.values()) / len(gains)
-        low, high = found or (None, None)
+        low, high = interval or (None, None)
         return Value(mean, low, high, len(gains), gains)
 
 
@@ -67,9 +67,9 @@ def values_of(readings: Mapping[str, Mapping[int, float | bool]]) -> dict[str, V
         if not numbers:
             continue
         share = all(isinstance(number, bool) for number in numbers)
-        found = share_interval(sum(map(bool, numbers)), len(numbers)) if share else mean_interval(numbers)
+        interval = share_interval(sum(map(bool, numbers)), len(numbers)) if share else mean_interval(numbers)
         plain = {picture: float(number) for picture, number in by_picture.items()}
-        low, high = found or (None, None)
+        low, high = interval or (None, None)
         values[name] = Value(sum(numbers) / len(numbers), low, high, len(numbers), plain, share)
     return values
 

@@ -70,8 +70,8 @@ class Drawn:
     """Measure of a subject by readings of the drawn world.
 
     Attributes:
-        subject: as read from the instance images; None if they are not of the drawn world. Then the subject is told by
-            nearness to them.
+        subject: as read from the instance images; None if they are not of the drawn world. Pictures are compared
+            with them by nearness then.
         shape: the class word.
     """
 

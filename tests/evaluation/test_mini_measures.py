@@ -291,7 +291,7 @@ def test_more_pictures_decide(
     output = capsys.readouterr().out
     assert "Undecided between step 4, step 8. Drawing up to 40 pictures," in output
     more = "fastdb evaluate mug --seeds 1 --until-decided --at-most 90 --steps 1"
-    assert f"45 pictures of each do not tell them apart. To draw more: {more}\n" in output
+    assert f"Up to 45 pictures of each do not decide. To draw more: {more}\n" in output
     found = interactive.evaluate(session, **asked, until_decided=True)  # type: ignore[arg-type]
     output = capsys.readouterr().out
     assert (found.picked.label, found.picked.undecided) == ("step 4", ())
