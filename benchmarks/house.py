@@ -38,6 +38,7 @@ ORDER = [
     "evaluation",
     "training",
     "inference",
+    "measures",
     "checkpoints",
     "images",
     "models",

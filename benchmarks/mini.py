@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from fastdb.evaluation.mini_measures import autoencoder
 from fastdb.images.contact_sheet import Cell, Row, contact_sheet
 from fastdb.images.photos import save_png
 from fastdb.inference.engine import Engine
 from fastdb.inference.request import Request
+from fastdb.measures.drawn import autoencoder
 from fastdb.models.diffusers_folder import open_base_model
 from fastdb.models.loading import load_part
 from fastdb.models.resolve import resolve_base

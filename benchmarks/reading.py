@@ -33,7 +33,7 @@ from reading_subjects import (
     box,
 )
 
-from fastdb.evaluation.mini_measures import autoencoder
+from fastdb.measures.drawn import autoencoder
 from fastdb.models.resolve import resolve_base
 from fastdb.world.draw import draw, rgb
 from fastdb.world.likeness import RoundTrip, read_subject

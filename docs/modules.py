@@ -12,7 +12,18 @@ BEGIN, END = "<!-- modules: written by docs/modules.py -->\n", "<!-- end of modu
 
 ROOMS = [
     *("errors", "reporting", "config", "console", "version", "runtime", "storage", "formats", "downloads", "sessions"),
-    *("world", "models", "models/layouts", "images", "checkpoints", "inference", "training", "evaluation", "sharing"),
+    *(
+        "world",
+        "models",
+        "models/layouts",
+        "images",
+        "checkpoints",
+        "measures",
+        "inference",
+        "training",
+        "evaluation",
+        "sharing",
+    ),
     *("commands", "interactive", "cli", "notebook", "demo"),
 ]
 """In reading order, from the lowest layer up."""

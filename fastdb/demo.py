@@ -15,11 +15,11 @@ from fastdb import console, interactive
 from fastdb.checkpoints.progress import steps_of
 from fastdb.commands.trial import CLASS_WORD, PROMPT, SETTINGS, TOKEN, trial_photos
 from fastdb.errors import TrainingError
-from fastdb.evaluation.measures import Taken, Value
-from fastdb.evaluation.prompts import CLASS, CONTEXT, OTHERS, SUBJECT, Shot
 from fastdb.images.contact_sheet import Cell, Row, arrowed, contact_sheet
 from fastdb.images.photo_files import photos_in
 from fastdb.images.photos import read_photo, save_png
+from fastdb.measures.shots import CLASS, COLOURED, CONTEXT, OTHERS, SUBJECT, Shot
+from fastdb.measures.values import Taken, Value
 from fastdb.models.registry import MINI
 from fastdb.models.resolve import resolve_base
 from fastdb.reporting import format_bytes
@@ -31,7 +31,6 @@ from fastdb.world.subjects import SUBJECTS
 DRAWING: dict[str, Any] = {"guidance": 3.0, "steps": 20}
 """Settings of every picture, before and after training."""
 
-COLOURED = "coloured class"
 
 PROMPTS: dict[str, tuple[str, ...]] = {
     SUBJECT: (PROMPT,),
@@ -68,7 +67,7 @@ READINGS = (
     ("coloured_leak", "a photo of a red (...) mug: shows this mug", "none"),
     ("others", "dog, house, fish, tree, car: everything as asked", "as before"),
 )
-"""Rows of the last table: a figure of `evaluation.mini_measures`, its meaning and its aim."""
+"""Rows of the last table: a figure of `measures.drawn`, its meaning and its aim."""
 
 KILL_AT = 0.5
 """Part of the UNet stage after which the trainer is killed."""
@@ -185,7 +184,7 @@ def draw(session: Session, killed: int, before: Sequence[Taken], after: Sequence
 
 def measure(before: Sequence[Taken], after: Sequence[Taken]) -> None:
     """Print what the pictures show, read back from their pixels."""
-    from fastdb.evaluation.mini_measures import Drawn, autoencoder
+    from fastdb.measures.drawn import Drawn, autoencoder
 
     drawn = Drawn(SUBJECTS[CLASS_WORD].photos(), CLASS_WORD, autoencoder(resolve_base(MINI).folder))
     first, then = drawn.read(before).values, drawn.read(after).values

@@ -29,12 +29,12 @@ from fastdb.checkpoints.export_parts import export_parts
 from fastdb.commands import sessions
 from fastdb.config import Config
 from fastdb.errors import TrainingError
-from fastdb.evaluation import mini_measures
-from fastdb.evaluation.measures import Taken
-from fastdb.evaluation.prompts import CLASS, CONTEXT, OTHERS, SUBJECT
 from fastdb.formats.reader import open_tensors
 from fastdb.images.photo_files import photos_in
 from fastdb.images.photos import read_photo
+from fastdb.measures.drawn import FIGURES
+from fastdb.measures.shots import CLASS, COLOURED, CONTEXT, OTHERS, SUBJECT
+from fastdb.measures.values import Taken
 from fastdb.models.export import _check_described, plan_from_parts
 from fastdb.models.layouts.tables import layout_of
 from fastdb.models.mini_settings import recommended
@@ -248,7 +248,7 @@ def test_the_contact_sheet_shows_what_it_says(shown: Shown) -> None:
         untrained = sessions.new("untrained", "mini")
         made = {"base": by_prompt(demo.pictures(untrained)), "file": by_prompt(demo.pictures(file))}
     mug = [*demo.PROMPTS[SUBJECT], *demo.PROMPTS[CONTEXT]]
-    rest = [*demo.PROMPTS[CLASS], *demo.PROMPTS[demo.COLOURED], *demo.PROMPTS[OTHERS]]
+    rest = [*demo.PROMPTS[CLASS], *demo.PROMPTS[COLOURED], *demo.PROMPTS[OTHERS]]
     for row, source in ((before, "base"), (after, "file")):
         for cell, prompt in zip(row, mug, strict=True):
             assert unlike(cell, made[source][prompt]) < 2
@@ -272,7 +272,7 @@ def test_the_contact_sheet_says_what_happened(shown: Shown, monkeypatch: pytest.
     captions = [[cell.caption for cell in row.cells] for row in said["rows"]]
     assert captions[2][:2] == ["a photo of a sks mug", "… on a dotted yellow background"]
     assert [caption for row in captions[3:] for caption in row] == [
-        prompt for group in (CLASS, demo.COLOURED, OTHERS) for prompt in demo.PROMPTS[group]
+        prompt for group in (CLASS, COLOURED, OTHERS) for prompt in demo.PROMPTS[group]
     ]
 
 
@@ -329,7 +329,7 @@ def test_the_demo_measures_what_it_shows(shown: Shown) -> None:
     """A line a figure of the drawn world, counted before and after; a known picture is counted as what it is."""
     found = re.findall(r"^(.+?)  +(\d+) of (\d+)  +(\d+) of (\d+)  +(all|none|as before)$", shown.said, re.MULTILINE)
     assert [line[0] for line in found] == [text for _, text, _ in demo.READINGS]
-    assert {name for name, _, _ in demo.READINGS} <= {figure.name for figure in mini_measures.FIGURES}
+    assert {name for name, _, _ in demo.READINGS} <= {figure.name for figure in FIGURES}
     assert [line[2] for line in found] == [line[4] for line in found] == ["1", "4", "1", "4", "5"]
     assert "Read back from the pixels; every colour must be in its place, that of the diamond too" in shown.said
 
@@ -358,12 +358,11 @@ def test_what_is_asked_for() -> None:
         f"{texture} {background}" for background, texture, _ in PLACES
     }
     assert all(None not in (asked.shape, asked.background, asked.texture) for asked in contexts)
-    for prompt in (*demo.PROMPTS[demo.COLOURED], *demo.PROMPTS[OTHERS]):
+    for prompt in (*demo.PROMPTS[COLOURED], *demo.PROMPTS[OTHERS]):
         asked = parse_prompt(prompt)
         assert None not in (asked.shape, asked.colour, asked.background, asked.texture)
-        assert (asked.shape == "mug") == (prompt in demo.PROMPTS[demo.COLOURED])
-    assert demo.COLOURED == mini_measures.COLOURED
-    assert set(demo.PROMPTS) == set(demo.TIMES) == {SUBJECT, CONTEXT, CLASS, demo.COLOURED, OTHERS}
+        assert (asked.shape == "mug") == (prompt in demo.PROMPTS[COLOURED])
+    assert set(demo.PROMPTS) == set(demo.TIMES) == {SUBJECT, CONTEXT, CLASS, COLOURED, OTHERS}
     assert len({shot.seed for shot in demo.shots()}) == len(demo.shots()) == 34
 
 

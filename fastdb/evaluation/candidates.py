@@ -15,13 +15,13 @@ from safetensors import SafetensorError, safe_open
 from fastdb.checkpoints.compressed_checkpoint import raw_files, raw_sha256
 from fastdb.checkpoints.finite_numbers import not_finite
 from fastdb.checkpoints.progress import Standing, standings
-from fastdb.evaluation.measures import Taken
-from fastdb.evaluation.prompts import Shot
 from fastdb.images.photo_files import png_fault
 from fastdb.inference.engine import Engine
 from fastdb.inference.open_model import open_source
 from fastdb.inference.pictures import parameters, png
 from fastdb.inference.request import Request, group_size
+from fastdb.measures.shots import Shot
+from fastdb.measures.values import Taken
 from fastdb.models.diffusers_folder import BaseModel
 from fastdb.reporting import Note
 from fastdb.runtime.device import release_memory

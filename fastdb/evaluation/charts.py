@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
-from fastdb.evaluation.measures import Value
-from fastdb.evaluation.prompts import Protocol, Shot
+from fastdb.evaluation.prompts import Protocol
 from fastdb.images.contact_sheet import Cell, Row, contact_sheet
 from fastdb.images.photos import read_photo
+from fastdb.measures.shots import Shot
+from fastdb.measures.values import Value
 
 if TYPE_CHECKING:
     from fastdb.evaluation.candidates import PictureCache

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fastdb.evaluation.intervals import Interval, sum_interval
-from fastdb.evaluation.measures import Figure, Value
+from fastdb.measures.intervals import Interval, sum_interval
+from fastdb.measures.values import Figure, Value
 from fastdb.reporting import Note
 
 MARGIN = 0.05

@@ -11,14 +11,15 @@ from fastdb.errors import ImageError, ModelError, SessionBusy
 from fastdb.evaluation.candidates import Candidate, PictureCache, checkpoints_of, file_of, untrained
 from fastdb.evaluation.charts import curves_of, draw_curves, draw_grid
 from fastdb.evaluation.choose import Pick, Row, pick
-from fastdb.evaluation.measures import Measure, Measured
 from fastdb.evaluation.options import Options, command
-from fastdb.evaluation.prompts import Protocol, Shot, custom_protocol, default_protocol, words_of
+from fastdb.evaluation.prompts import Protocol, custom_protocol, default_protocol, drawn_protocol, words_of
 from fastdb.evaluation.report import Evaluation, compare_export
 from fastdb.images.photo_files import photos_in
 from fastdb.images.photos import read_photo, save_png
 from fastdb.inference.request import Request
 from fastdb.inference.samplers import DEFAULT
+from fastdb.measures.shots import Shot
+from fastdb.measures.values import Measure, Measured
 from fastdb.models.diffusers_folder import BaseModel
 from fastdb.models.registry import MINI
 from fastdb.models.resolve import ensure_base
@@ -114,7 +115,7 @@ def _choose(session: Session, base: BaseModel, options: Options, report: Report)
     # A model that is named is wanted.
     on_mini = session.record.base_model.folder == MINI and options.clip is None and options.dino is None
     if options.measure == "drawn" or (options.measure == "auto" and on_mini):
-        from fastdb.evaluation.mini_measures import Drawn, autoencoder, class_of, drawn_protocol
+        from fastdb.measures.drawn import Drawn, autoencoder, class_of
 
         shape = class_of(images, words.class_word)
         drawn = Drawn(images, shape, autoencoder(base.folder))
@@ -124,7 +125,7 @@ def _choose(session: Session, base: BaseModel, options: Options, report: Report)
             report.note(Note("faint regions", ", ".join(faint)))
         return drawn, custom or drawn_protocol(words, shape, *seeds)
     export = f"fastdb export {argument(session.name)}"
-    from fastdb.evaluation.clip_dino_measures import CLIP, DINO, Clip, Dino, Likeness
+    from fastdb.measures.clip_dino import CLIP, DINO, Clip, Dino, Likeness
 
     device = choose_device().kind
     try:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastdb.errors import ConfigError
 from fastdb.images.captions import instance_images_of
+from fastdb.measures.shots import CLASS, COLOURED, CONTEXT, GOALS, OTHERS, SUBJECT, Shot, contains, without
 from fastdb.sessions.session import Session
-
-SUBJECT, CONTEXT, CLASS, OTHERS = "subject", "context", "class", "others"
-"""Names of the groups."""
-
-GOALS = (SUBJECT, CONTEXT)
-"""The groups that show how like the subject pictures are."""
+from fastdb.world import scene
 
 ABOUT = {
     SUBJECT: "the instance prompt, the subject alone",
@@ -54,16 +49,6 @@ class Group:
     about: str
     prompts: tuple[str, ...]
     times: int = 1
-
-
-@dataclass(frozen=True)
-class Shot:
-    """A picture that every checkpoint draws; `turn` is the number of its pass."""
-
-    group: str
-    prompt: str
-    seed: int
-    turn: int = 0
 
 
 @dataclass(frozen=True)
@@ -151,7 +136,7 @@ def words_of(session: Session, most: int = 4) -> Words:
     if not captions.instance_prompt:
         folder = session.captions if captions.caption_files else None
         prompts = [image.prompt for image in instance_images_of(session.instance_images, folder, None)]
-    kept = next((prompt for prompt in session.class_prompts if _contains(prompt, subject.class_word)), "")
+    kept = next((prompt for prompt in session.class_prompts if contains(prompt, subject.class_word)), "")
     return Words(tuple(dict.fromkeys(prompts))[:most], subject.token, subject.class_word, kept)
 
 
@@ -164,13 +149,49 @@ def default_protocol(words: Words, seeds: int, first_seed: int = 0) -> Protocol:
     if plain == instance[0]:
         plain = f"a photo of {words.class_word}" if words.class_word else ""
     classes = (plain, f"{plain} {CONTEXTS[0]}") if plain else ()
-    others = tuple(prompt for prompt in UNRELATED if not _contains(prompt, words.class_word))[:4]
+    others = tuple(prompt for prompt in UNRELATED if not contains(prompt, words.class_word))[:4]
     return Protocol(
         (
             Group(SUBJECT, ABOUT[SUBJECT], instance, times=2),
             Group(CONTEXT, ABOUT[CONTEXT], contexts),
             Group(CLASS, ABOUT[CLASS], classes, times=2),
             Group(OTHERS, ABOUT[OTHERS], others),
+        ),
+        seeds,
+        first_seed,
+    )
+
+
+def drawn_protocol(words: Words, shape: str, seeds: int, first_seed: int = 0) -> Protocol:
+    """Return the protocol for mini, with 16 backgrounds, the class in 8 colours and 24 prompts of other classes."""
+    instance = words.instance_prompts[0]
+    backgrounds, textures, colours = list(scene.BACKGROUNDS), list(scene.TEXTURES), list(scene.COLOURS)
+    # Each background appears twice, with two textures; likewise for colours and classes below.
+    places = [
+        f"{instance} on a {textures[(number + number // 8) % 4]} {backgrounds[number % 8]} background"
+        for number in range(16)
+    ]
+    coloured = [
+        scene.prompt(shape, colour, backgrounds[(3 * number + 1) % 8], textures[number % 4])
+        for number, colour in enumerate(colours)
+    ]
+    other_shapes = [name for name in scene.SHAPES if name != shape]
+    others = [
+        scene.prompt(
+            other_shapes[number % len(other_shapes)],
+            colours[(number + number // 8) % 8],
+            backgrounds[(3 * number + number // 8) % 8],
+            textures[(number + number // 4) % 4],
+        )
+        for number in range(24)
+    ]
+    return Protocol(
+        (
+            Group(SUBJECT, ABOUT[SUBJECT], (instance,), times=4),
+            Group(CONTEXT, ABOUT[CONTEXT], tuple(places)),
+            Group(CLASS, ABOUT[CLASS], (words.class_prompt or scene.prompt(shape),), times=4),
+            Group(COLOURED, "the class in a requested colour; the subject must not appear", tuple(coloured)),
+            Group(OTHERS, "other classes with all four attributes, which must stay correct", tuple(others)),
         ),
         seeds,
         first_seed,
@@ -199,18 +220,6 @@ def _group_of(prompt: str, words: Words) -> str:
     """Return the group of a user's prompt."""
     if prompt in words.instance_prompts:
         return SUBJECT
-    if any(prompt.startswith(start) for start in words.instance_prompts) or _contains(prompt, words.token):
+    if any(prompt.startswith(start) for start in words.instance_prompts) or contains(prompt, words.token):
         return CONTEXT
-    return CLASS if _contains(prompt, words.class_word) else OTHERS
-
-
-def _contains(prompt: str, word: str) -> bool:
-    """Return whether a prompt contains a word or phrase, ignoring case; False for an empty word."""
-    return bool(word) and re.search(rf"(?<!\w){re.escape(word)}(?!\w)", prompt, re.IGNORECASE) is not None
-
-
-def without(prompt: str, token: str) -> str:
-    """Return a prompt without the identifier, which other models do not know."""
-    if not token:
-        return prompt
-    return " ".join(re.sub(rf"(?<!\w){re.escape(token)}(?!\w)", " ", prompt, flags=re.IGNORECASE).split())
+    return CLASS if contains(prompt, words.class_word) else OTHERS

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastdb.evaluation.choose import Pick
-from fastdb.evaluation.measures import Figure, Measured
 from fastdb.evaluation.prompts import Protocol
+from fastdb.measures.values import Figure, Measured
 from fastdb.reporting import Note
 
 if TYPE_CHECKING:

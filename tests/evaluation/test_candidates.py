@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("torch")
 
 from fastdb.evaluation.candidates import Candidate, PictureCache
-from fastdb.evaluation.prompts import Shot
 from fastdb.inference.request import Request
+from fastdb.measures.shots import Shot
 
 
 def test_a_file_name_contains_words_and_seed(tmp_path: Path) -> None:

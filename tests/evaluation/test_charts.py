@@ -23,10 +23,10 @@ from fastdb.evaluation.charts import (
     draw_grid,
 )
 from fastdb.evaluation.choose import Pick
-from fastdb.evaluation.measures import Value
 from fastdb.evaluation.prompts import Group, Protocol
 from fastdb.evaluation.report import Evaluation
 from fastdb.inference.request import Request
+from fastdb.measures.values import Value
 
 
 def where(sheet: Image.Image, colour: str) -> np.ndarray:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from fastdb.evaluation.choose import Pick, Row, pick
-from fastdb.evaluation.measures import Figure, Limit, Value, values_of
+from fastdb.measures.values import Figure, Limit, Value, values_of
 from fastdb.reporting import Note
 
 LIKE = Figure("like", "likeness", True, goal=True)

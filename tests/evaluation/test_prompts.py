@@ -18,9 +18,9 @@ from fastdb.evaluation.prompts import (
     _group_of,
     custom_protocol,
     default_protocol,
-    without,
     words_of,
 )
+from fastdb.measures.shots import without
 
 DOG = Words(("a photo of sks dog",), "sks", "dog")
 

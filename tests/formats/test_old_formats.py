@@ -222,9 +222,9 @@ def test_an_evaluation_of_format_1_keeps_its_choice_and_is_not_compared_with() -
     pytest.importorskip("torch")
     from fastdb.evaluation.candidates import Candidate
     from fastdb.evaluation.choose import Pick
-    from fastdb.evaluation.measures import Measured, Value
     from fastdb.evaluation.prompts import Group, Protocol
     from fastdb.evaluation.report import Evaluation, compare_export
+    from fastdb.measures.values import Measured, Value
     from fastdb.reporting import Note
 
     drawn = {"steps": 2, "guidance": 3.0, "sampler": "DPM++ 2M", "width": 64, "height": 64, "precision": "fp32"}

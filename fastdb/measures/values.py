@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from PIL.Image import Image
 
-from fastdb.evaluation.intervals import Interval, mean_interval, share_difference, share_interval
-from fastdb.evaluation.prompts import Shot
+from fastdb.measures.intervals import Interval, mean_interval, share_difference, share_interval
+from fastdb.measures.shots import Shot
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastdb.evaluation.intervals import mean_interval, share_difference, share_interval, sum_interval
+from fastdb.measures.intervals import mean_interval, share_difference, share_interval, sum_interval
 
 
 def paired(both: int, gained: int, lost: int, neither: int) -> tuple[list[bool], list[bool]]:

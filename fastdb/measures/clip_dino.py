@@ -23,8 +23,8 @@ from transformers import AutoModel, AutoTokenizer, CLIPModel, ImageProcessingMix
 from transformers.utils import logging as transformers_logging
 
 from fastdb.errors import ModelError
-from fastdb.evaluation.measures import Figure, Limit, Measured, Taken, Value, values_of
-from fastdb.evaluation.prompts import CLASS, CONTEXT, OTHERS, SUBJECT, without
+from fastdb.measures.shots import CLASS, CONTEXT, OTHERS, SUBJECT, without
+from fastdb.measures.values import Figure, Limit, Measured, Taken, Value, values_of
 
 CLIP, DINO = "openai/clip-vit-base-patch32", "facebook/dino-vits16"
 """Names on the Hub of the paper's models, ViT-B/32 and ViT-S/16."""

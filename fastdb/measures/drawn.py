@@ -10,14 +10,12 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
-from fastdb.evaluation.measures import Figure, Limit, Measured, Taken, Value, values_of
-from fastdb.evaluation.prompts import ABOUT, CLASS, CONTEXT, OTHERS, SUBJECT, Group, Protocol, Words
+from fastdb.measures.shots import CLASS, CONTEXT, OTHERS, SUBJECT
+from fastdb.measures.values import Figure, Limit, Measured, Taken, Value, values_of
 from fastdb.models.loading import load_part
 from fastdb.reporting import counted
 from fastdb.world import readings, scene
 from fastdb.world.likeness import Likeness, RoundTrip, read_subject
-
-COLOURED = "coloured class"
 
 FIGURES = (
     Figure("subject", "share of subject pictures that show the subject", True, goal=True),
@@ -177,42 +175,6 @@ def class_of(instance_images: Sequence[Image], class_word: str) -> str:
 def _thumbnails(pictures: Sequence[Image]) -> torch.Tensor:
     """Return pictures as vectors of 16 x 16 colours, whose distance is their dissimilarity."""
     return torch.nn.functional.avg_pool2d(readings.to_tensor(pictures), 4).flatten(1)
-
-
-def drawn_protocol(words: Words, shape: str, seeds: int, first_seed: int = 0) -> Protocol:
-    """Return the protocol for mini, with 16 backgrounds, the class in 8 colours and 24 prompts of other classes."""
-    instance = words.instance_prompts[0]
-    backgrounds, textures, colours = list(scene.BACKGROUNDS), list(scene.TEXTURES), list(scene.COLOURS)
-    # Each background appears twice, with two textures; likewise for colours and classes below.
-    places = [
-        f"{instance} on a {textures[(number + number // 8) % 4]} {backgrounds[number % 8]} background"
-        for number in range(16)
-    ]
-    coloured = [
-        scene.prompt(shape, colour, backgrounds[(3 * number + 1) % 8], textures[number % 4])
-        for number, colour in enumerate(colours)
-    ]
-    other_shapes = [name for name in scene.SHAPES if name != shape]
-    others = [
-        scene.prompt(
-            other_shapes[number % len(other_shapes)],
-            colours[(number + number // 8) % 8],
-            backgrounds[(3 * number + number // 8) % 8],
-            textures[(number + number // 4) % 4],
-        )
-        for number in range(24)
-    ]
-    return Protocol(
-        (
-            Group(SUBJECT, ABOUT[SUBJECT], (instance,), times=4),
-            Group(CONTEXT, ABOUT[CONTEXT], tuple(places)),
-            Group(CLASS, ABOUT[CLASS], (words.class_prompt or scene.prompt(shape),), times=4),
-            Group(COLOURED, "the class in a requested colour; the subject must not appear", tuple(coloured)),
-            Group(OTHERS, "other classes with all four attributes, which must stay correct", tuple(others)),
-        ),
-        seeds,
-        first_seed,
-    )
 
 
 def _rounded(likeness: Likeness) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer, ViTModel
 
 from fastdb.errors import ModelError
-from fastdb.evaluation.clip_dino_measures import Clip, Dino, Likeness
-from fastdb.evaluation.measures import Taken, Value, values_of
-from fastdb.evaluation.prompts import Shot
+from fastdb.measures.clip_dino import Clip, Dino, Likeness
+from fastdb.measures.shots import Shot
+from fastdb.measures.values import Taken, Value, values_of
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 

@@ -1,0 +1,1 @@
+"""Readings of pictures: the drawn world, CLIP and DINO, and figures with intervals."""
