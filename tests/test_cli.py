@@ -561,6 +561,7 @@ def test_a_value_is_read_by_its_settings_kind() -> None:
     assert (config.unet.steps, config.unet.learning_rate) == (800, 2e-6)
     assert config.gradient_checkpointing is True
     assert config.samples.prompts == ("a cat", "a dog")
+    assert parse_settings(["unet.steps=800", "unet.steps=900"]) == {"unet.steps": "900"}, "the last one holds"
     for wrong in ("unet.steps=true", "samples.prompts=[a cat"):
         with pytest.raises(ConfigError, match=wrong.partition("=")[0]):
             Config().changed(parse_settings([wrong]))

@@ -99,6 +99,7 @@ RECORDED: list[dict[str, Any]] = [
     {"event": "stage", "stage": "unet", "step": 5, "steps": 7},
     {"event": "warning", "message": "the weather is bad"},
     {"event": "note", "kind": "checkpoint skipped", "subject": "unet-000009", "reason": "unet.packed is missing"},
+    {"event": "note", "kind": "memory predicted", "subject": "unet", "reason": "weights 3.4 GB", "shares": {}},
     {"event": "note", "kind": "of a later version", "subject": "a", "reason": "b"},
     {"event": "step", "stage": "unet", "step": 6, "steps": 7, "loss": 0.5, "learning_rate": 2e-6},
     {"event": "sample", "stage": "unet", "step": 6, "path": "/s/samples/unet-000006-1.png"},
@@ -183,6 +184,7 @@ def test_a_training_is_shown_from_its_events(
         "Saved text_encoder-000002 on this machine in 0.2 s",
         "warning: the weather is bad",
         "warning: Skipping checkpoint unet-000009: unet.packed is missing",
+        "Memory of the unet stage, about: weights 3.4 GB",
         "warning: of a later version: a b",
         "Sample: /s/samples/unet-000006-1.png",
     ]

@@ -121,8 +121,6 @@ $ new dog photos --base mini --root a.jpg
     {here}/a.jpg is not a folder. Choose another folder.
 $ new dog scan.tif --base mini
     dog: 1 of 1 photos cannot be used; 0 were added; no session was created. Fix or remove the photos
-$ new dog photos --base mini --set unet.steps=5 --set unet.steps=6
-    --set unet.steps is given twice. Leave out one of them.
 $ new photos.zip --base mini
     'photos.zip' is the name of a file; the name of a session cannot end like this. Use photos
 $ new a.jpg --base mini
@@ -154,7 +152,7 @@ $ train cup --restart --from-step 3
 $ train raw --from-step 3
     raw has no checkpoint of the UNet stage at step 3. Existing steps: none.
 $ train raw --set unet.steps=9 --set unet.steps=abc
-    --set unet.steps is given twice. Leave out one of them.
+    unet.steps is 'abc', but must be a whole number, such as 1500. Correct this and run the
 $ train cup.safetensors
     cup.safetensors: there is no session of this name in {root}. Did you mean cup?
 $ train ./photos
@@ -551,6 +549,8 @@ $ new dog photos --base mini --token "sks dog" --class dog
     warning: the token 'sks dog' contains the class word
 $ new dog photos --base mini --set resolution=512
     warning: resolution 512 is far from the 64 px that the base model was made for
+$ new dog photos --base mini --set unet.steps=5 --set unet.steps=6
+    --set unet.steps is given more than once; the last holds: 6
 $ stop cup
     cup is not being trained on this machine
 $ publish raw

@@ -53,7 +53,7 @@ def new(
         token=token,
         class_word=class_word,
         root=root,
-        settings=parse_settings(settings or ()),
+        settings=parse_settings(settings or (), report),
         report=report,
     )
     if not photos:
@@ -84,14 +84,15 @@ def change(
     settings: Set = None,
 ) -> None:
     """Change a session before its training begins."""
+    report = ConsoleReport()
     session_changes.change(
         name,
         base=base,
         token=token,
         class_word=class_word,
-        settings=parse_settings(settings or ()),
+        settings=parse_settings(settings or (), report),
         root=root,
-        report=ConsoleReport(),
+        report=report,
     )
 
 

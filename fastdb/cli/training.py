@@ -45,16 +45,17 @@ def train(
     Ctrl-C saves and stops; closing the terminal does not. Where the command follows a trainer that was started
     elsewhere, Ctrl-C leaves it running. Exit codes: 130 after Ctrl-C, 3 if training was stopped elsewhere.
     """
+    report = ConsoleReport()
     outcome = verbs.train(
         name,
-        settings=parse_settings(settings or ()),
+        settings=parse_settings(settings or (), report),
         restart=restart,
         from_step=from_step,
         take_over=take_over,
         device=device,
         follow=not detach,
         root=root,
-        report=ConsoleReport(),
+        report=report,
     )
     if outcome in EXIT_CODES:
         raise typer.Exit(EXIT_CODES[outcome])

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, ValidationInfo, create_model, field
 
 from fastdb.config.validation import Settings, build
 from fastdb.errors import ConfigError
-from fastdb.reporting import counted
+from fastdb.reporting import SILENT, Note, Report, counted
 
 
 class RateChange(Settings):
@@ -340,11 +340,13 @@ def _shortened(value: Any) -> str:
     return f"{len(value)} values" if isinstance(value, list | tuple) else f"{text[: _LONGEST_SHOWN - 3]}..."
 
 
-def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
+def parse_settings(pairs: Iterable[str], report: Report = SILENT) -> dict[str, Any]:
     """Parse `unet.steps=800` pairs; a list is parsed as YAML, other values by the type of their setting.
 
+    Of a name that is given more than once the last value holds, which is reported.
+
     Raises:
-        ConfigError: a pair has no name or no equals sign, or a name is given twice.
+        ConfigError: a pair has no name or no equals sign.
     """
     settings: dict[str, Any] = {}
     for pair in pairs:
@@ -354,7 +356,7 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
                 "is not a setting and a value", subject=repr(pair), fix="Write it as --set unet.steps=800."
             )
         if name in settings:
-            raise ConfigError("is given twice", subject=f"--set {name}", fix="Leave out one of them.")
+            report.note(Note("setting repeated", name, value))
         settings[name] = value
         if value.startswith("["):
             try:

@@ -173,6 +173,7 @@ SENTENCES: dict[str, str] = {
     "session.yaml incomplete": "{subject} was cut short or edited: it lacks {reason}",
     "session.yaml changed": "{subject} was edited or damaged since it was written",
     "trainer crashed": "The last trainer ({subject}) crashed or was killed; resuming from its last checkpoint",
+    "setting repeated": "--set {subject} is given more than once; the last holds: {reason}",
     # training
     "memory predicted": "Memory of the {subject} stage, about: {reason}",
     "memory stepped down": "Out of memory after {subject}. Resuming from this step with {reason}; "

@@ -16,6 +16,9 @@ from fastdb.reporting import Note, Progress, Report, counted, format_bytes
 _SELDOM = 60.0
 """Least seconds between two lines about checkpoints of a stage."""
 
+_FACTS = ("memory predicted", "moments converted")
+"""Notes of a trainer that warn of nothing."""
+
 
 class ConsoleReport(Report):
     """Prints what a verb reports."""
@@ -143,7 +146,7 @@ class TrainingView:
         note = Note(event["kind"], event.get("subject", ""), event.get("reason", ""))
         # A newer version may report kinds without a sentence here.
         text = sentence(note) if note.kind in SENTENCES else f"{note.kind}: {note.subject} {note.reason}".strip()
-        say(f"warning: {text}")
+        say(text if note.kind in _FACTS else f"warning: {text}")
 
     def _warning(self, event: dict[str, Any]) -> None:
         say(f"warning: {event['message']}")

@@ -95,9 +95,9 @@ def _attempt(name: str, run: StageRun) -> int | Shortage:
         observers = _build(name, run)
         loop, share = observers.loop, "activations"
         if run.prepared.device.kind != "cpu":
-            predicted = _shares(loop, run, {}).items()
-            listed = ", ".join(f"{share} {format_bytes(size)}" for share, size in predicted if size)
-            run.emit("note", **asdict(Note("memory predicted", name, listed)))
+            shares = _shares(loop, run, {})
+            listed = ", ".join(f"{share} {format_bytes(size)}" for share, size in shares.items() if size)
+            run.emit("note", **asdict(Note("memory predicted", name, listed)), shares=shares)
         _probe(observers, run.prepared)
         run.emit("stage", stage=name, step=done, steps=loop.stage.steps)
         with run.prepared.determinism.applied():
