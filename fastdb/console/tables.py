@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fastdb.console.sentences import sentence
 from fastdb.console.terminal import say, table
+from fastdb.console.training_status import STAGE_TITLES
 from fastdb.reporting import argument, format_bytes
 
 if TYPE_CHECKING:
@@ -130,8 +131,10 @@ def _base(folder: str, fault: str) -> str:
 
 
 def _activity(trainer: Activity) -> str:
-    """Return a trainer's process, stage and rate, such as `here, process 71: unet 40/220, 3.1 it/s`."""
-    stage = f": {trainer.stage} {trainer.step}/{trainer.steps}" if trainer.stage else ""
+    """Return a trainer's process, stage and rate, such as `here, process 71: UNet 40/220, 3.1 it/s`."""
+    stage = (
+        f": {STAGE_TITLES.get(trainer.stage, trainer.stage)} {trainer.step}/{trainer.steps}" if trainer.stage else ""
+    )
     return f"here, process {trainer.pid}{stage}{f', {trainer.rate:.2g} it/s' if trainer.rate else ''}"
 
 

@@ -43,7 +43,7 @@ def test_the_trainer_is_shown_with_its_process_stage_and_rate(
         for step in range(1, 41):
             seconds = 10.0 if step < 20 else 0.5
             log.emit("step", stage="unet", step=step, steps=220, loss=0.1, learning_rate=1e-6, seconds=seconds)
-        assert f"here, process {os.getpid()}: unet 40/220, 2 it/s\n" in shown(session, capsys)
+        assert f"here, process {os.getpid()}: UNet 40/220, 2 it/s\n" in shown(session, capsys)
     log.close()
     assert "trained now" not in shown(session, capsys)
 
