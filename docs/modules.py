@@ -16,6 +16,7 @@ ROOMS = [
         "world",
         "models",
         "models/layouts",
+        "models/lora",
         "images",
         "checkpoints",
         "measures",

@@ -82,6 +82,9 @@ def test_one_like_no_other_is_just_unknown() -> None:
         ("prior.guidance", 0, 50, -1, 51),
         ("captions.caption_dropout", 0, 1, -0.1, 1.1),
         ("captions.dropout", 0, 1, -0.1, 1.1),
+        ("lora.rank", 1, 1024, 0, 1025),
+        ("lora.alpha", 0, 65_504, -1, 65_505),
+        ("lora.dropout", 0, 0.99, -0.1, 1),
         ("optimizer.weight_decay", 0, 1, -0.1, 1.1),
         ("optimizer.max_grad_norm", 0, 1000, -1, 1001),
         ("checkpoints.every_steps", 1, 100_000, 0, 100_001),
@@ -265,6 +268,7 @@ def test_the_settings_a_person_meets_are_these() -> None:
         "deterministic",
         "split_batches",
         "min_snr_gamma",
+        "method",
         "text_encoder.mode",
         "text_encoder.steps",
         "text_encoder.learning_rate",
@@ -285,6 +289,12 @@ def test_the_settings_a_person_meets_are_these() -> None:
         "captions.caption_files",
         "captions.caption_dropout",
         "captions.dropout",
+        "lora.rank",
+        "lora.alpha",
+        "lora.targets",
+        "lora.init",
+        "lora.dropout",
+        "lora.rslora",
         "optimizer.name",
         "optimizer.weight_decay",
         "optimizer.max_grad_norm",
@@ -312,7 +322,7 @@ def test_variables_to_pass_are_a_list_of_names(names: object) -> None:
 
 def test_every_setting_has_its_sentence() -> None:
     groups = [Config, *(type(value) for value in dict(Config()).values() if hasattr(value, "model_dump"))]
-    assert len(groups) == 9
+    assert len(groups) == 10
     for group in groups:
         assert group.__doc__
         for name, field in group.model_fields.items():

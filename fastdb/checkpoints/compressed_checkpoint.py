@@ -31,6 +31,7 @@ from fastdb.formats.safetensors_file import WRITTEN, build_header
 from fastdb.formats.tensor_bits import Numbers
 from fastdb.models.diffusers_folder import weight_file
 from fastdb.models.layouts.layout import modern_name
+from fastdb.models.lora.adapter import is_adapter
 from fastdb.reporting import format_bytes
 from fastdb.runtime.paths import cache_folder
 from fastdb.storage.atomic_write import TEMPORARY, explained, flush, make_folder, writing
@@ -275,6 +276,8 @@ def _base_for(raw: TensorFile, base_folder: Path) -> Base | None:
     hashes = hashes_in(raw.path.parent)
     if beside != raw.path and beside.name in hashes:
         return Base.of(beside, digest=hashes[beside.name])
+    if is_adapter(raw.tensors):
+        return None
     return _model_base(part, base_folder, raw.tensors, raw.path)
 
 

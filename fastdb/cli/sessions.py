@@ -38,6 +38,9 @@ def new(
         str,
         typer.Option("--from", help="Instead of --base: SESSION or SESSION:STEP, whose weights to begin with."),
     ] = "",
+    method: Annotated[
+        str, typer.Option(help="full, or lora for small files; short for --set method=lora.", show_default=False)
+    ] = "",
     root: Root = None,
     settings: Set = None,
 ) -> None:
@@ -53,7 +56,7 @@ def new(
         token=token,
         class_word=class_word,
         root=root,
-        settings=parse_settings(settings or (), report),
+        settings={**parse_settings(settings or (), report), **({"method": method} if method else {})},
         report=report,
     )
     if not photos:

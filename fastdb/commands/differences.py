@@ -9,6 +9,7 @@ from typing import Any
 from fastdb.checkpoints.checkpoint import complete
 from fastdb.config import Config, flat, format_change
 from fastdb.errors import ConfigError
+from fastdb.models.mini_settings import recommended
 from fastdb.reporting import Note, Report, argument
 from fastdb.sessions.lease_status import in_use
 from fastdb.sessions.session import Session
@@ -52,7 +53,7 @@ def agreed_settings(session: Session, settings: Mapping[str, Any], running: bool
     Raises:
         ConfigError: a setting cannot change.
     """
-    asked = session.config.changed(settings)
+    asked = with_method(session, session.config.changed(settings)).changed(settings)
     differing = setting_differences(session.config, asked)
     kept = [difference for difference in differing if running or not difference.changeable]
     if not kept or not has_begun(session):
@@ -92,6 +93,19 @@ def changed_rates(current: Config, asked: Config, after: int) -> list[Difference
         if old.rate_changes != new.rate_changes and after:
             differing.append(Difference(f"{part}.learning_rate", f"{rate_at(old, after):.3g}", rate_text(new, after)))
     return differing
+
+
+def with_method(session: Session, asked: Config) -> Config:
+    """Return settings with the defaults of their method, if it is not the session's."""
+    base, word = session.record.base_model.folder, session.record.subject.class_word
+    before, after = (Config().changed(recommended(base, word, each.method)) for each in (session.config, asked))
+    return moved(asked, before, after)
+
+
+def moved(config: Config, before: Config, after: Config) -> Config:
+    """Return settings with defaults replaced by others; values that are no defaults stay."""
+    values, old, new = (dict(flat(each.model_dump())) for each in (config, before, after))
+    return config.changed({name: new[name] for name in values if values[name] == old[name] != new[name]})
 
 
 def listed(differing: list[Difference]) -> str:

@@ -15,12 +15,13 @@ from fastdb.commands.differences import (
     Difference,
     has_begun,
     listed,
+    moved,
     report_changed,
     report_kept,
     setting_differences,
 )
 from fastdb.commands.sessions import located_base, new
-from fastdb.config import Config, flat
+from fastdb.config import Config
 from fastdb.errors import ConfigError, ImageError, SessionNotFound
 from fastdb.images.captions import instance_prompt
 from fastdb.images.photo_files import photos_in
@@ -153,14 +154,14 @@ def _changed(session: Session, requested: Requested, differing: list[Difference]
     old = record.subject
     subject = Subject(token=requested.token or old.token, class_word=requested.class_word or old.class_word)
     base_model, asked = record.base_model, dict(requested.settings or {})
+    method, base, resolution = config.changed(asked).method, base_model.folder, {}
     if any(difference.name == "base model" for difference in differing):
+        base = str(requested.base)
         base_model, size = base_record(requested.base, report)
-        before = Config().changed(recommended(record.base_model.folder, old.class_word))
-        after = Config().changed(recommended(requested.base, subject.class_word))
-        config = _moved(config, before, after).changed({"resolution": size})
-    elif subject != old:
-        before, after = (Config().changed(recommended(base_model.folder, words.class_word)) for words in (old, subject))
-        config = _moved(config, before, after)
+        resolution = {"resolution": size}
+    before = Config().changed(recommended(record.base_model.folder, old.class_word, config.method))
+    after = Config().changed(recommended(base, subject.class_word, method))
+    config = moved(config, before, after).changed(resolution)
     if config.captions.instance_prompt == instance_prompt(old.token, old.class_word):
         config = config.changed({"captions.instance_prompt": instance_prompt(subject.token, subject.class_word)})
     config = config.changed(asked)
@@ -169,12 +170,6 @@ def _changed(session: Session, requested: Requested, differing: list[Difference]
     if config.resolution != session.config.resolution:
         _crop_again(session, config.resolution, report)
     return session.with_values(base_model, subject, config)
-
-
-def _moved(config: Config, before: Config, after: Config) -> Config:
-    """Return settings with the defaults of one base model replaced by those of another; other values stay."""
-    values, old, new = (dict(flat(each.model_dump())) for each in (config, before, after))
-    return config.changed({name: new[name] for name in values if values[name] == old[name] != new[name]})
 
 
 def _crop_again(session: Session, size: int, report: Report) -> None:

@@ -123,7 +123,8 @@ def new(
     check_name(name)
     check_free(name, root)
     base = located_base(check_chosen(base), root)
-    config = Config().changed({**recommended(base, class_word), **(settings or {})})
+    config = Config().changed(settings or {})
+    config = Config().changed({**recommended(base, class_word, config.method), **(settings or {})})
     if (token or class_word) and not config.captions.instance_prompt:
         config = config.changed({"captions.instance_prompt": instance_prompt(token, class_word)})
         report.note(Note("instance prompt", config.captions.instance_prompt))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, ValidationInfo, create_model, field_validator, model_validator
 
+from fastdb.config.lora import LoRAConfig
 from fastdb.config.validation import Settings, build
 from fastdb.errors import ConfigError
 from fastdb.reporting import SILENT, Note, Report, counted
@@ -246,10 +247,14 @@ class Config(Settings):
     min_snr_gamma: float = Field(
         0, ge=0, le=100, description="Gamma of Min-SNR loss weighting (Hang et al. 2023, who use 5); 0 turns it off."
     )
+    method: Literal["full", "lora"] = Field(
+        "full", description="full: all weights of a part train; lora: only low-rank adapters, whose files are small."
+    )
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     unet: UNetConfig = UNetConfig()
     prior: PriorConfig = PriorConfig()
     captions: CaptionConfig = CaptionConfig()
+    lora: LoRAConfig = LoRAConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
     samples: SampleConfig = SampleConfig()

@@ -20,6 +20,7 @@ from fastdb.models.diffusers_folder import read_config, weight_file
 from fastdb.models.export import Planned, largest_magnitude, plan_parts
 from fastdb.models.inspect import inspect, model_layout
 from fastdb.models.layouts.layout import modern_name
+from fastdb.models.lora.adapter import Adapter, is_adapter, merged, read_adapter
 from fastdb.storage.atomic_write import explained
 
 if TYPE_CHECKING:
@@ -36,17 +37,20 @@ def load_part(folder: Path, part: str, dtype: torch.dtype = torch.float32, *, we
         part: `unet`, `vae`, `text_encoder` or `text_encoder_2`.
         dtype: of the weights in memory. They are copies: the file may be deleted.
         weights: safetensors file in diffusers naming that replaces the base model's own; old or new naming, text
-            encoder with or without `text_model.`.
+            encoder with or without `text_model.`. An adapter of a checkpoint is merged into the base model's weights.
 
     Raises:
         ModelError: damaged file, missing, unexpected or misshapen tensors, NaN or infinity in a weight.
     """
     module = _empty(part, read_config(folder / part / "config.json"))
     file = weights or weight_file(folder, part)
+    adapters: list[Adapter] = []
+    if weights and is_adapter((opened := open_tensors(weights)).tensors):
+        file, adapters = weight_file(folder, part), [read_adapter(opened)]
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
         for name in stored.keys():  # noqa: SIM118 - no mapping, it has no iterator
-            yield name, stored.get_tensor(name)
+            yield name, merged(modern_name(part, name), stored.get_tensor(name), adapters)
 
     try:
         with explained(file), safe_open(file, framework="pt") as stored:

@@ -1,4 +1,4 @@
-"""Recommended settings for mini, whose size the defaults do not fit."""
+"""Recommended settings for mini, whose size the defaults do not fit, and for LoRA."""
 
 from __future__ import annotations
 
@@ -7,16 +7,26 @@ from typing import Any
 from fastdb.models.registry import MINI
 from fastdb.world.scene import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, prompt
 
+_LORA = {"unet.learning_rate": 1e-4, "text_encoder.learning_rate": 5e-5}
+"""Rates that sd-scripts documents for its initial values and targets; those of full fine-tuning barely move a LoRA."""
+_LORA_ON_MINI = {"unet.learning_rate": 6e-3, "text_encoder.learning_rate": 6e-3}
+"""As much higher than those of full fine-tuning as its adapters, which begin at zero, need."""
 
-def recommended(base: object, class_word: str) -> dict[str, Any]:
-    """Return dotted settings for sessions on a base model; empty for all but mini.
+
+def recommended(base: object, class_word: str, method: str = "full") -> dict[str, Any]:
+    """Return dotted settings for sessions on a base model; empty for full fine-tuning of all but mini.
 
     Args:
         base: the base model's name, path or link.
         class_word: the class that a fourth of the class images show.
+        method: "full" or "lora".
     """
     if str(base) != MINI:
-        return {}
+        return dict(_LORA) if method == "lora" else {}
+    return {**_on_mini(class_word), **(_LORA_ON_MINI if method == "lora" else {})}
+
+
+def _on_mini(class_word: str) -> dict[str, Any]:
     return {
         "resolution": 64,
         "batch_size": 2,

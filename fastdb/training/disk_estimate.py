@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from fastdb.runtime.gpu import has_nvidia_gpu
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import explained, make_folder
 from fastdb.storage.delete import bytes_of
+from fastdb.training.methods import Shapes, method_of
 
 _BLOCK = 256
 """Weights that share one scale in bitsandbytes' 8-bit moments (Dettmers et al. 2022, section 2.1)."""
@@ -28,9 +28,9 @@ _SMALL = 4096
 """Weights below which bitsandbytes keeps a tensor's moments in 32 bits."""
 _HEADER_ENTRY = 110
 """Bytes of a tensor's entry in a safetensors header."""
-_COMPRESSED_WEIGHTS, _COMPRESSED_MOMENTS = 0.72, 0.9
-"""Size of weights and moments in a compressed checkpoint, as a part of their raw size; the largest that was measured
-(benchmarks/RESULTS.md, "Compressed checkpoints": 0.57 and 0.69 for SD 1.5's UNet, small models up to these)."""
+_COMPRESSED_MOMENTS = 0.9
+"""Size of moments in a compressed checkpoint as a part of their raw size; the largest that was measured
+(benchmarks/RESULTS.md, "Compressed checkpoints": 0.69 for SD 1.5's UNet)."""
 
 _Weights = tuple[int, ...]
 """The number of weights in each tensor of a part."""
@@ -67,7 +67,9 @@ def need(session: Session, base: Path, restart: bool = False, from_step: int | N
         ModelError: the base model's weights cannot be read.
         StorageError: the disk fails.
     """
-    config, weights = session.config, {part: _weights_of(base, part) for part in PARTS}
+    config, shapes = session.config, {part: _shapes_of(base, part) for part in PARTS}
+    method = method_of(config)
+    trained = {part: method.counts(part, shapes[part]) for part in STAGES}
     images, last = _class_images(session), config.checkpoints.keep_last
     here, each, kept, peak, optimizer = {}, {}, 0, 0, _optimizer(config, [])
     for stage in STAGES:
@@ -79,14 +81,14 @@ def need(session: Session, base: Path, restart: bool = False, from_step: int | N
         if done >= steps:
             continue
         optimizer = _optimizer(config, published)
-        here[stage], each[stage] = _checkpoint_bytes(config, stage, weights, optimizer)
+        here[stage], each[stage] = _checkpoint_bytes(config, stage, trained, optimizer)
         before, milestones = min(len(published), last), _milestones(config, done, steps)
         peak = max(peak, kept + each[stage] * (min(before + steps - done, last + 1) - before + milestones))
         kept += each[stage] * (min(before + steps - done, last) - before + milestones)
     if not each:
         return Need({}, {}, 0, 0, optimizer)
     # Both kinds of file, in half precision.
-    export = 2 * sum(_file_bytes(counts, 2) for counts in weights.values())
+    export = 2 * _file_bytes(method.exported(shapes), 2)
     first = images + sum(each.values())
     return Need(here, each, first, max(first, images + max(peak, kept + export)), optimizer)
 
@@ -150,7 +152,7 @@ def _checkpoint_bytes(config: Config, stage: str, weights: dict[str, _Weights], 
     plain = sum(_file_bytes(weights[part], 4) for part in parts)
     plain += _file_bytes(weights["unet"], 4) if stage == "unet" and config.unet.ema_decay else 0
     moments = sum(moment_bytes(weights[part], optimizer) for part in parts)
-    return plain + moments, int(plain * _COMPRESSED_WEIGHTS + moments * _COMPRESSED_MOMENTS)
+    return plain + moments, int(plain * method_of(config).compressed + moments * _COMPRESSED_MOMENTS)
 
 
 def _file_bytes(weights: _Weights, bytes_each: int) -> int:
@@ -168,9 +170,8 @@ def moment_bytes(weights: _Weights, optimizer: str) -> int:
     return small * 8 + large * 2 + 2 * 4 * large // _BLOCK + tables + tensors * 6 * _HEADER_ENTRY
 
 
-def _weights_of(base: Path, part: str) -> _Weights:
-    tensors = open_tensors(weight_file(base, part)).tensors
-    return tuple(math.prod(info.shape) for name, info in tensors.items() if not name.endswith("position_ids"))
+def _shapes_of(base: Path, part: str) -> Shapes:
+    return {name: info.shape for name, info in open_tensors(weight_file(base, part)).tensors.items()}
 
 
 def _milestones(config: Config, done: int, steps: int) -> int:

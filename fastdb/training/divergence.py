@@ -66,7 +66,8 @@ def remedy(session: Session, stage: str, losses: Mapping[int, float]) -> str:
         losses: see `explained`; checkpoints contain those of earlier runs.
     """
     config, name = session.config, session.name
-    usual = Config().changed(recommended(session.record.base_model.folder, session.record.subject.class_word))
+    subject = session.record.subject
+    usual = Config().changed(recommended(session.record.base_model.folder, subject.class_word, config.method))
     if stage == "text_encoder":
         rate = _lower(config.text_encoder.learning_rate, usual.text_encoder.learning_rate)
         return (

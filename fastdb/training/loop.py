@@ -81,7 +81,9 @@ class Loop:
                 fused into the backward pass.
         """
         steps, config = self.stage.steps, self.config
-        movement = Movement(self.stage.name, self.stage.trained)
+        movement = Movement(
+            self.stage.name, {part: self.stage.weights(part) for part in self.stage.trained}, self.stage.method.rate
+        )
         self._check_accumulation()
         self.done = start
         for step in range(start, steps):
@@ -119,8 +121,7 @@ class Loop:
         try:
             with self._fused.discards() if self._fused is not None else nullcontext():
                 self._backward(0, self.batches.at(0, 0), update=False)
-            weights = [weight for module in self.stage.trained.values() for weight in module.parameters()]
-            torch.nn.utils.clip_grad_norm_(weights, self._largest_norm)
+            torch.nn.utils.clip_grad_norm_(self.stage.all_weights, self._largest_norm)
         finally:
             self.optimizer.zero_grad(set_to_none=True)
         # 4,096 weights are enough for 8-bit moments.
@@ -220,8 +221,7 @@ class Loop:
             Divergence: the gradient is not finite, and nothing or too much has been skipped.
         """
         stage = self.stage
-        weights = [weight for module in stage.trained.values() for weight in module.parameters()]
-        norm = self.accelerator.clip_grad_norm_(weights, self._largest_norm)
+        norm = self.accelerator.clip_grad_norm_(stage.all_weights, self._largest_norm)
         if math.isfinite(float(norm)):
             stage.skipped = 0
             return

@@ -22,7 +22,7 @@ from fastdb.runtime.device import Device
 from fastdb.training.batches import Group
 from fastdb.training.disk_estimate import moment_bytes
 from fastdb.training.fused_backward import TOGETHER
-from fastdb.training.stages import Stage
+from fastdb.training.stages import Stage, checkpoint_gradients
 
 COPY = "copy"
 """Share of a checkpoint's copy in memory; without it training waits while a checkpoint is written."""
@@ -52,7 +52,7 @@ def predicted_shares(
         stage: only shapes are used, so it may be trained with other settings than `config`.
         peaks: of earlier predictions for the stage, which are not computed again.
     """
-    trained = [weight for module in stage.trained.values() for weight in module.parameters()]
+    trained = stage.all_weights
     modules = {id(module): module for module in (*stage.trained.values(), stage.unet)}
     sizes, on_cpu = [4 * weight.numel() for weight in trained], device.kind == "cpu"
     averaged = "unet" in stage.settings and config.unet.ema_decay and (on_cpu or not config.unet.ema_on_cpu)
@@ -67,7 +67,7 @@ def predicted_shares(
         "weights": sum(weight.nbytes for module in modules.values() for weight in module.parameters()),
         "gradients": gradients,
         "moments": moment_bytes(tuple(weight.numel() for weight in trained), optimizer),
-        "average": 4 * sum(weight.numel() for weight in stage.unet.parameters()) if averaged else 0,
+        "average": 4 * sum(weight.numel() for weight in stage.weights("unet")) if averaged else 0,
         "activations": max(0, int(slack * peaks[key]) - gradients),
         "cache": sum(2 * group.latents.mean.shape[:2].numel() * 4 * _side(config) ** 2 for group in groups),
     }
@@ -107,11 +107,13 @@ def _peak(stage: Stage, config: Config, device: Device, rows: int, channels: int
     meter = _Meter()
     with _isolated(), FakeTensorMode(allow_non_fake_inputs=True):
         for name, module in parts.items():
-            _without_data(module, device, torch.float32 if name in stage.trained else device.half)
-            module.train().requires_grad_(name in stage.trained)
+            trains = name in stage.trained
+            _without_data(module, device, stage.method.dtype(device.half) if trains else device.half)
+            module.train().requires_grad_(False)
+            if trains:
+                stage.method.attach(module, name)
             if config.gradient_checkpointing:
-                enable = getattr(module, "enable_gradient_checkpointing", None) or module.gradient_checkpointing_enable
-                enable()
+                checkpoint_gradients(module)
         with _gradients_of(parts, config, meter), meter:
             _pass(unet, encoder, config, device, rows, channels)
     return meter.peak

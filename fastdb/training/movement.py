@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -23,11 +22,13 @@ class Movement:
 
     Attributes:
         stage: name of the stage.
-        parts: the trained modules by name.
+        parts: the weights of each part that train.
+        rate: a usual learning rate, for the remedy.
     """
 
     stage: str
-    parts: Mapping[str, Any]
+    parts: Mapping[str, Iterable[torch.Tensor]]
+    rate: str = "2e-6"
     _before: dict[str, torch.Tensor] = field(default_factory=dict)
     _steps: dict[str, int] = field(default_factory=dict)
     _moved: set[str] = field(default_factory=set)
@@ -59,12 +60,12 @@ class Movement:
                     f"no weight of {part} has changed in {self._steps[part]} of its steps, with a learning rate of "
                     f"{rates[part]:g}",
                     where=f"{self.stage} stage",
-                    fix=f"Run the same command with a higher rate, such as {again} --set {part}.learning_rate=2e-6.",
+                    fix=f"Run the same command with a higher rate, such as {again} --set "
+                    f"{part}.learning_rate={self.rate}.",
                 )
 
 
-def _sums(module: torch.nn.Module) -> torch.Tensor:
+def _sums(weights: Iterable[torch.Tensor]) -> torch.Tensor:
     """Return the sum of the bits of each weight tensor as integers, int64 (tensors,)."""
     bits = {2: torch.int16, 4: torch.int32}
-    weights = [weight.detach() for weight in module.parameters()]
-    return torch.stack([weight.view(bits[weight.element_size()]).sum(dtype=torch.int64) for weight in weights])
+    return torch.stack([weight.detach().view(bits[weight.element_size()]).sum(dtype=torch.int64) for weight in weights])

@@ -237,7 +237,8 @@ def _differences(then: dict[str, Any], now: dict[str, Any], checkpoint: Checkpoi
 def _settings(config: Config) -> dict[str, Any]:
     """Return the settings a result depends on by their dotted names."""
     settings = flat(config.model_dump(mode="json"))
-    return {name: value for name, value in settings if not name.startswith(_FREE) and name not in _MACHINE}
+    unused = (*_FREE, *(["lora."] if config.method == "full" else []))
+    return {name: value for name, value in settings if not name.startswith(unused) and name not in _MACHINE}
 
 
 def _until(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -163,7 +163,7 @@ class Saver:
         tensors, numbers = state_tensors(optimizer)
         contents = {OPTIMIZER: tensors}
         for part, module in stage.trained.items():
-            contents[f"{part}{RAW}"] = accelerator.unwrap_model(module).state_dict()
+            contents[f"{part}{RAW}"] = stage.method.state(accelerator.unwrap_model(module))
         if stage.average is not None:
             contents[f"{stage.name}{AVERAGE}{RAW}"] = stage.average.state_dict()
         state = {

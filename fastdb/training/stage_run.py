@@ -171,7 +171,7 @@ def _build(name: str, run: StageRun) -> Observers:
     weights = raw_files(stands.training_weights, base.folder)
     every = [*prompts, *sampler.prompts, ""]
     stage = prepared.determinism.run(lambda: build_stage(name, base, config, prepared.device, weights, every))
-    parameters = [module.parameters() for module in stage.trained.values()]
+    parameters = [stage.weights(part) for part in stage.trained]
     optimizer = make_optimizer(prepared.optimizer, parameters, config.optimizer)
     optimizer = stage.prepare(accelerator, optimizer)
     if name in stands.checkpoints:

@@ -18,6 +18,7 @@ from fastdb.models.loading import load_part, load_tokenizer
 from fastdb.runtime.device import Device
 from fastdb.training.caches import cache_embeddings, token_ids
 from fastdb.training.ema import Average
+from fastdb.training.methods import Full, Method, method_of
 from fastdb.training.schedules import rate_at
 
 RECENT = 20
@@ -31,10 +32,11 @@ class Stage:
     Attributes:
         name: "text_encoder" or "unet", the part that the stage is named after.
         settings: steps and rate of each part that trains, by the part's name.
-        trained: the modules that get gradients, float32, by the part's name; two in joint mode.
+        trained: the modules that get gradients, by the part's name; two in joint mode.
         unet: the UNet; among `trained` in the UNet stage.
         embed: maps the text encoder, if it trains, and prompts to embeddings (prompts, 77, width) on the device.
-        average: running average of the UNet's weights, if the settings have one.
+        method: decides which weights of these modules train.
+        average: running average of the UNet's trained weights, if the settings have one.
         skipped: steps in a row, up to the last, that the gradient scaler skipped.
         losses: of the last steps.
         steps: number of steps in all.
@@ -45,6 +47,7 @@ class Stage:
     trained: dict[str, Any]
     unet: Any
     embed: Callable[[Any, Sequence[str]], torch.Tensor]
+    method: Method = field(default_factory=Full)
     average: Average | None = None
     skipped: int = 0
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
@@ -52,6 +55,15 @@ class Stage:
 
     def __post_init__(self) -> None:
         self.steps = _steps_of(self.settings[self.name])
+
+    def weights(self, part: str) -> list[torch.nn.Parameter]:
+        """Return the weights of a part that train."""
+        return list(self.method.weights(self.trained[part]).values())
+
+    @property
+    def all_weights(self) -> list[torch.nn.Parameter]:
+        """The weights of all parts that train."""
+        return [weight for part in self.trained for weight in self.weights(part)]
 
     def begin_step(self, step: int) -> dict[str, float]:
         """Return the rate of each part after `step` done steps, and freeze parts whose steps are over.
@@ -79,7 +91,8 @@ class Stage:
         self.unet = self.trained.get("unet", self.unet)
         own = self.settings[self.name]
         if isinstance(own, UNetConfig) and own.ema_decay:
-            self.average = Average(accelerator.unwrap_model(self.unet), own.ema_decay, own.ema_on_cpu)
+            unet = accelerator.unwrap_model(self.unet)
+            self.average = Average(unet, own.ema_decay, own.ema_on_cpu, self.method)
         whole: torch.optim.Optimizer = prepared
         return whole
 
@@ -101,15 +114,16 @@ def build_stage(
         ModelError: the base model or the weights cannot be loaded.
     """
     if name == "text_encoder":
-        return _text_encoder_stage(base, config, device, weights.get(name))
+        return _text_encoder_stage(base, config, device, weights)
     if is_joint(config):
-        return _joint_stage(base, config, device, weights.get(name), weights.get("text_encoder"))
-    return _unet_stage(base, config, device, weights.get(name), weights.get("text_encoder"), prompts)
+        return _joint_stage(base, config, device, weights)
+    return _unet_stage(base, config, device, weights, prompts)
 
 
-def _text_encoder_stage(base: BaseModel, config: Config, device: Device, weights: Path | None) -> Stage:
+def _text_encoder_stage(base: BaseModel, config: Config, device: Device, weights: Mapping[str, Path]) -> Stage:
     """Return the stage that trains the text encoder; the UNet is frozen in half precision and passes the gradient."""
-    text_encoder = load_part(base.folder, "text_encoder", torch.float32, weights=weights)
+    method, part = method_of(config), "text_encoder"
+    text_encoder = method.load(base.folder, part, device.half, weights.get(part))
     unet = load_part(base.folder, "unet", device.half)
     unet.requires_grad_(False).eval().to(device.kind)
     _train_mode(text_encoder, config)
@@ -117,44 +131,41 @@ def _text_encoder_stage(base: BaseModel, config: Config, device: Device, weights
         # The gradient flows through its activations on the way to the text encoder.
         unet.enable_gradient_checkpointing()
         unet.train()
-    settings = {"text_encoder": config.text_encoder}
-    return Stage("text_encoder", settings, {"text_encoder": text_encoder}, unet, _embedder(base, device))
+    settings = {part: config.text_encoder}
+    return Stage(part, settings, {part: text_encoder}, unet, _embedder(base, device), method)
 
 
 def _unet_stage(
-    base: BaseModel,
-    config: Config,
-    device: Device,
-    weights: Path | None,
-    text_encoder: Path | None,
-    prompts: Sequence[str],
+    base: BaseModel, config: Config, device: Device, weights: Mapping[str, Path], prompts: Sequence[str]
 ) -> Stage:
     """Return the stage that trains the UNet; the text encoder embeds every prompt once and is freed."""
+    text_encoder = weights.get("text_encoder")
     encoder = load_part(base.folder, "text_encoder", torch.float32, weights=text_encoder).to(device.kind).eval()
     embeddings = cache_embeddings(encoder, load_tokenizer(base.folder), prompts)
     del encoder
-    unet = load_part(base.folder, "unet", torch.float32, weights=weights)
+    method = method_of(config)
+    unet = method.load(base.folder, "unet", device.half, weights.get("unet"))
     _train_mode(unet, config)
 
     def embed(_trained: Any, prompts: Sequence[str]) -> torch.Tensor:
         return torch.stack([embeddings[prompt] for prompt in prompts]).to(device.kind)
 
-    return Stage("unet", {"unet": config.unet}, {"unet": unet}, unet, embed)
+    return Stage("unet", {"unet": config.unet}, {"unet": unet}, unet, embed, method)
 
 
-def _joint_stage(
-    base: BaseModel, config: Config, device: Device, weights: Path | None, text_encoder: Path | None
-) -> Stage:
+def _joint_stage(base: BaseModel, config: Config, device: Device, weights: Mapping[str, Path]) -> Stage:
     """Return the stage that trains the UNet, and with it the text encoder until its own steps are over.
 
     Extensions train the UNet alone, unless the text encoder has own steps left.
     """
-    unet = load_part(base.folder, "unet", torch.float32, weights=weights)
-    encoder = load_part(base.folder, "text_encoder", torch.float32, weights=text_encoder)
+    method = method_of(config)
+    unet, encoder = (
+        method.load(base.folder, part, device.half, weights.get(part)) for part in ("unet", "text_encoder")
+    )
     _train_mode(unet, config)
     _train_mode(encoder, config)
     settings: dict[str, TextEncoderConfig | UNetConfig] = {"unet": config.unet, "text_encoder": config.text_encoder}
-    return Stage("unet", settings, {"unet": unet, "text_encoder": encoder}, unet, _embedder(base, device))
+    return Stage("unet", settings, {"unet": unet, "text_encoder": encoder}, unet, _embedder(base, device), method)
 
 
 def _embedder(base: BaseModel, device: Device) -> Callable[[Any, Sequence[str]], torch.Tensor]:
@@ -169,7 +180,15 @@ def _embedder(base: BaseModel, device: Device) -> Callable[[Any, Sequence[str]],
 
 
 def _train_mode(module: Any, config: Config) -> None:
-    module.requires_grad_(True).train()
+    module.train()
     if config.gradient_checkpointing:
-        enable = getattr(module, "enable_gradient_checkpointing", None) or module.gradient_checkpointing_enable
-        enable()
+        checkpoint_gradients(module)
+
+
+def checkpoint_gradients(module: Any) -> None:
+    """Enable gradient checkpointing in a module of diffusers or transformers."""
+    if hasattr(module, "enable_gradient_checkpointing"):
+        module.enable_gradient_checkpointing()
+    else:
+        # The reentrant form of transformers before 5 yields no gradients if no input of a block has one.
+        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -99,7 +99,7 @@ class Steps:
 
     def __init__(self) -> None:
         self.module = torch.nn.Linear(2, 2)
-        self.movement = Movement("unet", {"unet": self.module})
+        self.movement = Movement("unet", {"unet": list(self.module.parameters())})
 
     def take(self, change: float, rate: float = 1.0, skipped: bool = False, last: bool = False) -> None:
         """Take a step."""
