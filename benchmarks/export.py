@@ -22,7 +22,7 @@ import numpy as np
 from fastdb import console, demo
 from fastdb.commands import sessions, training
 from fastdb.commands.trial import trial_photos
-from fastdb.evaluation.prompts import words_of
+from fastdb.measures.words import words_of
 from fastdb.models.registry import MINI
 from fastdb.models.resolve import ensure_base
 from fastdb.reporting import format_bytes

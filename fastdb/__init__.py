@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         show,
         stop,
         train,
+        try_token,
     )
     from fastdb.notebook.set_up import set_up
     from fastdb.sessions.session import Session
@@ -61,6 +62,7 @@ __all__ = [
     "show",
     "stop",
     "train",
+    "try_token",
 ]
 
 _MODULES = {
@@ -86,6 +88,7 @@ _MODULES = {
     "show": "interactive",
     "stop": "interactive",
     "train": "interactive",
+    "try_token": "interactive",
 }
 
 

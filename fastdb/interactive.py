@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from fastdb.commands import changed_photos, results, session_changes, sessions, sharing, training
-from fastdb.console import ConsoleReport, show_evaluation, show_overview, show_sessions, whole_output
+from fastdb.commands import changed_photos, results, session_changes, sessions, sharing, token_trial, training
+from fastdb.console import ConsoleReport, show_evaluation, show_overview, show_sessions, show_token_trial, whole_output
 from fastdb.sessions.session import Session, SessionLike
 
 P = ParamSpec("P")
@@ -66,5 +66,6 @@ def show(session: SessionLike, root: str | Path | None = None) -> Session:
     return overview.session
 
 
+try_token = _printing(token_trial.try_token, show_token_trial)
 evaluate = _printing(results.evaluate, show_evaluation)
 open_or_new = _printing(session_changes.open_or_new, show)

@@ -185,6 +185,7 @@ def test_all_the_way(refused: list[str], awkward: Path, tmp_path: Path) -> None:
     from fastdb.commands.results import export
 
     settings = {
+        "token.try": "off",
         "text_encoder.steps": 1, "unet.steps": 1, "prior.class_images": 0, "captions.caption_files": True,
         "samples.every_steps": 1, "samples.steps": 1, "samples.prompts": NAMES[:-1:12],
     }  # fmt: skip

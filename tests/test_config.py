@@ -310,6 +310,7 @@ def test_the_settings_a_person_meets_are_these() -> None:
         "samples.seed",
         "samples.steps",
         "samples.guidance",
+        "token.try",
         "environment.pass",
     ]
 
@@ -322,7 +323,7 @@ def test_variables_to_pass_are_a_list_of_names(names: object) -> None:
 
 def test_every_setting_has_its_sentence() -> None:
     groups = [Config, *(type(value) for value in dict(Config()).values() if hasattr(value, "model_dump"))]
-    assert len(groups) == 10
+    assert len(groups) == 11
     for group in groups:
         assert group.__doc__
         for name, field in group.model_fields.items():

@@ -50,6 +50,7 @@ from fastdb.world.scene import BACKGROUNDS, COLOURS, Scene, parse_prompt
 from fastdb.world.subjects import PLACES, SUBJECTS
 
 FEWER: dict[str, Any] = {
+    "token.try": "off",
     "text_encoder.steps": 4,
     "text_encoder.learning_rate": 1e-2,
     "unet.steps": 20,

@@ -22,7 +22,7 @@ from fastdb.commands import results, sessions, training
 from fastdb.runtime.paths import work_folder
 from fastdb.training.process import training_lock
 
-SETTINGS = {"unet.steps": 3, "text_encoder.steps": 1, "prior.class_images": 0}
+SETTINGS = {"token.try": "off", "unet.steps": 3, "text_encoder.steps": 1, "prior.class_images": 0}
 
 REFUSED = """
 $ new
@@ -257,6 +257,16 @@ $ generate cup --seed 99999999999999999999
     seed 99999999999999999999 is not between 0 and 2^63. Try 0.
 $ generate cup --output a.jpg
     {here}/a.jpg is not a folder. Choose another folder.
+$ try-token
+    fastdb try-token: the argument 'name' is missing.
+$ try-token cop
+    cop: there is no session of this name in
+$ try-token cup --first-seed -1
+    fastdb try-token --first-seed must be a whole number, 0 or more.
+$ try-token cup ""
+    cup: there is no token to try. Name one: fastdb try-token cup TOKEN
+$ new dog photos --base mini --set token=ohwx
+    there is no setting token: token, class and base model are changed with fastdb change.
 $ generate cup --base sd15
     cup: a session has its own base model. Leave out the base model.
 $ generate lora.safetensors "a photo"

@@ -86,6 +86,7 @@ def test_the_public_list_is_this() -> None:
         "show",
         "stop",
         "train",
+        "try_token",
     ]
     assert fastdb.__all__ == sorted(fastdb.__all__)
     assert len(fastdb.__all__) <= 30

@@ -11,6 +11,7 @@ from fastdb.checkpoints.checkpoint import UNFINISHED, complete
 from fastdb.checkpoints.progress import STAGES, progress_of, steps_of
 from fastdb.checkpoints.retention import retention, spare
 from fastdb.sessions.session import Session
+from fastdb.sessions.token_trial import UNTRAINED
 from fastdb.storage.atomic_write import is_temporary
 from fastdb.storage.delete import bytes_of
 from fastdb.storage.set_aside import ASIDE
@@ -43,7 +44,7 @@ _KINDS_OF = {
     "logs": "logs",
 }
 _EXPORT = r"{name}(_step_\d+(_fp32(_\d+)?)?)?\.(safetensors|ckpt)"
-_SAMPLE = re.compile(rf"({'|'.join(STAGES)})-\d+-\d+\.png")
+_SAMPLE = re.compile(rf"({'|'.join((*STAGES, *UNTRAINED))})-\d+-\d+\.png|(tokens-)?untrained\.(png|json)")
 _CLASS_IMAGE = re.compile(r"class-\d{4,}\.png")
 
 

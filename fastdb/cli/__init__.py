@@ -26,6 +26,7 @@ VERBS = {
     "add-images": ("sessions", "Clean, crop and add photos."),
     "remove-images": ("sessions", "Take photos out of a session."),
     "train": ("training", "Train a session, or resume."),
+    "try-token": ("training", "Try tokens with the untrained base model."),
     "extend": ("training", "Add steps to a session; `fastdb train` then runs them."),
     "stop": ("training", "Ask a running trainer to save a checkpoint and stop."),
     "publish": ("training", "Publish local checkpoints to the session."),

@@ -72,3 +72,11 @@ class Schedule(StrEnum):
     hold = "hold"
     rewarm = "rewarm"
     decay = "decay"
+
+
+class Measure(StrEnum):
+    """Readers of pictures."""
+
+    auto = "auto"
+    drawn = "drawn"
+    clip = "clip"

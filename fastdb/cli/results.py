@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fastdb.cli.options import Name, Precision, Render, Root, path
+from fastdb.cli.options import Measure, Name, Precision, Render, Root, path
 from fastdb.commands import results as verbs
 from fastdb.console import ConsoleReport, show_evaluation
 from fastdb.errors import ConfigError
@@ -19,14 +19,6 @@ class Format(StrEnum):
 
     safetensors = "safetensors"
     ckpt = "ckpt"
-
-
-class Measure(StrEnum):
-    """Measures of an evaluation."""
-
-    auto = "auto"
-    drawn = "drawn"
-    clip = "clip"
 
 
 def export(

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from fastdb.cli.options import Name, Root, Schedule, Set
+from fastdb.cli.options import Measure, Name, Root, Schedule, Set
+from fastdb.commands import token_trial
 from fastdb.commands import training as verbs
 from fastdb.config import parse_settings
-from fastdb.console import ConsoleReport
+from fastdb.console import ConsoleReport, show_token_trial
 from fastdb.errors import ConfigError
 
 EXIT_CODES = {"interrupted": 130, "stopped": 3}
@@ -59,6 +60,28 @@ def train(
     )
     if outcome in EXIT_CODES:
         raise typer.Exit(EXIT_CODES[outcome])
+
+
+def try_token(
+    name: Name,
+    tokens: Annotated[list[str] | None, typer.Argument(help="Tokens to try.", show_default="the session's own")] = None,
+    measure: Annotated[
+        Measure, typer.Option(help="drawn: the judge of mini's drawn world; clip: CLIP, if it is here.")
+    ] = Measure.auto,
+    first_seed: Annotated[
+        int | None, typer.Option(min=0, help="Another number gives other images.", show_default="the session's seed")
+    ] = None,
+    root: Root = None,
+) -> None:
+    """Try tokens with the untrained base model.
+
+    A token that means something to it hides the class; fastdb train warns of that too.
+    """
+    report = ConsoleReport()
+    trial = token_trial.try_token(
+        name, tokens or (), measure=measure.value, first_seed=first_seed, root=root, report=report
+    )
+    show_token_trial(trial)
 
 
 def extend(

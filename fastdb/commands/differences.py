@@ -17,7 +17,7 @@ from fastdb.training import process
 from fastdb.training.schedules import rate_at, rate_text
 
 CHANGEABLE = (
-    *("checkpoints.", "samples.", "environment."),
+    *("checkpoints.", "samples.", "token.", "environment."),
     *("precision", "gradient_checkpointing", "split_batches", "deterministic", "unet.ema_on_cpu"),
     *("optimizer.name", "optimizer.fused_backward_pass"),
 )

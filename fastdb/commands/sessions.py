@@ -34,6 +34,7 @@ from fastdb.sessions.exports import locate_file
 from fastdb.sessions.lease_status import in_use, refuse_elsewhere
 from fastdb.sessions.session import Session, SessionLike, check_free, check_name
 from fastdb.sessions.session_yaml import Extended, Revision, Subject
+from fastdb.sessions.token_trial import TokenTrial, recorded
 from fastdb.storage.atomic_write import explained
 from fastdb.storage.delete import bytes_of
 from fastdb.storage.drive_uploads import waits_for_upload
@@ -85,6 +86,8 @@ class Overview:
     """How each run ended; an empty outcome has no recorded end."""
     extended: tuple[Extended, ...]
     revised: tuple[Revision, ...]
+    token_trial: TokenTrial | None
+    """What the untrained base drew for the present token, if it was tried."""
     exports: tuple[ExportState, ...]
     unpublished: tuple[str, ...]
     """Checkpoints on this machine only that another machine would need to resume."""
@@ -272,6 +275,7 @@ def show(session: SessionLike, root: str | Path | None = None) -> Overview:
         outcomes=tuple(run.outcome for run in session.record.runs),
         extended=session.extensions,
         revised=session.record.revised,
+        token_trial=_token_trial(session),
         exports=tuple(export_states(session)),
         unpublished=tuple(checkpoint.path.name for checkpoint in pending(session)),
         not_uploaded=tuple(_not_uploaded(session)),
@@ -344,6 +348,13 @@ def _not_uploaded(session: Session) -> list[str]:
     paths += [*session.exports, session.instance_images]
     with explained(session.path):
         return [path.name for path in paths if path.exists() and waits_for_upload(path)]
+
+
+def _token_trial(session: Session) -> TokenTrial | None:
+    """Return the recorded trial, unless token or class have changed since."""
+    trial, subject = recorded(session), session.record.subject
+    same = trial is not None and (trial.token, trial.class_word) == (subject.token, subject.class_word)
+    return trial if same else None
 
 
 def _photos(folder: Path) -> list[Path]:

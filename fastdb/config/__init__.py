@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, ValidationInfo, create_model, field_validator, model_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from fastdb.config.keyword_names import EnvironmentConfig, TokenConfig
 from fastdb.config.lora import LoRAConfig
 from fastdb.config.validation import Settings, build
 from fastdb.errors import ConfigError
@@ -202,29 +209,6 @@ class SampleConfig(Settings):
     guidance: float = Field(7.5, ge=0, le=50, description="Classifier-free guidance scale.")
 
 
-class _Environment(Settings):
-    """Environment of the trainer's process."""
-
-    @property
-    def passed(self) -> tuple[str, ...]:
-        """Names of the variables in `pass`, which is no name in Python."""
-        names: tuple[str, ...] = getattr(self, "pass")
-        return names
-
-
-if TYPE_CHECKING:
-    EnvironmentConfig = _Environment
-else:
-    _VARIABLE = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-    _PASS = Field((), description="Names of further environment variables that the trainer inherits.")
-    EnvironmentConfig = create_model(
-        "EnvironmentConfig",
-        __base__=_Environment,
-        __doc__=_Environment.__doc__,
-        **{"pass": (tuple[_VARIABLE, ...], _PASS)},
-    )
-
-
 class Config(Settings):
     """All settings of a session."""
 
@@ -258,6 +242,7 @@ class Config(Settings):
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
     samples: SampleConfig = SampleConfig()
+    token: TokenConfig = TokenConfig()
     environment: EnvironmentConfig = EnvironmentConfig()
 
     @field_validator("resolution")

@@ -75,6 +75,8 @@ def _sentence(kind: type[Settings], fault: Mapping[str, Any]) -> str:
             return f"there is no setting {name}: token, class and base model are changed with fastdb change"
         near = difflib.get_close_matches(name, _names(kind), n=1, cutoff=0.5)
         return f"there is no setting {name}" + (f" (did you mean {near[0]}?)" if near else "")
+    if name in _WORDS and fault["type"] in ("model_type", "dict_type"):
+        return f"there is no setting {name}: token, class and base model are changed with fastdb change"
     if fault["type"] == "missing":
         return f"{name} is missing"
     rule = _RULES.get(fault["type"], "")

@@ -8,6 +8,7 @@ from fastdb.console.tables import (
     show_overview,
     show_removal,
     show_sessions,
+    show_token_trial,
     show_usage,
 )
 from fastdb.console.terminal import bar, boundary, complain, reword, say, table, whole_output
@@ -29,6 +30,7 @@ __all__ = [
     "show_overview",
     "show_removal",
     "show_sessions",
+    "show_token_trial",
     "show_usage",
     "table",
     "whole_output",

@@ -184,6 +184,20 @@ SENTENCES: dict[str, str] = {
         "Resuming with different hardware or precision ({reason}); results match only up to rounding"
     ),
     "checkpoint not saved": "Could not save checkpoint {subject}; training continues: {reason}",
+    "token hides class": "The untrained base model shows the class for {subject} in {reason}: "
+    "the token means something else to it",
+    "better tokens": "Tokens that do better: {subject}. To change it: fastdb change {reason}",
+    "better tokens for a copy": "Tokens that do better: {subject}. To train with one, copy the session: "
+    "fastdb duplicate {reason}",
+    "no better token": "No other token that was tried does better. To try yours: fastdb try-token {subject} TOKEN",
+    "token is common": "The token {subject!r} is a common word, whose meaning the subject has to replace. "
+    "A rare word is easier to train",
+    "token in pieces": "The tokenizer splits the token {subject!r} into {reason} pieces, each of which may have a "
+    "meaning. A rare word of one piece is easier to train",
+    "class not readable": "Nothing on this machine recognises {subject!r} in pictures. Compare them yourself: {reason}",
+    "token not tried": "The token was not tried: {reason}",
+    "trying token": "Trying {subject} with the untrained base model of {reason}",
+    "token pictures": "Pictures of the untrained base model: {subject}",
     "class images set aside": "Moved class images of another prompt or other settings ({reason}) to {subject}",
     "disk space tight": "Disk space is tight: {subject}. To save space, {reason}",
     "history not written": "Could not record the end of this run in session.yaml: {reason}",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fastdb.console.sentences import sentence
 from fastdb.console.terminal import say, table
 from fastdb.console.training_status import STAGE_TITLES
-from fastdb.reporting import argument, format_bytes
+from fastdb.reporting import argument, counted, format_bytes
 
 if TYPE_CHECKING:
     from fastdb.commands.export_states import ExportState
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fastdb.commands.space import Disk, Removal, SessionUsage, Usage
     from fastdb.evaluation.report import Evaluation
     from fastdb.runtime.doctor import Examination
+    from fastdb.sessions.token_trial import TokenTrial
     from fastdb.training.process import Activity
 
 _PROMPTS = 3
@@ -101,6 +102,7 @@ def show_overview(overview: Overview) -> None:
         ("subject", f"{record.subject.token} {record.subject.class_word}".strip() or "none set"),
         ("instance prompt", session.config.captions.instance_prompt or "from file names"),
         *_prompt_rows(overview),
+        *_token_rows(overview.token_trial),
         ("instance images", str(overview.images)),
         ("class images", f"{overview.class_images} of {session.config.prior.class_images}"),
         ("training", overview.progress),
@@ -124,6 +126,31 @@ def show_overview(overview: Overview) -> None:
         rows.append(("not uploaded", f"{_some(overview.not_uploaded)}: Google Drive has not uploaded them yet"))
     rows += _settings_rows(overview.settings)
     table(("session", session.name), rows)
+
+
+def show_token_trial(trial: TokenTrial) -> None:
+    """Print how often each token that was tried shows the class."""
+    none = "not read" if trial.class_shown is None else f"{trial.class_shown} of {trial.count}"
+    rows = [("(none)", trial.class_prompt, none, "")]
+    for tried in (*trial.tried, *trial.better):
+        remark = "common word" if tried.common else counted(tried.pieces, "piece")
+        rows.append(
+            (
+                tried.token,
+                tried.prompt,
+                "not read" if tried.shown is None else f"{tried.shown} of {trial.count}",
+                remark,
+            )
+        )
+    table(("token", "prompt", trial.class_word or "class", ""), rows)
+
+
+def _token_rows(trial: TokenTrial | None) -> list[tuple[str, str]]:
+    if trial is None or not trial.tried:
+        return []
+    shares = trial.share(trial.tried[0].shown) or "pictures not read"
+    without = f", {trial.class_shown} without the token" if trial.class_shown is not None else ""
+    return [("untrained base", f"{shares}{without}: untrained.png in samples/")]
 
 
 def _base(folder: str, fault: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastdb.reporting import format_bytes
 
-STAGE_TITLES = {"text_encoder": "Text encoder", "unet": "UNet"}
+STAGE_TITLES = {"text_encoder": "Text encoder", "unet": "UNet", "instance": "Instance prompt", "class": "Class prompt"}
 SMOOTHING = 0.95
 """Weight of the past in the smoothed loss: a mean over about 20 steps, since one step mostly shows its timestep."""
 _RATE_STEPS = 30

@@ -66,6 +66,7 @@ class TrainingView:
             "saved": self._saved,
             "published": self._published,
             "sample": self._sample,
+            "token": self._token,
             "note": self._note,
             "warning": self._warning,
             "end": self._end,
@@ -111,6 +112,7 @@ class TrainingView:
 
     def _progress(self, event: dict[str, Any]) -> None:
         bar = self._open(event["task"], event["total"], unit=event.get("unit", "it"))
+        bar.total = event["total"]
         bar.update(event["done"] - bar.n)
 
     def _stage(self, event: dict[str, Any]) -> None:
@@ -140,7 +142,13 @@ class TrainingView:
         self._seldom("Published to the session's folder", line)
 
     def _sample(self, event: dict[str, Any]) -> None:
-        say(f"Sample: {event['path']}")
+        if event["step"]:  # Those of the untrained base are on one sheet.
+            say(f"Sample: {event['path']}")
+
+    def _token(self, event: dict[str, Any]) -> None:
+        pairs = zip(event["prompts"], event["shares"], strict=True)
+        shown = ", ".join(f"{prompt!r}: {share}" if share else repr(prompt) for prompt, share in pairs)
+        say(f"The untrained base drew {shown}. Pictures: {event['sheet']}")
 
     def _note(self, event: dict[str, Any]) -> None:
         note = Note(event["kind"], event.get("subject", ""), event.get("reason", ""))

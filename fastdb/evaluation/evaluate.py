@@ -12,7 +12,7 @@ from fastdb.evaluation.candidates import Candidate, PictureCache, checkpoints_of
 from fastdb.evaluation.charts import curves_of, draw_curves, draw_grid
 from fastdb.evaluation.choose import Pick, Row, pick
 from fastdb.evaluation.options import Options, command
-from fastdb.evaluation.prompts import Protocol, custom_protocol, default_protocol, drawn_protocol, words_of
+from fastdb.evaluation.prompts import Protocol, custom_protocol, default_protocol, drawn_protocol
 from fastdb.evaluation.report import Evaluation, compare_export
 from fastdb.images.photo_files import photos_in
 from fastdb.images.photos import read_photo, save_png
@@ -20,6 +20,7 @@ from fastdb.inference.request import Request
 from fastdb.inference.samplers import DEFAULT
 from fastdb.measures.shots import Shot
 from fastdb.measures.values import Measure, Measured
+from fastdb.measures.words import words_of
 from fastdb.models.diffusers_folder import BaseModel
 from fastdb.models.registry import MINI
 from fastdb.models.resolve import ensure_base

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastdb.errors import ConfigError
-from fastdb.images.captions import instance_images_of
-from fastdb.measures.shots import CLASS, COLOURED, CONTEXT, GOALS, OTHERS, SUBJECT, Shot, contains, without
-from fastdb.sessions.session import Session
+from fastdb.measures.shots import CLASS, COLOURED, CONTEXT, GOALS, OTHERS, SUBJECT, Shot, contains, seed_of
+from fastdb.measures.words import Words
 from fastdb.world import scene
 
 ABOUT = {
@@ -99,7 +97,7 @@ class Protocol:
             for group in self.groups:
                 for prompt in group.prompts:
                     for number in range(turn * group.times, (turn + 1) * group.times):
-                        seed = _seed(self.first_seed, prompt, number)
+                        seed = seed_of(self.first_seed, prompt, number)
                         while seed in taken:
                             seed = (seed + 1) % 2**32
                         taken.add(seed)
@@ -107,48 +105,11 @@ class Protocol:
         return shots
 
 
-def _seed(first_seed: int, prompt: str, number: int) -> int:
-    """Return a seed below 2^32."""
-    return int.from_bytes(hashlib.sha256(f"{first_seed} {number} {prompt}".encode()).digest()[:4], "big")
-
-
-@dataclass(frozen=True)
-class Words:
-    """The instance prompts of a session, its identifier, its class word and the class prompt that it preserves.
-
-    All but the first may be empty.
-    """
-
-    instance_prompts: tuple[str, ...]
-    token: str
-    class_word: str
-    class_prompt: str = ""
-
-
-def words_of(session: Session, most: int = 4) -> Words:
-    """Return the words of a session, with at most `most` of the prompts of its images.
-
-    Raises:
-        ImageError: there are no instance images, or a caption cannot be read.
-    """
-    captions, subject = session.config.captions, session.record.subject
-    prompts = [captions.instance_prompt]
-    if not captions.instance_prompt:
-        folder = session.captions if captions.caption_files else None
-        prompts = [image.prompt for image in instance_images_of(session.instance_images, folder, None)]
-    kept = next((prompt for prompt in session.class_prompts if contains(prompt, subject.class_word)), "")
-    return Words(tuple(dict.fromkeys(prompts))[:most], subject.token, subject.class_word, kept)
-
-
 def default_protocol(words: Words, seeds: int, first_seed: int = 0) -> Protocol:
     """Return the protocol for a real model, about sixteen prompts derived from the session's words."""
     instance = words.instance_prompts
     contexts = tuple(f"{instance[number % len(instance)]} {place}" for number, place in enumerate(CONTEXTS))
-    # That which prior preservation keeps, if there is one.
-    plain = words.class_prompt or without(instance[0], words.token)
-    if plain == instance[0]:
-        plain = f"a photo of {words.class_word}" if words.class_word else ""
-    classes = (plain, f"{plain} {CONTEXTS[0]}") if plain else ()
+    classes = (words.plain, f"{words.plain} {CONTEXTS[0]}") if words.plain else ()
     others = tuple(prompt for prompt in UNRELATED if not contains(prompt, words.class_word))[:4]
     return Protocol(
         (

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from PIL import Image as pillow
 from PIL.Image import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -51,3 +52,12 @@ def png(picture: Image, parameters: str) -> bytes:
     info.add_text("parameters", parameters)
     picture.save(data, "PNG", pnginfo=info)
     return data.getvalue()
+
+
+def recorded_parameters(path: Path) -> str | None:
+    """Return the parameters in a PNG file; None without them, or if it cannot be read."""
+    try:
+        with pillow.open(path) as picture:
+            return picture.info.get("parameters")
+    except (OSError, SyntaxError):
+        return None

@@ -183,17 +183,18 @@ def _diversity(taken: Sequence[Taken], embedded: torch.Tensor) -> dict[int, floa
 class Clip:
     """CLIP model that embeds pictures and texts as vectors of length 1."""
 
-    def __init__(self, name: str, device: str) -> None:
-        """Load the model from a folder or the Hub.
+    def __init__(self, name: str, device: str, *, local_only: bool = False) -> None:
+        """Load the model from a folder or the Hub; `local_only` does not download.
 
         Raises:
             ModelError: it cannot be loaded or downloaded.
         """
         self.name, self._device = name, device
         # Downloaded pickles could run code, so only safetensors are accepted.
-        self._model = _load(CLIPModel.from_pretrained, name, "--clip", use_safetensors=True).to(device).eval()
-        self._processor = _load(_image_processor, name, "--clip")
-        self._tokenizer = _load(AutoTokenizer.from_pretrained, name, "--clip")
+        load = CLIPModel.from_pretrained
+        self._model = _load(load, name, "--clip", local_only=local_only, use_safetensors=True).to(device).eval()
+        self._processor = _load(_image_processor, name, "--clip", local_only=local_only)
+        self._tokenizer = _load(AutoTokenizer.from_pretrained, name, "--clip", local_only=local_only)
         if len(self._tokenizer) < BYTES:  # transformers makes an empty tokenizer if the file is missing
             raise ModelError(
                 "the tokenizer is missing", where=name, fix="Save or download the model again with its tokenizer."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 
@@ -35,3 +36,8 @@ def without(prompt: str, token: str) -> str:
     if not token:
         return prompt
     return " ".join(re.sub(rf"(?<!\w){re.escape(token)}(?!\w)", " ", prompt, flags=re.IGNORECASE).split())
+
+
+def seed_of(first_seed: int, prompt: str, number: int) -> int:
+    """Return the seed of a picture, below 2^32: the hash of the first seed, its prompt and its number."""
+    return int.from_bytes(hashlib.sha256(f"{first_seed} {number} {prompt}".encode()).digest()[:4], "big")

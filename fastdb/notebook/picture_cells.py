@@ -18,6 +18,7 @@ from fastdb.notebook.form_fields import named, number, whole_number
 from fastdb.notebook.panel import latest
 from fastdb.notebook.report import NotebookReport
 from fastdb.sessions.session import SAMPLE, Session
+from fastdb.sessions.token_trial import UNTRAINED
 
 _COLUMNS, _WIDTH = 6, 960
 """Images side by side in a notebook, and their total width in pixels."""
@@ -25,7 +26,7 @@ _COLUMNS, _WIDTH = 6, 960
 
 def samples(session: Session) -> Image | None:
     """Return a contact sheet of the samples so far, by stage and step."""
-    cells: dict[str, list[Cell]] = {stage: [] for stage in STAGES}
+    cells: dict[str, list[Cell]] = {stage: [] for stage in (*UNTRAINED, *STAGES)}
     for path in sorted(session.samples.glob("*.png"), key=_sample_key):
         name = SAMPLE.fullmatch(path.stem)
         if name and name["stage"] in cells:
@@ -34,7 +35,8 @@ def samples(session: Session) -> Image | None:
     if not any(cells.values()):
         console.say(f"{session.name} has no samples. Fill in sample_every before training to have some")
         return None
-    return _sheet({stage.replace("_", " "): row for stage, row in cells.items()})
+    titles = dict(zip(UNTRAINED, ("untrained, instance prompt", "untrained, class prompt"), strict=True))
+    return _sheet({titles.get(stage, stage.replace("_", " ")): row for stage, row in cells.items()})
 
 
 def compare(session: Session | str, seeds: int) -> Image | None:

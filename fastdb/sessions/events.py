@@ -7,6 +7,7 @@
 | `stage`    | `stage`, `step`, `steps`: a stage starts or resumes                                   |
 | `step`     | `stage`, `step`, `steps`, `loss`, `prior_loss`, `learning_rate`, `seconds`, `batch`   |
 | `sample`   | `stage`, `step`, `path`                                                               |
+| `token`    | `prompts`, `shares`, `sheet`: what the untrained base drew for the instance and the class prompt |
 | `saved`    | `stage`, `step`, `path`, `seconds`, `blocked`: on this machine; seconds training waited |
 | `published`| `stage`, `step`, `path`, `bytes`, `seconds`: in the session's folder, read back         |
 | `note`     | `kind`, `subject`, `reason`: a `fastdb.reporting.Note`                                |

@@ -9,11 +9,9 @@ from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
 from fastdb.images.captions import read_caption
 from fastdb.images.photo_files import photos_in
-from fastdb.inference.pictures import parameters, png
+from fastdb.inference.pictures import parameters, png, recorded_parameters
 from fastdb.inference.request import Request, group_size
 from fastdb.reporting import Note, Progress
 from fastdb.sessions.file_hashes import forget_files, record_files
@@ -131,11 +129,7 @@ def _generated(path: Path) -> tuple[int, str] | None:
     number = _PATTERN.fullmatch(path.name)
     if number is None:
         return None
-    try:
-        with Image.open(path) as picture:
-            recorded = picture.info.get("parameters")
-    except (OSError, SyntaxError):
-        return None
+    recorded = recorded_parameters(path)
     return None if recorded is None else (int(number[1]), recorded)
 
 

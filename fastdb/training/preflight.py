@@ -31,7 +31,7 @@ from fastdb.training.disk_estimate import check_space
 if TYPE_CHECKING:
     from fastdb.training.class_images import ClassImage
 
-_FREE = ("checkpoints.", "samples.", "environment.", "unet.ema_on_cpu", "optimizer.fused_backward_pass")
+_FREE = ("checkpoints.", "samples.", "token.", "environment.", "unet.ema_on_cpu", "optimizer.fused_backward_pass")
 """Settings and groups of settings that do not touch the result and may change at any time."""
 CONFIGURATIONS = "the base model's configurations"
 """Key of a recipe, absent in recipes of earlier versions."""

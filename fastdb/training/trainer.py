@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from fastdb.checkpoints.checkpoint import clear_unfinished, newest
@@ -13,6 +15,7 @@ from fastdb.checkpoints.publisher_process import Publisher
 from fastdb.checkpoints.publishing_watch import in_time
 from fastdb.errors import FastDBError, SessionBusy, StorageError, TrainingError, first_line
 from fastdb.models.base_identity import configurations
+from fastdb.models.registry import MINI
 from fastdb.reporting import Note
 from fastdb.runtime.determinism import explain_refusal
 from fastdb.runtime.device import explain_out_of_memory, release_memory
@@ -71,8 +74,7 @@ class Trainer:
             return "finished"
         publisher.wake_if_pending()
         settle(prepared, stands, self.emit)
-        with explain_out_of_memory("training", _OUT_OF_MEMORY):
-            prior = prepared.determinism.run(lambda: self._class_images(prepared))
+        prior = self._pictures(prepared, stands)
         self.lease.check()
         if self.stop.is_set():
             return "stopped"
@@ -110,18 +112,43 @@ class Trainer:
 
         in_time(record)
 
-    def _class_images(self, prepared: Preparation) -> list[ClassImage]:
+    def _pictures(self, prepared: Preparation, stands: Standing) -> list[ClassImage]:
+        """Try the token before the first step, and draw the class images, with the untrained base."""
+
+        @cache
         def load_engine() -> Engine:
             # Loads diffusers' pipelines, which a training without class images never needs.
             from fastdb.inference.engine import Engine
 
             return Engine.from_base(prepared.base, device=prepared.device)
 
+        session = prepared.session
+        on_mini = session.record.base_model.folder == MINI
+        if stands.last is None and session.config.token.tried and (on_mini or prepared.device.kind == "cuda"):
+            self._try_token(prepared, load_engine)
+        with explain_out_of_memory("training", _OUT_OF_MEMORY):
+            return prepared.determinism.run(lambda: self._class_images(prepared, load_engine))
+
+    def _try_token(self, prepared: Preparation, load_engine: Callable[[], Engine]) -> None:
+        """Try the session's token; nothing of it ends a training or changes its result."""
+        try:
+            # Loads CLIP's classes too.
+            from fastdb.training.token_try import try_before_training
+
+            try_before_training(prepared.session, prepared.base, prepared.device, load_engine, self.emit, self._leaving)
+        except Exception as error:  # noqa: BLE001 - pictures to look at are no reason to end a training
+            self.emit("note", **asdict(Note("token not tried", reason=first_line(error))))
+        release_memory()
+
+    def _leaving(self) -> bool:
+        return self.stop.is_set() or not self.lease.holds()
+
+    def _class_images(self, prepared: Preparation, load_engine: Callable[[], Engine]) -> list[ClassImage]:
         images, note = class_images(
             prepared.session,
             load_engine,
             progress_events(self.emit, "class images"),
-            lambda: self.stop.is_set() or not self.lease.holds(),
+            self._leaving,
         )
         if note is not None:
             self.emit("note", **asdict(note))

@@ -24,7 +24,7 @@ from fastdb.sessions.session import Session
 from fastdb.training.preflight import preflight
 
 SETTINGS = {
-    "prior.class_images": 0, "text_encoder.steps": 0, "unet.steps": 2, "unet.learning_rate": 1e-3,
+    "token.try": "off", "prior.class_images": 0, "text_encoder.steps": 0, "unet.steps": 2, "unet.learning_rate": 1e-3,
     "captions.caption_files": True, "checkpoints.keep_every": 1,
 }  # fmt: skip
 

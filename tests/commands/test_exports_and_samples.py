@@ -25,7 +25,13 @@ from fastdb.sessions.session import Session
 from fastdb.training import process
 from fastdb.training.trainer import Trainer
 
-SETTINGS = {"prior.class_images": 0, "text_encoder.steps": 0, "unet.steps": 1, "samples.every_steps": 1}
+SETTINGS = {
+    "token.try": "off",
+    "prior.class_images": 0,
+    "text_encoder.steps": 0,
+    "unet.steps": 1,
+    "samples.every_steps": 1,
+}
 
 
 @pytest.fixture

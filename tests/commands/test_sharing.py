@@ -41,7 +41,13 @@ from fastdb.storage import MANIFEST
 from fastdb.storage.manifest import faults
 from fastdb.training.process import training_lock
 
-SETTINGS = {"unet.steps": 2, "text_encoder.steps": 1, "prior.class_images": 0, "unet.learning_rate": 3e-5}
+SETTINGS = {
+    "token.try": "off",
+    "unet.steps": 2,
+    "text_encoder.steps": 1,
+    "prior.class_images": 0,
+    "unet.learning_rate": 3e-5,
+}
 
 
 def contents(folder: Path) -> dict[str, str]:

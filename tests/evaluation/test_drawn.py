@@ -20,13 +20,14 @@ from PIL import Image
 from fastdb import interactive
 from fastdb.checkpoints.retention import retention
 from fastdb.errors import ModelError
-from fastdb.evaluation.prompts import Protocol, Words, custom_protocol, drawn_protocol
+from fastdb.evaluation.prompts import Protocol, custom_protocol, drawn_protocol
 from fastdb.images.photo_files import photos_in
 from fastdb.images.photos import save_png
 from fastdb.measures.drawn import Drawn, autoencoder
 from fastdb.measures.intervals import share_difference
 from fastdb.measures.shots import COLOURED
 from fastdb.measures.values import Taken, Value, values_of
+from fastdb.measures.words import Words
 from fastdb.models.registry import MINI
 from fastdb.models.resolve import resolve_base
 from fastdb.sessions.session import Session

@@ -31,10 +31,11 @@ from fastdb.errors import (
     SessionBusy,
     TrainingError,
 )
-from fastdb.evaluation.prompts import custom_protocol, words_of
+from fastdb.evaluation.prompts import custom_protocol
 from fastdb.evaluation.report import Evaluation
 from fastdb.images.photos import read_photo
 from fastdb.inference.engine import Engine
+from fastdb.measures.words import words_of
 from fastdb.sessions.session import Session
 from fastdb.training import process
 

@@ -14,13 +14,12 @@ from fastdb.evaluation.prompts import (
     CONTEXTS,
     GOALS,
     Protocol,
-    Words,
     _group_of,
     custom_protocol,
     default_protocol,
-    words_of,
 )
 from fastdb.measures.shots import without
+from fastdb.measures.words import Words, words_of
 
 DOG = Words(("a photo of sks dog",), "sks", "dog")
 
@@ -60,7 +59,7 @@ def test_every_picture_has_a_seed_of_its_own() -> None:
 
 
 def test_a_seed_that_is_taken_moves_on_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastdb.evaluation.prompts._seed", lambda first, prompt, number: 2**32 - 2)
+    monkeypatch.setattr("fastdb.evaluation.prompts.seed_of", lambda first, prompt, number: 2**32 - 2)
     seeds = [shot.seed for shot in custom_protocol(["a dog", "a cat"], DOG, 2).shots()]
     assert seeds == [2**32 - 2, 2**32 - 1, 0, 1]
 

@@ -25,7 +25,7 @@ from fastdb.training import process
 
 @pytest.fixture
 def session(home):
-    settings = {"resolution": 64, "prior.class_images": 0}
+    settings = {"resolution": 64, "prior.class_images": 0, "token.try": "off"}
     return fastdb.open_or_new("mug", "mini", token="sks", class_word="mug", settings=settings)
 
 

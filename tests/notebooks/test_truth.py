@@ -28,7 +28,13 @@ from fastdb.sessions.session import Session
 from fastdb.training import process
 from tests.training.test_trainer import Life, at
 
-SETTINGS = {"text_encoder.steps": 1, "unet.steps": 3, "prior.class_images": 0, "checkpoints.every_steps": 1}
+SETTINGS = {
+    "token.try": "off",
+    "text_encoder.steps": 1,
+    "unet.steps": 3,
+    "prior.class_images": 0,
+    "checkpoints.every_steps": 1,
+}
 FRESH: dict[str, Any] = {"base_model": "mini"}
 """The form as it is opened on another day, with the session's base model."""
 SAME: dict[str, Any] = {"base_model": "mini", "token": "sks", "class_word": "mug", "numbers": {"unet_steps": "3"}}
