@@ -43,7 +43,7 @@ _KINDS_OF = {
     "evaluation": "evaluation",
     "logs": "logs",
 }
-_EXPORT = r"{name}(_step_\d+(_fp32(_\d+)?)?)?\.(safetensors|ckpt)"
+_EXPORT = r"{name}(_step_\d+(_fp32(_\d+)?)?)?(_lora(_diffusers)?)?\.(safetensors|ckpt)"
 _SAMPLE = re.compile(rf"({'|'.join((*STAGES, *UNTRAINED))})-\d+-\d+\.png|(tokens-)?untrained\.(png|json)")
 _CLASS_IMAGE = re.compile(r"class-\d{4,}\.png")
 

@@ -26,12 +26,23 @@ def export(
     formats: Annotated[list[Format] | None, typer.Option("--format", help="File format; both by default.")] = None,
     precision: Annotated[Precision, typer.Option(help="fp16 is half the size of fp32 and usual.")] = Precision.fp16,
     step: Annotated[int | None, typer.Option(help="Checkpoint of the UNet stage.", show_default="newest")] = None,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Of a LoRA: merge it into the base model, and export the whole.")
+    ] = False,
     render: Render = False,
     root: Root = None,
 ) -> None:
     """Export the trained model to one file, verified."""
-    kinds, report = [kind.value for kind in formats or Format], ConsoleReport()
-    verbs.export(name, formats=kinds, precision=precision.value, step=step, render=render, root=root, report=report)
+    verbs.export(
+        name,
+        formats=[kind.value for kind in formats] if formats else None,
+        precision=precision.value,
+        step=step,
+        merged=merged,
+        render=render,
+        root=root,
+        report=ConsoleReport(),
+    )
 
 
 def generate(

@@ -105,7 +105,7 @@ def base_of(session: Session, step: int | None = None, report: Report = SILENT) 
         return target
     with report.progress(target.name, "tensor") as update:
         metadata = {**export_metadata(session, base, done), _WEIGHTS: whole.hexdigest()}
-        written = export_model(parts, target, dtype="fp32", metadata=metadata, progress=update)
+        written = export_model(parts, target, dtype="fp32", metadata=metadata, base=base.folder, progress=update)
     details = f"{counted(written.tensors, 'tensor')}, fp32, {format_bytes(written.bytes)}"
     report.note(Note("export verified", str(target), details))
     record_files(session.path, {target: written.sha256})

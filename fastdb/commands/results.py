@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +16,7 @@ from fastdb.inference.pictures import save_pictures
 from fastdb.inference.request import Request
 from fastdb.inference.samplers import DEFAULT
 from fastdb.models.resolve import check_present_base, ensure_base
-from fastdb.reporting import SILENT, Note, Report, counted, format_bytes
+from fastdb.reporting import SILENT, Note, Report, argument, counted, format_bytes
 from fastdb.runtime.library_settings import prepare_libraries
 from fastdb.runtime.paths import expanded
 from fastdb.sessions.exports import existing_file
@@ -30,27 +30,37 @@ from fastdb.training.divergence import remedy
 
 if TYPE_CHECKING:
     from fastdb.evaluation.report import Evaluation
+    from fastdb.models.diffusers_folder import BaseModel
+    from fastdb.models.export import Exported
+
+_FP16_ERROR = 1e-3
+"""Relative error of a factor in fp16 that is reported; normal numbers have at most half of it."""
 
 
 @claims_kept()
 def export(
     session: SessionLike,
     *,
-    formats: Sequence[str] = ("safetensors", "ckpt"),
+    formats: Sequence[str] | None = None,
     precision: Literal["fp16", "bf16", "fp32"] = "fp16",
     step: int | None = None,
+    merged: bool = False,
     render: bool = False,
     root: str | Path | None = None,
     report: Report = SILENT,
 ) -> list[Path]:
     """Export the trained model as a file per format, in the original layout, verified by reading it back.
 
+    A LoRA is exported as `<name>_lora.safetensors` in kohya's form and `<name>_lora_diffusers.safetensors`.
+
     Args:
+        formats: "safetensors" and "ckpt" by default.
         step: a checkpoint of the UNet stage, exported as `<name>_step_<step>`; the newest by default.
+        merged: export the base model with the LoRA merged into its weights instead.
         render: generate an image with the session and with each file, and compare them.
 
     Raises:
-        ConfigError: no checkpoint of that step.
+        ConfigError: no checkpoint of that step, or an option does not fit the method.
         SessionError: its `session.yaml` is incomplete.
         ModelError: it cannot be exported, did not verify, or renders differently.
         TrainingError: nothing was trained yet.
@@ -58,6 +68,7 @@ def export(
     """
     session = Session.open(session, root)
     session.check_complete()
+    adapters_only = _exports_adapters(session, formats, merged, render)
     # Another base model is reported before torch is loaded, which takes seconds.
     with report.progress("base model", "B") as update:
         base = ensure_base(session, update)
@@ -66,12 +77,15 @@ def export(
 
     parts, done = export_parts(session, base, step)
     report.note(Note("exporting", session.name, how_far(session, done)))
+    stem = f"{session.name}{'' if step is None else f'_step_{step}'}"
+    if adapters_only:
+        return _export_adapters(session, base, parts, done, stem, precision, report)
     files = []
-    for kind in formats:
-        target = session.path / f"{session.name}{'' if step is None else f'_step_{step}'}.{kind}"
+    for kind in formats or ("safetensors", "ckpt"):
+        target = session.path / f"{stem}.{kind}"
         with report.progress(target.name, "tensor") as update:
             metadata = export_metadata(session, base, done)
-            written = export_model(parts, target, dtype=precision, metadata=metadata, progress=update)
+            written = export_model(parts, target, dtype=precision, metadata=metadata, base=base.folder, progress=update)
         details = f"{counted(written.tensors, 'tensor')}, {precision}, {format_bytes(written.bytes)}"
         report.note(Note("export verified", str(target), details))
         if render:
@@ -80,12 +94,70 @@ def export(
             prompt = session.config.captions.instance_prompt
             check_render(parts, target, base.folder, prompt=prompt, report=report)
         files.append(target)
-        record_files(session.path, {target: written.sha256})
-        if process.find(session) is not None or not in_use(session.path):
-            # A trainer on another machine writes the record too; the metadata of a `.safetensors` suffices then.
-            session.with_exports(target.name, steps_text(done))
+        _record_export(session, written, done)
         if render:
             record_files(session.path, list(session.path.glob("*.render.png")))
+    return files
+
+
+def _record_export(session: Session, written: Exported, done: Mapping[str, int]) -> None:
+    """Record the hash of an exported file and the steps that it contains."""
+    record_files(session.path, {written.path: written.sha256})
+    if process.find(session) is not None or not in_use(session.path):
+        # A trainer on another machine writes the record too; the metadata of a `.safetensors` suffices then.
+        session.with_exports(written.path.name, steps_text(done))
+
+
+def _exports_adapters(session: Session, formats: Sequence[str] | None, merged: bool, render: bool) -> bool:
+    """Return whether an export is a LoRA and not a whole model.
+
+    Raises:
+        ConfigError: an option does not fit the session's method.
+    """
+    command = f"fastdb export {argument(session.name)}"
+    if session.config.method != "lora":
+        if merged:
+            raise ConfigError(
+                "only a LoRA is merged, and this session trains all weights", where=session.name, fix=f"Run: {command}"
+            )
+        return False
+    if merged:
+        return False
+    if unfit := "--format ckpt" if "ckpt" in (formats or ()) else "--render" if render else "":
+        raise ConfigError(
+            f"{unfit} needs a whole model, and this session trains a LoRA",
+            where=session.name,
+            fix=f"Export the merged model: {command} --merged {unfit}",
+        )
+    return True
+
+
+def _export_adapters(
+    session: Session,
+    base: BaseModel,
+    parts: Mapping[str, Path],
+    done: Mapping[str, int],
+    stem: str,
+    precision: Literal["fp16", "bf16", "fp32"],
+    report: Report,
+) -> list[Path]:
+    """Write a session's adapters in both forms."""
+    from fastdb.checkpoints.export_lora import adapters_of, lora_metadata
+    from fastdb.models.lora.forms import underflow, write_lora
+
+    adapters, files = adapters_of(parts), []
+    if precision == "fp16" and (error := underflow(adapters)) > _FP16_ERROR:
+        report.note(Note("lora rounded", session.name, f"{100 * error:.2g} %"))
+    forms: tuple[tuple[Literal["kohya", "diffusers"], str], ...] = (("kohya", ""), ("diffusers", "_diffusers"))
+    for form, ending in forms:
+        target = session.path / f"{stem}_lora{ending}.safetensors"
+        metadata = lora_metadata(session, base, adapters, done, target.stem, form)
+        with report.progress(target.name, "tensor") as update:
+            written = write_lora(adapters, target, form, dtype=precision, metadata=metadata, progress=update)
+        details = f"{counted(written.tensors, 'tensor')}, {precision}, {format_bytes(written.bytes)}"
+        report.note(Note("export verified", str(target), details))
+        _record_export(session, written, done)
+        files.append(target)
     return files
 
 

@@ -19,8 +19,10 @@ from fastdb.formats.ckpt_writer import write_ckpt
 from fastdb.formats.hashing_writer import AGAIN, read_back
 from fastdb.formats.reader import TensorFile, open_tensors
 from fastdb.formats.safetensors_file import Entry, write_safetensors
+from fastdb.models.diffusers_folder import weight_file
 from fastdb.models.layouts.layout import VAE_ROOT, Layout, Move, ema_key
 from fastdb.models.layouts.tables import layout_of
+from fastdb.models.lora.adapter import MergedFile, is_adapter, read_adapter
 from fastdb.models.prediction import probe_unet, write_yaml
 from fastdb.reporting import Progress
 from fastdb.storage.atomic_write import flush, writing
@@ -101,6 +103,7 @@ def export_model(
     dtype: Precision,
     metadata: Mapping[str, str],
     family: str = "sd1",
+    base: Path | None = None,
     progress: Progress | None = None,
 ) -> Exported:
     """Export the model made of `parts` to `target` and verify the file.
@@ -115,6 +118,7 @@ def export_model(
         metadata: written to a `.safetensors` header; a `.ckpt` has none. For a Stable Diffusion 2.x without
             `modelspec.prediction_type`, epsilon or v, the UNet is probed, see `probe_unet`.
         family: a name that `layout_of` knows.
+        base: folder of the base model, into whose weights adapters among the parts are merged.
         progress: called with (done, total); a tensor counts once when written and once when read back.
 
     Raises:
@@ -122,7 +126,7 @@ def export_model(
             the file read back differs from what was written.
         StorageError: the target cannot be written.
     """
-    files = {part: open_tensors(path) for part, path in parts.items()}
+    files = {part: _open_part(part, path, base) for part, path in parts.items()}
     plan = plan_from_parts(layout_of(family), files, DTYPES[dtype])
     done = write_model(plan, target, metadata, progress)
     if family == "sd2":
@@ -155,6 +159,13 @@ def write_model(
         read_back(beside, written, lambda name: count() if name else None)
         _check_described(beside, plan)
     return Exported(path=target, bytes=written.bytes, sha256=written.sha256, tensors=len(plan))
+
+
+def _open_part(part: str, path: Path, base: Path | None) -> TensorFile:
+    opened = open_tensors(path)
+    if base is None or not is_adapter(opened.tensors):
+        return opened
+    return MergedFile.of(open_tensors(weight_file(base, part)), part, [read_adapter(opened)])
 
 
 def _counter(progress: Progress | None, total: int) -> Callable[[], None]:

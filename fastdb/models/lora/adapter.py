@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdb.formats.reader import TensorFile, open_tensors
+from fastdb.models.layouts.layout import modern_name
 from fastdb.models.lora.targets import ALPHA, DOWN, UP
 
 if TYPE_CHECKING:
@@ -59,6 +60,24 @@ def read_adapter(file: TensorFile | Path) -> dict[str, Pair]:
         return Pair(down, up, float(alpha))
 
     return {layer: read(layer) for layer in sorted(layers)}
+
+
+@dataclass(frozen=True)
+class MergedFile(TensorFile):
+    """The weights of a part in diffusers naming, into which adapters are merged when they are read."""
+
+    part: str = ""
+    adapters: Sequence[Adapter] = ()
+
+    @classmethod
+    def of(cls, file: TensorFile, part: str, adapters: Sequence[Adapter]) -> MergedFile:
+        """Merge adapters into an opened file."""
+        own = {each.name: getattr(file, each.name) for each in fields(TensorFile)}
+        return cls(**own, part=part, adapters=adapters)
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return a weight, float32 if an adapter changes it."""
+        return merged(modern_name(self.part, name), super().read(name), self.adapters)
 
 
 def merged(name: str, weight: torch.Tensor, adapters: Iterable[Adapter]) -> torch.Tensor:
