@@ -1,6 +1,6 @@
 """Measure mini without training.
 
-    python benchmarks/mini.py [--prompts 128] [--model FOLDER] [--sheet FILE]
+    python benchmarks/mini.py [--prompts 128] [--words 16] [--model FOLDER] [--sheet FILE]
 
 Draws random prompts of the drawn world with fixed seeds, reads the pictures with the judge, and measures the
 autoencoder on held-out pictures. The judge's own accuracy comes first because the other figures depend on it.
@@ -24,6 +24,8 @@ from fastdb.inference.request import Request
 from fastdb.measures.drawn import autoencoder
 from fastdb.models.diffusers_folder import open_base_model
 from fastdb.models.loading import load_part
+from fastdb.models.mini_settings import recommended
+from fastdb.models.registry import MINI
 from fastdb.models.resolve import resolve_base
 from fastdb.world.draw import SIDE, draw
 from fastdb.world.likeness import read_subject
@@ -42,6 +44,9 @@ BATCH = 16
 
 ON_SHEET = 40
 
+UNKNOWN = ("sks", "ohwx", "zwx")
+"""Words that mini's captions never contain."""
+
 
 def main() -> None:
     """Print the figures; save the sheet."""
@@ -50,6 +55,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=128, help="0 skips the denoiser")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--words", type=int, default=16, help="pictures of each class after each unknown word")
     parser.add_argument("--sheet", type=Path, help=f"where to save the first {ON_SHEET} pictures")
     args = parser.parse_args()
     folder = args.model or resolve_base("mini").folder
@@ -67,6 +73,8 @@ def main() -> None:
         drawn = show_prompts(folder, asked, args.steps, args.guidance)
         if args.sheet:
             save(args.sheet, asked, drawn)
+    if args.words > 0:
+        show_unknown_words(folder, args.words)
 
 
 def show_autoencoder(folder: Path, pictures: list[Image.Image]) -> list[Image.Image]:
@@ -111,6 +119,24 @@ def show_prompts(folder: Path, asked: list[tuple[Reading, str]], steps: int, gui
         if wanted != reading:
             print(f"  {text}: read as {reading.colour} {reading.shape}, {reading.texture} {reading.background}")
     return drawn
+
+
+def show_unknown_words(folder: Path, count: int) -> None:
+    """Print how often the class is drawn after a word that no caption contains, with a session's guidance."""
+    engine, guidance = Engine.from_base(open_base_model(folder)), recommended(MINI, "")["samples.guidance"]
+    pairs = [(word, shape) for word in UNKNOWN for shape in SHAPES]
+    texts = [prompt(f"{word} {shape}") for word, shape in pairs for _ in range(count)]
+    readings = read(generate(engine, texts, 20, guidance))
+    print(f"class after an unknown word, of {count} pictures, guidance {guidance:g}:")
+    print("| word | " + " | ".join(SHAPES) + " | all |")
+    print("|---" * (len(SHAPES) + 2) + "|")
+    for at, word in enumerate(UNKNOWN):
+        of_word = readings[at * count * len(SHAPES) :]
+        seen = [
+            sum(reading.shape == shape for reading in of_word[number * count : (number + 1) * count])
+            for number, shape in enumerate(SHAPES)
+        ]
+        print(f"| {word} | " + " | ".join(map(str, seen)) + f" | {sum(seen) / count / len(SHAPES):.3f} |")
 
 
 def prompts(count: int) -> list[tuple[Reading, str]]:

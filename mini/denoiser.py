@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import data
+import numpy as np
 import parts
 import torch
 from diffusers import DDPMScheduler
@@ -35,14 +36,18 @@ SNR = 5.0
 
 def latents_of(vae: Any, work: Path, seed: int, workers: Workers) -> torch.Tensor:
     """Return the unscaled mean latents of the training pictures, (scenes, 4, 8, 8), saved in `latents.pt`."""
-    pictures = data.pictures(work, seed, "scenes", SCENES, workers)
+    return encoded(vae, data.pictures(work, seed, "scenes", SCENES, workers), work / "latents.pt", workers)
+
+
+def encoded(vae: Any, pictures: np.ndarray, file: Path, workers: Workers) -> torch.Tensor:
+    """Return the unscaled mean latents of pictures, (pictures, 4, 8, 8), saved in `file`."""
 
     @torch.no_grad()
-    def make(file: Path) -> None:
-        groups = (data.to_tensor(pictures[at : at + 100]) for at in range(0, SCENES, 100))
-        torch.save(torch.cat([vae.encode(group).latent_dist.mean for group in groups]), file)
+    def make(new: Path) -> None:
+        groups = (data.to_tensor(pictures[at : at + 100]) for at in range(0, len(pictures), 100))
+        torch.save(torch.cat([vae.encode(group).latent_dist.mean for group in groups]), new)
 
-    latents: torch.Tensor = torch.load(workers.make_once(work / "latents.pt", make), weights_only=True)
+    latents: torch.Tensor = torch.load(workers.make_once(file, make), weights_only=True)
     return latents
 
 
@@ -65,10 +70,11 @@ class Captions:
         self.tokens: dict[str, torch.Tensor] = {}
         self.states: dict[str, torch.Tensor] = {}
 
-    def train(self, captions: list[str]) -> torch.Tensor:
-        """Return embeddings (captions, SHORT, width) with gradients."""
+    def train(self, captions: list[str], length: int = SHORT) -> torch.Tensor:
+        """Return embeddings (captions, length, width) with gradients."""
         distinct = sorted(set(captions))
-        states = self.encoder(self.workers.to_device(torch.stack([self._tokens(text)[:SHORT] for text in distinct])))[0]
+        tokens = torch.stack([self._tokens(text)[:length] for text in distinct])
+        states = self.encoder(self.workers.to_device(tokens))[0]
         return states[torch.tensor([distinct.index(text) for text in captions])]
 
     @torch.no_grad()
@@ -87,36 +93,63 @@ class Captions:
         return self.tokens[text]
 
 
-def train_denoiser(
-    unet: Any, encoder: Any, tokenizer: Any, latents: torch.Tensor, work: Path, seed: int, workers: Workers
-) -> None:
-    """Run both parts of the training; `latents` are scaled."""
-    scenes = data.scenes(seed, "scenes", len(latents))
-    noises = DDPMScheduler.from_config(parts.SCHEDULER)
-    signal = noises.alphas_cumprod / (1 - noises.alphas_cumprod)
-    weights = workers.to_device((SNR / signal).clamp(max=1.0))
-    captions = Captions(encoder, tokenizer, workers)
+class Denoising:
+    """The loss of the UNet on scaled latents of scenes."""
 
-    def loss_of(part: str, draws: int, embed: Callable[[list[str]], torch.Tensor]) -> Callable[[int], torch.Tensor]:
+    def __init__(self, unet: Any, latents: torch.Tensor, scenes: list[Scene], seed: int, workers: Workers) -> None:
+        self.unet, self.latents, self.scenes, self.seed, self.workers = unet, latents, scenes, seed, workers
+        self.noises = DDPMScheduler.from_config(parts.SCHEDULER)
+        signal = self.noises.alphas_cumprod / (1 - self.noises.alphas_cumprod)
+        self.weights = workers.to_device((SNR / signal).clamp(max=1.0))
+
+    def of(
+        self,
+        part: str,
+        draws: int,
+        embed: Callable[[list[str]], torch.Tensor],
+        caption: Callable[[Scene, random.Random], str] = caption_of,
+        batch: int = 0,
+    ) -> Callable[[int], torch.Tensor]:
+        """Return the loss of each step of a part.
+
+        Args:
+            part: names the random numbers.
+            draws: samples per caption.
+            embed: returns the embeddings of captions.
+            caption: returns a caption of a scene.
+            batch: samples per step; `BATCH` by default.
+        """
+        batch = batch or BATCH
+
         def loss_at(step: int) -> torch.Tensor:
-            numbers, rng = generator(seed, part, step), random.Random(f"{seed}/{part}/{step}")
-            chosen = torch.randint(len(latents), (BATCH // draws,), generator=numbers)
-            texts = [caption_of(scenes[number], rng) for number in chosen.tolist()]
+            numbers, rng = generator(self.seed, part, step), random.Random(f"{self.seed}/{part}/{step}")
+            chosen = torch.randint(len(self.latents), (batch // draws,), generator=numbers)
+            texts = [caption(self.scenes[number], rng) for number in chosen.tolist()]
             chosen, texts = chosen.repeat_interleave(draws), [text for text in texts for _ in range(draws)]
-            noise = torch.randn(BATCH, 4, 8, 8, generator=numbers)
+            noise = torch.randn(batch, 4, 8, 8, generator=numbers)
             # Stratified timesteps: the loss varies less than with independent draws.
-            spans = torch.arange(BATCH) + torch.rand(BATCH, generator=numbers)
-            times = (spans / BATCH * 1000).long().clamp(max=999)[torch.randperm(BATCH, generator=numbers)]
+            spans = torch.arange(batch) + torch.rand(batch, generator=numbers)
+            times = (spans / batch * 1000).long().clamp(max=999)[torch.randperm(batch, generator=numbers)]
             # Samples that share a caption stay in the same process.
-            mine = workers.share(torch.arange(BATCH).view(-1, draws)).reshape(-1)
-            clean, noise, times = (workers.to_device(tensor[mine]) for tensor in (latents[chosen], noise, times))
+            mine = self.workers.share(torch.arange(batch).view(-1, draws)).reshape(-1)
+            clean, noise, times = (
+                self.workers.to_device(tensor[mine]) for tensor in (self.latents[chosen], noise, times)
+            )
             states = embed([texts[number] for number in mine.tolist()])
-            predicted = unet(noises.add_noise(clean, noise, times), times, states, return_dict=False)[0]
-            loss: torch.Tensor = ((predicted - noise).square().mean(dim=(1, 2, 3)) * weights[times]).mean()
+            predicted = self.unet(self.noises.add_noise(clean, noise, times), times, states, return_dict=False)[0]
+            squared = (predicted - noise).square().mean(dim=(1, 2, 3))
+            loss: torch.Tensor = (squared * self.weights[times]).mean()
             return loss
 
         return loss_at
 
-    train(FIRST, work, {"unet": unet, "text_encoder": encoder}, loss_of("joint", SHARED, captions.train), workers)
+
+def train_denoiser(
+    unet: Any, encoder: Any, tokenizer: Any, latents: torch.Tensor, work: Path, seed: int, workers: Workers
+) -> None:
+    """Run both parts of the training; `latents` are scaled."""
+    captions = Captions(encoder, tokenizer, workers)
+    loss = Denoising(unet, latents, data.scenes(seed, "scenes", len(latents)), seed, workers)
+    train(FIRST, work, {"unet": unet, "text_encoder": encoder}, loss.of("joint", SHARED, captions.train), workers)
     encoder.requires_grad_(False)
-    train(LAST, work, {"unet": unet}, loss_of("alone", 1, captions.frozen), workers)
+    train(LAST, work, {"unet": unet}, loss.of("alone", 1, captions.frozen), workers)

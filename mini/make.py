@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,14 +20,18 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import decoder
 import denoiser
 import judge as judging
 import pack
 import parts
+import rare_words
 import tokenizer as words
 import vae as autoencoder
 from training import Workers
 
+from fastdb.models.diffusers_folder import read_config
+from fastdb.models.loading import load_part, load_tokenizer
 from fastdb.world.readings import Judge
 
 SEED = 0
@@ -34,6 +39,9 @@ SEED = 0
 
 PACKAGE = Path(__file__).parent.parent / "fastdb"
 """The package, into which the results are written."""
+
+MODEL = "model"
+"""Folder in the work folder of the model before its last parts, in half precision like every packaged model."""
 
 
 def make_vae(work: Path, workers: Workers) -> None:
@@ -70,8 +78,8 @@ def make_judge(work: Path, workers: Workers) -> None:
         torch.save(model.state_dict(), work / "judge-done.pt")
 
 
-def make_package(work: Path, workers: Workers) -> None:
-    """Write the model and the judge in half precision into the package."""
+def make_model(work: Path, workers: Workers) -> None:
+    """Write the model in half precision to `model`, with which the last parts begin."""
     if workers.rank:
         return
     done = torch.load(work / "done.pt", weights_only=True)
@@ -79,7 +87,7 @@ def make_package(work: Path, workers: Workers) -> None:
     unet.load_state_dict(done["unet"])
     encoder.load_state_dict(done["text_encoder"])
     pack.pack(
-        PACKAGE / "models" / "mini",
+        work / MODEL,
         vae=done_vae(work),
         unet=unet,
         encoder=encoder,
@@ -87,9 +95,39 @@ def make_package(work: Path, workers: Workers) -> None:
         scale=done["scale"],
         tokenizer=work / "tokenizer",
     )
-    model = Judge()
-    model.load_state_dict(torch.load(work / "judge-done.pt", weights_only=True))
-    pack.pack_judge(PACKAGE / "world" / "judge.safetensors", model)
+
+
+def make_decoder(work: Path, workers: Workers) -> None:
+    """Train the decoder on and save `decoder-done.pt`."""
+    vae = load_part(work / MODEL, "vae")
+    decoder.train_decoder(vae, work, SEED, workers)
+    if workers.rank == 0:
+        torch.save(vae.state_dict(), work / "decoder-done.pt")
+
+
+def make_rare_words(work: Path, workers: Workers) -> None:
+    """Train text encoder and UNet on with rare words in captions and save `rare-words-done.pt`."""
+    model = work / MODEL
+    unet, encoder = (load_part(model, part) for part in ("unet", "text_encoder"))
+    scale = read_config(model / "vae" / "config.json")["scaling_factor"]
+    latents = scale * rare_words.latents_of(load_part(model, "vae"), work, SEED, workers)
+    rare_words.train_rare_words(unet, encoder, load_tokenizer(model), latents, work, SEED, workers)
+    if workers.rank == 0:
+        done = {"unet": unet.state_dict(), "text_encoder": encoder.state_dict()}
+        torch.save(done, work / "rare-words-done.pt")
+
+
+def make_package(work: Path, workers: Workers) -> None:
+    """Write the model and, if it was trained, the judge in half precision into the package."""
+    if workers.rank:
+        return
+    vae = torch.load(work / "decoder-done.pt", weights_only=True)
+    done = torch.load(work / "rare-words-done.pt", weights_only=True)
+    pack.repack(PACKAGE / "models" / "mini", work / MODEL, {"vae": vae, **done})
+    if (work / "judge-done.pt").exists():
+        model = Judge()
+        model.load_state_dict(torch.load(work / "judge-done.pt", weights_only=True))
+        pack.pack_judge(PACKAGE / "world" / "judge.safetensors", model)
 
 
 def done_vae(work: Path) -> AutoencoderKL:
@@ -110,9 +148,12 @@ PARTS = {
     "vae": make_vae,
     "denoiser": make_denoiser,
     "judge": make_judge,
+    "model": make_model,
+    "decoder": make_decoder,
+    "rare-words": make_rare_words,
     "package": make_package,
 }
-"""The parts in order; the judge needs only the autoencoder."""
+"""The parts in order; the judge needs only the autoencoder, decoder and rare words only the model."""
 
 
 def main() -> None:
@@ -120,6 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("mini/work"), help="folder of intermediate files")
     parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS), help="make only these parts")
+    parser.add_argument("--model", type=Path, help="model folder to begin decoder and rare-words with")
     parser.add_argument("--processes", type=int, default=1, choices=(1, 2), help="processes that share each batch")
     parser.add_argument("--device", default="cpu", help="device of torch, such as cuda; requires --processes 1")
     parser.add_argument("--member", nargs=2, help=argparse.SUPPRESS)
@@ -127,6 +169,8 @@ def main() -> None:
     if args.device != "cpu" and args.processes > 1:
         parser.error("--processes above 1 needs --device cpu")
     args.work.mkdir(parents=True, exist_ok=True)
+    if args.model and not args.member:
+        shutil.copytree(args.model, args.work / MODEL, dirs_exist_ok=True)
     if args.processes > 1 and not args.member:
         sys.exit(start_workers(args.work.absolute() / f"rendezvous-{os.getpid()}", args.processes))
     torch.set_num_threads(1)

@@ -35,13 +35,26 @@ def pack(
     write_json(new / "unet" / "config.json", parts.UNET)
     write_json(new / "vae" / "config.json", parts.VAE | {"scaling_factor": round(scale, 5)})
     write_json(new / "text_encoder" / "config.json", text_config)
-    weights = "diffusion_pytorch_model.safetensors"
-    save_tensors(new / "unet" / weights, half(unet.state_dict()))
-    save_tensors(new / "vae" / weights, half(vae.state_dict()))
+    states = {"unet": unet.state_dict(), "vae": vae.state_dict(), "text_encoder": encoder.state_dict()}
+    _replace(folder, new, states)
+
+
+def repack(folder: Path, model: Path, states: dict[str, dict[str, torch.Tensor]]) -> None:
+    """Replace `folder` by a copy of the folder `model` with the weights of `states`, by part."""
+    new = folder.with_name(f"{folder.name}.new")
+    if new.exists():
+        shutil.rmtree(new)
+    shutil.copytree(model, new)
+    _replace(folder, new, states)
+
+
+def _replace(folder: Path, new: Path, states: dict[str, dict[str, torch.Tensor]]) -> None:
+    """Write weights into the folder `new`, then replace `folder` by it."""
+    for part in ("unet", "vae"):
+        save_tensors(new / part / "diffusion_pytorch_model.safetensors", half(states[part]))
     # transformers 5 omits the prefix in memory, but files have it.
-    state = encoder.state_dict()
-    named = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in state.items()}
-    save_tensors(new / "text_encoder" / "model.safetensors", half(named))
+    encoder = {f"text_model.{name.removeprefix('text_model.')}": one for name, one in states["text_encoder"].items()}
+    save_tensors(new / "text_encoder" / "model.safetensors", half(encoder))
     if folder.exists():
         shutil.rmtree(folder)
     new.rename(folder)

@@ -18,11 +18,11 @@ from fastdb.commands.export_states import ExportState, export_states
 from fastdb.commands.photo_sources import check_all_known, photo_files
 from fastdb.commands.session_warnings import prompt_notes, prompts_of, setting_warnings
 from fastdb.config import Config, build
-from fastdb.errors import FastDBError, ImageError, SessionBusy
+from fastdb.errors import FastDBError, ImageError, SessionBusy, TrainingError
 from fastdb.images.captions import instance_prompt
 from fastdb.images.originals import photo_notes, replaced
 from fastdb.images.photo_files import photos_in
-from fastdb.models.base_identity import base_fault
+from fastdb.models.base_identity import base_fault, version_of_earlier_mini
 from fastdb.models.mini_settings import recommended
 from fastdb.models.registry import check_choice, check_chosen
 from fastdb.models.resolve import base_record, check_present_base, known_base
@@ -329,7 +329,13 @@ def check(
         report.note(note)
     if failure := verification.failure(session, findings):
         raise failure
-    check_present_base(session)
+    try:
+        check_present_base(session)
+    except TrainingError as error:
+        if not version_of_earlier_mini(session.record.base_model):
+            raise
+        remarks.append(Note("resume refused", session.name, str(error)))
+        report.note(remarks[-1])
     checked = findings.checked
     report.note(Note("sizes match" if quick else "files match", session.name, counted(checked, "file")))
     return remarks

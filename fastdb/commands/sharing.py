@@ -20,6 +20,7 @@ from fastdb.downloads.civitai_and_drive import remote_of
 from fastdb.downloads.download import download
 from fastdb.downloads.source import CivitaiFile, DriveFile, WebFile, parse
 from fastdb.errors import ImageError, SessionBusy, SessionError, StorageError
+from fastdb.models.base_identity import version_of_earlier_mini
 from fastdb.models.mini_settings import recommended
 from fastdb.models.registry import check_chosen
 from fastdb.models.resolve import base_record, check_present_base
@@ -181,7 +182,8 @@ def duplicate(
     session, checkpoints = Session.open(session, root), checkpoints or from_step is not None
     session.check_complete()
     _check_not_trained(session.path, session.name, checkpoints)
-    check_present_base(session)
+    if not version_of_earlier_mini(session.record.base_model):
+        check_present_base(session)
     files = _files(session.path, report, state=checkpoints, exports=False)
     if from_step is not None:
         check_step(session, from_step, [session.checkpoints])

@@ -23,6 +23,7 @@ from fastdb.commands.differences import (
 from fastdb.commands.session_warnings import setting_warnings
 from fastdb.config import Config, Extension, build
 from fastdb.errors import ConfigError, SessionBusy, StorageError, TrainingError
+from fastdb.models.base_identity import check_not_earlier_mini
 from fastdb.models.resolve import ensure_base
 from fastdb.reporting import SILENT, Note, Report, argument, counted
 from fastdb.runtime.device_lock import check_device
@@ -123,6 +124,7 @@ def extend(
         ConfigError: a value is out of bounds.
         SessionBusy: the session is being trained.
         StorageError: the session's folder cannot be written.
+        TrainingError: the session began with a mini that this version does not contain.
     """
     session = Session.open(session, root)
     peak = default_peak(session.config.unet) if learning_rate is None else learning_rate
@@ -134,6 +136,7 @@ def extend(
             where=session.name,
             fix=f"Stop it first, then extend and train again: fastdb stop {argument(session.name)}",
         )
+    check_not_earlier_mini(session.record.base_model)
     session = session.with_extension(extension)
     total = f"{session.record.extended[-1]}: {counted(session.config.unet.all_steps, 'step')} in all"
     report.note(Note("session extended", session.name, total))

@@ -18,6 +18,9 @@ from fastdb.sessions.session_yaml import BaseModelRecord
 from fastdb.storage.atomic_write import explained, make_folder, write_json
 from fastdb.storage.manifest import sha256
 
+EARLIER_MINI = {"551b738786c7fd98f7d5b9c7bfcb2dc94866923eb76411bfac83fe3d3fcb66c9": "0.1.0"}
+"""The fastdb version that shipped each earlier mini, by the mini's fingerprint."""
+
 CONFIGURATIONS = (
     "unet/config.json",
     "vae/config.json",
@@ -78,6 +81,7 @@ def check_identity(record: BaseModelRecord, folder: Path, *, remembered: bool = 
         StorageError: a file cannot be read.
         TrainingError: weights or configurations differ.
     """
+    check_not_earlier_mini(record)
     what = ""
     if differing := differing_configurations(record, folder):
         rest = f" and {len(differing) - 1} more configurations" if len(differing) > 1 else ""
@@ -91,6 +95,25 @@ def check_identity(record: BaseModelRecord, folder: Path, *, remembered: bool = 
             where=folder,
             fix="Restore the original base model there, or create a session with this one: fastdb new NAME --base "
             f"{record.folder}",
+        )
+
+
+def version_of_earlier_mini(record: BaseModelRecord) -> str:
+    """Return the fastdb version whose mini a session began with; empty if it is the current one or another model."""
+    return EARLIER_MINI.get(record.fingerprint, "") if record.folder == MINI else ""
+
+
+def check_not_earlier_mini(record: BaseModelRecord) -> None:
+    """Raise if a session began with a mini that an earlier version shipped; the message names the version.
+
+    Raises:
+        TrainingError: it did.
+    """
+    if version := version_of_earlier_mini(record):
+        raise TrainingError(
+            f"this session began with the mini of fastdb {version}, which this version does not contain",
+            fix=f"Install fastdb {version} to continue it, or create a session with the current mini: "
+            "fastdb new NAME --base mini",
         )
 
 
@@ -114,7 +137,8 @@ def base_fault(record: BaseModelRecord) -> str:
     """
     path = expanded(record.folder)
     if record.folder == MINI:
-        return ""
+        version = version_of_earlier_mini(record)
+        return f"the session began with that of fastdb {version}" if version else ""
     if not path.exists():
         return "" if record.source else "it does not exist"
     if path.is_file():

@@ -35,9 +35,10 @@ def test_everything_is_made_and_loads(made: SimpleNamespace, mini: Path) -> None
     Judge().load_state_dict(load_file(made.house / "world" / "judge.safetensors"))
 
 
-def test_the_package_contains_the_trained_weights(made: SimpleNamespace, small: SimpleNamespace) -> None:
-    folder, done = made.house / "models" / "mini", torch.load(made.work / "done.pt", weights_only=True)
-    trained = {"unet": done["unet"], "vae": torch.load(made.work / "vae-done.pt", weights_only=True)}
+def test_the_package_contains_the_weights_of_the_last_parts(made: SimpleNamespace, small: SimpleNamespace) -> None:
+    folder, model = made.house / "models" / "mini", made.work / "model"
+    last = torch.load(made.work / "rare-words-done.pt", weights_only=True)
+    trained = {"unet": last["unet"], "vae": torch.load(made.work / "decoder-done.pt", weights_only=True)}
     for part, tensors in trained.items():
         stored = load_file(weight_file(folder, part))
         assert all(torch.equal(stored[name], tensor.half()) for name, tensor in tensors.items())
@@ -47,6 +48,33 @@ def test_the_package_contains_the_trained_weights(made: SimpleNamespace, small: 
     latents = torch.load(made.work / "latents.pt", weights_only=True)
     assert len(latents) == small.denoiser.SCENES
     assert config["scaling_factor"] == pytest.approx(1 / float(latents.std()), abs=1e-5)
+    # They began with the model of the parts before, in half precision.
+    first = torch.load(made.work / "done.pt", weights_only=True)["unet"]
+    began = load_file(weight_file(model, "unet"))
+    assert all(torch.equal(began[name], tensor.half()) for name, tensor in first.items())
+
+
+def test_the_decoder_is_trained_on_and_latents_stay(made: SimpleNamespace) -> None:
+    before, after = (
+        load_file(weight_file(folder, "vae")) for folder in (made.work / "model", made.house / "models/mini")
+    )
+    same = {name for name, tensor in before.items() if torch.equal(tensor, after[name])}
+    assert {name for name in before if name.startswith(("encoder.", "quant_conv."))} <= same
+    assert sum(not torch.equal(before[name], after[name]) for name in before) > 50
+
+
+def test_the_last_parts_need_only_a_model_folder(
+    small: SimpleNamespace, made: SimpleNamespace, again: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for room in ("models", "world"):
+        (tmp_path / "house" / room).mkdir(parents=True)
+    monkeypatch.setattr(small.make, "PACKAGE", tmp_path / "house")
+    parts = ("--parts", "decoder", "rare-words", "package")
+    run(small, monkeypatch, "--work", again, "--model", made.work / "model", *parts)
+    for part in ("unet", "vae", "text_encoder"):
+        files = (weight_file(house / "models" / "mini", part) for house in (tmp_path / "house", made.house))
+        assert len({file.read_bytes() for file in files}) == 1
+    assert not (tmp_path / "house" / "world" / "judge.safetensors").exists()
 
 
 def test_every_part_is_trained_and_logged(made: SimpleNamespace, small: SimpleNamespace) -> None:
@@ -55,7 +83,7 @@ def test_every_part_is_trained_and_logged(made: SimpleNamespace, small: SimpleNa
     for new, trained in ((small.parts.new_unet(0), done["unet"]), (encoder, done["text_encoder"])):
         before = new.state_dict()
         assert sum(not torch.equal(before[name], trained[name]) for name in before) > 100
-    for name in ("vae", "denoiser-joint", "denoiser", "judge"):
+    for name in ("vae", "denoiser-joint", "denoiser", "judge", "decoder", "rare-words"):
         lines = [json.loads(line) for line in (made.work / f"{name}.log").read_text().splitlines()]
         steps = [line["step"] for line in lines if "loss" in line]
         assert steps == ([1, 2, 3, 4] if name == "denoiser-joint" else [1, 2])

@@ -13,7 +13,7 @@ import torch
 
 from fastdb.world.draw import draw
 from fastdb.world.readings import HEADS
-from fastdb.world.scene import parse_prompt
+from fastdb.world.scene import COLOURS, parse_prompt
 
 
 @pytest.mark.parametrize("kind", ["new_vae", "new_unet"])
@@ -74,6 +74,36 @@ def test_captions_contain_a_correct_part_of_a_scene(recipe: SimpleNamespace) -> 
     assert colour / 600 == pytest.approx(0.9 * 0.75, abs=0.06)
     assert place / 600 == pytest.approx(0.9 * 0.75, abs=0.06)
     assert texture / 600 == pytest.approx(0.9 * 0.75 * 0.9, abs=0.06)
+
+
+def test_rare_words_stand_before_the_class_in_few_captions(recipe: SimpleNamespace) -> None:
+    words, numbers = recipe.rare_words, random.Random(0)
+    scenes = recipe.data.scenes(0, "told", 3000)
+    texts = [(scene, words.caption_of(scene, numbers)) for scene in scenes]
+    rare = [(scene, text) for scene, text in texts if set(text.split()) - words.IN_CAPTIONS]
+    assert len(rare) / 3000 == pytest.approx(0.9 * words.SHARE, abs=0.03)
+    for scene, text in rare:
+        before, word, shape = text.partition(" on ")[0].split()[-3:]
+        assert (shape, parse_prompt(text).shape) == (scene.shape, scene.shape)
+        assert word not in {*words.IN_CAPTIONS, *words.UNSEEN}
+        assert before in {"a", "of", *COLOURS}
+    assert not any(word in text.split() for _, text in rare for word in words.UNSEEN)
+
+
+def test_marks_of_the_decoders_pictures_are_visible_and_vary(recipe: SimpleNamespace) -> None:
+    pairs = [recipe.decoder.drawn_pair(random.Random(number)) for number in range(60)]
+    marked = [np.abs(picture.astype(int) - plain).max() > 20 for picture, plain in pairs]
+    assert sum(marked) > 0.6 * len(pairs)
+    assert len({picture.tobytes() for picture, _ in pairs}) == len(pairs)
+
+
+def test_a_marks_pixels_count_more(recipe: SimpleNamespace) -> None:
+    images, weights = torch.zeros(1, 3, 8, 8), torch.ones(1, 1, 8, 8)
+    weights[..., :4] = recipe.decoder.WEIGHT
+    inside, outside = images.clone(), images.clone()
+    inside[..., 2, 2], outside[..., 2, 6] = 1, 1
+    inside, outside = (recipe.decoder.error(wrong, images, weights) for wrong in (inside, outside))
+    assert float(inside / outside) == pytest.approx(recipe.decoder.WEIGHT, rel=0.01)
 
 
 def test_labels_are_the_words_of_the_scenes(recipe: SimpleNamespace) -> None:
