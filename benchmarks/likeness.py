@@ -1,9 +1,11 @@
 """Measure DreamBooth on mini.
 
-    python benchmarks/likeness.py OUT [--recipes ...] [--subjects ...] [--seeds ...]
+    python benchmarks/likeness.py OUT [--recipes ...] [--subjects ...] [--seeds ...] [--guidance ...]
 
 Each run creates a session of five pictures of a subject, trains it like `fastdb train`, evaluates its last checkpoint
-against the untrained base (`fastdb evaluate`), and appends a line to OUT/results.jsonl; runs with a line are skipped.
+against the untrained base (`fastdb evaluate`), and appends a line to OUT/results.jsonl for each guidance; runs with a
+line are skipped. `accepted` is the share of 60 true pictures of the subject, after mini's autoencoder, that the reading
+accepts: the figures of subjects can hardly be larger.
 With `--file` the exported `.safetensors` is evaluated too, with a line of its own. The output of a run goes into a log
 beside its session. Costs are CPU seconds of all processes of a run, separate for training and evaluation; `--jobs 2`
 makes two runs at a time on a thread each.
@@ -16,6 +18,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import random
 import resource
 import shutil
 import statistics
@@ -28,16 +31,37 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from reading import there_and_back
+from reading_subjects import KEPT_OUT, SEEN, TUNING
+
 from fastdb.checkpoints.progress import steps_of
 from fastdb.commands import results, sessions, training
 from fastdb.evaluation.report import Evaluation
 from fastdb.images.photos import save_png
+from fastdb.measures.drawn import autoencoder
+from fastdb.models.resolve import resolve_base
 from fastdb.sessions.session import Session
-from fastdb.world.scene import prompt
-from fastdb.world.subjects import SUBJECTS
+from fastdb.world.draw import draw
+from fastdb.world.likeness import read_subject
+from fastdb.world.scene import BACKGROUNDS, TEXTURES, prompt, random_pose
+from fastdb.world.subjects import Subject
 
-TUNED_ON = "car"
-FIGURES = ("subject", "subject_class", "both", "background", "leak", "coloured_leak", "others", "others_kept")
+SUBJECTS = {marked.name: marked.subject for marked in (*TUNING, *SEEN, *KEPT_OUT)}
+TUNED_ON = ("dog", "mug")
+"""The subjects that recommended settings were chosen on."""
+
+REPORTED = ("fish", "house", "car", "boat", "heart")
+MEASURED = (
+    "subject",
+    "subject_class",
+    "both",
+    "background",
+    "leak",
+    "coloured_leak",
+    "others",
+    "others_kept",
+)
+FIGURES = ("accepted", *MEASURED)
 COSTS = ("train_cpu_s",)
 FROM_FILE = ", from its exported file"
 
@@ -72,7 +96,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--recipes", nargs="*", default=list(RECIPES), choices=list(RECIPES))
-    parser.add_argument("--subjects", nargs="*", default=[name for name in SUBJECTS if name != TUNED_ON])
+    parser.add_argument("--subjects", nargs="*", default=list(REPORTED), choices=list(SUBJECTS))
+    parser.add_argument(
+        "--guidance", nargs="*", type=float, default=[], help="by default that of the session's samples"
+    )
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument(
         "--pictures", type=int, default=8, help="pictures per prompt; the subject prompt gets 4 times as many"
@@ -98,7 +125,7 @@ def main() -> None:
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         changes = [RECIPES[key["recipe"].removeprefix(args.name).strip()] | overrides for key in wanted]
         jobs = [
-            pool.submit(run, root, key, change, args.file, args.keep)
+            pool.submit(run, root, key, change, args.guidance or [None], args.file, args.keep)
             for key, change in zip(wanted, changes, strict=True)
         ]
         for job in jobs:
@@ -106,10 +133,14 @@ def main() -> None:
                 with results.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print(json.dumps(row), flush=True)
-    print(table(rows_in(results), ("recipe",)), table(rows_in(results), ("recipe", "taught")), sep="\n\n")
+    print(
+        table(rows_in(results), ("recipe", "guidance")),
+        table(rows_in(results), ("recipe", "guidance", "taught")),
+        sep="\n\n",
+    )
 
 
-def run(root: Path, key: Row, changes: Row, from_file: bool, keep: bool) -> list[Row]:
+def run(root: Path, key: Row, changes: Row, guidances: list[float | None], from_file: bool, keep: bool) -> list[Row]:
     """Train and evaluate a session and return its figures and those of its exported file, with a log."""
     name = "-".join("".join(letter if letter.isalnum() else "_" for letter in str(part)) for part in key.values())
     with (root / f"{name}.log").open("w") as log, redirect_stdout(log), redirect_stderr(log):
@@ -118,21 +149,37 @@ def run(root: Path, key: Row, changes: Row, from_file: bool, keep: bool) -> list
         began, before = time.monotonic(), cpu()
         with shared(session.class_images, share / f"class-{_digest(session)}"):
             training.train(session)
-        trained, wall = cpu(), time.monotonic() - began
-        pictures = session.path / "evaluation" / "pictures"
+        costs = {"train_cpu_s": round(cpu() - before), "train_wall_s": round(time.monotonic() - began)}
+        key = key | {"accepted": accepted(SUBJECTS[key["taught"]])}
         rows = []
-        # The untrained base draws the same pictures for every session of a subject.
-        with shared(pictures, share / f"step-0-{key['taught']}-{key['pictures']}", only="step_0-*"):
-            evaluation = results.evaluate(session, seeds=key["pictures"], checkpoints=[steps_of(session, "unet")])
-        costs = {"train_cpu_s": round(trained - before), "train_wall_s": round(wall)}
-        rows.append(key | figures(evaluation) | costs | {"evaluate_cpu_s": round(cpu() - trained)})
-        if from_file:
-            (file,) = results.export(session, formats=["safetensors"])
-            of_file = figures(results.evaluate(session, seeds=key["pictures"], file=file))
-            rows.append(key | of_file | {"recipe": key["recipe"] + FROM_FILE})
+        for guidance in guidances:
+            trained, pictures = cpu(), session.path / "evaluation" / "pictures"
+            shutil.rmtree(pictures, ignore_errors=True)
+            drawn = session.config.samples.guidance if guidance is None else guidance
+            options: Row = {"seeds": key["pictures"], "guidance": drawn}
+            # The untrained base draws the same pictures for every session of a subject.
+            place = share / f"step-0-{key['taught']}-{key['pictures']}-{drawn:g}"
+            with shared(pictures, place, only="step_0-*"):
+                evaluation = results.evaluate(session, checkpoints=[steps_of(session, "unet")], **options)
+            row = key | figures(evaluation) | costs | {"guidance": drawn}
+            rows.append(row | {"evaluate_cpu_s": round(cpu() - trained)})
+            if from_file:
+                (file,) = results.export(session, formats=["safetensors"])
+                of_file = figures(results.evaluate(session, file=file, **options))
+                rows.append(key | of_file | {"recipe": key["recipe"] + FROM_FILE, "guidance": drawn})
     if not keep:
         shutil.rmtree(session.path)
     return rows
+
+
+def accepted(subject: Subject, count: int = 60) -> float:
+    """Return the share of true pictures that the reading accepts after mini's autoencoder."""
+    numbers, round_trip = random.Random(subject.name), autoencoder(resolve_base("mini").folder)
+    places = ((numbers.choice(list(BACKGROUNDS)), numbers.choice(TEXTURES), random_pose(numbers)) for _ in range(count))
+    pictures = there_and_back([draw(subject.scene(*place)) for place in places], round_trip)
+    reading = read_subject(subject.photos(), round_trip)
+    assert reading is not None
+    return round(sum(likeness.present for likeness in reading.find(pictures)) / count, 4)
 
 
 def make(root: Path, name: str, key: Row, changes: Row) -> Session:
@@ -181,7 +228,7 @@ def _digest(session: Session) -> str:
 def figures(evaluation: Evaluation) -> Row:
     """Return the last candidate's figures."""
     last = evaluation.measured[-1].values
-    return {name: round(last[name].mean, 4) for name in FIGURES if name in last}
+    return {name: round(last[name].mean, 4) for name in MEASURED if name in last}
 
 
 def cpu() -> float:
@@ -207,7 +254,7 @@ def table(rows: Iterable[Row], by: tuple[str, ...]) -> str:
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             digits = 0 if name in COSTS else 2
             cells.append(f"{statistics.mean(values):.{digits}f} ± {spread:.{digits}f}" if values else "")
-        lines.append("| " + " | ".join((*group, str(len(of_it)), *cells)) + " |")
+        lines.append("| " + " | ".join((*map(str, group), str(len(of_it)), *cells)) + " |")
     return "\n".join(lines)
 
 

@@ -28,8 +28,8 @@ from fastdb.sessions.session import Session
 from fastdb.training import process
 from fastdb.world.subjects import SUBJECTS
 
-DRAWING: dict[str, Any] = {"guidance": 3.0, "steps": 20}
-"""Settings of every picture, before and after training."""
+DRAWING: dict[str, Any] = {"steps": 20}
+"""Settings of every picture, before and after training; guidance is that of the session's samples."""
 
 
 PROMPTS: dict[str, tuple[str, ...]] = {

@@ -159,7 +159,7 @@ SD1_CONFIGURATIONS = {
     "scheduler/scheduler_config.json": "dd8e13799c61d0a5",
     "tokenizer/tokenizer_config.json": "130402475045ef04",
 }
-MINI_IN_ONE_FILE = "551b738786c7fd98f7d5b9c7bfcb2dc94866923eb76411bfac83fe3d3fcb66c9"
+MINI_IN_ONE_FILE = "00c21e233c8101d3a82f408ea7947b8779fc74f7b0c3a69dd8aadc8679370889"
 
 
 def test_sessions_on_a_model_in_one_file_find_their_base_again_with_this_version(mini: Path, tmp_path: Path) -> None:
