@@ -39,8 +39,8 @@ ASIDE = 1.45
 FAINT = 0.1
 """A region with a smaller distance from its surroundings is hardly shown by the autoencoder and not compared."""
 
-LEAST_KEPT = 0.3
-"""Share of its distance that the autoencoder must keep of a region; an eye of 13 px with less is not compared."""
+LEAST_KEPT = 0.4
+"""Share of its distance that the autoencoder must keep of a region; an eye of 13 px has less and is not compared."""
 
 HOPELESS = -0.2
 """Agreement of a region before any round trip below which none is made."""
