@@ -19,7 +19,7 @@ from fastdb.storage.atomic_write import explained, make_folder, write_json
 from fastdb.storage.manifest import sha256
 
 EARLIER_MINI = {"551b738786c7fd98f7d5b9c7bfcb2dc94866923eb76411bfac83fe3d3fcb66c9": "0.1.0"}
-"""The fastdb version that shipped each earlier mini, by the mini's fingerprint."""
+"""The version of this package that shipped each earlier mini, by its fingerprint."""
 
 CONFIGURATIONS = (
     "unet/config.json",
@@ -99,7 +99,7 @@ def check_identity(record: BaseModelRecord, folder: Path, *, remembered: bool = 
 
 
 def version_of_earlier_mini(record: BaseModelRecord) -> str:
-    """Return the fastdb version whose mini a session began with; empty if it is the current one or another model."""
+    """Return the version whose mini a session began with; empty if it is the current one or another model."""
     return EARLIER_MINI.get(record.fingerprint, "") if record.folder == MINI else ""
 
 
