@@ -3,9 +3,10 @@
     python benchmarks/recorded.py ours SESSION RECORD [--gradients]
     python benchmarks/recorded.py script SCRIPT RECORD [--gradients] [--draws RECORD] -- ARGUMENTS OF THE SCRIPT
 
-SCRIPT is diffusers' `examples/dreambooth/train_dreambooth.py` as it was fetched. Its file is not changed: stand-ins for
-the transforms of torchvision and for `check_min_version` are put before it, and with `--draws` it receives the images,
-posterior noise, noise and timesteps that our run drew, instead of drawing its own.
+SCRIPT is diffusers' `examples/dreambooth/train_dreambooth.py` or `train_dreambooth_lora.py` as it was fetched. Its file
+is not changed: stand-ins for the transforms of torchvision and for `check_min_version` are put before it, and with
+`--draws` it receives the images, posterior noise, noise, timesteps and initial adapters of our run, instead of drawing
+its own. Both factors of these adapters are random, because the gradient of the first is zero while the second is.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Record:
     Attributes:
         losses: of each microbatch, before it is divided by their number.
         gradients: of each step before clipping, in the order of the parameters.
+        adapters: initial values of a LoRA, by part, layer and factor.
         draws: of each row: its group, the name of its image, timestep, noise and posterior noise.
         start: CPU seconds of the process when its first backward pass began.
         cpu: CPU seconds of the process when the gradient of each step was complete.
@@ -45,6 +47,7 @@ class Record:
     losses: list[float] = field(default_factory=list)
     gradients: list[list[torch.Tensor]] = field(default_factory=list)
     draws: list[dict[str, Any]] = field(default_factory=list)
+    adapters: dict[str, torch.Tensor] = field(default_factory=dict)
     start: float = 0.0
     cpu: list[float] = field(default_factory=list)
     peak: int = 0
@@ -60,6 +63,10 @@ class Record:
         return cls(**torch.load(path, weights_only=True))
 
 
+NAMES: dict[torch.nn.Parameter, str] = {}
+"""Names of a LoRA's weights, by which their gradients are sorted, the UNet's first."""
+
+
 def record_steps(record: Record, gradients: bool, wanted: Callable[[], bool] = lambda: True) -> None:
     """Record from the two methods of the accelerator that both loops call in each step."""
     backward, clip = Accelerator.backward, Accelerator.clip_grad_norm_
@@ -71,7 +78,7 @@ def record_steps(record: Record, gradients: bool, wanted: Callable[[], bool] = l
         backward(self, loss, **options)
 
     def clip_recorded(self: Accelerator, parameters: Any, *arguments: Any, **options: Any) -> Any:
-        parameters = list(parameters)
+        parameters = sorted(parameters, key=lambda weight: NAMES.get(weight, ""))
         if wanted():
             record.cpu.append(time.process_time())
             if gradients:
@@ -92,6 +99,7 @@ def run_ours(folder: Path, target: Path, gradients: bool) -> None:
     stages: set[str] = set()
     names: dict[int, list[str]] = {}
     record_steps(record, gradients, lambda: len(stages) == 1)
+    record_adapters(record, lambda: not stages)
     draw, groups = batches.Batches._draw, prepare.cache_latents
 
     def drawn(self: Any, group: Any, *address: int) -> Any:
@@ -125,13 +133,59 @@ def run_ours(folder: Path, target: Path, gradients: bool) -> None:
     record.save(target)
 
 
+def record_adapters(record: Record, wanted: Callable[[], bool]) -> None:
+    """Fill both factors of a LoRA that is loaded to train, and record them."""
+    from fastdb.training.batches import generator
+    from fastdb.training.methods import LoRA
+
+    load = LoRA.load
+
+    def loaded(self: LoRA, folder: Path, part: str, *arguments: Any) -> Any:
+        module = load(self, folder, part, *arguments)
+        for name, weight in self.weights(module).items() if wanted() else ():
+            with torch.no_grad():
+                weight += 0.02 * torch.randn(weight.shape, generator=generator(name))
+            NAMES[weight] = f"{part != 'unet'} {name}"
+            record.adapters[f"{part}.{name}"] = weight.detach().clone()
+        return module
+
+    LoRA.load = loaded  # type: ignore[method-assign]
+
+
+def feed_adapters(adapters: dict[str, torch.Tensor]) -> None:
+    """Give the script's adapters, once it prepares its models, the values of ours."""
+    prepare = Accelerator.prepare
+
+    def prepared(self: Accelerator, *parts: Any, **options: Any) -> Any:
+        for module in (part for part in parts if isinstance(part, torch.nn.Module)):
+            for name, weight in module.named_parameters():
+                layer, found, factor = name.partition(".lora_")
+                if not found:
+                    continue
+                part = "text_encoder" if ".self_attn." in name else "unet"
+                layer = f"text_model.{layer.removeprefix('text_model.')}" if part == "text_encoder" else layer
+                ours = f"{layer}.lora_{'down' if factor[0] == 'A' else 'up'}"
+                NAMES[weight] = f"{part != 'unet'} {ours}"
+                # A part that ours does not train in this stage keeps its own.
+                if (values := adapters.get(f"{part}.{ours}")) is not None:
+                    with torch.no_grad():
+                        weight.copy_(values)
+                elif factor[0] == "B":
+                    torch.nn.init.zeros_(weight)
+        return prepare(self, *parts, **options)
+
+    Accelerator.prepare = prepared  # type: ignore[method-assign]
+
+
 def run_script(script: Path, target: Path, gradients: bool, draws: Path | None, arguments: list[str]) -> None:
     """Run the script as a program, and record it."""
     record = Record()
     record_steps(record, gradients)
     stand_in()
     if draws is not None:
-        feed(Record.load(draws).draws, str(script))
+        ours = Record.load(draws)
+        feed(ours.draws, str(script))
+        feed_adapters(ours.adapters)
     sys.argv = [str(script), *arguments]
     runpy.run_path(str(script), run_name="__main__")
     record.save(target)
@@ -172,7 +226,9 @@ def stand_in() -> None:
 
     transforms = types.ModuleType("torchvision.transforms")
     stand_ins = {
-        "InterpolationMode": types.SimpleNamespace(BILINEAR=Image.Resampling.BILINEAR),
+        "InterpolationMode": types.SimpleNamespace(
+            BILINEAR=Image.Resampling.BILINEAR, LANCZOS=Image.Resampling.LANCZOS
+        ),
         "Resize": resize,
         "CenterCrop": crop,
         "ToTensor": lambda: lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(255),
@@ -184,6 +240,8 @@ def stand_in() -> None:
     torchvision.transforms = transforms  # type: ignore[attr-defined]
     sys.modules |= {"torchvision": torchvision, "torchvision.transforms": transforms}
     diffusers.utils.check_min_version = lambda version: None
+    # After training the script reads its own file, which fails with transformers 5.6 and later.
+    diffusers.StableDiffusionPipeline.load_lora_weights = lambda *_, **__: None
 
 
 def feed(draws: list[dict[str, Any]], script: str) -> None:

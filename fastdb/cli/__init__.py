@@ -34,6 +34,8 @@ VERBS = {
     "convert": ("models", "Convert a model to another layout or precision."),
     "generate": ("results", "Generate images from a session or an exported file."),
     "evaluate": ("results", "Compare checkpoints on the same prompts; choose the best."),
+    "merge": ("lora", "Merge LoRAs into a base model."),
+    "extract": ("lora", "Extract a LoRA from a session that trained all weights."),
     "inspect": ("models", "Show what a model file contains, running no code in it."),
     "rename": ("folders", "Rename a session and its exports."),
     "delete": ("folders", "Delete a session for good after a confirmation."),

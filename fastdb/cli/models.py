@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from fastdb.cli.options import Precision, Render, Root, path
+from fastdb.commands import lora
 from fastdb.commands import models as verbs
 from fastdb.commands.inspection_rows import inspection_rows
 from fastdb.console import ConsoleReport, table
@@ -23,6 +24,14 @@ class Layout(StrEnum):
     safetensors = "safetensors"
     ckpt = "ckpt"
     diffusers = "diffusers"
+    lora_kohya = "lora-kohya"
+    lora_diffusers = "lora-diffusers"
+
+
+LORA_FORMS: dict[Layout | None, Literal["kohya", "diffusers"]] = {
+    Layout.lora_kohya: "kohya",
+    Layout.lora_diffusers: "diffusers",
+}
 
 
 class Prediction(StrEnum):
@@ -59,6 +68,19 @@ def convert(
     if half and precision not in (None, Precision.fp16):
         raise ConfigError(f"--half and --precision {precision.value} cannot be combined", fix="Leave out one of them.")
     wanted = Precision.fp16 if half and precision is None else precision
+    if to in LORA_FORMS:
+        if unfit := [name for name, value in _of_models(ema, vae, like, prediction, render).items() if value]:
+            raise ConfigError(f"{unfit[0]} is for whole models, not for a LoRA", fix=f"Leave out {unfit[0]}.")
+        report = ConsoleReport()
+        lora.convert_lora(
+            source,
+            target,
+            LORA_FORMS[to],
+            precision=wanted.value if wanted else None,
+            root=root,
+            report=report,
+        )
+        return
     verbs.convert(
         source,
         _target(target, to),
@@ -71,6 +93,11 @@ def convert(
         root=root,
         report=ConsoleReport(),
     )
+
+
+def _of_models(*values: object) -> dict[str, object]:
+    """Return the options that only whole models have, by their names."""
+    return dict(zip(("--ema", "--vae", "--like", "--prediction", "--render"), values, strict=True))
 
 
 def _target(target: Path, to: Layout | None) -> Path:

@@ -33,7 +33,7 @@ def inspect(
     from fastdb.models.inspect import inspect as inspect_model
     from fastdb.models.inspect import prediction_of
 
-    inspection = inspect_model(_located(file, root))
+    inspection = inspect_model(located(file, root))
     if probe and inspection.prediction is not None and not inspection.prediction.kind:
         with report.progress("probe", "tensor") as update:
             inspection = replace(inspection, prediction=prediction_of(inspection, update))
@@ -75,7 +75,7 @@ def convert(
     """
     from fastdb.models.convert import convert as convert_model
 
-    source, target = _located(source, root).absolute(), expanded(target).absolute()
+    source, target = located(source, root).absolute(), expanded(target).absolute()
     if source.exists() and target.exists() and target.samefile(source):
         raise ConfigError("is both source and target", subject=target, fix="Give the target another name.")
     if render:
@@ -102,7 +102,7 @@ def convert(
     return converted.path
 
 
-def _located(model: str | Path, root: str | Path | None) -> Path:
+def located(model: str | Path, root: str | Path | None) -> Path:
     """Return the path of a model file or folder, of a session's export, or of `mini`.
 
     Raises:

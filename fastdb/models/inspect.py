@@ -107,6 +107,8 @@ def model_layout(inspection: Inspection) -> Layout:
     if what.role != "checkpoint":
         reason = f"it is not a model, because {what.why}" if what.why else f"it is a {what.role}, not a whole model"
         fix = "Give a file with UNet, autoencoder and text encoder."
+        if what.role == "LoRA":
+            fix = "To convert a LoRA, choose a form: --to lora-kohya or --to lora-diffusers."
         raise ModelError(f"cannot be converted: {reason}", subject=inspection.path, fix=fix)
     family = inspection.family
     if family is None or what.family not in LAID_OUT or what.channels != family.channels:

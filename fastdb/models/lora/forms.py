@@ -8,6 +8,7 @@ contain nothing but adapters, because one unknown tensor makes some programs rej
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -89,3 +90,38 @@ def underflow(adapters: Adapters) -> float:
             if norm := float(whole.norm()):
                 worst = max(worst, float((whole.half().float() - whole).norm()) / norm)
     return worst
+
+
+def form_metadata(adapters: Adapters, metadata: Mapping[str, str], form: Form, stem: str) -> dict[str, str]:
+    """Return the header metadata of a LoRA in a form, given that of its source.
+
+    Args:
+        stem: of the file's name.
+    """
+    kept = {
+        name: value
+        for name, value in metadata.items()
+        if name not in ("format", "lora_adapter_metadata") and not name.startswith("sshs_")
+    }
+    pairs = [pair for adapter in adapters.values() for pair in adapter.values()]
+    ranks, alphas = {pair.rank for pair in pairs}, {pair.alpha for pair in pairs}
+    if form == "kohya":
+        own = {
+            "ss_network_module": "networks.lora",
+            "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",
+            "ss_network_alpha": f"{alphas.pop():g}" if len(alphas) == 1 else "Dynamic",
+            "ss_output_name": stem,
+        }
+        return {"ss_base_model_version": "sd_v1", "ss_v2": "False", **kept, **own}
+    kept = {name: value for name, value in kept.items() if not name.startswith("ss_")}
+    if len(ranks) < 2:
+        return kept
+    # Earlier versions of diffusers take the first layer's rank as everyone's alpha.
+    settings: dict[str, object] = {}
+    for part, adapter in adapters.items():
+        of_layers = {layer: pair.rank for layer, pair in adapter.items()}
+        most = max(of_layers.values())
+        own_ranks = {layer: rank for layer, rank in of_layers.items() if rank != most}
+        settings |= {f"{part}.r": most, f"{part}.lora_alpha": most, f"{part}.target_modules": list(of_layers)}
+        settings |= {f"{part}.rank_pattern": own_ranks, f"{part}.alpha_pattern": own_ranks}
+    return {**kept, "lora_adapter_metadata": json.dumps(settings)}
