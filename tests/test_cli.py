@@ -207,11 +207,25 @@ def test_every_verb_has_its_help() -> None:
         "add-images",
         "remove-images",
         "train",
+        "try-token",
         "extend",
         "stop",
         "publish",
     ]
-    expected += ["export", "convert", "generate", "evaluate", "inspect", "rename", "delete", "space", "free", "doctor"]
+    expected += [
+        "export",
+        "convert",
+        "generate",
+        "evaluate",
+        "merge",
+        "extract",
+        "inspect",
+        "rename",
+        "delete",
+        "space",
+        "free",
+        "doctor",
+    ]
     expected += ["share", "adopt", "duplicate"]
     assert verbs == expected
     whole = fastdb("--help")

@@ -198,8 +198,8 @@ def _check_extraction(session: Session, rank: int | None, error: float | None) -
     command = f"fastdb extract {argument(session.name)} OUT.safetensors"
     if session.config.method == "lora":
         raise ConfigError(
-            "trains a LoRA already",
-            subject=session.name,
+            "this session trains a LoRA already",
+            where=session.name,
             fix=f"Export it: fastdb export {argument(session.name)}",
         )
     if (rank is None) == (error is None):
@@ -225,7 +225,9 @@ def _new_file(target: str | Path) -> Path:
     path = expanded(target).absolute()
     if path.suffix != ".safetensors":
         raise ConfigError(
-            "is no name for a LoRA file", subject=target, fix=f"Write {argument(str(path.with_suffix('.safetensors')))}."
+            "is no name for a LoRA file",
+            subject=target,
+            fix=f"Write {argument(str(path.with_suffix('.safetensors')))}.",
         )
     return path
 
