@@ -122,7 +122,13 @@ SENTENCES: dict[str, str] = {
     "photos not drawn": "The instance images show no object of the drawn world: only classes, backgrounds and nearness "
     "to the photos are read. To compare by CLIP: fastdb evaluate {subject} --measure clip",
     "faint regions": "The base model's autoencoder hardly shows {subject} of the subject (share of its contrast)",
-    "DINO missing": "Skipping DINO: model not downloaded. Pass --dino {subject} to download it",
+    "CLIP missing": "Nothing will be measured, because CLIP is not on this machine: {reason}. To measure, run fastdb "
+    "evaluate {subject} with a network, or pass --clip FOLDER",
+    "DINO missing": "Skipping DINO ({subject}): {reason}",
+    "embedding blind": "{subject} finds the photos nearer to one another than pictures of the class in only {reason} "
+    "of pairs, so this embedding cannot tell the subject. Do not trust gallery, dino and clip_i",
+    "measuring model": "Downloading {subject} to measure pictures, once: {reason}",
+    "side by side": "Compare the checkpoints of {subject} by eye: the sheet shows the same prompts and seeds",
     "checkpoint picked": "Use {subject}: {reason}",
     "evaluation started": "Evaluating {subject}; measured by {reason}",
     "export command": "Export {subject} with: fastdb export {reason}",

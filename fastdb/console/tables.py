@@ -176,6 +176,16 @@ def _settings_rows(settings: Sequence[str]) -> list[tuple[str, str]]:
 
 def show_evaluation(evaluation: Evaluation) -> None:
     """Print the figures, their values by checkpoint, the choice and the files of an evaluation."""
+    if evaluation.figures:
+        _show_figures(evaluation)
+    for note in evaluation.notes:
+        say(sentence(note))
+    for path in evaluation.files:
+        say(str(path))
+
+
+def _show_figures(evaluation: Evaluation) -> None:
+    """Print the figures and their values by checkpoint."""
     start = evaluation.measured[0].values
     rows = []
     for figure in evaluation.figures:
@@ -193,10 +203,6 @@ def show_evaluation(evaluation: Evaluation) -> None:
         values.append((candidate.label, *texts))
     table(("checkpoint", *(figure.name for figure in evaluation.figures)), values)
     say()
-    for note in evaluation.notes:
-        say(sentence(note))
-    for path in evaluation.files:
-        say(str(path))
 
 
 def _outcomes(overview: Overview) -> list[str]:

@@ -97,8 +97,8 @@ class RetryableError(Exception):
 class Retries:
     """Retries of a download, unlimited while new data arrives."""
 
-    def __init__(self, shown: str) -> None:
-        self._shown, self._furthest, self._failures = shown, 0, 0
+    def __init__(self, shown: str, tries: int | None = None) -> None:
+        self._shown, self._tries, self._furthest, self._failures = shown, tries or TRIES, 0, 0
 
     def wait(self, error: Exception, done: int = 0, total: int | None = None) -> None:
         """Wait before the next try.
@@ -116,7 +116,7 @@ class Retries:
             return
         self._failures += 1
         wait = max(error.wait if isinstance(error, RetryableError) else 0.0, FIRST_WAIT * 2 ** (self._failures - 1))
-        if self._failures < TRIES and wait <= LONGEST_WAIT:
+        if self._failures < self._tries and wait <= LONGEST_WAIT:
             time.sleep(wait)
             return
         reason = f"{_reason(error)}, {self._failures} times in a row"

@@ -32,7 +32,7 @@ _CONFIGS = (".json", ".txt", ".model")
 
 
 @dataclass(frozen=True)
-class _Listing:
+class Listing:
     """The files of a repository at a commit.
 
     Each file has its size and, if it is large, its SHA-256.
@@ -63,7 +63,7 @@ def fetch_repository(source: HubRepository, only: str = "", progress: Progress |
     folder = place(str(pinned))
     with locked(folder):
         if recall(folder) is None:
-            _download_repository(folder, listing or _list_repository(source), only, progress)
+            _download_repository(folder, listing or list_repository(source), only, progress)
     _remember_commit(source, pinned)
     return folder
 
@@ -82,7 +82,7 @@ def fetch_file(source: HubFile, progress: Progress | None = None) -> Path:
     with locked(folder):
         known = recall(folder)
         if known is None:
-            listing = listing or _list_repository(source)
+            listing = listing or list_repository(source)
             if source.path not in listing.files:
                 names = _single_files(listing)
                 others = f"; it contains {', '.join(names)}" if names else ""
@@ -137,12 +137,12 @@ def _choose_weights(names: Sequence[str]) -> list[str]:
     return sets[min(sets)] if sets else []
 
 
-def _pin(source: HubRepository, suffix: str = "") -> tuple[_Listing | None, HubRepository]:
+def _pin(source: HubRepository, suffix: str = "") -> tuple[Listing | None, HubRepository]:
     """Return a repository at its current commit, and its listing if requested."""
     if re.fullmatch(r"[0-9a-f]{40}", source.revision):
         return None, source
     try:
-        listing = _list_repository(source)
+        listing = list_repository(source)
     except ModelError:
         last = recall(place(f"{source}{suffix} newest"))
         if last is None or recall(place(f"{last.source}{suffix}")) is None:
@@ -160,7 +160,7 @@ def _remember_commit(source: HubRepository, pinned: HubRepository, suffix: str =
             remember(folder, str(pinned), {})
 
 
-def _download_repository(folder: Path, listing: _Listing, only: str, progress: Progress | None) -> None:
+def _download_repository(folder: Path, listing: Listing, only: str, progress: Progress | None) -> None:
     shown = str(listing.pinned)
     index = _read_index(folder, listing)
     if only and index.get("_class_name") != only:
@@ -182,13 +182,13 @@ def _download_repository(folder: Path, listing: _Listing, only: str, progress: P
             if progress:
                 progress(before + done, total)
 
-        _download_file(folder, path, listing, update)
+        download_file(folder, path, listing, update)
         update(sizes[path], 0)
         before += sizes[path]
     remember(folder, shown, {path: folder / path for path in (INDEX, *paths)})
 
 
-def _download_file(folder: Path, path: str, listing: _Listing, progress: Progress | None) -> Path:
+def download_file(folder: Path, path: str, listing: Listing, progress: Progress | None) -> Path:
     """Download a file unless an intact copy of an earlier run exists."""
     target, (size, sha256) = folder / path, listing.files[path]
     if target.is_file() and not file_fault(target, sha256=sha256, size=size):
@@ -196,7 +196,7 @@ def _download_file(folder: Path, path: str, listing: _Listing, progress: Progres
     return download(_remote(listing, path), target.parent, progress)
 
 
-def _remote(listing: _Listing, path: str) -> Remote:
+def _remote(listing: Listing, path: str) -> Remote:
     from huggingface_hub import hf_hub_url
 
     name, revision = listing.pinned.name, listing.pinned.revision
@@ -212,7 +212,7 @@ def _remote(listing: _Listing, path: str) -> Remote:
     )
 
 
-def _read_index(folder: Path, listing: _Listing) -> dict[str, Any]:
+def _read_index(folder: Path, listing: Listing) -> dict[str, Any]:
     """Download and parse `model_index.json`."""
     name = listing.pinned.name
     if INDEX not in listing.files:
@@ -228,7 +228,7 @@ def _read_index(folder: Path, listing: _Listing) -> dict[str, Any]:
             fix=f"Choose a repository that has it, such as {_EXAMPLE}.",
         )
     try:
-        index = json.loads(_download_file(folder, INDEX, listing, None).read_text(encoding="utf-8"))
+        index = json.loads(download_file(folder, INDEX, listing, None).read_text(encoding="utf-8"))
     except ValueError:
         index = None
     if not isinstance(index, dict):
@@ -236,7 +236,7 @@ def _read_index(folder: Path, listing: _Listing) -> dict[str, Any]:
     return index
 
 
-def _single_files(listing: _Listing) -> list[str]:
+def _single_files(listing: Listing) -> list[str]:
     names = (name for name in listing.files if name.endswith((".safetensors", ".ckpt")) and "/" not in name)
     return sorted(names)[:5]
 
@@ -248,8 +248,8 @@ def _gate(name: str) -> str:
     )
 
 
-def _list_repository(source: HubRepository | HubFile) -> _Listing:
-    """Request the list of files in a repository.
+def list_repository(source: HubRepository | HubFile, tries: int | None = None) -> Listing:
+    """Request the list of files in a repository; `tries` limits the attempts.
 
     Raises:
         ModelError: the repository is gated or missing, or the Hub cannot be reached.
@@ -260,7 +260,7 @@ def _list_repository(source: HubRepository | HubFile) -> _Listing:
 
     token = hub_token(hub_endpoint())
     api = HfApi(endpoint=hub_endpoint(), token=token.value if token else False)
-    retries = Retries(str(source))
+    retries = Retries(str(source), tries)
     while True:
         try:
             info = api.model_info(source.name, revision=source.revision or None, files_metadata=True, timeout=30)
@@ -289,7 +289,7 @@ def _list_repository(source: HubRepository | HubFile) -> _Listing:
         for file in info.siblings or ()
         if all(part and part == safe_name(part) for part in file.rfilename.replace("%", "_").split("/"))
     }
-    return _Listing(HubRepository(source.name, str(info.sha)), files, token)
+    return Listing(HubRepository(source.name, str(info.sha)), files, token)
 
 
 def _listing_error(source: HubRepository | HubFile, error: Any, token: Token | None) -> ModelError:

@@ -7,22 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from fastdb.checkpoints.retention import PICKED
-from fastdb.errors import ImageError, ModelError, SessionBusy
+from fastdb.errors import SessionBusy
 from fastdb.evaluation.candidates import Candidate, PictureCache, checkpoints_of, file_of, untrained
 from fastdb.evaluation.charts import curves_of, draw_curves, draw_grid
 from fastdb.evaluation.choose import Pick, Row, pick
+from fastdb.evaluation.choose_measure import choose_measure
 from fastdb.evaluation.options import Options, command
-from fastdb.evaluation.prompts import Protocol, custom_protocol, default_protocol, drawn_protocol
+from fastdb.evaluation.prompts import Protocol
 from fastdb.evaluation.report import Evaluation, compare_export
 from fastdb.images.photo_files import photos_in
-from fastdb.images.photos import read_photo, save_png
+from fastdb.images.photos import save_png
 from fastdb.inference.request import Request
 from fastdb.inference.samplers import DEFAULT
 from fastdb.measures.shots import Shot
 from fastdb.measures.values import Measure, Measured
-from fastdb.measures.words import words_of
-from fastdb.models.diffusers_folder import BaseModel
-from fastdb.models.registry import MINI
 from fastdb.models.resolve import ensure_base
 from fastdb.reporting import SILENT, Note, Report, argument, counted, format_bytes
 from fastdb.runtime.device import choose_device, explain_out_of_memory
@@ -62,11 +60,13 @@ def evaluate_session(session: Session, options: Options, report: Report = SILENT
         candidates += checkpoints
         for note in skipped:
             report.note(note)
-    measure, protocol = _choose(session, base, options, report)
+    measure, protocol = choose_measure(session, base, options, report)
     report.note(Note("evaluation started", ", ".join(candidate.label for candidate in candidates), measure.name))
     cache = PictureCache(session.path / FOLDER / "pictures", request, choose_device().precision)
     drawing = _Drawing(session, cache, candidates, protocol, measure, report)
     drawing.draw(range(len(candidates)), protocol.seeds)
+    if not measure.figures:
+        return _write_sheet(drawing, _settings(cache), options)
     picked = drawing.pick()
     if options.until_decided:
         picked = _until_decided(drawing, picked, options.at_most)
@@ -80,7 +80,7 @@ def evaluate_session(session: Session, options: Options, report: Report = SILENT
         drawing.measured,
         picked,
     )
-    return _write(session, evaluation, cache, options)
+    return _write(session, evaluation, cache, options, measure.remarks())
 
 
 def _request(session: Session, options: Options) -> Request:
@@ -98,50 +98,6 @@ def _request(session: Session, options: Options) -> Request:
         width=size,
         height=size,
     )
-
-
-def _choose(session: Session, base: BaseModel, options: Options, report: Report) -> tuple[Measure, Protocol]:
-    """Return the measure and its prompts. Runs before anything is drawn so that errors come at once.
-
-    Raises:
-        ImageError: there are no instance images, or one cannot be read.
-        ModelError: a model of the measure cannot be loaded.
-    """
-    words, photos = words_of(session), photos_in(session.instance_images)
-    if not photos:
-        raise ImageError("there are no instance images to compare with", where=session.name, fix="Add photos first.")
-    images = [read_photo(path) for path in photos]
-    seeds = (options.seeds, options.first_seed)
-    custom = custom_protocol(options.prompts, words, *seeds) if options.prompts else None
-    # A model that is named is wanted.
-    on_mini = session.record.base_model.folder == MINI and options.clip is None and options.dino is None
-    if options.measure == "drawn" or (options.measure == "auto" and on_mini):
-        from fastdb.measures.drawn import Drawn, autoencoder, class_of
-
-        shape = class_of(images, words.class_word)
-        drawn = Drawn(images, shape, autoencoder(base.folder))
-        if drawn.subject is None:
-            report.note(Note("photos not drawn", session.name))
-        elif faint := drawn.faint_regions():
-            report.note(Note("faint regions", ", ".join(faint)))
-        return drawn, custom or drawn_protocol(words, shape, *seeds)
-    export = f"fastdb export {argument(session.name)}"
-    from fastdb.measures.clip_dino import CLIP, DINO, Clip, Dino, Likeness
-
-    device = choose_device().kind
-    try:
-        clip = Clip(options.clip or CLIP, device)
-    except ModelError as error:
-        fix = f"{error.fix.rstrip('.')}, or export without an evaluation: {export}"
-        raise ModelError(error.what, where=error.where, fix=fix) from error
-    try:
-        dino = Dino(options.dino or DINO, device, local_only=options.dino is None)
-    except ModelError:
-        if options.dino is not None:
-            raise
-        report.note(Note("DINO missing", DINO))
-        dino = None
-    return Likeness(clip, dino, images, words.token), custom or default_protocol(words, *seeds)
 
 
 @dataclass
@@ -217,7 +173,22 @@ def _until_decided(drawing: _Drawing, picked: Pick, at_most: int) -> Pick:
     return picked
 
 
-def _write(session: Session, evaluation: Evaluation, cache: PictureCache, options: Options) -> Evaluation:
+def _write_sheet(drawing: _Drawing, settings: dict[str, object], options: Options) -> Evaluation:
+    """Write the pictures of all candidates side by side, where nothing measures them; return the evaluation."""
+    session = drawing.session
+    nobody = Pick(-1, "", "nothing is measured")
+    candidates, protocol, measured = drawing.candidates, drawing.protocol, drawing.measured
+    evaluation = Evaluation(session.name, settings, drawing.measure.name, [], protocol, candidates, measured, nobody)
+    session.check_there()
+    grid = session.path / FOLDER / ("grid.png" if options.file is None else f"{options.file.name}-grid.png")
+    make_folder(grid.parent)
+    save_png(draw_grid(drawing.cache, evaluation, photos_in(session.instance_images), session.name), grid)
+    return replace(evaluation, notes=(Note("side by side", session.name),), files=(grid,))
+
+
+def _write(
+    session: Session, evaluation: Evaluation, cache: PictureCache, options: Options, remarks: Sequence[Note]
+) -> Evaluation:
     """Write the evaluation into the session's folder; return it with its notes and files."""
     folder, picked, file = session.path / FOLDER, evaluation.picked, options.file
     session.check_there()
@@ -233,7 +204,7 @@ def _write(session: Session, evaluation: Evaluation, cache: PictureCache, option
         files.append(folder / "curves.png")
     files.append(folder / (PICKED if file is None else f"{file.name}.json"))
     write_json(files[-1], evaluation.as_json(cache))
-    notes = [Note("checkpoint picked", picked.label, picked.reason), *picked.notes]
+    notes = [Note("checkpoint picked", picked.label, picked.reason), *picked.notes, *remarks]
     if picked.undecided and not options.until_decided:
         decide = command(session.name, replace(options, until_decided=True))
         notes.append(Note("undecided", picked.label, decide))

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from PIL.Image import Image
 
-from fastdb.measures.clip_dino import Clip
+from fastdb.measures.encoders import Clip
 from fastdb.world import readings, scene
 
 OTHER_CLASSES = (

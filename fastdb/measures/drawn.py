@@ -13,7 +13,7 @@ from PIL.Image import Image
 from fastdb.measures.shots import CLASS, CONTEXT, OTHERS, SUBJECT
 from fastdb.measures.values import Figure, Limit, Measured, Taken, Value, values_of
 from fastdb.models.loading import load_part
-from fastdb.reporting import counted
+from fastdb.reporting import Note, counted
 from fastdb.world import readings, scene
 from fastdb.world.likeness import Likeness, RoundTrip, read_subject
 
@@ -112,6 +112,10 @@ class Drawn:
                     counts[name][number] = shown
             lines.append({**asdict(reading), **likeness})
         return Measured(values_of(counts), lines, [item.shot for item in taken])
+
+    def remarks(self) -> list[Note]:
+        """Return nothing; `faint_regions` are known before."""
+        return []
 
     def compare(self, now: Mapping[str, Value], start: Mapping[str, Value]) -> dict[str, Value]:
         """Return the remaining accuracy on other classes.

@@ -10,6 +10,7 @@ from PIL.Image import Image
 
 from fastdb.measures.intervals import Interval, mean_interval, share_difference, share_interval
 from fastdb.measures.shots import Shot
+from fastdb.reporting import Note
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,27 @@ class Measured:
     shots: Sequence[Shot] = field(default_factory=tuple)
 
 
+class Unmeasured:
+    """Measure of nothing, where no model is available: people compare the pictures."""
+
+    name = "nothing"
+    figures: tuple[Figure, ...] = ()
+
+    def read(self, taken: Sequence[Taken]) -> Measured:
+        """Return no values."""
+        return Measured({})
+
+    def remarks(self) -> list[Note]:
+        """Return nothing."""
+        return []
+
+    def compare(self, now: Mapping[str, Value], start: Mapping[str, Value]) -> dict[str, Value]:
+        """Return no values."""
+        return {}
+
+
 class Measure(Protocol):
-    """Interface of a measure of pictures.
+    """Interface of a measure of pictures, of which those of the untrained base are read first.
 
     Attributes:
         name: identifies the measure and its models in `evaluation.json`, where evaluations are compared by it.
@@ -145,6 +165,9 @@ class Measure(Protocol):
 
     def read(self, taken: Sequence[Taken]) -> Measured:
         """Measure the pictures of a checkpoint; figures without pictures are left out."""
+
+    def remarks(self) -> list[Note]:
+        """Return what the pictures read so far show about the measure itself."""
 
     def compare(self, now: Mapping[str, Value], start: Mapping[str, Value]) -> dict[str, Value]:
         """Return the figures that compare a checkpoint with the untrained base."""

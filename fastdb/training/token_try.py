@@ -8,14 +8,13 @@ prompt, its number and the session's settings, so an interrupted trial continues
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
 
-from fastdb.errors import ModelError
+from fastdb.downloads.encoders import cached_encoder
 from fastdb.images.captions import instance_prompt
 from fastdb.images.contact_sheet import Cell, Row, contact_sheet
 from fastdb.images.photos import read_photo, save_png
@@ -23,7 +22,7 @@ from fastdb.inference.engine import Engine
 from fastdb.inference.pictures import parameters, png, recorded_parameters
 from fastdb.inference.request import Request, group_size
 from fastdb.measures.class_seen import ClassReader, ClipClass, DrawnClass, is_drawn_class
-from fastdb.measures.clip_dino import CLIP, Clip
+from fastdb.measures.encoders import CLIP, Clip
 from fastdb.measures.shots import seed_of
 from fastdb.measures.words import Words, words_of
 from fastdb.models.diffusers_folder import BaseModel
@@ -60,9 +59,8 @@ def class_reader(session: Session, class_word: str, measure: str, device: str) -
         return DrawnClass(class_word)
     if measure == "drawn" or not class_word:
         return None
-    with suppress(ModelError):
-        return ClipClass(Clip(CLIP, device, local_only=True), class_word)
-    return None
+    folder = cached_encoder(CLIP)
+    return None if folder is None else ClipClass(Clip(str(folder), device), class_word)
 
 
 def try_before_training(

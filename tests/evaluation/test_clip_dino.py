@@ -15,7 +15,8 @@ from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer, ViTModel
 
 from fastdb.errors import ModelError
-from fastdb.measures.clip_dino import Clip, Dino, Likeness
+from fastdb.measures.clip_dino import Likeness
+from fastdb.measures.encoders import Clip, Dino
 from fastdb.measures.shots import Shot
 from fastdb.measures.values import Taken, Value, values_of
 
@@ -179,6 +180,46 @@ def test_without_dino_its_figure_is_left_out(clip: Path, dino: Path, instances: 
     assert [figure.name for figure in alone.figures if figure.goal] == ["clip_i"]
     assert alone.name == f"CLIP {clip}; no DINO"
     assert both.name == f"CLIP {clip}, DINO {dino}"
+
+
+def test_gallery_and_drift_match_their_definitions(
+    clip: Path, dino: Path, instances: list[Image.Image], taken: list[Taken]
+) -> None:
+    class_images = [item.picture.rotate(90) for item in taken[:4]]
+    measure = Likeness(Clip(str(clip), "cpu"), Dino(str(dino), "cpu"), instances, "sks", class_images)
+    start = measure.read(taken).values
+    moved = [Taken(item.shot, item.picture.rotate(40)) for item in taken]
+    now = measure.read(moved).values
+    photos = dino_pictures(dino, instances)
+    before, after = (dino_pictures(dino, [item.picture for item in items]) for items in (taken, moved))
+    subject = [number for number, item in enumerate(taken) if item.shot.group in ("subject", "context")]
+    base = [number for number, item in enumerate(taken) if item.shot.group == "class"]
+    for name, gallery in (("gallery", dino_pictures(dino, class_images)), ("gallery_base", before[base])):
+        apart = (gallery @ photos.T).mean(1)
+        pairs = [[similarity > other for other in apart] for similarity in (after[subject] @ photos.T).mean(1)]
+        assert now[name].mean == pytest.approx(np.mean(pairs), abs=1e-6)
+        assert now[name].count == len(subject)
+    others = [number for number, item in enumerate(taken) if item.shot.group == "others"]
+    assert list(now["drift"].readings.values()) == pytest.approx(
+        [1 - float(after[number] @ before[number]) for number in others], abs=1e-3
+    )
+    assert "drift" not in start
+    assert "photos_told" in start
+    assert "photos_told" not in now
+
+
+def test_an_embedding_that_cannot_tell_the_photos_is_named(clip: Path, instances: list[Image.Image]) -> None:
+    shots = [Shot("subject", "a photo of sks cup", 1), Shot("class", "a photo of cup", 2)]
+
+    photos = [instances[0].rotate(angle) for angle in (0, 2, 4)]
+
+    def remarks(class_images: list[Image.Image]) -> list[str]:
+        measure = Likeness(Clip(str(clip), "cpu"), None, photos, "sks", class_images)
+        measure.read([Taken(shot, instances[0]) for shot in shots])
+        return [note.kind for note in measure.remarks()]
+
+    assert remarks(photos) == ["embedding blind"]
+    assert remarks(instances[1:]) == []
 
 
 def test_a_long_prompt_is_truncated(clip: Path) -> None:

@@ -132,7 +132,8 @@ def test_results_are_written_into_the_session(evaluated: Session) -> None:
     assert [group["prompts"] for group in found["protocol"]["groups"]] == [[prompt] for prompt in PROMPTS]
     assert [group["name"] for group in found["protocol"]["groups"]] == ["subject", "context", "class", "others"]
     assert set(found["figures"]) == {
-        "dino", "clip_i", "clip_t", "class_clip_i", "leak", "others", "copies", "diversity"
+        "dino", "clip_i", "clip_t", "gallery_base", "photos_told", "class_clip_i", "leak", "others", "drift", "copies",
+        "diversity",
     }  # fmt: skip
     shots = custom_protocol(PROMPTS, words_of(evaluated), 2).shots()
     seeds = [(shot.prompt, shot.seed) for shot in shots]
