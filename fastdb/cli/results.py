@@ -64,6 +64,12 @@ def generate(
     base: Annotated[
         str | None, typer.Option(help="Base model of a file outside a session.", show_default=False)
     ] = None,
+    loras: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lora", help="FILE or FILE:weight; repeatable. In prompts: <lora:NAME:0.8>.", show_default=False
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(parser=path, help="Folder of the images.", show_default="generated/")
     ] = None,
@@ -75,6 +81,7 @@ def generate(
         prompt,
         step=step,
         base=base,
+        loras=loras or (),
         output=output,
         root=root,
         negative_prompt=negative_prompt,

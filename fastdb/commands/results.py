@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastdb.checkpoints.claims import claims_kept
 from fastdb.checkpoints.progress import how_far, no_valid_checkpoint, progress_of, steps_text
+from fastdb.commands.prompt_loras import choose_loras, is_lora, split_tags
 from fastdb.commands.session_warnings import prompts_of
 from fastdb.errors import ConfigError, SessionNotFound
 from fastdb.evaluation.options import Options
@@ -29,6 +31,8 @@ from fastdb.training import process
 from fastdb.training.divergence import remedy
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from fastdb.evaluation.report import Evaluation
     from fastdb.models.diffusers_folder import BaseModel
     from fastdb.models.export import Exported
@@ -176,6 +180,7 @@ def generate(
     height: int | None = None,
     step: int | None = None,
     base: str | Path | None = None,
+    loras: Sequence[str] = (),
     output: str | Path | None = None,
     root: str | Path | None = None,
     report: Report = SILENT,
@@ -183,9 +188,11 @@ def generate(
     """Generate images from a session (its trained weights so far) or from an exported file.
 
     Args:
-        prompt: for a session, the prompt of its first photo by default.
+        prompt: for a session, the prompt of its first photo by default. Tags such as `<lora:NAME:0.8>` use a LoRA of
+            `loras`, of the session's folder or of the folder LoRA beside the sessions'.
         step: a checkpoint of the session's UNet stage; the newest by default.
         base: the base model of a file outside a session.
+        loras: files of further LoRAs, each with an optional weight, such as `cup_lora.safetensors:0.8`.
         guidance: that of the session's samples by default.
         seed: that of the first image; each next image adds 1.
         width, height: in pixels and multiples of 8; as trained by default.
@@ -196,7 +203,9 @@ def generate(
     """
     settings: dict[str, Any] = {"negative_prompt": negative_prompt, "seed": seed, "count": count, "steps": steps}
     settings |= {"guidance": guidance, "sampler": sampler, "width": width, "height": height}
-    model, prompt = _source(source, prompt, base, root)
+    tagged = split_tags(prompt)
+    model, prompt = _source(source, tagged.text, base, root)
+    chosen = choose_loras(tagged, negative_prompt, loras, model, root, report)
     # Checked before torch is loaded, which takes seconds.
     Request(prompt, **{name: value for name, value in settings.items() if value is not None})
     prepare_libraries()
@@ -210,12 +219,17 @@ def generate(
     make_folder(folder)
     report.note(Note("loading", opened.name))
     engine = opened.load()
-    if isinstance(model, Session):
-        engine.remedy = _remedy_for_ruined(model, step) or engine.remedy
+    engine.remedy = (isinstance(model, Session) and _remedy_for_ruined(model, step)) or engine.remedy
+    engine.merge(chosen.read())
     with report.progress("generate", "step") as update:
         images = engine.generate(request, progress=update)
     del engine
     release_memory()
+    return _save(images, replace(request, prompt=chosen.tagged(prompt)), folder, report)
+
+
+def _save(images: Sequence[Image], request: Request, folder: Path, report: Report) -> list[Path]:
+    """Save pictures, record their hashes if they are in a session, and return their paths."""
     paths = save_pictures(images, request, folder)
     for path in paths:
         report.note(Note("image saved", str(path)))
@@ -253,6 +267,12 @@ def _source(
     model: Session | str
     if not isinstance(source, Session) and str(source).endswith((".safetensors", ".ckpt")):
         model = str(existing_file(source, root))
+        if is_lora(Path(model)):
+            raise ConfigError(
+                "is a LoRA, not a model",
+                subject=Path(model).name,
+                fix=f"Name a session or a model: fastdb generate SESSION PROMPT --lora {argument(model)}",
+            )
     else:
         try:
             model = Session.open(source, root)

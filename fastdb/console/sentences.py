@@ -41,6 +41,7 @@ SENTENCES: dict[str, str] = {
     "crops kept": "Crops that were edited stay as they are and are resized for training: {subject}",
     "crops made again": "Cropped {subject} photos again at {reason} px",
     "export verified": "Verified {subject}: {reason}",
+    "trigger shared": "{reason} have the same trigger word {subject!r}, so a prompt cannot tell their subjects apart",
     "lora rounded": "Numbers of {subject} are small for fp16 (relative error {reason}); --precision fp32 keeps them",
     "exporting": "Exporting {subject}: {reason}",
     "exports needed": "Exports of {subject} are base models of {reason}, and stay",

@@ -19,6 +19,8 @@ from fastdb.inference.request import Request
 from fastdb.inference.samplers import make_sampler
 from fastdb.models.diffusers_folder import BaseModel, open_base_model
 from fastdb.models.loading import load_part, load_scheduler, load_tokenizer
+from fastdb.models.lora.merging import check_fit, merge_into_module
+from fastdb.models.lora.reading import LoRAFile
 from fastdb.runtime.device import Device, choose_device
 
 Embeddings = tuple[torch.Tensor, torch.Tensor]
@@ -107,6 +109,18 @@ class Engine:
                 requires_safety_checker=False,
             )
         )
+
+    def merge(self, loras: Sequence[LoRAFile]) -> None:
+        """Add the differences of LoRAs to the weights.
+
+        Raises:
+            ModelError: a LoRA was trained on a base model of another prediction type or size.
+        """
+        if not loras:
+            return
+        check_fit(loras, str(self._noise_schedule.get("prediction_type", "epsilon")), "the base model")
+        for part in ("unet", "text_encoder"):
+            merge_into_module(getattr(self._pipeline, part), part, loras)
 
     @torch.no_grad()
     def generate(

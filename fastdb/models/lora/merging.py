@@ -46,7 +46,7 @@ def merge(
     return write_model([_changed(planned, layout, loras) for planned in plan], target, header, progress)
 
 
-def check_fit(loras: Sequence[LoRAFile], prediction: str, base: Path, layout: Layout | None = None) -> None:
+def check_fit(loras: Sequence[LoRAFile], prediction: str, base: str | Path, layout: Layout | None = None) -> None:
     """Raise if a LoRA was trained for another prediction type or family than the base model.
 
     Raises:
