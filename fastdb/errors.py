@@ -114,6 +114,8 @@ class TrainingError(FastDBError):
 
 def first_line(error: BaseException) -> str:
     """Return an error as one line, with its type unless it is an error that users can fix or one of the system."""
+    if not isinstance(error, FastDBError) and is_out_of_memory(error):
+        return out_of_memory(error, "", "").what
     lines = str(error).splitlines()
     if isinstance(error, FastDBError | OSError) and lines:
         return lines[0]
@@ -122,7 +124,8 @@ def first_line(error: BaseException) -> str:
 
 MORE_MEMORY = "End other programs, or use a machine with more memory, and run the same command again."
 _SIGNS = re.compile(
-    r"can't allocate memory|cannot allocate memory|not enough memory|out of memory|bad.alloc|failed to map segment",
+    r"can't allocate memory|cannot allocate memory|not enough memory|out of memory|bad.alloc|failed to map segment|"
+    r"can't start new thread",
     re.I,
 )
 """What torch, its libraries and the loader of shared libraries write in errors of other types."""

@@ -84,7 +84,7 @@ def steps_of(session: Session, stage: str) -> int:
     """Return the total number of steps of a stage, including extensions."""
     config = session.config
     if stage == "text_encoder":
-        return 0 if is_joint(config) else config.text_encoder.steps
+        return 0 if is_joint(config) else config.text_encoder.all_steps
     return config.unet.all_steps
 
 

@@ -34,7 +34,7 @@ from fastdb.sessions.session import Session, SessionLike
 from fastdb.storage.set_aside import move_aside
 from fastdb.training import process
 from fastdb.training.preflight import preflight
-from fastdb.training.schedules import default_peak, with_rates_from
+from fastdb.training.schedules import default_peak, with_rates_from, without_later_ends
 
 PUBLISH_WITHIN = 30.0
 """Seconds of failures after which `publish` gives up."""
@@ -236,6 +236,8 @@ def _prepare(session: Session, config: Config, restart: bool, from_step: int | N
     """
     if from_step is not None:
         check_step(session, from_step)
+    if restart:
+        config = config.changed({"text_encoder.settled_after": ()})
     with report.progress("base model", "B") as update:
         base = ensure_base(session, update)
     planned = replace(session, record=session.record.model_copy(update={"config": config}))
@@ -298,7 +300,7 @@ def _agreed(
 ) -> Config:
     """Return the settings to train with; `beginning` is the step to begin from, if that was chosen."""
     if beginning is not None:
-        return with_rates_from(session.config, asked or {}, beginning)
+        return with_rates_from(without_later_ends(session.config, beginning), asked or {}, beginning)
     return agreed_settings(session, asked or {}, running, keep, report)
 
 

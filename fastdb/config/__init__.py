@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import yaml
@@ -39,6 +40,23 @@ _CHANGES = Field(
 )
 
 
+_SETTLED = Field(
+    (),
+    max_length=100,
+    description="Steps after which the steps then running ended before their last, which `stop.when` adds.",
+)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Steps with one schedule: `start` <= step < `end`, of which `planned` were to be done."""
+
+    start: int
+    end: int
+    planned: int
+    extension: Extension | None = None
+
+
 class TextEncoderConfig(Settings):
     """Text encoder stage, in which the UNet is frozen unless `mode` is joint."""
 
@@ -50,6 +68,17 @@ class TextEncoderConfig(Settings):
         1e-6, gt=0, le=0.1, description="Learning rate of the first step; falls linearly to 0."
     )
     rate_changes: tuple[RateChange, ...] = _CHANGES
+    settled_after: tuple[int, ...] = _SETTLED
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The own steps."""
+        return _segments(self.steps, (), self.settled_after)
+
+    @property
+    def all_steps(self) -> int:
+        """Optimizer steps until the stage ends."""
+        return self.segments[-1].end
 
 
 class Extension(Settings):
@@ -89,11 +118,26 @@ class UNetConfig(Settings):
         max_length=100,
         description="Further steps that `fastdb extend` adds, each with `steps`, `schedule` and `learning_rate`.",
     )
+    settled_after: tuple[int, ...] = _SETTLED
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The own steps and each extension."""
+        return _segments(self.steps, self.extensions, self.settled_after)
 
     @property
     def all_steps(self) -> int:
-        """Optimizer steps, extensions included."""
-        return self.steps + sum(extension.steps for extension in self.extensions)
+        """Optimizer steps, extensions included, until the stage ends."""
+        return self.segments[-1].end
+
+
+def _segments(steps: int, extensions: Sequence[Extension], settled: Sequence[int]) -> list[Segment]:
+    segments, start = [], 0
+    for planned, extension in ((steps, None), *((extension.steps, extension) for extension in extensions)):
+        end = next((step for step in settled if start < step < start + planned), start + planned)
+        segments.append(Segment(start, end, planned, extension))
+        start = end
+    return segments
 
 
 class PriorConfig(Settings):
@@ -209,6 +253,30 @@ class SampleConfig(Settings):
     guidance: float = Field(7.5, ge=0, le=50, description="Classifier-free guidance scale.")
 
 
+class StopConfig(Settings):
+    """Loss on fixed images, noises and timesteps, without influence on the training unless `when` is set."""
+
+    when: Literal["off", "settled"] = Field(
+        "off",
+        description="settled: end a stage when this loss, and in the UNet stage the likeness of samples, have not "
+        "improved during `patience` checks; off: train all steps.",
+    )
+    patience: int = Field(
+        6, ge=2, le=1000, description="Checks without an improvement by `margin` after which a stage has settled."
+    )
+    margin: float = Field(0.01, ge=0, le=1, description="Least improvement, as a fraction of the best value so far.")
+    check_loss: bool = Field(True, description="Measure the loss on fixed images, noises and timesteps.")
+    check_every: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="Steps between two measurements; 0: as often as 3 % of the stage's time allow.",
+    )
+    hold_out: int = Field(
+        0, ge=0, le=1000, description="Instance images that are not trained on; their loss is measured apart."
+    )
+
+
 class Config(Settings):
     """All settings of a session."""
 
@@ -243,6 +311,7 @@ class Config(Settings):
     checkpoints: CheckpointConfig = CheckpointConfig()
     samples: SampleConfig = SampleConfig()
     token: TokenConfig = TokenConfig()
+    stop: StopConfig = StopConfig()
     environment: EnvironmentConfig = EnvironmentConfig()
 
     @field_validator("resolution")

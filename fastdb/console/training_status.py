@@ -29,6 +29,8 @@ class StageStatus:
     """Smoothed."""
     curve: list[tuple[int, float]] = field(default_factory=list)
     """Steps with the smoothed loss, thinned to at most 400."""
+    checks: dict[int, dict[str, float]] = field(default_factory=dict)
+    """Losses on fixed noise by step, each by the group of images."""
     seconds_per_step: float | None = None
     times: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_RATE_STEPS), repr=False)
     _every: int = 1
@@ -42,8 +44,16 @@ class StageStatus:
         """Continue after `step`; the curve of later steps belonged to checkpoints that are not used."""
         self.step = step
         self.curve = [point for point in self.curve if point[0] <= step]
+        self.checks = {at: losses for at, losses in self.checks.items() if at <= step}
         self.loss = self.curve[-1][1] if self.curve else None
         self.times.clear()
+
+    def fixed_noise(self) -> str:
+        """Return the first and last loss of each group, `instance 0.2110 -> 0.1520`; empty before the second."""
+        if len(self.checks) < 2:
+            return ""
+        first, last = (self.checks[step] for step in (min(self.checks), max(self.checks)))
+        return ", ".join(f"{name} {first[name]:.4f} -> {loss:.4f}" for name, loss in last.items() if name in first)
 
     def advance(self, event: dict[str, Any]) -> None:
         """Receive a `step` event."""
@@ -76,7 +86,7 @@ class TrainingStatus:
         for event in earlier:
             # Logs may come from elsewhere; a malformed line is no reason not to train.
             with suppress(KeyError, TypeError, ValueError):
-                if event["event"] in ("stage", "step"):
+                if event["event"] in ("stage", "step", "check"):
                     self.event(event)
         self.current = None
 
@@ -100,6 +110,8 @@ class TrainingStatus:
             self.task = ""
             self.current = self._stage(event["stage"], event["steps"])
             self.current.advance(event)
+        elif kind == "check" and self.current is not None:
+            self.current.checks[event["step"]] = event["losses"]
         elif kind == "end":
             self.task, self.outcome = "", event["outcome"]
 

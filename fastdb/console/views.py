@@ -16,7 +16,7 @@ from fastdb.reporting import Note, Progress, Report, counted, format_bytes
 _SELDOM = 60.0
 """Least seconds between two lines about checkpoints of a stage."""
 
-_FACTS = ("memory predicted", "moments converted")
+_FACTS = ("memory predicted", "moments converted", "stage settled")
 """Notes of a trainer that warn of nothing."""
 
 
@@ -55,6 +55,7 @@ class TrainingView:
         self._task = ""
         self._said: dict[str, float] = {}
         self._unsaid: dict[str, int] = {}
+        self._told = {name for name, stage in self._status.stages.items() if stage.fixed_noise()}
 
     def show(self, event: dict[str, Any]) -> None:
         """Show an event; events of an unknown kind are ignored."""
@@ -98,6 +99,14 @@ class TrainingView:
         else:
             self._unsaid[kind] = self._unsaid.get(kind, 0) + 1
 
+    def _say_fixed_noise(self) -> None:
+        """Print the losses on fixed noise of the stages that have ended, once each."""
+        for stage in self._status.stages.values():
+            ended = stage is not self._status.current or self._status.outcome
+            if ended and stage.name not in self._told and (losses := stage.fixed_noise()):
+                self._told.add(stage.name)
+                say(f"Loss on fixed noise, {stage.title}: {losses}")
+
     def _say_rest(self) -> None:
         for kind, count in self._unsaid.items():
             say(f"{kind}: {counted(count, 'further checkpoint')}")
@@ -117,6 +126,7 @@ class TrainingView:
 
     def _stage(self, event: dict[str, Any]) -> None:
         self._say_rest()
+        self._say_fixed_noise()
         self._open_stage(event, event["step"])
 
     def _open_stage(self, event: dict[str, Any], done: int) -> Any:
@@ -162,6 +172,7 @@ class TrainingView:
     def _end(self, event: dict[str, Any]) -> None:
         self.close()
         self._say_rest()
+        self._say_fixed_noise()
 
 
 def _plan_lines(plan: dict[str, Any]) -> list[str]:
@@ -170,6 +181,8 @@ def _plan_lines(plan: dict[str, Any]) -> list[str]:
     if plan["ema_decay"]:
         lines.append(f"Result: running average of the UNet's weights (EMA), decay {plan['ema_decay']:g}")
     photos = f"{counted(plan['photos'], 'photo')} at {plan['resolution']} px"
+    if plan.get("held_out"):
+        photos += f", {plan['held_out']} held out"
     if plan["class_images"]:
         prompts = f" from {plan['class_prompts']} prompts" if plan["class_prompts"] > 1 else ""
         photos += f", {counted(plan['class_images'], 'class image')} for prior preservation{prompts}"

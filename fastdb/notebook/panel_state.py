@@ -163,6 +163,8 @@ class PanelState:
         if stored and self.waiting is not None:
             stored += ", not uploaded yet" if self.waiting else ", uploaded"
         rows = [["This machine", self._saved], [self.where, stored or "no checkpoint yet"]]
+        losses = [f"{stage.title}: {text}" for stage in self.status.stages.values() if (text := stage.fixed_noise())]
+        rows += [["Loss on fixed noise", "; ".join(losses)]]
         rows += [["File", text] for text in self._files.values()]
         return [row for row in rows if row[1]]
 

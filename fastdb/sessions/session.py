@@ -226,13 +226,13 @@ class Session:
     @property
     def extensions(self) -> tuple[Extended, ...]:
         """The extensions of the UNet stage in the settings, with the time of those that `extend` added unchanged."""
-        unet, extensions = self.config.unet, []
-        after = unet.steps
-        for extension in unet.extensions:
-            entry = Extended(when="", after=after, **extension.model_dump())
+        extensions = []
+        for segment in self.config.unet.segments:
+            if segment.extension is None:
+                continue
+            entry = Extended(when="", after=segment.start, **segment.extension.model_dump())
             same = (one for one in self.record.extended if one.model_copy(update={"when": ""}) == entry)
             extensions.append(next(same, entry))
-            after += extension.steps
         return tuple(extensions)
 
     def with_new_lineage(self, inherited: tuple[str, ...] = ()) -> Session:

@@ -15,6 +15,9 @@ import torch
 
 from fastdb.training.caches import LatentCache
 
+HELD_OUT = "held out"
+"""Name of the instance images that are not trained on."""
+
 
 @dataclass(frozen=True)
 class _Draw:
@@ -33,9 +36,9 @@ class Group:
     """Images of one kind.
 
     Attributes:
-        name: "instance" or "class".
+        name: "instance", "class" or `HELD_OUT`.
         prompts: of each image.
-        size: how many a microbatch contains.
+        size: how many a microbatch contains; 0 for those that are only measured.
         bare: each image's prompt without its caption, which replaces it in a share `caption_dropout` of the turns.
         dropout: share of the turns with the empty prompt.
     """

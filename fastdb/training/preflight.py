@@ -20,7 +20,7 @@ from fastdb.errors import CheckpointError, ConfigError, TrainingError
 from fastdb.images.captions import InstanceImage, instance_images_of
 from fastdb.images.originals import originals_of, paths_argument, photo_notes
 from fastdb.models.diffusers_folder import BaseModel
-from fastdb.reporting import Note, argument
+from fastdb.reporting import Note, argument, counted
 from fastdb.sessions.file_hashes import changes
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import FILE
@@ -31,11 +31,15 @@ from fastdb.training.disk_estimate import check_space
 if TYPE_CHECKING:
     from fastdb.training.class_images import ClassImage
 
-_FREE = ("checkpoints.", "samples.", "token.", "environment.", "unet.ema_on_cpu", "optimizer.fused_backward_pass")
+_FREE = (
+    *("checkpoints.", "samples.", "token.", "environment.", "unet.ema_on_cpu", "optimizer.fused_backward_pass"),
+    *("stop.when", "stop.patience", "stop.margin", "stop.check"),
+)
 """Settings and groups of settings that do not touch the result and may change at any time."""
 CONFIGURATIONS = "the base model's configurations"
 """Key of a recipe, absent in recipes of earlier versions."""
 _EXTENSIONS = "unet.extensions"
+_SETTLED, _ENDED = "unet.settled_after", "text_encoder.settled_after"
 _CAPTION_DROPOUT, _DROPOUT = "captions.caption_dropout", "captions.dropout"
 _RATE_CHANGES = ("unet.rate_changes", "text_encoder.rate_changes")
 _MACHINE = ("precision", "gradient_checkpointing", "split_batches", "deterministic", "optimizer.name")
@@ -60,6 +64,7 @@ def preflight(session: Session, base: BaseModel, restart: bool = False, from_ste
     if not begun:
         session.check_complete()
     images = instances(session)
+    check_hold_out(session.config, len(images), session.name)
     if not any(steps_of(session, stage) for stage in STAGES):
         raise TrainingError(
             "unet.steps is 0, and a text encoder in joint mode trains only in the UNet stage"
@@ -89,6 +94,21 @@ def preflight(session: Session, base: BaseModel, restart: bool = False, from_ste
     if tight := check_space(session, base.folder, restart, from_step):
         notes.append(tight)
     return notes
+
+
+def check_hold_out(config: Config, images: int, session: str) -> None:
+    """Raise if no instance image is left to train on.
+
+    Raises:
+        TrainingError: naming the setting.
+    """
+    held_out = config.stop.hold_out
+    if held_out and held_out >= images:
+        raise TrainingError(
+            f"stop.hold_out is {held_out}, and there are {counted(images, 'instance image')}, so none would be trained",
+            where=session,
+            fix=f"Hold out fewer: fastdb train {argument(session)} --set stop.hold_out=0",
+        )
 
 
 def instances(session: Session) -> list[InstanceImage]:
@@ -247,19 +267,26 @@ def _until(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> dict[str, Any
     Those are the extensions and changed rates that had begun, and all others.
     """
     if checkpoint.stage == "text_encoder":
-        return {name: value for name, value in settings.items() if not name.startswith("unet.")}
-    begun, start = [], settings.get("unet.steps", 0)
+        # It ends after a step that it has done.
+        return {name: value for name, value in settings.items() if not name.startswith(("unet.", _ENDED))}
+    changes = {
+        name: [change for change in settings.get(name, ()) if change["after"] < checkpoint.step]
+        for name in _RATE_CHANGES
+    }
+    settled = [step for step in settings.get(_SETTLED, ()) if step < checkpoint.step]
+    begun, start = [], _end(0, settings.get("unet.steps", 0), settled)
     for extension in settings.get(_EXTENSIONS, ()):
         if not isinstance(extension, Mapping) or not isinstance(extension.get("steps"), int):
             return dict(settings)  # Written by a newer version, see below.
         if start < checkpoint.step:
             begun.append(extension)
-        start += extension["steps"]
-    changes = {
-        name: [change for change in settings.get(name, ()) if change["after"] < checkpoint.step]
-        for name in _RATE_CHANGES
-    }
-    return {**settings, **changes, _EXTENSIONS: begun}
+        start = _end(start, extension["steps"], settled)
+    return {**settings, **changes, _SETTLED: settled, _EXTENSIONS: begun}
+
+
+def _end(start: int, planned: int, settled: Sequence[int]) -> int:
+    """Return the step after which the steps from `start` on end."""
+    return next((step for step in settled if start < step < start + planned), start + planned)
 
 
 def _current(settings: Mapping[str, Any]) -> dict[str, Any]:

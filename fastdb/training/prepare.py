@@ -11,6 +11,7 @@ import torch
 
 from fastdb.checkpoints.finite_numbers import not_finite
 from fastdb.checkpoints.progress import STAGES, Standing, is_joint, standing, steps_of
+from fastdb.config import Config
 from fastdb.images.captions import InstanceImage
 from fastdb.models.base_identity import check_identity
 from fastdb.models.diffusers_folder import PARTS, BaseModel, weight_file
@@ -23,7 +24,7 @@ from fastdb.runtime.library_imports import import_model_classes
 from fastdb.runtime.memory import keep_freed_memory
 from fastdb.sessions.events import Emit
 from fastdb.sessions.session import Session
-from fastdb.training.batches import Group, every_prompt
+from fastdb.training.batches import HELD_OUT, Group, every_prompt, generator
 from fastdb.training.caches import LatentCache, cache_latents
 from fastdb.training.class_images import ClassImage
 from fastdb.training.fused_backward import check_fused_backward
@@ -54,6 +55,7 @@ class Plan:
 
     Attributes:
         begins: such as `unet step 40`, or `finished`.
+        photos, held_out: numbers of instance images that are trained on and that are not.
         joint_steps: steps in which the text encoder trains with the UNet.
         captions_dropped: share of the turns in which an image's caption is left out; 0 without captions.
         prompts_dropped: share of the turns with the empty prompt.
@@ -65,6 +67,7 @@ class Plan:
     joint_learning_rate: float
     ema_decay: float
     photos: int
+    held_out: int
     resolution: int
     class_images: int
     class_prompts: int
@@ -134,7 +137,8 @@ def plan_run(session: Session, emit: Emit, device: str = "") -> tuple[Preparatio
         joint_steps=min(config.text_encoder.steps, config.unet.all_steps) if is_joint(config) else 0,
         joint_learning_rate=config.text_encoder.learning_rate,
         ema_decay=config.unet.ema_decay,
-        photos=len(images),
+        photos=len(images) - config.stop.hold_out,
+        held_out=config.stop.hold_out,
         resolution=config.resolution,
         class_images=config.prior.class_images,
         class_prompts=len(session.class_prompts),
@@ -198,13 +202,14 @@ def image_groups(prepared: Preparation, prior: Sequence[ClassImage], emit: Emit)
         )
 
     config = prepared.session.config
+    images, held_out = split_images(prepared.images, config)
     groups = [
         Group(
             "instance",
-            latents([image.path for image in prepared.images], "latents"),
-            tuple(image.prompt for image in prepared.images),
+            latents([image.path for image in images], "latents"),
+            tuple(image.prompt for image in images),
             config.batch_size,
-            tuple(image.bare for image in prepared.images) if config.captions.caption_dropout else (),
+            tuple(image.bare for image in images) if config.captions.caption_dropout else (),
             config.captions.caption_dropout,
             config.captions.dropout,
         )
@@ -218,11 +223,25 @@ def image_groups(prepared: Preparation, prior: Sequence[ClassImage], emit: Emit)
                 config.prior.batch_size or config.batch_size,
             )
         )
+    if held_out:
+        cache = latents([image.path for image in held_out], "held-out latents")
+        groups.append(Group(HELD_OUT, cache, tuple(image.prompt for image in held_out), size=0))
     tokenizer = load_tokenizer(prepared.base.folder)
     for prompt in dict.fromkeys(every_prompt(groups)):
         if len(tokenizer(prompt, truncation=False).input_ids) > tokenizer.model_max_length:
             emit("note", **asdict(Note("prompt cut", repr(prompt[:80]), str(tokenizer.model_max_length))))
     return tuple(groups)
+
+
+def split_images(
+    images: Sequence[InstanceImage], config: Config
+) -> tuple[Sequence[InstanceImage], Sequence[InstanceImage]]:
+    """Return the images to train on, and the `stop.hold_out` others, which the session's seed decides."""
+    order = torch.randperm(len(images), generator=generator(config.seed, HELD_OUT)).tolist()
+    held_out = set(order[: config.stop.hold_out])
+    parts = ([image for number, image in enumerate(images) if (number in held_out) is apart] for apart in (False, True))
+    trained, apart = parts
+    return trained, apart
 
 
 def progress_events(emit: Emit, task: str, unit: str = "it") -> Progress:

@@ -33,7 +33,7 @@ from fastdb.training.divergence import Divergence
 from fastdb.training.moment_conversion import convert_moments
 from fastdb.training.optimizers import restore_state, state_tensors
 from fastdb.training.snapshot import Contents, Snapshot
-from fastdb.training.stages import Stage
+from fastdb.training.stages import Check, Stage
 
 OPTIMIZER = "optimizer.safetensors"
 _RETRY_AFTER = 60.0
@@ -177,6 +177,7 @@ class Saver:
             "skipped": stage.skipped,
             # JSON has no infinity.
             "losses": [loss if math.isfinite(loss) else sys.float_info.max for loss in stage.losses],
+            "checks": [[check.step, dict(check.figures)] for check in stage.checks],
             FINITE: True,
             "host": self.host,
             "recipe": self.recipe,
@@ -300,6 +301,7 @@ def restore(
         stage.average.restore(average, checkpoint.step)
     stage.skipped = state.get("skipped", 0)
     stage.losses.extend(state.get("losses", ()))
+    stage.checks.extend(Check(step, figures) for step, figures in state.get("checks", ()))
 
 
 def _not_finite(tensors: Mapping[str, torch.Tensor]) -> str:

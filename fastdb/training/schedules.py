@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastdb.checkpoints.progress import is_joint
-from fastdb.config import Config, Extension, RateChange, TextEncoderConfig, UNetConfig, flat
+from fastdb.config import Config, Extension, RateChange, Segment, TextEncoderConfig, UNetConfig, flat
 from fastdb.errors import ConfigError
 
 _WARM = 10
@@ -15,7 +15,7 @@ _WARM = 10
 
 def default_peak(config: UNetConfig) -> float:
     """Return the default peak rate of an extension, half of the UNet's, which is the mean of its falling rate."""
-    return peak_at(config, max(0, config.steps - 1)) / 2
+    return peak_at(config, max(0, config.segments[0].end - 1)) / 2
 
 
 def peak_at(settings: TextEncoderConfig | UNetConfig, step: int) -> float:
@@ -23,13 +23,18 @@ def peak_at(settings: TextEncoderConfig | UNetConfig, step: int) -> float:
 
     A change of the rate holds from its step to the end of the own steps, or of the extension that it falls into.
     """
-    start, end, peak = 0, settings.steps, settings.learning_rate
-    for extension in settings.extensions if isinstance(settings, UNetConfig) else ():
-        if step < end:
-            break
-        start, end, peak = end, end + extension.steps, extension.learning_rate
-    changed = [change.learning_rate for change in settings.rate_changes if start <= change.after <= step < end]
-    return changed[-1] if changed else peak
+    segment = segment_at(settings, step)
+    within = range(segment.start, min(step + 1, segment.end))
+    changed = [change.learning_rate for change in settings.rate_changes if change.after in within]
+    if changed and step < segment.end:
+        return changed[-1]
+    return settings.learning_rate if segment.extension is None else segment.extension.learning_rate
+
+
+def segment_at(settings: TextEncoderConfig | UNetConfig, step: int) -> Segment:
+    """Return the steps that the one after `step` done steps belongs to; past the end the last."""
+    segments = settings.segments
+    return next((segment for segment in segments if step < segment.end), segments[-1])
 
 
 def with_rates_from(config: Config, settings: Mapping[str, Any], after: int) -> Config:
@@ -52,11 +57,11 @@ def with_rates_from(config: Config, settings: Mapping[str, Any], after: int) -> 
         if not after:
             values[f"{part}.rate_changes"] = ()
         elif part == "unet" or is_joint(config):
-            if after >= _steps_of(own):
+            if after >= own.all_steps:
                 raise ConfigError(
                     f"the {part} trains no further step after step {after}",
                     where=f"{part}.learning_rate",
-                    fix=f"Choose a step before {_steps_of(own)}, or add steps: fastdb extend NAME --steps N",
+                    fix=f"Choose a step before {own.all_steps}, or add steps: fastdb extend NAME --steps N",
                 )
             earlier = tuple(change for change in own.rate_changes if change.after < after)
             wanted = getattr(asked, part).learning_rate
@@ -65,6 +70,16 @@ def with_rates_from(config: Config, settings: Mapping[str, Any], after: int) -> 
             values[f"{part}.learning_rate"] = own.learning_rate
             values[f"{part}.rate_changes"] = [change.model_dump() for change in (*earlier, *new)]
     return asked.changed(values)
+
+
+def without_later_ends(config: Config, after: int) -> Config:
+    """Return a configuration in which steps follow `after` that `stop.when` had left out.
+
+    Steps after which an extension begins stay the end of those before it.
+    """
+    end = config.unet.all_steps
+    kept = [step for step in config.unet.settled_after if step < after or step == after < end]
+    return config.changed({"unet.settled_after": kept})
 
 
 def rate_text(settings: TextEncoderConfig | UNetConfig, after: int) -> str:
@@ -89,15 +104,12 @@ def rate_at(settings: TextEncoderConfig | UNetConfig, step: int) -> float:
 
     A change of the rate (`rate_changes`) replaces the own rate or p from its step on.
     """
-    peak = peak_at(settings, step)
-    if step < settings.steps:
-        return _linear_rate(peak, step, settings.steps)
-    step -= settings.steps
-    for extension in settings.extensions if isinstance(settings, UNetConfig) else ():
-        if step < extension.steps:
-            return _extension_rate(extension, peak, step)
-        step -= extension.steps
-    return 0.0
+    segment, peak = segment_at(settings, step), peak_at(settings, step)
+    if step >= segment.end:
+        return 0.0
+    if segment.extension is None:
+        return _linear_rate(peak, step, segment.planned)
+    return _extension_rate(segment.extension, peak, step - segment.start)
 
 
 def _linear_rate(base: float, step: int, steps: int) -> float:
@@ -112,7 +124,3 @@ def _extension_rate(extension: Extension, peak: float, step: int) -> float:
         return _linear_rate(peak, step, steps)
     warm = max(1, steps // _WARM)
     return peak * min((step + 1) / warm, (steps - step) / (steps - warm + 1))
-
-
-def _steps_of(settings: TextEncoderConfig | UNetConfig) -> int:
-    return settings.all_steps if isinstance(settings, UNetConfig) else settings.steps

@@ -25,12 +25,14 @@ from fastdb.sessions.lease import Guard
 from fastdb.sessions.session import Session
 from fastdb.training.batches import Batches, Group, every_prompt
 from fastdb.training.divergence import Divergence, explained
+from fastdb.training.fixed_loss import fixed_loss
 from fastdb.training.loop import Loop
 from fastdb.training.memory_estimate import needed, predicted_shares
 from fastdb.training.memory_ladder import Alternative, Shortage, alternatives, next_step_down, step_down
 from fastdb.training.observers import Observers, Sampler
 from fastdb.training.optimizers import make_optimizer
 from fastdb.training.prepare import Preparation
+from fastdb.training.sample_likeness import sample_likeness
 from fastdb.training.saver import Saver, restore
 from fastdb.training.stages import build_stage
 
@@ -54,6 +56,14 @@ class StageRun:
     saved: Callable[[], None]
 
 
+@dataclass(frozen=True)
+class Ended:
+    """The steps done in a stage, and why it ended before its last, as a clause."""
+
+    done: int
+    settled: str = ""
+
+
 def run_stage(name: str, run: StageRun) -> tuple[int, Preparation]:
     """Run a stage from its newest checkpoint; where memory runs out, step down and go on from the same step.
 
@@ -65,8 +75,11 @@ def run_stage(name: str, run: StageRun) -> tuple[int, Preparation]:
     """
     while True:
         ended = _attempt(name, run)
-        if not isinstance(ended, Shortage):
-            return ended, run.prepared
+        if isinstance(ended, Ended):
+            prepared = run.prepared
+            if ended.settled:
+                prepared = replace(prepared, session=_with_end(prepared.session, name, ended, run.emit))
+            return ended.done, prepared
         # The failed attempt's models are unreferenced only now.
         release_memory()
         prepared = run.prepared
@@ -85,7 +98,27 @@ def _standing_now(name: str, run: StageRun) -> Standing:
         return replace(run.stands, checkpoints={**run.stands.checkpoints, **({name: last} if last else {})})
 
 
-def _attempt(name: str, run: StageRun) -> int | Shortage:
+def _with_end(session: Session, stage: str, ended: Ended, emit: Emit) -> Session:
+    """Record in the session that a stage has ended after the steps done, with the reason.
+
+    Extensions that had not begun are not trained either.
+
+    Raises:
+        StorageError: the session's folder cannot be written; the next run decides the same.
+    """
+    config, done = session.config, ended.done
+    own = config.unet if stage == "unet" else config.text_encoder
+    changes: dict[str, Any] = {f"{stage}.settled_after": [*own.settled_after, done]}
+    if stage == "unet":
+        begun = [segment.extension for segment in config.unet.segments if segment.extension and segment.start < done]
+        changes["unet.extensions"] = [extension.model_dump() for extension in begun]
+    emit("note", **asdict(Note("stage settled", f"{stage} step {done} of {own.all_steps}", ended.settled)))
+    return session.with_revision(
+        config.changed(changes), f"{stage} step {done}", [f"{stage}.settled_after={done}"], ended.settled
+    )
+
+
+def _attempt(name: str, run: StageRun) -> Ended | Shortage:
     """Run a stage with its present settings; a shortage of memory is returned, so that nothing holds its frames.
 
     If weights and moments were not being changed, they are saved first, so that no step is done again.
@@ -167,7 +200,8 @@ def _build(name: str, run: StageRun) -> Observers:
         processes=accelerator.num_processes,
     )
     prompts = every_prompt(groups)
-    sampler = Sampler(session, base, prompts, run.emit)
+    likeness = sample_likeness(session, base) if name == "unet" and config.stop.when == "settled" else None
+    sampler = Sampler(session, base, prompts, run.emit, likeness)
     weights = raw_files(stands.training_weights, base.folder)
     every = [*prompts, *sampler.prompts, ""]
     stage = prepared.determinism.run(lambda: build_stage(name, base, config, prepared.device, weights, every))
@@ -179,7 +213,8 @@ def _build(name: str, run: StageRun) -> Observers:
         _record_conversion(stands.checkpoints[name], run)
     loop = Loop(accelerator, stage, optimizer, batches, schedule, config, optimizer_name=prepared.optimizer)
     saver = Saver(session, run.recipe, prepared.host, run.emit, run.saved)
-    return Observers(loop, saver, sampler, run.emit, run.stop, run.lease)
+    fixed = fixed_loss(groups, config, batches.timesteps)
+    return Observers(loop, saver, sampler, run.emit, run.stop, run.lease, fixed)
 
 
 def _record_conversion(checkpoint: Checkpoint, run: StageRun) -> None:
@@ -206,14 +241,15 @@ def _probe(observers: Observers, prepared: Preparation) -> None:
         prepared.determinism.run(lambda: sampler.probe(loop.stage, loop.accelerator))
 
 
-def _run(observers: Observers, start: int) -> int:
-    """Run the loop; raise the error with a remedy if it diverges."""
+def _run(observers: Observers, start: int) -> Ended:
+    """Run the loop unless the stage has settled; raise the error with a remedy if it diverges."""
     loop, saver = observers.loop, observers.saver
     try:
         try:
-            return loop.run(start, observers.after_step)
+            done = start if observers.before_first_step(start) else loop.run(start, observers.after_step)
         finally:
             saver.wait()
+        return Ended(done, observers.settled(done))
     except Divergence as divergence:
         scaled = loop.accelerator.scaler is not None
         raise explained(divergence, saver.session, loop.stage.name, loop.losses, scaled) from divergence

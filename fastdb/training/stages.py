@@ -25,6 +25,14 @@ RECENT = 20
 """Number of losses that a checkpoint contains."""
 
 
+@dataclass(frozen=True)
+class Check:
+    """Figures after a step: the loss of each group of images on fixed noise, or the likeness of the samples."""
+
+    step: int
+    figures: Mapping[str, float]
+
+
 @dataclass
 class Stage:
     """The models of a training stage.
@@ -39,6 +47,7 @@ class Stage:
         average: running average of the UNet's trained weights, if the settings have one.
         skipped: steps in a row, up to the last, that the gradient scaler skipped.
         losses: of the last steps.
+        checks: figures on fixed noise and of samples so far, which decide whether the stage has settled.
         steps: number of steps in all.
     """
 
@@ -51,10 +60,11 @@ class Stage:
     average: Average | None = None
     skipped: int = 0
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+    checks: list[Check] = field(default_factory=list)
     steps: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.steps = _steps_of(self.settings[self.name])
+        self.steps = self.settings[self.name].all_steps
 
     def weights(self, part: str) -> list[torch.nn.Parameter]:
         """Return the weights of a part that train."""
@@ -71,7 +81,7 @@ class Stage:
         A frozen part has no gradient, so that it does not count in the gradient's norm.
         """
         for part, module in self.trained.items():
-            if step >= _steps_of(self.settings[part]):
+            if step >= self.settings[part].all_steps:
                 module.requires_grad_(False)
                 for weight in module.parameters():
                     weight.grad = None
@@ -95,10 +105,6 @@ class Stage:
             self.average = Average(unet, own.ema_decay, own.ema_on_cpu, self.method)
         whole: torch.optim.Optimizer = prepared
         return whole
-
-
-def _steps_of(settings: TextEncoderConfig | UNetConfig) -> int:
-    return settings.all_steps if isinstance(settings, UNetConfig) else settings.steps
 
 
 def build_stage(

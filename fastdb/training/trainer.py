@@ -92,8 +92,8 @@ class Trainer:
             leaving = self.leave if outcome == "stopped" else self.stop
             publisher.finish(lambda: leaving.is_set() or self.leave.is_set())
         except Exception as error:
-            # On a full disk the history cannot be written either; only the first error is raised.
-            with suppress(FastDBError):
+            # On a full disk, or without memory, the history cannot be written either; only the first error is raised.
+            with suppress(FastDBError, OSError, MemoryError, RuntimeError):
                 self._record_end(session, "failed" if isinstance(error, FastDBError) else "crashed")
             raise
         try:
@@ -177,8 +177,10 @@ class Trainer:
             done, prepared = run_stage(name, run)
             # Free the stage's memory before the next stage loads.
             release_memory()
-            if done < steps:
+            if (steps := steps_of(prepared.session, name)) > done:
                 return "stopped"
+            # How a stage has ended is a part of it.
+            recipe = {**recipe, "settings": make_recipe(prepared.session, prepared.images, None)["settings"]}
             self.lease.check()
             stands = self._standing_after(name, prepared.session, stands)
             check_recipes(stands.checkpoints.values(), recipe, prepared.session.name)

@@ -136,7 +136,7 @@ def published(session: Session, step: int, name: str) -> bytes:
 def result(session: Session) -> dict[str, bytes]:
     """Everything the last checkpoints in the session's folder hold in tensors, byte for byte as they were saved."""
     config = session.config
-    unet, encoder = f"unet-{config.unet.all_steps:06d}", f"text_encoder-{config.text_encoder.steps:06d}"
+    unet, encoder = f"unet-{config.unet.all_steps:06d}", f"text_encoder-{config.text_encoder.all_steps:06d}"
     expected = {f"{unet}/unet", f"{unet}/optimizer"}
     if config.text_encoder.steps:
         if config.text_encoder.mode == "joint":

@@ -1,0 +1,142 @@
+"""Loss on fixed images, noises and timesteps, and the decision that a stage has settled.
+
+The training loss varies with the timesteps and noises of each step far more than it falls. Measured on the same ones it
+shows small changes: with common random numbers the difference of two steps has little variance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from fastdb.config import Config, StopConfig
+from fastdb.training.batches import HELD_OUT, Batch, Group, generator
+from fastdb.training.stages import Check, Stage
+
+ROWS = 8
+"""Fixed rows of each group of images, at timesteps in the middle of as many equal spans."""
+_TIME = 0.03
+"""Largest share of a stage's time; a training step costs at least two forward passes of its rows."""
+LIKENESS = "likeness"
+
+
+class Losses(Protocol):
+    """A training loop, as far as it is needed here."""
+
+    accelerator: Any
+    stage: Stage
+
+    def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the loss of a batch and its two parts."""
+
+
+@dataclass(frozen=True)
+class FixedLoss:
+    """The rows to measure, in batches by group, every `every` steps; 0 measures nothing."""
+
+    batches: Mapping[str, Sequence[Batch]] = field(default_factory=dict)
+    every: int = 0
+
+    def is_due(self, step: int, steps: int) -> bool:
+        """Return whether to measure after a step."""
+        return self.every > 0 and (step % self.every == 0 or step == steps)
+
+    @torch.no_grad()
+    def measure(self, loop: Losses) -> dict[str, float]:
+        """Return the mean loss of each group's rows under the weights that the stage would export.
+
+        Draws no random number and changes no weight, so the training ends in the same bytes.
+        """
+        with _as_exported(loop.stage, loop.accelerator):
+            return {name: _mean(float(loop.loss(batch)[0]) for batch in rows) for name, rows in self.batches.items()}
+
+
+def fixed_loss(groups: Sequence[Group], config: Config, timesteps: int) -> FixedLoss:
+    """Return the rows of a session's images, the same in both stages and in every run.
+
+    Args:
+        timesteps: number of the scheduler's timesteps.
+    """
+    if not config.stop.check_loss:
+        return FixedLoss()
+    rows = sum(group.size for group in groups)
+    # No forward pass is larger than in training.
+    size = 1 if config.split_batches else next(size for size in (8, 4, 2, 1) if size <= rows)
+    batches = {group.name: list(_batches(group, config.seed, timesteps, size)) for group in groups}
+    step = 2 * rows * config.gradient_accumulation
+    return FixedLoss(batches, config.stop.check_every or math.ceil(ROWS * len(groups) / (_TIME * step)))
+
+
+def _batches(group: Group, seed: int, timesteps: int, size: int) -> Iterator[Batch]:
+    """Yield the rows of a group in batches of at most `size`."""
+    count, shape = len(group.latents), group.latents.mean.shape[1:]
+    rows = []
+    for number in range(ROWS):
+        # All images if there are few, else some that are spread over them.
+        image = number % count if count <= ROWS else number * count // ROWS
+        numbers = generator(seed, "fixed loss", group.name, number)
+        noise, posterior = (torch.randn(shape, generator=numbers) for _ in range(2))
+        timestep = (2 * number + 1) * timesteps // (2 * ROWS)
+        rows.append((group.latents.sample(image, posterior), noise, timestep, group.prompts[image]))
+    for at in range(0, ROWS, size):
+        latents, noises, times, prompts = zip(*rows[at : at + size], strict=True)
+        yield Batch(torch.stack(latents), torch.stack(noises), torch.tensor(times), prompts, len(prompts))
+
+
+@contextmanager
+def _as_exported(stage: Stage, accelerator: Any) -> Iterator[None]:
+    """Set the models to evaluation, and the UNet's weights to their average if there is one."""
+    modules = {module: module.training for module in (accelerator.unwrap_model(stage.unet), *stage.trained.values())}
+    for module in modules:
+        module.eval()
+    try:
+        with nullcontext() if stage.average is None else stage.average.applied():
+            yield
+    finally:
+        for module, was in modules.items():
+            module.train(was)
+
+
+def settled(checks: Sequence[Check], since: int, stop: StopConfig, *, pictures: bool = False) -> str:
+    """Return why the steps from `since` on have settled, as a clause; empty while they improve or are too few.
+
+    Loss and likeness each have `patience` checks without an improvement by `margin` over the best value before them.
+    Where images are held out, their loss decides, which rises when the others are learned by heart.
+
+    Args:
+        pictures: whether the likeness of samples is measured.
+    """
+    losses, likenesses = [], []
+    for check in checks:
+        if check.step < since:
+            continue
+        if LIKENESS in check.figures:
+            likenesses.append(check.figures[LIKENESS])
+        elif "instance" in check.figures:
+            losses.append(check.figures.get(HELD_OUT, check.figures["instance"]))
+    waited = [_since_improved(losses, stop.margin, lower=True)]
+    if pictures:
+        waited.append(_since_improved(likenesses, stop.margin, lower=False))
+    if min(waited) < stop.patience:
+        return ""
+    clause = f"the loss on fixed noise has not improved by {stop.margin:.0%} in {waited[0]} checks"
+    return clause + (f", nor the likeness of samples in {waited[1]}" if pictures else "")
+
+
+def _since_improved(values: Sequence[float], margin: float, *, lower: bool) -> int:
+    """Return the number of values after the last that was better than all before it by a fraction of the best."""
+    best, at = None, 0
+    for number, value in enumerate(values):
+        if best is None or (value < best * (1 - margin) if lower else value > best + margin * abs(best)):
+            best, at = value, number
+    return max(0, len(values) - 1 - at)
+
+
+def _mean(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return sum(numbers) / len(numbers)

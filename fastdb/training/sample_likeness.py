@@ -1,0 +1,46 @@
+"""Likeness of a stage's samples to the instance images, by what is at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from fastdb.errors import FastDBError
+from fastdb.images.photo_files import photos_in
+from fastdb.images.photos import read_photo
+from fastdb.measures.drawn import autoencoder
+from fastdb.models.diffusers_folder import BaseModel
+from fastdb.models.registry import MINI
+from fastdb.sessions.session import Session
+from fastdb.world.likeness import read_subject
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def sample_likeness(session: Session, base: BaseModel) -> Callable[[Sequence[Image]], float] | None:
+    """Return a function from pictures of the subject to their mean likeness, at most 1; None if nothing can read them.
+
+    On mini it is the score of the drawn world's reading, elsewhere the cosine similarity by a DINO model in the cache.
+    Nothing is downloaded.
+    """
+    if not session.config.samples.every_steps:
+        return None
+    images = [read_photo(path) for path in photos_in(session.instance_images)]
+    if session.record.base_model.folder == MINI:
+        subject = read_subject(images, autoencoder(base.folder))
+        if subject is None:
+            return None
+        return lambda pictures: _mean([likeness.layout for likeness in subject.find(pictures)])
+    from fastdb.measures.clip_dino import DINO, Dino  # loads transformers' models of pictures, seldom needed
+
+    try:
+        dino = Dino(DINO, "cpu", local_only=True)
+    except FastDBError:
+        return None
+    own = dino.images(images)
+    return lambda pictures: _mean((dino.images(pictures) @ own.T).mean(dim=1).tolist())
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return sum(numbers) / len(numbers)
