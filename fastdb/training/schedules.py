@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastdb.checkpoints.progress import is_joint
-from fastdb.config import Config, Extension, RateChange, Segment, TextEncoderConfig, UNetConfig, flat
+from fastdb.config import Config, Extension, RateChange, TextEncoderConfig, UNetConfig, flat
+from fastdb.config.stages import Segment
 from fastdb.errors import ConfigError
 
 _WARM = 10
