@@ -94,7 +94,6 @@ def test_one_like_no_other_is_just_unknown() -> None:
         ("checkpoints.publish_mb_per_second", 0.1, 100_000, 0, 100_001),
         ("checkpoints.patience_minutes", 0, 1440, -1, 1441),
         ("stop.patience", 2, 1000, 1, 1001),
-        ("stop.margin", 0, 1, -0.01, 1.01),
         ("stop.check_every", 0, 100_000, -1, 100_001),
         ("stop.hold_out", 0, 1000, -1, 1001),
         ("samples.every_steps", 0, 100_000, -1, 100_001),
@@ -277,12 +276,14 @@ def test_the_settings_a_person_meets_are_these() -> None:
         "text_encoder.steps",
         "text_encoder.learning_rate",
         "text_encoder.rate_changes",
+        "text_encoder.settled_after",
         "unet.steps",
         "unet.learning_rate",
         "unet.rate_changes",
         "unet.ema_decay",
         "unet.ema_on_cpu",
         "unet.extensions",
+        "unet.settled_after",
         "prior.class_images",
         "prior.prompts",
         "prior.weight",
@@ -315,6 +316,11 @@ def test_the_settings_a_person_meets_are_these() -> None:
         "samples.steps",
         "samples.guidance",
         "token.try",
+        "stop.when",
+        "stop.patience",
+        "stop.check_loss",
+        "stop.check_every",
+        "stop.hold_out",
         "environment.pass",
     ]
 
@@ -327,7 +333,7 @@ def test_variables_to_pass_are_a_list_of_names(names: object) -> None:
 
 def test_every_setting_has_its_sentence() -> None:
     groups = [Config, *(type(value) for value in dict(Config()).values() if hasattr(value, "model_dump"))]
-    assert len(groups) == 11
+    assert len(groups) == 12
     for group in groups:
         assert group.__doc__
         for name, field in group.model_fields.items():

@@ -145,9 +145,11 @@ class StopConfig(Settings):
         "improved during `patience` checks; off: train all steps.",
     )
     patience: int = Field(
-        6, ge=2, le=1000, description="Checks without an improvement by `margin` after which a stage has settled."
+        6,
+        ge=2,
+        le=1000,
+        description="Checks in a row without an improvement by 1 % after which a stage has settled.",
     )
-    margin: float = Field(0.01, ge=0, le=1, description="Least improvement, as a fraction of the best value so far.")
     check_loss: bool = Field(True, description="Measure the loss on fixed images, noises and timesteps.")
     check_every: int = Field(
         0,

@@ -23,6 +23,8 @@ ROWS = 8
 _TIME = 0.03
 """Largest share of a stage's time; a training step costs at least two forward passes of its rows."""
 LIKENESS = "likeness"
+_MARGIN = 0.01
+"""Least improvement, as a fraction of the best value so far."""
 
 
 class Losses(Protocol):
@@ -48,12 +50,14 @@ class FixedLoss:
 
     @torch.no_grad()
     def measure(self, loop: Losses) -> dict[str, float]:
-        """Return the mean loss of each group's rows under the weights that the stage would export.
+        """Return the mean loss of each group's rows under the weights that the stage would export, if it is finite.
 
         Draws no random number and changes no weight, so the training ends in the same bytes.
         """
         with _as_exported(loop.stage, loop.accelerator):
-            return {name: _mean(float(loop.loss(batch)[0]) for batch in rows) for name, rows in self.batches.items()}
+            losses = {name: _mean(float(loop.loss(batch)[0]) for batch in rows) for name, rows in self.batches.items()}
+        # Half precision may overflow, and JSON has no infinity.
+        return {name: loss for name, loss in losses.items() if math.isfinite(loss)}
 
 
 def fixed_loss(groups: Sequence[Group], config: Config, timesteps: int) -> FixedLoss:
@@ -105,7 +109,7 @@ def _as_exported(stage: Stage, accelerator: Any) -> Iterator[None]:
 def settled(checks: Sequence[Check], since: int, stop: StopConfig, *, pictures: bool = False) -> str:
     """Return why the steps from `since` on have settled, as a clause; empty while they improve or are too few.
 
-    Loss and likeness each have `patience` checks without an improvement by `margin` over the best value before them.
+    Loss and likeness each have `patience` checks without an improvement by 1 % over the best value before them.
     Where images are held out, their loss decides, which rises when the others are learned by heart.
 
     Args:
@@ -119,20 +123,20 @@ def settled(checks: Sequence[Check], since: int, stop: StopConfig, *, pictures: 
             likenesses.append(check.figures[LIKENESS])
         elif "instance" in check.figures:
             losses.append(check.figures.get(HELD_OUT, check.figures["instance"]))
-    waited = [_since_improved(losses, stop.margin, lower=True)]
+    waited = [_since_improved(losses, lower=True)]
     if pictures:
-        waited.append(_since_improved(likenesses, stop.margin, lower=False))
+        waited.append(_since_improved(likenesses, lower=False))
     if min(waited) < stop.patience:
         return ""
-    clause = f"the loss on fixed noise has not improved by {stop.margin:.0%} in {waited[0]} checks"
+    clause = f"the loss on fixed noise has not improved by {_MARGIN:.0%} in {waited[0]} checks"
     return clause + (f", nor the likeness of samples in {waited[1]}" if pictures else "")
 
 
-def _since_improved(values: Sequence[float], margin: float, *, lower: bool) -> int:
+def _since_improved(values: Sequence[float], *, lower: bool) -> int:
     """Return the number of values after the last that was better than all before it by a fraction of the best."""
     best, at = None, 0
     for number, value in enumerate(values):
-        if best is None or (value < best * (1 - margin) if lower else value > best + margin * abs(best)):
+        if best is None or (value < best * (1 - _MARGIN) if lower else value > best + _MARGIN * abs(best)):
             best, at = value, number
     return max(0, len(values) - 1 - at)
 

@@ -24,7 +24,10 @@ def peak_at(settings: TextEncoderConfig | UNetConfig, step: int) -> float:
 
     A change of the rate holds from its step to the end of the own steps, or of the extension that it falls into.
     """
-    segment = segment_at(settings, step)
+    return _peak(settings, segment_at(settings, step), step)
+
+
+def _peak(settings: TextEncoderConfig | UNetConfig, segment: Segment, step: int) -> float:
     within = range(segment.start, min(step + 1, segment.end))
     changed = [change.learning_rate for change in settings.rate_changes if change.after in within]
     if changed and step < segment.end:
@@ -105,9 +108,10 @@ def rate_at(settings: TextEncoderConfig | UNetConfig, step: int) -> float:
 
     A change of the rate (`rate_changes`) replaces the own rate or p from its step on.
     """
-    segment, peak = segment_at(settings, step), peak_at(settings, step)
+    segment = segment_at(settings, step)
     if step >= segment.end:
         return 0.0
+    peak = _peak(settings, segment, step)
     if segment.extension is None:
         return _linear_rate(peak, step, segment.planned)
     return _extension_rate(segment.extension, peak, step - segment.start)

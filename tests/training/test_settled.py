@@ -40,15 +40,14 @@ SETTLING: dict[str, Any] = {
     "resolution": 64,
     "text_encoder.steps": 0,
     "unet.steps": PLANNED,
-    "unet.learning_rate": 5e-4,
+    # Too low for an improvement: the loss has settled after step 4, the samples of steps 3, 6 and 9 after step 9.
+    "unet.learning_rate": 1e-7,
     "prior.class_images": 0,
     "checkpoints.every_steps": 3,
     "samples.every_steps": 3,
     "samples.steps": 2,
     "stop.when": "settled",
     "stop.patience": 2,
-    # Nothing improves by as much: the loss has settled after step 4, the samples of steps 3, 6 and 9 after step 9.
-    "stop.margin": 0.9,
     "stop.check_every": 2,
 }
 
@@ -126,9 +125,10 @@ def test_a_text_encoder_settles_by_its_loss_alone(make_session: Made) -> None:
     """The recipe of the stage that follows contains how it ended, so a later run resumes."""
     session = make_session(
         text_encoder__steps=20,
+        text_encoder__learning_rate=1e-9,
         unet__steps=2,
         prior__class_images=0,
-        **{f"stop__{name}": value for name, value in {"when": "settled", "margin": 0.9, "patience": 2}.items()},
+        **{f"stop__{name}": value for name, value in {"when": "settled", "patience": 2}.items()},
         stop__check_every=1,
     )
     assert Life(session).run() == "finished"
@@ -217,14 +217,14 @@ def test_a_run_settles_when_nothing_improves(
     losses: list[float], likenesses: list[float] | None, expected: bool
 ) -> None:
     known = checks(losses) + checks(likenesses or [], LIKENESS)
-    reason = settled(known, 0, StopConfig(patience=3, margin=0.01), pictures=likenesses is not None)
+    reason = settled(known, 0, StopConfig(patience=3), pictures=likenesses is not None)
     assert bool(reason) == expected
-    assert not settled(known, 40, StopConfig(patience=3, margin=0.01)), "steps that were added begin anew"
+    assert not settled(known, 40, StopConfig(patience=3)), "steps that were added begin anew"
 
 
 def test_what_is_held_out_decides_where_there_is_some() -> None:
     known = [Check(step, {"instance": 1 - step / 10, HELD_OUT: 0.5}) for step in range(6)]
-    assert settled(known, 0, StopConfig(patience=3, margin=0.01))
+    assert settled(known, 0, StopConfig(patience=3))
 
 
 @pytest.mark.parametrize(("sizes", "accumulation"), [((1,), 1), ((1, 1), 1), ((2, 6), 1), ((4, 4), 2)])

@@ -106,6 +106,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(
 
     def fifth_is_nan(self: Loop, batch: Any) -> Any:
         loss, instance, prior = honest(self, batch)
+        if not torch.is_grad_enabled():  # on fixed noise
+            return loss, instance, prior
         factor = math.nan if calls.append(1) or len(calls) == 5 else 1.0
         return loss * factor, instance, prior
 
