@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from fastdb.errors import FastDBError
+from fastdb.downloads.encoders import cached_encoder
 from fastdb.images.photo_files import photos_in
 from fastdb.images.photos import read_photo
 from fastdb.measures.drawn import autoencoder
@@ -32,12 +32,12 @@ def sample_likeness(session: Session, base: BaseModel) -> Callable[[Sequence[Ima
         if subject is None:
             return None
         return lambda pictures: _mean([likeness.layout for likeness in subject.find(pictures)])
-    from fastdb.measures.clip_dino import DINO, Dino  # loads transformers' models of pictures, seldom needed
+    from fastdb.measures.encoders import DINO, Dino  # loads transformers' models of pictures, seldom needed
 
-    try:
-        dino = Dino(DINO, "cpu", local_only=True)
-    except FastDBError:
+    folder = cached_encoder(DINO)
+    if folder is None:
         return None
+    dino = Dino(str(folder), "cpu")
     own = dino.images(images)
     return lambda pictures: _mean((dino.images(pictures) @ own.T).mean(dim=1).tolist())
 
