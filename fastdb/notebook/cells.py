@@ -31,6 +31,7 @@ Ending = Literal["nothing", "download the safetensors", "download the ckpt", "di
 TRIAL = "try-it"
 """The session of an empty name."""
 FIELDS = {
+    "method": "method",
     "resolution": "resolution",
     "text_encoder_steps": "text_encoder.steps",
     "text_encoder_rate": "text_encoder.learning_rate",
@@ -163,7 +164,9 @@ def finish(session: Session, act: Ending) -> None:
     elif act == "disconnect":
         disconnect(session)
     else:
-        download(session.path / f"{session.name}.{act.split()[-1]}")
+        ending = act.split()[-1]
+        lora = "_lora" if session.config.method == "lora" and ending == "safetensors" else ""
+        download(session.path / f"{session.name}{lora}.{ending}")
 
 
 def _trial(report: NotebookReport) -> Session:

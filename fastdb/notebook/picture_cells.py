@@ -63,7 +63,7 @@ def export(session: Session | str, formats: str, precision: Any = "fp16", use_st
     """Export a session, and show each file with its size and step.
 
     Args:
-        formats: such as `safetensors and ckpt`.
+        formats: one, or `safetensors and ckpt` for those that fit the session's method.
         use_step: a checkpoint of the UNet stage; empty is the newest.
 
     Raises:
@@ -72,8 +72,13 @@ def export(session: Session | str, formats: str, precision: Any = "fp16", use_st
     if not named(session, "export it"):
         return
     opened, step = Session.open(session), whole_number("use_step", use_step)
+    kinds = formats.split(" and ")
     files = results.export(
-        opened, formats=formats.split(" and "), precision=precision, step=step, report=NotebookReport()
+        opened,
+        formats=kinds if len(kinds) == 1 else None,
+        precision=precision,
+        step=step,
+        report=NotebookReport(),
     )
     # The output of this cell is lost if it was queued while the page was reloaded; the panel keeps it.
     if (panel := latest(opened)) is not None:
@@ -81,12 +86,15 @@ def export(session: Session | str, formats: str, precision: Any = "fp16", use_st
             panel.show_file(path, path.stat().st_size, step or progress_of(opened)["unet"])
 
 
-def generate(source: Session | str, prompt: str = "", use_step: str = "", **request: Any) -> Image | None:
+def generate(
+    source: Session | str, prompt: str = "", use_step: str = "", lora: str = "", **request: Any
+) -> Image | None:
     """Generate images from a session or a model file, and return a contact sheet.
 
     Args:
         prompt: for a session, the prompt of its photos by default.
         use_step: a checkpoint of the session; empty is the newest.
+        lora: files of LoRAs, each with an optional weight, separated by commas.
         request: fields of `fastdb.inference.request.Request`; empty texts ask for nothing.
 
     Raises:
@@ -102,7 +110,12 @@ def generate(source: Session | str, prompt: str = "", use_step: str = "", **requ
         request["guidance"] = number("guidance", guidance)
     wanted = {name: value for name, value in {**request, **numbers}.items() if value not in ("", None)}
     paths = results.generate(
-        source, prompt.strip(), step=whole_number("use_step", use_step), report=NotebookReport(), **wanted
+        source,
+        prompt.strip(),
+        step=whole_number("use_step", use_step),
+        loras=[file.strip() for file in lora.split(",") if file.strip()],
+        report=NotebookReport(),
+        **wanted,
     )
     return pictures(paths)
 

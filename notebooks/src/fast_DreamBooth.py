@@ -41,6 +41,7 @@ fastdb.notebook.open_drive(without_drive)
 # - Numbers: **an empty field is the default that fits the base model.** If the likeness is weak, use more `unet_steps`;
 #   if every picture resembles your photos, fewer. `class_images` turns prior preservation on. A `keep_every` of 500
 #   keeps the checkpoints of steps 500, 1000 and so on, to compare them; each takes several GB.
+# - `method`: `full` trains all weights (empty means this); `lora` trains a small file that works beside its base model.
 # - A field that differs from an existing session is an error, unless training has begun (then the session keeps its
 #   value and the cell says so) or `change_session` is ticked.
 
@@ -50,6 +51,7 @@ session_name = ""  # @param {type:"string"}
 base_model = "sd15"  # @param ["sd15", "mini"] {allow-input: true}
 token = ""  # @param {type:"string"}
 class_word = ""  # @param {type:"string"}
+method = ""  # @param ["", "full", "lora"]
 resolution = ""  # @param {type:"string"}
 text_encoder_steps = ""  # @param {type:"string"}
 text_encoder_rate = ""  # @param {type:"string"}
@@ -59,9 +61,9 @@ class_images = ""  # @param {type:"string"}
 sample_every = ""  # @param {type:"string"}
 keep_every = ""  # @param {type:"string"}
 change_session = False  # @param {type:"boolean"}
-numbers = {"resolution": resolution, "text_encoder_steps": text_encoder_steps, "text_encoder_rate": text_encoder_rate}
-numbers |= {"unet_steps": unet_steps, "unet_rate": unet_rate, "class_images": class_images}
-numbers |= {"sample_every": sample_every, "keep_every": keep_every}
+numbers = {"method": method, "resolution": resolution, "text_encoder_steps": text_encoder_steps}
+numbers |= {"text_encoder_rate": text_encoder_rate, "unet_steps": unet_steps, "unet_rate": unet_rate}
+numbers |= {"class_images": class_images, "sample_every": sample_every, "keep_every": keep_every}
 session = fastdb.notebook.open_session(session_name, base_model, token, class_word, numbers, change=change_session)
 
 # %% [markdown] about-images

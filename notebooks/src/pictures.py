@@ -20,7 +20,8 @@ fastdb.notebook.open_drive(without_drive)
 # %% [markdown] about-generate
 # ## 3 · Generate
 # `source`: the name of a session, or the path of a `.safetensors` or `.ckpt` file. `use_step`: one of the session's
-# checkpoints; empty is the newest. An empty `prompt` is that of the session's photos. Empty numbers are the defaults
+# checkpoints; empty is the newest. An empty `prompt` is that of the session's photos. `lora`: the path of a LoRA file,
+# or several with commas, each with a weight if you like: `my_dog_lora.safetensors:0.8`. Empty numbers are the defaults
 # that fit the model.
 
 # %% generate
@@ -29,6 +30,7 @@ source = ""  # @param {type:"string"}
 use_step = ""  # @param {type:"string"}
 prompt = ""  # @param {type:"string"}
 negative_prompt = ""  # @param {type:"string"}
+lora = ""  # @param {type:"string"}
 seed = ""  # @param {type:"string"}
 count = 4  # @param {type:"slider", min:1, max:12, step:1}
 steps = ""  # @param {type:"string"}
@@ -36,7 +38,7 @@ guidance = ""  # @param {type:"string"}
 sampler = ""  # @param ["", "DPM++ 2M", "DPM++ 2M Karras", "Euler", "Euler a", "DDIM"] {allow-input: true}
 request = {"negative_prompt": negative_prompt, "seed": seed, "count": count, "steps": steps}
 request |= {"guidance": guidance, "sampler": sampler}
-fastdb.notebook.generate(source, prompt, use_step=use_step, **request)
+fastdb.notebook.generate(source, prompt, use_step=use_step, lora=lora, **request)
 
 # %% [markdown] about-compare
 # ## 4 · Compare

@@ -27,6 +27,7 @@ from fastdb.models.family import SD1
 from fastdb.models.loading import load_part, load_single_file
 from fastdb.models.lora.forms import kohya_layer
 from fastdb.models.lora.targets import factor_shapes, target_layers
+from fastdb.notebook import cells, picture_cells
 from fastdb.sessions.session import Session
 from fastdb.training import process
 from tests.models.test_lora import called, sd15, shapes_of
@@ -135,6 +136,21 @@ def test_options_that_need_a_whole_model_name_the_merged_export(learned: Session
 def test_the_merged_export_of_all_weights_is_refused(make_session: Callable[..., Session]) -> None:  # noqa: F811
     with pytest.raises(ConfigError, match=r"this session trains all weights\. Run: fastdb export cup"):
         results.export(make_session(), merged=True)
+
+
+def test_the_cells_of_the_notebook_use_the_files_that_fit_the_method(
+    learned: Session,
+    copy: Callable[[Session], Session],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    session = copy(learned)
+    picture_cells.export(session, "safetensors and ckpt")
+    assert (session.path / "cup_lora.safetensors").is_file()
+    with pytest.raises(ConfigError, match="needs a whole model"):
+        picture_cells.export(session, "ckpt")
+    capsys.readouterr()
+    cells.finish(session, "download the safetensors")
+    assert capsys.readouterr().out.endswith("cup_lora.safetensors\n")
 
 
 def test_diffusers_reads_both_forms(exported: Session, mini: Path) -> None:

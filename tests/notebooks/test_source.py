@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import builtins
 import importlib.util
-import inspect
 import json
 import re
 import subprocess
@@ -19,6 +18,7 @@ import pytest
 import fastdb
 import fastdb.notebook
 from fastdb.checkpoints.disk_usage import REMOVABLE
+from fastdb.cli.results import Format
 from fastdb.commands import results
 from tests.notebooks.kernel import FIELD, NOTEBOOK, REPOSITORY
 
@@ -125,7 +125,7 @@ def test_the_notebooks_share_the_set_up_and_lead_to_each_other():
 
 @each_cell
 def test_a_cell_is_short_and_stores_nothing(cell):
-    assert len(cell.source.splitlines()) <= 18
+    assert len(cell.source.splitlines()) <= 19
     assert cell.source.startswith("# @title ")
     assert cell.metadata == {"cellView": "form"}
     assert cell.outputs == []
@@ -195,8 +195,8 @@ def test_every_choice_is_one_the_package_knows():
     assert choices("free", "what") == list(REMOVABLE)
     precision = typing.get_type_hints(results.export)["precision"]
     assert choices("export", "precision") == list(typing.get_args(precision))
-    default = inspect.signature(results.export).parameters["formats"].default
+    default = [kind.value for kind in Format]
     assert [choice.split(" and ") for choice in choices("export", "formats")] == [
-        list(default),
+        default,
         *[[f] for f in default],
     ]
