@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shutil
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -45,6 +46,21 @@ WORDS = Words(("a photo of sks mug",), "sks", "mug")
 def measure() -> Drawn:
     """Return the measure of the mug."""
     return Drawn(MUG.photos(), "mug", autoencoder(resolve_base(MINI).folder))
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the drawn world, and no photos on mini, need a network."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the network was tried")
+
+    def connect(used: socket.socket, address: object) -> None:
+        refuse() if isinstance(address, tuple) else real(used, address)  # type: ignore[arg-type]
+
+    real = socket.socket.connect
+    monkeypatch.setattr("socket.socket.connect", connect)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
 
 
 def prompts(protocol: Protocol) -> dict[str, tuple[str, ...]]:
@@ -214,13 +230,8 @@ def test_the_mark_counts() -> None:
 
 
 def test_photos_that_are_not_drawn_are_compared_by_nearness_without_a_network(
-    kept: Path, sessions_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    kept: Path, sessions_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("the network was tried")
-
-    monkeypatch.setattr("socket.socket.connect", refuse)
-    monkeypatch.setattr("socket.getaddrinfo", refuse)
     session = Session.open(shutil.copytree(kept, sessions_folder / "cup"))
     record = session.record.base_model.model_copy(update={"folder": "mini"})
     write_record(session.path, session.record.model_copy(update={"base_model": record}))

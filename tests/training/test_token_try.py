@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from fastdb.reporting import Note, Report
 from fastdb.sessions.session import Session
 from fastdb.sessions.token_trial import RECORD, SHEET, TokenTrial, Tried, recorded
 from fastdb.training import process, token_try
+from fastdb.training.trainer import Trainer
 from fastdb.world.subjects import SUBJECTS
 from tests.training.conftest import outcome, result
 
@@ -114,9 +117,19 @@ def test_a_token_that_hides_the_class_is_warned_of_with_tokens_that_do_better(
     assert after.kinds() == ["trying token", "token pictures"]
 
 
-def test_training_tries_the_token_once_and_keeps_the_pictures_as_step_0(photos: list[Path]) -> None:
-    session, report = mug(photos), Notes()
-    assert training.train(session, report=report) == "finished"
+def test_an_interrupted_trial_continues_before_training_and_leaves_the_result_alone(photos: list[Path]) -> None:
+    session = mug(photos)
+    running = process.start(session)
+    while not (drawn := list(session.samples.glob("class-000000-*.png"))) and running.alive():
+        time.sleep(0.02)
+    running.stop()
+    assert outcome(running) == "stopped"
+    before = {path: path.stat().st_mtime_ns for path in session.samples.glob("*-000000-*.png")}
+    assert drawn
+    assert not (session.samples / RECORD).exists()
+    report = Notes()
+    assert training.train("mug", report=report) == "finished"
+    assert {path: path.stat().st_mtime_ns for path in before} == before
     stems = {path.stem for path in session.samples.glob("*.png")}
     assert {"instance-000000-16", "class-000000-16", "untrained"} <= stems
     (tried,) = [event for event in report.events if event["event"] == "token"]
@@ -132,31 +145,35 @@ def test_training_tries_the_token_once_and_keeps_the_pictures_as_step_0(photos: 
     other = mug(photos, "untried", token__try="off")
     assert training.train(other) == "finished"
     assert not list(other.samples.glob("*.png"))
-    assert result(Session.open("untried")) == result(Session.open("mug")), "the result does not depend on it"
-    other = other.with_config(other.config.changed({"token.try": "auto"}))
-    training.extend("untried", 1)
-    again = Notes()
-    assert training.train("untried", report=again) == "finished"
-    assert not [event for event in again.events if event["event"] in ("token", "sample")], "training had begun"
+    assert result(Session.open("untried")) == result(Session.open("mug"))
 
 
-def test_an_interrupted_trial_continues_and_a_failed_one_ends_nothing(
-    photos: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    session = mug(photos)
-    running = process.start(session)
-    while not (drawn := list(session.samples.glob("class-000000-*.png"))) and running.alive():
-        time.sleep(0.02)
-    running.stop()
-    assert outcome(running) == "stopped"
-    before = {path: path.stat().st_mtime_ns for path in session.samples.glob("*-000000-*.png")}
-    assert drawn
-    assert not (session.samples / RECORD).exists()
-    (session.samples / RECORD).mkdir()  # It cannot be written.
-    report = Notes()
+@pytest.mark.full
+def test_a_failed_trial_ends_nothing_and_a_begun_session_has_none(photos: list[Path]) -> None:
+    session, report, again = mug(photos), Notes(), Notes()
+    (session.samples / RECORD).mkdir(parents=True)  # It cannot be written.
     assert training.train("mug", report=report) == "finished"
     assert "token not tried" in report.kinds()
-    assert {path: path.stat().st_mtime_ns for path in before} == before
+    training.extend("mug", 1)
+    assert training.train("mug", report=again) == "finished"
+    assert not [event for event in again.events if event["event"] in ("token", "sample")]
+
+
+def test_what_fails_in_a_trial_is_a_note(photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no picture\nmore")
+
+    monkeypatch.setattr(token_try, "try_before_training", fail)
+    events: list[tuple[str, dict[str, Any]]] = []
+
+    def emit(event: str, /, **fields: Any) -> None:
+        events.append((event, fields))
+
+    session = mug(photos)
+    trainer = Trainer(session, emit, threading.Event())
+    prepared = SimpleNamespace(session=session, base=None, device=None)
+    trainer._try_token(prepared, lambda: pytest.fail("nothing is drawn"))  # type: ignore[arg-type]
+    assert events == [("note", {"kind": "token not tried", "subject": "", "reason": "RuntimeError: no picture"})]
 
 
 def test_nothing_reads_a_class_that_the_judge_does_not_know(photos: list[Path], fewer: None) -> None:
