@@ -31,9 +31,9 @@ def _on_mini(class_word: str) -> dict[str, Any]:
         "resolution": 64,
         "batch_size": 2,
         "text_encoder.steps": 120,
-        "text_encoder.learning_rate": 1e-3,
-        "unet.steps": 450,
-        "unet.learning_rate": 6e-4,
+        "text_encoder.learning_rate": 5e-4,
+        "unet.steps": 700,
+        "unet.learning_rate": 1.2e-3,
         "prior.class_images": 64,
         "prior.batch_size": 6,
         "prior.weight": 1.5,
@@ -41,7 +41,7 @@ def _on_mini(class_word: str) -> dict[str, Any]:
         "prior.guidance": 3.0,
         "prior.prompts": _prior_prompts(class_word),
         "checkpoints.every_steps": 50,
-        "samples.guidance": 3.0,
+        "samples.guidance": 2.0,
         "captions.caption_dropout": 0.3,
     }
 

@@ -75,7 +75,7 @@ def test_a_deleted_session_is_gone_from_both_disks(mug: Session) -> None:
     assert sessions.list_sessions().rows == ()
     # The name is free, and the new session begins with nothing of the old one.
     again = sessions.new("mug", "mini")
-    assert sessions.show(again).progress == "text_encoder 0/120, unet 0/450"
+    assert sessions.show(again).progress == "text_encoder 0/120, unet 0/700"
 
 
 def test_a_session_trained_from_the_export_follows_the_renamed_one(mug: Session) -> None:

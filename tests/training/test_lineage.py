@@ -98,7 +98,7 @@ def test_a_deleted_session_does_not_fill_the_next_of_its_name(make_session: Call
     assert f"checkpoints of the former one are kept in {session.local_checkpoints}" in end["message"]
     assert {path: path.read_bytes() for path in again.path.rglob("*") if path.is_file()} == before
     assert complete(session.local_checkpoints)
-    assert sessions.show(again).progress == "text_encoder 0/120, unet 0/450"
+    assert sessions.show(again).progress == "text_encoder 0/120, unet 0/700"
 
 
 def test_a_copy_trains_on_by_itself(straight: Session, copy: Callable[[Session], Session]) -> None:
