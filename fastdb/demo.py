@@ -69,7 +69,7 @@ READINGS = (
 )
 """Rows of the last table: a figure of `measures.drawn`, its meaning and its aim."""
 
-KILL_AT = 0.5
+KILL_AT = 0.52
 """Part of the UNet stage after which the trainer is killed."""
 
 
