@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from fastdb.config.lora import LoRAConfig
 from fastdb.errors import ImageError
 from fastdb.images.captions import instance_images_of, prompt_from_name
 from fastdb.images.photo_files import photos_in
@@ -38,6 +39,9 @@ def setting_warnings(session: Session, size: int | None = None) -> list[Note]:
             notes.append(Note("precision needs a GPU", config.precision))
         elif gpu is not None and config.precision == "bf16" and not gpu.has_bf16:
             notes.append(Note("precision emulated", config.precision, gpu.name))
+    if config.method != "lora" and (unused := config.lora.model_dump().items() - LoRAConfig().model_dump().items()):
+        names = ", ".join(sorted(f"lora.{name}" for name, _ in unused))
+        notes.append(Note("lora settings unused", names, argument(session.name)))
     words = subject.token.casefold().split()
     if subject.class_word and set(subject.class_word.casefold().split()) & set(words):
         notes.append(Note("class word in token", subject.token, config.captions.instance_prompt))

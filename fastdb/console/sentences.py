@@ -42,6 +42,8 @@ SENTENCES: dict[str, str] = {
     "crops made again": "Cropped {subject} photos again at {reason} px",
     "export verified": "Verified {subject}: {reason}",
     "trigger shared": "{reason} have the same trigger word {subject!r}, so a prompt cannot tell their subjects apart",
+    "lora settings unused": "{subject} have no effect, because method is full. To train a LoRA, use: "
+    "fastdb change {reason} --set method=lora",
     "lora rounded": "Numbers of {subject} are small for fp16 (relative error {reason}); --precision fp32 keeps them",
     "exporting": "Exporting {subject}: {reason}",
     "exports needed": "Exports of {subject} are base models of {reason}, and stay",

@@ -48,6 +48,7 @@ PHRASES: tuple[tuple[str, str], ...] = (
     (rf"fastdb generate ({_NAME}) PROMPT", "source, then prompt, in the Generate cell"),
     (rf"fastdb try-token ({_NAME}) TOKEN", r"fastdb.try_token('\1', ['TOKEN'])"),
     (rf"fastdb try-token( ({_NAME}))?", "fastdb.try_token(session)"),
+    (rf"fastdb change ({_NAME}) --set method=lora", "the field method in the Session cell"),
     (rf"fastdb change ({_NAME}) --token (\w+)(?! --)", r"the tick change_session, with the token \2"),
     (rf"fastdb duplicate ({_NAME}) NEW", r"fastdb.duplicate('\1', 'NEW')"),
     (r"fastdb change\b", "the tick change_session"),

@@ -19,11 +19,13 @@ import fastdb
 from fastdb import cli
 from fastdb.commands import differences, results, session_changes, sessions, training
 from fastdb.commands.session_changes import open_or_new
+from fastdb.commands.session_warnings import setting_warnings
 from fastdb.config import Config
 from fastdb.errors import ConfigError, SessionBusy
 from fastdb.images.photo_files import photos_in
+from fastdb.models.mini_settings import recommended
 from fastdb.models.resolve import is_base
-from fastdb.reporting import Note, Report
+from fastdb.reporting import SILENT, Note, Report
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import BaseModelRecord
 
@@ -298,3 +300,25 @@ def test_a_begun_session_is_not_changed_and_its_export_names_no_untrained_token(
     [file] = results.export("mug", formats=["safetensors"])
     with safe_open(file, "pt") as opened:
         assert opened.metadata()["modelspec.trigger_phrase"] == ""
+
+
+def test_the_method_decides_the_default_rates(tmp_path: Path) -> None:
+    """Rates that somebody chose stay."""
+    made = sessions.new("a", "mini", root=tmp_path, settings={"method": "lora"})
+    default = Config().changed(recommended("mini", "", "lora"))
+    assert made.config.unet.learning_rate == default.unet.learning_rate
+    assert made.config.unet.learning_rate != Config().changed(recommended("mini", "")).unet.learning_rate
+    full = session_changes.change(made, settings={"method": "full"})
+    assert full.config.unet.learning_rate == Config().changed(recommended("mini", "")).unet.learning_rate
+    assert differences.agreed_settings(full, {"method": "lora"}, False, False, SILENT).unet == default.unet
+    chosen = differences.agreed_settings(full, {"method": "lora", "unet.learning_rate": 1e-3}, False, False, SILENT)
+    assert chosen.unet.learning_rate == 1e-3
+    assert chosen.text_encoder == default.text_encoder
+
+
+def test_settings_of_a_lora_without_the_method_are_reported(tmp_path: Path) -> None:
+    made = sessions.new("a", "mini", root=tmp_path, settings={"lora.rank": 8})
+    (note,) = [note for note in setting_warnings(made) if note.kind == "lora settings unused"]
+    assert (note.subject, note.reason) == ("lora.rank", "a")
+    changed = session_changes.change(made, settings={"method": "lora"})
+    assert not [note for note in setting_warnings(changed) if note.kind == "lora settings unused"]
