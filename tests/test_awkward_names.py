@@ -94,6 +94,7 @@ def test_as_sessions(refused: list[str], sessions_folder: Path, photos: list[Pat
     assert {session.name for session in list_sessions()} == set(made)
 
 
+@pytest.mark.full
 def test_as_roots(refused: list[str], tmp_path: Path, photos: list[Path]) -> None:
     made = 0
     for number, name in enumerate(NAMES):
@@ -144,6 +145,7 @@ def awkward(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("known_faces")
 def test_as_photos_and_captions(
     refused: list[str], awkward: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -185,7 +187,7 @@ def test_all_the_way(refused: list[str], awkward: Path, tmp_path: Path) -> None:
     from fastdb.commands.results import export
 
     settings = {
-        "token.try": "off",
+        "token.try": "off", "stop.check_loss": False,
         "text_encoder.steps": 1, "unet.steps": 1, "prior.class_images": 0, "captions.caption_files": True,
         "samples.every_steps": 1, "samples.steps": 1, "samples.prompts": NAMES[:-1:12],
     }  # fmt: skip

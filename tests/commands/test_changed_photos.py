@@ -24,7 +24,8 @@ from fastdb.sessions.session import Session
 from fastdb.training.preflight import preflight
 
 SETTINGS = {
-    "token.try": "off", "prior.class_images": 0, "text_encoder.steps": 0, "unet.steps": 2, "unet.learning_rate": 1e-3,
+    "token.try": "off", "stop.check_loss": False,
+    "prior.class_images": 0, "text_encoder.steps": 0, "unet.steps": 2, "unet.learning_rate": 1e-3,
     "captions.caption_files": True, "checkpoints.keep_every": 1,
 }  # fmt: skip
 

@@ -27,6 +27,7 @@ from fastdb.training.trainer import Trainer
 
 SETTINGS = {
     "token.try": "off",
+    "stop.check_loss": False,
     "prior.class_images": 0,
     "text_encoder.steps": 0,
     "unet.steps": 1,

@@ -18,7 +18,13 @@ from fastdb.sessions.lease_file import FILE as LEASE
 from fastdb.sessions.session import Session
 from fastdb.training import process
 
-SETTINGS = {"token.try": "off", "prior.class_images": 0, "text_encoder.steps": 0, "unet.steps": 1}
+SETTINGS = {
+    "token.try": "off",
+    "stop.check_loss": False,
+    "prior.class_images": 0,
+    "text_encoder.steps": 0,
+    "unet.steps": 1,
+}
 
 
 @pytest.fixture

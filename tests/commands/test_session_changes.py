@@ -29,7 +29,13 @@ from fastdb.reporting import SILENT, Note, Report
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import BaseModelRecord
 
-SETTINGS: dict[str, Any] = {"token.try": "off", "prior.class_images": 0, "text_encoder.steps": 1, "unet.steps": 2}
+SETTINGS: dict[str, Any] = {
+    "token.try": "off",
+    "stop.check_loss": False,
+    "prior.class_images": 0,
+    "text_encoder.steps": 1,
+    "unet.steps": 2,
+}
 
 
 class Notes(Report):

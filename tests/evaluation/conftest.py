@@ -35,6 +35,7 @@ from fastdb.world.subjects import SUBJECTS
 SETTINGS: dict[str, Any] = {
     "text_encoder.steps": 4,
     "token.try": "off",
+    "stop.check_loss": False,
     "unet.steps": 16,
     "prior.class_images": 0,
     "checkpoints.every_steps": 4,

@@ -14,6 +14,7 @@ from tests.evaluation.test_evaluate import ASKED, pictures, saved
 from tests.training.test_compressed_checkpoints import twins
 
 
+@pytest.mark.full
 def test_packed_checkpoints_are_measured_as_raw_ones(
     kept: Path, clip: Path, dino: Path, tmp_path: Path, mini: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -305,6 +305,7 @@ def test_more_pictures_decide(
     assert "Undecided between step 4, step 8. Drawing up to 40 pictures," in output
     more = "fastdb evaluate mug --seeds 1 --until-decided --at-most 90 --steps 1"
     assert f"Up to 45 pictures of each do not decide. To draw more: {more}\n" in output
+    monkeypatch.setattr("fastdb.evaluation.choose.MARGIN", 0.25)
     found = interactive.evaluate(session, **asked, until_decided=True)  # type: ignore[arg-type]
     output = capsys.readouterr().out
     assert (found.picked.label, found.picked.undecided) == ("step 4", ())

@@ -25,7 +25,13 @@ from fastdb.models.resolve import ensure_base, ensure_folder
 from fastdb.sessions.session import Session
 from fastdb.sessions.session_yaml import read_record, write_record
 
-SETTINGS = {"token.try": "off", "prior.class_images": 0, "text_encoder.steps": 0, "unet.steps": 1}
+SETTINGS = {
+    "token.try": "off",
+    "stop.check_loss": False,
+    "prior.class_images": 0,
+    "text_encoder.steps": 0,
+    "unet.steps": 1,
+}
 
 
 @pytest.fixture

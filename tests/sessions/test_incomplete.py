@@ -19,6 +19,7 @@ from fastdb.training import process
 SAMPLES = Path(__file__).resolve().parents[1] / "formats"
 SETTINGS = {
     "token.try": "off",
+    "stop.check_loss": False,
     "prior.class_images": 0,
     "text_encoder.steps": 0,
     "unet.steps": 1,

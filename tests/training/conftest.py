@@ -40,6 +40,7 @@ SETTINGS: dict[str, Any] = {
     "prior.class_images": 2,
     "prior.steps": 4,
     "checkpoints.every_steps": 3,
+    "stop.check_loss": False,
 }
 
 

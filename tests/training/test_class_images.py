@@ -173,6 +173,7 @@ def test_each_is_trained_with_its_own_prompt(make_session: Made, monkeypatch: py
     assert {prompt: of_class.count(prompt) for prompt in PROMPTS} == {PROMPTS[0]: 6, PROMPTS[1]: 3, PROMPTS[2]: 3}
 
 
+@pytest.mark.full
 def test_training_with_several_prompts_goes_on_exactly(make_session: Made) -> None:
     settings: dict[str, Any] = {
         "text_encoder__steps": 2,

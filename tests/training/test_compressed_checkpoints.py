@@ -51,7 +51,10 @@ KINDS: dict[str, dict[str, Any]] = {
 SHORT: dict[str, Any] = {"text_encoder__steps": 2, "unet__steps": 5, "prior__class_images": 0}
 
 
-@pytest.fixture(scope="module", params=list(KINDS))
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(kind, marks=pytest.mark.full if "joint" in kind else ()) for kind in KINDS],
+)
 def stopped(request: pytest.FixtureRequest, make_session: Made) -> Session:
     """A session stopped in the UNet's stage, its checkpoints raw; tests only copy it."""
     if "8bit" in request.param:

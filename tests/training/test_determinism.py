@@ -60,6 +60,7 @@ def test_the_probe_allows_the_operation_and_warns_once(
     assert all((plain.samples / name).read_bytes() == (probed.samples / name).read_bytes() for name in names)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("refused")
 def test_a_refusal_that_no_probe_found_names_a_setting_that_helps(make_session: Callable[..., Session]) -> None:
     session = make_session("unprobed", **SHORT)

@@ -199,7 +199,14 @@ def test_one_that_has_begun_cannot_be_changed_or_removed(
     assert (within.path / "session.yaml").read_bytes() == before
 
 
-@pytest.mark.parametrize("change", [[REWARM], [REWARM, HOLD], [REWARM, HOLD, DECAY], [REWARM, DECAY, HOLD]])
+@pytest.mark.parametrize(
+    "change",
+    [
+        [REWARM],
+        *(pytest.param(more, marks=pytest.mark.full) for more in ([REWARM, HOLD], [REWARM, HOLD, DECAY])),
+        [REWARM, DECAY, HOLD],
+    ],
+)
 def test_one_that_has_not_begun_can(
     within: Session, change: list[dict[str, Any]], copy: Callable[[Session], Session]
 ) -> None:
@@ -227,6 +234,7 @@ def test_the_steps_before_it_cannot_be_changed_any_more(base: Session) -> None:
         training.train(session)
 
 
+@pytest.mark.full
 def test_beside_it_the_text_encoder_trains_as_long_as_it_has_steps(make_session: Made) -> None:
     """Joint mode: the extension is the UNet's alone but for the text encoder's own steps, by its own rate."""
     settings = {**SHORT, "text_encoder__mode": "joint", "text_encoder__steps": 3, "unet__steps": 2}

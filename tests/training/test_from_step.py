@@ -79,6 +79,7 @@ def test_training_from_a_step_ends_in_the_same_bytes(
     assert (steps(session), result(session)) == ([1, 2, 3, 4, 5], before)
 
 
+@pytest.mark.full
 def test_before_an_extension_another_one_may_be_chosen(finished: Session, copy: Copied, make_session: Made) -> None:
     session = copy(finished)
     with pytest.raises(ConfigError, match=r"unet\.extensions 2 steps, rewarm at 0\.0004 -> 2 steps, hold at 0\.0001"):

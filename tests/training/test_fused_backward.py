@@ -58,7 +58,9 @@ full = pytest.mark.full
         pytest.param({"optimizer__name": "adamw8bit"}, False, id="bitsandbytes", marks=full),
         pytest.param({"text_encoder__mode": "joint"}, False, id="joint", marks=full),
         pytest.param({"gradient_checkpointing": True}, False, id="checkpointing", marks=full),
-        pytest.param({"gradient_accumulation": 2, "split_batches": True, "batch_size": 2}, False, id="accumulation"),
+        pytest.param(
+            {"gradient_accumulation": 2, "split_batches": True, "batch_size": 2}, False, id="accumulation", marks=full
+        ),
     ],
 )
 def test_every_bit_is_that_of_updates_after_the_backward_pass(
@@ -135,6 +137,7 @@ def test_it_is_refused_with_clipping(make_session: Made) -> None:
         session.config.changed({**FUSED, "optimizer.max_grad_norm": 1.0})
 
 
+@pytest.mark.full
 def test_gradients_below_the_largest_norm_are_not_changed(make_session: Made) -> None:
     settings = {**SHORT, "text_encoder__steps": 0, "unet__steps": 2}
     unclipped, limited = make_session("unclipped", **settings), make_session("limited", **settings)

@@ -120,7 +120,8 @@ def test_going_on_is_exact_before_at_and_after_its_last_step(joint: Session, mak
     assert result(other) == result(joint)
 
 
-@pytest.mark.parametrize("name", ["adamw8bit", pytest.param("adamw", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["adamw8bit", "adamw"])
 def test_going_on_is_exact_with_all_of_it(make_session: Made, name: str) -> None:
     pytest.importorskip("bitsandbytes")
     settings = {

@@ -65,6 +65,7 @@ def test_a_prediction_leaves_the_random_state_and_the_models_alone(stage: Any) -
     assert all(weight.grad is None for weight in stage.parameters())
 
 
+@pytest.mark.full
 def test_settings_that_save_memory_lower_the_prediction(stage: Any) -> None:
     plain = shares(stage, batch_size=2, resolution=512)
     fused = {"optimizer__max_grad_norm": 0, "optimizer__fused_backward_pass": True}

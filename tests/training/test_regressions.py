@@ -30,6 +30,7 @@ Made = Callable[..., Session]
 SHORT: dict[str, Any] = {"text_encoder__steps": 3, "unet__steps": 5, "prior__class_images": 0}
 
 
+@pytest.mark.full
 def test_a_gradient_scaler_is_not_carried_into_the_next_stage(make_session: Made, monkeypatch: Any) -> None:
     """On a T4 every run has one. Here a real one is put into a run on the CPU, with a scale that grows every step."""
     honest = stage_run._new_accelerator

@@ -34,7 +34,7 @@ from tests.training.test_kill import killed_and_run_again, points
 from tests.training.test_trainer import Life
 
 Made = Callable[..., Session]
-UNET_ONLY: dict[str, Any] = {"text_encoder__steps": 0, "prior__class_images": 0}
+UNET_ONLY: dict[str, Any] = {"text_encoder__steps": 0, "prior__class_images": 0, "stop__check_loss": True}
 ENDS_AT, PLANNED = 10, 60
 SETTLING: dict[str, Any] = {
     "resolution": 64,
@@ -128,6 +128,7 @@ def test_a_text_encoder_settles_by_its_loss_alone(make_session: Made) -> None:
         text_encoder__learning_rate=1e-9,
         unet__steps=2,
         prior__class_images=0,
+        stop__check_loss=True,
         **{f"stop__{name}": value for name, value in {"when": "settled", "patience": 2}.items()},
         stop__check_every=1,
     )

@@ -155,7 +155,8 @@ def test_without_memory_for_the_block_there_is_no_copy(monkeypatch: pytest.Monke
     assert taken.copy(live) is not None
 
 
-@pytest.mark.parametrize("failing", ["pin", pytest.param("allocate", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("failing", ["pin", "allocate"])
 def test_training_goes_on_where_memory_cannot_be_pinned_or_had(
     failing: str, straight: Session, make_session: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
