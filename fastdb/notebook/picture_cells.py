@@ -36,7 +36,7 @@ def samples(session: Session) -> Image | None:
         console.say(f"{session.name} has no samples. Fill in sample_every before training to have some")
         return None
     titles = dict(zip(UNTRAINED, ("untrained, instance prompt", "untrained, class prompt"), strict=True))
-    return _sheet({titles.get(stage, stage.replace("_", " ")): row for stage, row in cells.items()})
+    return _sheet({titles.get(stage, stage.replace("_", " ")): row for stage, row in cells.items() if row})
 
 
 def compare(session: Session | str, seeds: int) -> Image | None:

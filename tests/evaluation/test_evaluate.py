@@ -138,7 +138,8 @@ def test_results_are_written_into_the_session(evaluated: Session) -> None:
     shots = custom_protocol(PROMPTS, words_of(evaluated), 2).shots()
     seeds = [(shot.prompt, shot.seed) for shot in shots]
     for candidate in found["checkpoints"]:
-        assert set(candidate["figures"]) == set(found["figures"])
+        left_out = {"photos_told"} if candidate["step"] else {"drift"}
+        assert set(candidate["figures"]) == set(found["figures"]) - left_out
         assert [(line["prompt"], line["seed"]) for line in candidate["pictures"]] == seeds
         assert all((folder / line["file"]).is_file() for line in candidate["pictures"])
         assert all(set(line) > {"clip_i", "clip_t", "dino", "nearest"} for line in candidate["pictures"])
