@@ -144,3 +144,17 @@ def test_scale_follows_from_alpha_and_rank(rank: int, alpha: float, rslora: bool
     assert {float(value) for name, value in LoRA(config, 0).state(module).items() if name.endswith(".alpha")} == {
         scale * rank
     }
+
+
+def test_adapters_stay_in_single_precision_beside_half_precision_weights(mini: Path) -> None:
+    module = LoRA(LoRAConfig(rank=4), 0).load(mini, "unet", torch.bfloat16, None)
+    weights = adapter_weights(module)
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    assert {weight.dtype for name, weight in module.named_parameters() if ".lora_" not in name} == {torch.bfloat16}
+    width = module.config.cross_attention_dim
+    with torch.autocast("cpu", torch.bfloat16):
+        inputs = torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, 77, width)
+        module(*inputs).sample.float().square().mean().backward()
+    ups = [weight for name, weight in weights.items() if name.endswith(".lora_up")]
+    assert all(weight.grad is not None and weight.grad.dtype == torch.float32 for weight in ups)
+    assert all(weight.grad.any() for weight in ups if weight.grad is not None)
