@@ -153,7 +153,8 @@ def _rename_exports(folder: Path, old: str, new: str) -> dict[str, str]:
     for path in list(folder.iterdir()):
         rest = path.name.removeprefix(old)
         target = folder / f"{new}{rest}"
-        if rest != path.name and rest.startswith((".", "_step_")) and rest.endswith(EXPORTS) and not target.exists():
+        own = rest != path.name and rest.startswith((".", "_step_", "_lora")) and rest.endswith(EXPORTS)
+        if own and not target.exists():
             path.rename(target)
             names[path.name] = target.name
     return names
