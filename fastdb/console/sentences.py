@@ -189,7 +189,7 @@ SENTENCES: dict[str, str] = {
     "memory stepped down": "Out of memory after {subject}. Resuming from this step with {reason}; "
     "results match only up to rounding",
     "moments converted": "Converted the optimizer's moments after {subject} ({reason}); the result changes slightly",
-    "stage settled": "Ended at {subject}: {reason}",
+    "stage settled": "Ended at {subject}: {reason}. For more steps extend the session",
     "step skipped": "Step {subject} was skipped: its gradient is not finite. The gradient scale is now {reason}",
     "arithmetic changed": (
         "Resuming with different hardware or precision ({reason}); results match only up to rounding"
