@@ -131,6 +131,7 @@ SENTENCES: dict[str, str] = {
     "embedding blind": "{subject} finds the photos nearer to one another than pictures of the class in only {reason} "
     "of pairs, so this embedding cannot tell the subject. Do not trust gallery, dino and clip_i",
     "measuring model": "Downloading {subject} to measure pictures, once: {reason}",
+    "fixed noise": "Last loss on fixed noise before each checkpoint (lower: nearer to those images), {reason}",
     "side by side": "Compare the checkpoints of {subject} by eye: the sheet shows the same prompts and seeds",
     "checkpoint picked": "Use {subject}: {reason}",
     "evaluation started": "Evaluating {subject}; measured by {reason}",

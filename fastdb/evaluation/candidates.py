@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from safetensors import SafetensorError, safe_open
@@ -30,6 +31,8 @@ from fastdb.storage.atomic_write import explained, make_folder, write_bytes
 from fastdb.storage.manifest import sha256
 
 STAGE = "unet"
+INSTANCE = "instance"
+"""The group of images that every measurement on fixed noise has."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,14 @@ class Candidate:
         step: of the UNet stage; None for an exported file without this metadata.
         key: changes with the weights.
         load: returns the engine that draws with them.
+        fixed_noise: the last losses on fixed noise that its training measured, by the group of images.
     """
 
     label: str
     step: int | None
     key: str
     load: Callable[[], Engine]
+    fixed_noise: Mapping[str, float] = field(default_factory=dict)
 
 
 def untrained(session: Session, base: BaseModel) -> Candidate:
@@ -94,7 +99,14 @@ def _checkpoint(session: Session, base: BaseModel, standing: Standing) -> Candid
         step,
         " ".join(keys),
         lambda: Engine.from_base(base, trained=raw_files(standing.weights, base.folder)),
+        _fixed_noise(standing.checkpoints[STAGE].state),
     )
+
+
+def _fixed_noise(state: Mapping[str, Any]) -> dict[str, float]:
+    """Return the last losses on fixed noise in a checkpoint's state; empty in those of earlier versions."""
+    measured = [figures for _, figures in state.get("checks", ()) if INSTANCE in figures]
+    return dict(measured[-1]) if measured else {}
 
 
 def _step_of_export(file: Path) -> int | None:

@@ -183,7 +183,13 @@ def _write_sheet(drawing: _Drawing, settings: dict[str, object], options: Option
     grid = session.path / FOLDER / ("grid.png" if options.file is None else f"{options.file.name}-grid.png")
     make_folder(grid.parent)
     save_png(draw_grid(drawing.cache, evaluation, photos_in(session.instance_images), session.name), grid)
-    return replace(evaluation, notes=(Note("side by side", session.name),), files=(grid,))
+    losses = [
+        f"{candidate.label}: " + ", ".join(f"{name} {loss:.4f}" for name, loss in candidate.fixed_noise.items())
+        for candidate in candidates
+        if candidate.fixed_noise
+    ]
+    notes = [Note("side by side", session.name), *([Note("fixed noise", reason="; ".join(losses))] if losses else [])]
+    return replace(evaluation, notes=tuple(notes), files=(grid,))
 
 
 def _write(

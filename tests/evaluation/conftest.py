@@ -47,7 +47,7 @@ SETTINGS: dict[str, Any] = {
 @pytest.fixture(scope="session")
 def kept(photos: list[Path], common: Path) -> Path:
     """A session of real photos, trained by the real trainer, with checkpoints at 4, 8, 12, 16; tests only copy it."""
-    return trained(common, "cup", photos)
+    return trained(common, "cup", photos, **{"stop.check_loss": True, "stop.check_every": 4})
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,6 +96,8 @@ def test_without_a_network_the_pictures_are_shown_side_by_side(
     assert reason.endswith("To measure, run fastdb evaluate cup with a network, or pass --clip FOLDER")
     grid = session.path / "evaluation" / "grid.png"
     assert printed[-1] == str(grid) == str(evaluation.files[0])
+    (losses,) = [line for line in printed if line.startswith("Last loss on fixed noise before each checkpoint")]
+    assert re.search(r", step 16: instance 0\.\d{4}$", losses)
     with Image.open(grid) as sheet:
         assert sheet.height > 3 * 160
     assert not (session.path / "evaluation" / "evaluation.json").exists(), "nothing was chosen"
