@@ -146,7 +146,8 @@ SENTENCES: dict[str, str] = {
     "overfit likeness": "Likeness still rises, to {reason} at {subject}",
     "overfit prior": "Prior preservation (the setting {subject}) reduces overfitting",
     "more pictures": "Undecided between {subject}. Drawing up to {reason}, to decide",
-    "no room for pictures": "Not drawing more pictures of {subject}: they need {reason}, and the disk has less",
+    "no room for pictures": "Not drawing more pictures of {subject}: they need {reason}, and the disk has less. "
+    "Free space and run the same command again",
     "pictures reused": "{subject} pictures exist already and are reused",
     "still undecided": "Up to {subject} pictures of each do not decide. To draw more: fastdb evaluate {reason}",
     "undecided": "To decide draw more pictures: fastdb evaluate {reason}",

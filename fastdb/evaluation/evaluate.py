@@ -80,7 +80,15 @@ def evaluate_session(session: Session, options: Options, report: Report = SILENT
         drawing.measured,
         picked,
     )
-    return _write(session, evaluation, cache, options, measure.remarks())
+    if picked.undecided and not options.until_decided:
+        decide = command(session.name, replace(options, until_decided=True))
+        open_question = [Note("undecided", picked.label, decide)]
+    elif picked.undecided and not drawing.no_room:
+        more = command(session.name, replace(options, at_most=2 * options.at_most))
+        open_question = [Note("still undecided", str(options.at_most), more)]
+    else:
+        open_question = []
+    return _write(session, evaluation, cache, options, [*measure.remarks(), *open_question])
 
 
 def _request(session: Session, options: Options) -> Request:
@@ -111,6 +119,7 @@ class _Drawing:
     measure: Measure
     report: Report
     measured: list[Measured] = field(default_factory=list)
+    no_room: bool = False
 
     def draw(self, numbers: Sequence[int], passes: int) -> None:
         """Draw the missing pictures of some candidates up to a number of passes, and measure them.
@@ -166,6 +175,7 @@ def _until_decided(drawing: _Drawing, picked: Pick, at_most: int) -> Pick:
         free = shutil.disk_usage(drawing.session.path).free
         if size > free:
             report.note(Note("no room for pictures", names, f"{format_bytes(size)} for {missing} pictures"))
+            drawing.no_room = True
             return picked
         report.note(Note("more pictures", names, f"{counted(missing, 'picture')}, {format_bytes(size)}"))
         drawing.draw(picked.undecided, passes)
@@ -211,12 +221,6 @@ def _write(
     files.append(folder / (PICKED if file is None else f"{file.name}.json"))
     write_json(files[-1], evaluation.as_json(cache))
     notes = [Note("checkpoint picked", picked.label, picked.reason), *picked.notes, *remarks]
-    if picked.undecided and not options.until_decided:
-        decide = command(session.name, replace(options, until_decided=True))
-        notes.append(Note("undecided", picked.label, decide))
-    elif picked.undecided:
-        with_more_pictures = command(session.name, replace(options, at_most=2 * options.at_most))
-        notes.append(Note("still undecided", str(options.at_most), with_more_pictures))
     if file is None:
         notes.append(Note("export command", picked.label, f"{argument(session.name)} --step {step}"))
     else:

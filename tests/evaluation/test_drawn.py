@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -299,6 +300,13 @@ def test_more_pictures_decide(
     saved = json.loads((session.path / "evaluation" / "evaluation.json").read_text())
     assert (saved["picked"]["step"], saved["picked"]["undecided"]) == (4, [4, 8])
     assert [retention(session).keeps("unet", step) for step in (3, 4, 8)] == [False, True, True]
+
+    with monkeypatch.context() as full:
+        full.setattr("fastdb.evaluation.evaluate.shutil", SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=9)))
+        interactive.evaluate(session, **asked, until_decided=True)  # type: ignore[arg-type]
+    output = capsys.readouterr().out
+    assert "Not drawing more pictures of step 4, step 8: they need " in output
+    assert "To draw more: " not in output
 
     interactive.evaluate(session, **asked, until_decided=True, at_most=45)  # type: ignore[arg-type]
     output = capsys.readouterr().out
