@@ -8,7 +8,8 @@ from fastdb.models.registry import MINI
 from fastdb.world.scene import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, prompt
 
 _LORA = {"unet.learning_rate": 1e-4, "text_encoder.learning_rate": 5e-5}
-"""Rates that sd-scripts documents for its initial values and targets; those of full fine-tuning barely move a LoRA."""
+"""The UNet's is that of the examples in sd-scripts' documentation, with the same initial values and targets; the text
+encoder's is half of it. Rates of full fine-tuning barely move a LoRA."""
 _LORA_ON_MINI = {"unet.learning_rate": 6e-3, "text_encoder.learning_rate": 6e-3}
 """As much higher than those of full fine-tuning as its adapters, which begin at zero, need."""
 

@@ -113,6 +113,14 @@ def no_class(world: World) -> None:
     assert done(session) == 1
 
 
+@remedy_of("preflight.py: stop.hold_out is ")
+def none_is_trained(world: World) -> None:
+    session = world.make("held_out", **{**SHORT, "unet__steps": 1, "stop__hold_out": 99})
+    [command] = named(failed(session, "so none would be trained"))
+    run(command, session)
+    assert done(session) == 1
+
+
 @remedy_of("preflight.py: changed since step ")
 def another_recipe(world: World) -> None:
     def edited(settings: dict[str, Any]) -> Session:

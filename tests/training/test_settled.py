@@ -17,7 +17,7 @@ from fastdb import cli
 from fastdb.checkpoints.progress import progress_of, standing, steps_of
 from fastdb.commands import sessions, training
 from fastdb.config import Config, StopConfig
-from fastdb.errors import ConfigError, TrainingError
+from fastdb.errors import ConfigError
 from fastdb.images.photos import save_png
 from fastdb.models.loading import load_part, load_scheduler, load_tokenizer
 from fastdb.models.registry import MINI
@@ -185,16 +185,11 @@ def test_the_loss_is_that_of_diffusers_scheduler(make_session: Made) -> None:
         assert first["losses"][name] == pytest.approx(sum(errors) / ROWS, abs=2e-6)
 
 
-def test_all_but_the_held_out_images_are_needed(make_session: Made) -> None:
-    session = make_session(**UNET_ONLY, stop__hold_out=99)
-    with pytest.raises(TrainingError, match=r"stop\.hold_out is 99") as refused:
-        training.train(session)
-    command = refused.value.fix.partition("fastdb ")[2].split()
-    assert command[:1] == ["train"]
-    command[1:2] = [str(session.path)]
-    assert CliRunner().invoke(cli.app, [*command, "--set", "unet.steps=1"]).exit_code == 0
-    with pytest.raises(ConfigError, match=r"stop\.hold_out"):
-        training.train(session, settings={"stop.hold_out": 1})
+def test_held_out_images_cannot_change_in_a_begun_session(
+    ended: Session, copy_here: Callable[[Session], Session]
+) -> None:
+    with pytest.raises(ConfigError, match=r"stop\.hold_out 0 -> 1"):
+        training.train(copy_here(ended), settings={"stop.hold_out": 1})
 
 
 def checks(values: list[float], name: str = "instance") -> list[Check]:
