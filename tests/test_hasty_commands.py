@@ -127,6 +127,16 @@ $ new a.jpg --base mini
     a.jpg contains photos, but a session needs a name too. Put the name first: fastdb new NAME a.jpg
 $ new dog "" --base mini
     fastdb new photos: the path is empty. Correct it and run the command again.
+$ merge
+    fastdb merge: the argument 'base' is missing. Write it as: fastdb merge [OPTIONS] {base} {target}
+$ merge mini out.safetensors
+    --lora: no LoRA was named. Name one: fastdb merge BASE OUT --lora FILE
+$ merge mini out.safetensors --lora nowhere.safetensors
+    {here}/nowhere.safetensors: there is no such file. Check the path.
+$ extract
+    fastdb extract: the argument 'name' is missing. Write it as: fastdb extract [OPTIONS] {name} {target}
+$ extract nobody out.safetensors --rank 4
+    nobody: there is no session of this name in {root}. Create it with: fastdb new nobody
 $ train ls
     ls: there is no session of this name in {root}. List the sessions with: fastdb sessions
 $ train dgo

@@ -143,8 +143,8 @@ MUTANTS = {
     ),
     "a changed rate holds from the first step on": (
         "training/schedules.py",
-        "if start <= change.after <= step < end",
-        "if start <= change.after < end and step < end",
+        "range(segment.start, min(step + 1, segment.end))",
+        "range(segment.start, segment.end)",
         ["tests/training/test_schedules.py"],
     ),
     "the weight of the class images is ignored": (

@@ -191,7 +191,7 @@ def test_diffusers_loads_the_file_offline_and_generates_the_same_picture(
     assert float((pictures["fp32"] - source).abs().max()) == 0.0
     # fp16 weights, fp32 arithmetic: rounding by at most 2^-11 of each weight, which guidance multiplies along contours.
     apart = (pictures["fp16"] - source).abs()
-    assert 0.0 < float(apart.mean()) < 0.25 / 255
+    assert 0.0 < float(apart.mean()) < 0.5 / 255
     assert float(apart.max()) < 8 / 255
 
 
