@@ -20,7 +20,7 @@ demo: $(VENV)/.demo
 	$(BIN)/fastdb demo $(DEMO)
 
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest -n 3 --dist worksteal $(PYTEST)
+	$(BIN)/python -m pytest -n 4 --dist worksteal $(PYTEST)
 	tests/other_pythons.sh
 
 test-full: $(VENV)/.test

@@ -136,7 +136,7 @@ $ merge mini out.safetensors --lora nowhere.safetensors
 $ extract
     fastdb extract: the argument 'name' is missing. Write it as: fastdb extract [OPTIONS] {name} {target}
 $ extract nobody out.safetensors --rank 4
-    nobody: there is no session of this name in {root}. Create it with: fastdb new nobody
+    nobody: there is no session of this name in {root}. List the sessions with: fastdb sessions
 $ train ls
     ls: there is no session of this name in {root}. List the sessions with: fastdb sessions
 $ train dgo
@@ -280,7 +280,7 @@ $ new dog photos --base mini --set token=ohwx
 $ generate cup --base sd15
     cup: a session has its own base model. Leave out the base model.
 $ generate lora.safetensors "a photo"
-    {here}/lora.safetensors cannot be trained as a base model: it is a LoRA, an addition to a model.
+    lora.safetensors is a LoRA, not a model. Name a session or a model: fastdb generate SESSION PROMPT
 $ generate vae.safetensors "a photo"
     {here}/vae.safetensors cannot be trained as a base model: it is no model, because its
 $ generate page.safetensors "a photo"
@@ -514,7 +514,7 @@ $ duplicate cup copy extra
 $ convert lora.safetensors
     fastdb convert: the argument 'target' is missing. Write it as: fastdb convert [OPTIONS] {source}
 $ convert lora.safetensors out.ckpt
-    {here}/lora.safetensors cannot be converted: it is a LoRA, not a whole model. Give a file with
+    {here}/lora.safetensors cannot be converted: it is a LoRA, not a whole model. To convert a LoRA,
 $ convert vae.safetensors out.ckpt
     {here}/vae.safetensors cannot be converted: it is not a model, because its
 $ convert missing.ckpt out.safetensors

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from fastdb.errors import ModelError
-from fastdb.formats.reader import open_tensors
+from fastdb.formats.reader import TensorFile, open_tensors
 from fastdb.models.diffusers_folder import read_config, weight_file
 from fastdb.models.export import Planned, largest_magnitude, plan_parts
 from fastdb.models.inspect import inspect, model_layout
@@ -45,7 +45,7 @@ def load_part(folder: Path, part: str, dtype: torch.dtype = torch.float32, *, we
     module = _empty(part, read_config(folder / part / "config.json"))
     file = weights or weight_file(folder, part)
     adapters: list[Adapter] = []
-    if weights and is_adapter((opened := open_tensors(weights)).tensors):
+    if weights and is_adapter((opened := _opened(weights)).tensors):
         file, adapters = weight_file(folder, part), [read_adapter(opened)]
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
@@ -58,6 +58,18 @@ def load_part(folder: Path, part: str, dtype: torch.dtype = torch.float32, *, we
     except SafetensorError as error:
         raise ModelError(f"is damaged ({error})", subject=file, fix="Download the model again.") from error
     return module
+
+
+def _opened(weights: Path) -> TensorFile:
+    """Open the weights of a checkpoint.
+
+    Raises:
+        ModelError: they are damaged.
+    """
+    try:
+        return open_tensors(weights)
+    except ModelError as error:
+        raise ModelError(f"is damaged ({error.what})", subject=weights, fix=error.fix) from error
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:

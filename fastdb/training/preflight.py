@@ -157,7 +157,7 @@ def make_recipe(
     """
     recipe: dict[str, Any] = {
         "base model": session.record.base_model.fingerprint,
-        "settings": _settings(session.config),
+        "settings": recipe_settings(session.config),
         "instance images": {image.path.name: [image.prompt, sha256(image.path)] for image in images},
     }
     if session.record.base_model.configurations:
@@ -254,7 +254,7 @@ def _differences(then: dict[str, Any], now: dict[str, Any], checkpoint: Checkpoi
     return differences
 
 
-def _settings(config: Config) -> dict[str, Any]:
+def recipe_settings(config: Config) -> dict[str, Any]:
     """Return the settings a result depends on by their dotted names."""
     settings = flat(config.model_dump(mode="json"))
     unused = (*_FREE, *(["lora."] if config.method == "full" else []))
@@ -294,7 +294,7 @@ def _current(settings: Mapping[str, Any]) -> dict[str, Any]:
     if _CAPTION_DROPOUT not in settings and _DROPOUT in settings:  # Before format 4 of sessions it had this name.
         settings = {_CAPTION_DROPOUT if name == _DROPOUT else name: value for name, value in settings.items()}
     try:
-        return _settings(Config().changed(settings))
+        return recipe_settings(Config().changed(settings))
     except ConfigError:
         return dict(settings)  # Written by a newer version: differences are reported by its names.
 

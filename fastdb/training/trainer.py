@@ -25,7 +25,7 @@ from fastdb.sessions.lease import Guard
 from fastdb.sessions.session import SAMPLE, Session
 from fastdb.training.batches import Group
 from fastdb.training.class_images import ClassImage, class_images
-from fastdb.training.preflight import check_recipes, check_resume, make_recipe
+from fastdb.training.preflight import check_recipes, check_resume, make_recipe, recipe_settings
 from fastdb.training.prepare import Preparation, image_groups, plan_run, progress_events, settle
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ class Trainer:
             if (steps := steps_of(prepared.session, name)) > done:
                 return "stopped"
             # How a stage has ended is a part of it.
-            recipe = {**recipe, "settings": make_recipe(prepared.session, prepared.images, None)["settings"]}
+            recipe = {**recipe, "settings": recipe_settings(prepared.session.config)}
             self.lease.check()
             stands = self._standing_after(name, prepared.session, stands)
             check_recipes(stands.checkpoints.values(), recipe, prepared.session.name)

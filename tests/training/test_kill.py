@@ -63,7 +63,9 @@ SPARING: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("number", points({7}))
-@pytest.mark.parametrize("name", SPARING)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.full if "CPU" in name else ()) for name in SPARING]
+)
 def test_killed_with_settings_that_save_memory(
     name: str, number: int, trained_once: Callable[..., Session], make_session: Callable[..., Session]
 ) -> None:
@@ -92,7 +94,7 @@ def act(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 UNET_ONLY: dict[str, Any] = {"text_encoder__steps": 0, "prior__class_images": 0}
 
 
-@pytest.mark.parametrize("number", points({6}))
+@pytest.mark.parametrize("number", points(()))
 def test_killed_with_the_gradient_scaler_of_fp16(
     number: int,
     trained_once: Callable[..., Session],
@@ -111,7 +113,7 @@ def test_killed_with_the_gradient_scaler_of_fp16(
         assert mine[name] == expected[name], name
 
 
-@pytest.mark.parametrize("number", points({13}))
+@pytest.mark.parametrize("number", points(()))
 def test_killed_around_a_step_down_of_memory(
     number: int,
     trained_once: Callable[..., Session],

@@ -46,7 +46,9 @@ def learned(trained_once: Callable[..., Session]) -> Callable[[str], Session]:
     )
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "joint" else pytest.mark.full) for name in CASES]
+)
 @pytest.mark.parametrize("number", points({7}))
 def test_killed_anywhere_equals_never_stopped(
     name: str, number: int, learned: Callable[[str], Session], make_session: Callable[..., Session]
