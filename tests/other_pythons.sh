@@ -27,13 +27,13 @@ if [ ! "$venv/.done" -nt setup.py ] || [ ! "$venv/.done" -nt constraints.txt ]; 
   "$python" -m venv --clear "$venv"
   pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt)
   "${pip[@]}" --only-binary :all: filelock gdown httpx huggingface_hub hypothesis nbclient numpy opencv-python-headless pillow \
-    packaging pydantic pytest PyYAML scikit-image setuptools tqdm typer uv zstandard
+    packaging pydantic pytest pytest-xdist PyYAML scikit-image setuptools tqdm typer uv zstandard
   rm -rf fastdb.egg-info # of the distribution's former name
   "${pip[@]}" --no-deps --no-build-isolation -e .
   touch "$venv/.done"
 fi
 
-output=$("$venv/bin/python" -m pytest -q -p no:cacheprovider --no-header "$@") || {
+output=$("$venv/bin/python" -m pytest -q -n 4 --dist worksteal -p no:cacheprovider --no-header "$@") || {
   echo "$output"
   exit 1
 }
