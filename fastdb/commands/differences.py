@@ -14,13 +14,10 @@ from fastdb.reporting import Note, Report, argument
 from fastdb.sessions.lease_status import in_use
 from fastdb.sessions.session import Session
 from fastdb.training import process
+from fastdb.training.preflight import FREE, MACHINE
 from fastdb.training.schedules import rate_at, rate_text
 
-CHANGEABLE = (
-    *("checkpoints.", "samples.", "token.", "environment."),
-    *("precision", "gradient_checkpointing", "split_batches", "deterministic", "unet.ema_on_cpu"),
-    *("optimizer.name", "optimizer.fused_backward_pass"),
-)
+CHANGEABLE = (*FREE, *MACHINE)
 """Beginnings of the names of settings that may change after training has begun: results differ by rounding at most."""
 
 

@@ -147,11 +147,11 @@ def extract(
         if before.path == after.path:
             continue
         with report.progress(part, "layer") as update:
-            found = list(extract_part(part, before, after, rank=rank, error=error, progress=update))
+            of_part = list(extract_part(part, before, after, rank=rank, error=error, progress=update))
         missing = outside(part, before, after)
-        whole = (sum(layer.norm**2 for layer in found) + missing**2) ** 0.5
+        whole = (sum(layer.norm**2 for layer in of_part) + missing**2) ** 0.5
         rest[part] = missing / whole if whole else 0.0
-        layers += found
+        layers += of_part
     adapters = {part: {each.layer: each.pair for each in layers if each.part == part} for part in rest}
     header = {**export_metadata(session, base, done), "modelspec.architecture": "stable-diffusion-v1/lora"}
     metadata = form_metadata(adapters, header, "kohya", out.stem)

@@ -33,7 +33,7 @@ from fastdb.sessions.lease_status import refuse_elsewhere
 from fastdb.sessions.session import Session, SessionLike
 from fastdb.storage.set_aside import move_aside
 from fastdb.training import process
-from fastdb.training.preflight import preflight
+from fastdb.training.preflight import ENDS, preflight
 from fastdb.training.schedules import default_peak, with_rates_from, without_later_ends
 
 PUBLISH_WITHIN = 30.0
@@ -281,13 +281,15 @@ def _with_settings(session: Session, config: Config, from_step: int, report: Rep
     differing = [
         each
         for each in setting_differences(session.config, config)
-        # From a later step on, `rates` has them.
-        if not (from_step and each.name.endswith(".rate_changes"))
+        # From a later step on, `rates` has them; ends are reported as what they mean.
+        if not (from_step and each.name.endswith(".rate_changes")) and each.name not in ENDS
     ]
     report_changed([*differing, *rates], report)
-    if not rates:
-        return session.with_config(config)
-    return session.with_revision(config, f"unet step {from_step}", [str(rate) for rate in rates])
+    after = f"unet step {from_step}"
+    if config.unet.settled_after != session.config.unet.settled_after:
+        session = session.with_revision(config, after, ["unet.settled_after=none"], "the planned steps were resumed")
+        report.note(Note("planned steps resumed", session.name, counted(config.unet.all_steps, "step")))
+    return session.with_revision(config, after, [str(rate) for rate in rates]) if rates else session.with_config(config)
 
 
 def _agreed(

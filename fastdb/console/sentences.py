@@ -191,6 +191,7 @@ SENTENCES: dict[str, str] = {
     "memory stepped down": "Out of memory after {subject}. Resuming from this step with {reason}; "
     "results match only up to rounding",
     "moments converted": "Converted the optimizer's moments after {subject} ({reason}); the result changes slightly",
+    "planned steps resumed": "The UNet of {subject} trains its planned steps again, {reason} in all",
     "stage settled": "Ended at {subject}: {reason}. For more steps extend the session",
     "step skipped": "Step {subject} was skipped: its gradient is not finite. The gradient scale is now {reason}",
     "arithmetic changed": (

@@ -79,9 +79,9 @@ def _in_cache_of_hub(name: str) -> Path | None:
     """Return the folder of a model that huggingface_hub, and with it transformers, has downloaded; None without it."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, WEIGHTS)
-    whole = isinstance(found, str) and all((Path(found).parent / file).is_file() for file in _FILES[:2])
-    return Path(found).parent if isinstance(found, str) and whole else None
+    weights = try_to_load_from_cache(name, WEIGHTS)
+    whole = isinstance(weights, str) and all((Path(weights).parent / file).is_file() for file in _FILES[:2])
+    return Path(weights).parent if isinstance(weights, str) and whole else None
 
 
 def _place(name: str) -> Path:

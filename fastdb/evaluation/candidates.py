@@ -29,10 +29,9 @@ from fastdb.runtime.device import release_memory
 from fastdb.sessions.session import Session
 from fastdb.storage.atomic_write import explained, make_folder, write_bytes
 from fastdb.storage.manifest import sha256
+from fastdb.training.batches import INSTANCE
 
 STAGE = "unet"
-INSTANCE = "instance"
-"""The group of images that every measurement on fixed noise has."""
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def choose_measure(session: Session, base: BaseModel, options: Options, report: 
 
 
 def _encoder(names: Sequence[str], report: Report) -> str:
-    """Return the folder of a model that measures pictures, from the cache or else downloaded after its size is told.
+    """Return the folder of a model that measures pictures, downloaded if it is not cached; its size is reported first.
 
     Raises:
         ModelError: it cannot be downloaded.

@@ -84,8 +84,8 @@ def evaluate_session(session: Session, options: Options, report: Report = SILENT
         decide = command(session.name, replace(options, until_decided=True))
         open_question = [Note("undecided", picked.label, decide)]
     elif picked.undecided and not drawing.no_room:
-        more = command(session.name, replace(options, at_most=2 * options.at_most))
-        open_question = [Note("still undecided", str(options.at_most), more)]
+        with_more = command(session.name, replace(options, at_most=2 * options.at_most))
+        open_question = [Note("still undecided", str(options.at_most), with_more)]
     else:
         open_question = []
     return _write(session, evaluation, cache, options, [*measure.remarks(), *open_question])

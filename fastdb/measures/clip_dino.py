@@ -133,10 +133,10 @@ class Likeness:
 
     def remarks(self) -> list[Note]:
         """Return a note if the embedding cannot tell the instance images from pictures of their class."""
-        told = self._photos_told
-        if told is None or told.mean >= BLIND:
+        share = self._photos_told
+        if share is None or share.mean >= BLIND:
             return []
-        return [Note("embedding blind", self._embedding.name, f"{told.mean:.0%}")]
+        return [Note("embedding blind", self._embedding.name, f"{share.mean:.0%}")]
 
     def _compared(self, taken: Sequence[Taken], embedded: torch.Tensor) -> dict[str, Value]:
         """Return the figures by class images and by the pictures of step 0, which are read first."""
@@ -154,8 +154,8 @@ class Likeness:
                 values[name] = gallery_rank(subject, (gallery @ self._instances.T).mean(1).tolist())
         if begins:
             gallery = base if self._class_images is None else self._class_images
-            if gallery is not None and (told := tells_photos(self._instances, gallery)) is not None:
-                self._photos_told = values["photos_told"] = told
+            if gallery is not None and (share := tells_photos(self._instances, gallery)) is not None:
+                self._photos_told = values["photos_told"] = share
             return values
         drift: dict[int, float | bool] = {
             number: 1 - float(now[item.shot] @ self._start[item.shot])

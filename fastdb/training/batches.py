@@ -15,8 +15,8 @@ import torch
 
 from fastdb.training.caches import LatentCache
 
-HELD_OUT = "held out"
-"""Name of the instance images that are not trained on."""
+INSTANCE, HELD_OUT = "instance", "held out"
+"""Names of the instance images that are trained on, and of those that are not."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Group:
     """Images of one kind.
 
     Attributes:
-        name: "instance", "class" or `HELD_OUT`.
+        name: `INSTANCE`, "class" or `HELD_OUT`.
         prompts: of each image.
         size: how many a microbatch contains; 0 for those that are only measured.
         bare: each image's prompt without its caption, which replaces it in a share `caption_dropout` of the turns.

@@ -7,16 +7,16 @@ shows small changes: with common random numbers the difference of two steps has 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from statistics import fmean
 
 import torch
 
 from fastdb.config import Config, StopConfig
-from fastdb.training.batches import HELD_OUT, Batch, Group, generator
-from fastdb.training.stages import Check, Stage
+from fastdb.training.batches import HELD_OUT, INSTANCE, Batch, Group, generator
+from fastdb.training.loop import Loop
+from fastdb.training.stages import Check
 
 ROWS = 8
 """Fixed rows of each group of images, at timesteps in the middle of as many equal spans."""
@@ -25,16 +25,6 @@ _TIME = 0.03
 LIKENESS = "likeness"
 _MARGIN = 0.01
 """Least improvement, as a fraction of the best value so far."""
-
-
-class Losses(Protocol):
-    """A training loop, as far as it is needed here."""
-
-    accelerator: Any
-    stage: Stage
-
-    def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the loss of a batch and its two parts."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +39,13 @@ class FixedLoss:
         return self.every > 0 and (step % self.every == 0 or step == steps)
 
     @torch.no_grad()
-    def measure(self, loop: Losses) -> dict[str, float]:
+    def measure(self, loop: Loop) -> dict[str, float]:
         """Return the mean loss of each group's rows under the weights that the stage would export, if it is finite.
 
         Draws no random number and changes no weight, so the training ends in the same bytes.
         """
-        with _as_exported(loop.stage, loop.accelerator):
-            losses = {name: _mean(float(loop.loss(batch)[0]) for batch in rows) for name, rows in self.batches.items()}
+        with loop.stage.as_exported(loop.accelerator):
+            losses = {name: fmean(float(loop.loss(batch)[0]) for batch in rows) for name, rows in self.batches.items()}
         # Half precision may overflow, and JSON has no infinity.
         return {name: loss for name, loss in losses.items() if math.isfinite(loss)}
 
@@ -92,20 +82,6 @@ def _batches(group: Group, seed: int, timesteps: int, size: int) -> Iterator[Bat
         yield Batch(torch.stack(latents), torch.stack(noises), torch.tensor(times), prompts, len(prompts))
 
 
-@contextmanager
-def _as_exported(stage: Stage, accelerator: Any) -> Iterator[None]:
-    """Set the models to evaluation, and the UNet's weights to their average if there is one."""
-    modules = {module: module.training for module in (accelerator.unwrap_model(stage.unet), *stage.trained.values())}
-    for module in modules:
-        module.eval()
-    try:
-        with nullcontext() if stage.average is None else stage.average.applied():
-            yield
-    finally:
-        for module, was in modules.items():
-            module.train(was)
-
-
 def settled(checks: Sequence[Check], since: int, stop: StopConfig, *, pictures: bool = False) -> str:
     """Return why the steps from `since` on have settled, as a clause; empty while they improve or are too few.
 
@@ -121,8 +97,8 @@ def settled(checks: Sequence[Check], since: int, stop: StopConfig, *, pictures: 
             continue
         if LIKENESS in check.figures:
             likenesses.append(check.figures[LIKENESS])
-        elif "instance" in check.figures:
-            losses.append(check.figures.get(HELD_OUT, check.figures["instance"]))
+        elif INSTANCE in check.figures:
+            losses.append(check.figures.get(HELD_OUT, check.figures[INSTANCE]))
     waited = [_since_improved(losses, lower=True)]
     if pictures:
         waited.append(_since_improved(likenesses, lower=False))
@@ -139,8 +115,3 @@ def _since_improved(values: Sequence[float], *, lower: bool) -> int:
         if best is None or (value < best * (1 - _MARGIN) if lower else value > best + _MARGIN * abs(best)):
             best, at = value, number
     return max(0, len(values) - 1 - at)
-
-
-def _mean(values: Iterable[float]) -> float:
-    numbers = list(values)
-    return sum(numbers) / len(numbers)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -107,9 +106,6 @@ class Sampler:
         self._vae = self._vae if self._vae is not None else load_part(self._base.folder, "vae", torch.float32)
         self._vae.to(accelerator.device)
         unet = accelerator.unwrap_model(stage.unet)
-        training = {module: module.training for module in (unet, *stage.trained.values())}
-        for module in training:
-            module.eval()
         engine = Engine.from_parts(
             unet=unet,
             vae=self._vae,
@@ -117,14 +113,11 @@ class Sampler:
             tokenizer=load_tokenizer(self._base.folder),
             scheduler=load_scheduler(self._base.folder),
         )
-        averaged = nullcontext() if stage.average is None else stage.average.applied()
         try:
-            with averaged, accelerator.autocast():
+            with stage.as_exported(accelerator), accelerator.autocast():
                 for number, prompt in enumerate(self.prompts, start=1):
                     use(number, prompt, engine)
         finally:
-            for module, was in training.items():
-                module.train(was)
             self._vae.to("cpu")
 
     def _write(self, stage: Stage, step: int, number: int, prompt: str, engine: Engine) -> Image:

@@ -31,7 +31,7 @@ from fastdb.training.disk_estimate import check_space
 if TYPE_CHECKING:
     from fastdb.training.class_images import ClassImage
 
-_FREE = (
+FREE = (
     *("checkpoints.", "samples.", "token.", "environment.", "unet.ema_on_cpu", "optimizer.fused_backward_pass"),
     *("stop.when", "stop.patience", "stop.margin", "stop.check"),
 )
@@ -39,10 +39,12 @@ _FREE = (
 CONFIGURATIONS = "the base model's configurations"
 """Key of a recipe, absent in recipes of earlier versions."""
 _EXTENSIONS = "unet.extensions"
-_SETTLED, _ENDED = "unet.settled_after", "text_encoder.settled_after"
+ENDS = ("unet.settled_after", "text_encoder.settled_after")
+"""Settings with the steps after which a stage settled."""
+_SETTLED, _ENDED = ENDS
 _CAPTION_DROPOUT, _DROPOUT = "captions.caption_dropout", "captions.dropout"
 _RATE_CHANGES = ("unet.rate_changes", "text_encoder.rate_changes")
-_MACHINE = ("precision", "gradient_checkpointing", "split_batches", "deterministic", "optimizer.name")
+MACHINE = ("precision", "gradient_checkpointing", "split_batches", "deterministic", "optimizer.name")
 """Settings that fit a recipe to a machine. They change the result by rounding only, so they may change with a note; the
 optimizer's moments are converted."""
 
@@ -257,8 +259,8 @@ def _differences(then: dict[str, Any], now: dict[str, Any], checkpoint: Checkpoi
 def recipe_settings(config: Config) -> dict[str, Any]:
     """Return the settings a result depends on by their dotted names."""
     settings = flat(config.model_dump(mode="json"))
-    unused = (*_FREE, *(["lora."] if config.method == "full" else []))
-    return {name: value for name, value in settings if not name.startswith(unused) and name not in _MACHINE}
+    unused = (*FREE, *(["lora."] if config.method == "full" else []))
+    return {name: value for name, value in settings if not name.startswith(unused) and name not in MACHINE}
 
 
 def _until(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from fastdb.runtime.library_imports import import_model_classes
 from fastdb.runtime.memory import keep_freed_memory
 from fastdb.sessions.events import Emit
 from fastdb.sessions.session import Session
-from fastdb.training.batches import HELD_OUT, Group, every_prompt, generator
+from fastdb.training.batches import HELD_OUT, INSTANCE, Group, every_prompt, generator
 from fastdb.training.caches import LatentCache, cache_latents
 from fastdb.training.class_images import ClassImage
 from fastdb.training.fused_backward import check_fused_backward
@@ -205,7 +205,7 @@ def image_groups(prepared: Preparation, prior: Sequence[ClassImage], emit: Emit)
     images, held_out = split_images(prepared.images, config)
     groups = [
         Group(
-            "instance",
+            INSTANCE,
             latents([image.path for image in images], "latents"),
             tuple(image.prompt for image in images),
             config.batch_size,
@@ -238,10 +238,9 @@ def split_images(
 ) -> tuple[Sequence[InstanceImage], Sequence[InstanceImage]]:
     """Return the images to train on, and the `stop.hold_out` others, which the session's seed decides."""
     order = torch.randperm(len(images), generator=generator(config.seed, HELD_OUT)).tolist()
-    held_out = set(order[: config.stop.hold_out])
-    parts = ([image for number, image in enumerate(images) if (number in held_out) is apart] for apart in (False, True))
-    trained, apart = parts
-    return trained, apart
+    apart = set(order[: config.stop.hold_out])
+    trained = [image for number, image in enumerate(images) if number not in apart]
+    return trained, [image for number, image in enumerate(images) if number in apart]
 
 
 def progress_events(emit: Emit, task: str, unit: str = "it") -> Progress:

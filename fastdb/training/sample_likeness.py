@@ -1,8 +1,9 @@
-"""Likeness of a stage's samples to the instance images, by what is at hand."""
+"""Likeness of a stage's samples to the instance images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from fastdb.downloads.encoders import cached_encoder
@@ -31,7 +32,7 @@ def sample_likeness(session: Session, base: BaseModel) -> Callable[[Sequence[Ima
         subject = read_subject(images, autoencoder(base.folder))
         if subject is None:
             return None
-        return lambda pictures: _mean([likeness.layout for likeness in subject.find(pictures)])
+        return lambda pictures: fmean(likeness.layout for likeness in subject.find(pictures))
     from fastdb.measures.encoders import DINO, Dino  # loads transformers' models of pictures, seldom needed
 
     folder = cached_encoder(DINO)
@@ -39,8 +40,4 @@ def sample_likeness(session: Session, base: BaseModel) -> Callable[[Sequence[Ima
         return None
     dino = Dino(str(folder), "cpu")
     own = dino.images(images)
-    return lambda pictures: _mean((dino.images(pictures) @ own.T).mean(dim=1).tolist())
-
-
-def _mean(numbers: Sequence[float]) -> float:
-    return sum(numbers) / len(numbers)
+    return lambda pictures: fmean((dino.images(pictures) @ own.T).mean(dim=1).tolist())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,19 @@ class Stage:
         learns = encoder is not None and any(weight.requires_grad for weight in encoder.parameters())
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
             return self.embed(encoder, prompts)
+
+    @contextmanager
+    def as_exported(self, accelerator: Accelerator) -> Iterator[None]:
+        """Set the models to evaluation, and the UNet's weights to their average if there is one, in this context."""
+        modules = {module: module.training for module in (accelerator.unwrap_model(self.unet), *self.trained.values())}
+        for module in modules:
+            module.eval()
+        try:
+            with nullcontext() if self.average is None else self.average.applied():
+                yield
+        finally:
+            for module, was in modules.items():
+                module.train(was)
 
     def prepare(self, accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """Prepare trained modules and optimizer for the accelerator's device, precision and processes."""

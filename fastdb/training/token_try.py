@@ -243,7 +243,7 @@ def _prompt(words: Words, token: str) -> str:
 
 def _forget_more(session: Session, count: int) -> None:
     """Delete pictures beyond `count`, which another base model drew."""
-    more = [path for path in kept_pictures(session) if int(path.stem.rpartition("-")[2]) > count]
-    for path in more:
+    later = [path for path in kept_pictures(session) if int(path.stem.rpartition("-")[2]) > count]
+    for path in later:
         path.unlink(missing_ok=True)
-    forget_files(session.path, more)
+    forget_files(session.path, later)

@@ -23,13 +23,14 @@ from fastdb.models.loading import load_part, load_scheduler, load_tokenizer
 from fastdb.models.registry import MINI
 from fastdb.models.resolve import ensure_base
 from fastdb.sessions.session import Session
+from fastdb.training import process
 from fastdb.training.batches import HELD_OUT, Group
 from fastdb.training.caches import LatentCache
 from fastdb.training.fixed_loss import LIKENESS, ROWS, fixed_loss, settled
 from fastdb.training.schedules import rate_at, without_later_ends
 from fastdb.training.stages import Check
 from fastdb.world.subjects import SUBJECTS
-from tests.training.conftest import result
+from tests.training.conftest import outcome, result
 from tests.training.test_kill import killed_and_run_again, points
 from tests.training.test_trainer import Life
 
@@ -107,6 +108,27 @@ def test_more_steps_go_on_from_there(ended: Session, copy_here: Callable[[Sessio
     life = Life(session)
     assert life.run() == "finished"
     assert [event["step"] for event in life.said("step")] == [ENDS_AT + 1, ENDS_AT + 2]
+
+
+def test_the_planned_steps_are_resumed_from_where_it_ended(
+    ended: Session, copy_here: Callable[[Session], Session]
+) -> None:
+    """As a person would: the setting alone changes nothing of a stage that has ended; then from its last step on."""
+    session = copy_here(ended)
+    off = ["train", str(session.path), "--set", "stop.when=off"]
+    done = CliRunner().invoke(cli.app, off)
+    assert done.exit_code == 0, done.output
+    assert "All steps of mug are done" in done.output
+    done = CliRunner().invoke(cli.app, ["train", str(session.path), "--from-step", str(ENDS_AT), "--detach"])
+    assert done.exit_code == 0, done.output
+    assert f"The UNet of mug trains its planned steps again, {PLANNED} steps in all" in done.output
+    running = process.find(session)
+    assert running is not None
+    running.stop()
+    assert outcome(running) == "stopped"
+    session = Session.open(session.path)
+    assert steps_of(session, "unet") == PLANNED
+    assert [entry.change for entry in session.record.revised][1:] == ["unet.settled_after=none"]
 
 
 def test_from_an_earlier_step_the_planned_steps_follow() -> None:

@@ -34,14 +34,14 @@ def merge(
         ModelError: base or LoRA cannot be used, or they do not belong together.
         StorageError: the target cannot be written.
     """
-    found = inspect(base)
-    layout = model_layout(found)
-    check_fit(loras, prediction_of(found).kind, base, layout)
+    inspection = inspect(base)
+    layout = model_layout(inspection)
+    check_fit(loras, prediction_of(inspection).kind, base, layout)
     if base.is_dir():
         plan = plan_from_parts(layout, {part: open_tensors(weight_file(base, part)) for part in layout.parts}, dtype)
     else:
         plan = plan_from_file(layout, open_tensors(base), dtype)
-    header = {name: value for name, value in found.metadata.items() if name != "format"}
+    header = {name: value for name, value in inspection.metadata.items() if name != "format"}
     header["fastdb.merged"] = ", ".join(lora.path.name for lora in loras)
     return write_model([_changed(planned, layout, loras) for planned in plan], target, header, progress)
 
